@@ -1,0 +1,108 @@
+"""The base that every recipe in configs/ states its difference from.
+
+A recipe is a file with `get_config()` that calls this one and changes some values:
+
+    dmd2 distill --config=configs/digits.py --config.optim.generator_lr=1e-4
+
+Values only: nothing here is derived from anything else, and nothing is imported but
+ml_collections.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """Return the base config (edm family, digits, the paper's ImageNet-64 semantics)."""
+    config = ConfigDict()
+    config.name = "unnamed"
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # a file of dmd2_jax/data
+    config.data.path = ""  # where the files lie, for sources that read files
+    config.data.resolution = 8  # images are padded or refused, never resized silently
+
+    config.model = ConfigDict()  # teacher, critic and generator share one architecture
+    config.model.family = "edm"  # a file of dmd2_jax/families
+    config.model.network = "adm"  # adm | song
+    config.model.resolution = 8
+    config.model.image_channels = 1
+    config.model.num_classes = 10  # 0: unconditional
+    config.model.model_channels = 32
+    config.model.channel_mult = (1, 2)
+    config.model.num_blocks = 1
+    config.model.attention_resolutions = (4,)
+    config.model.dropout = 0.0
+    config.model.dtype = "float32"  # compute type: float32 | bfloat16
+    config.model.remat = False
+    config.model.embedding_type = "positional"  # song only: positional (DDPM++) | fourier (NCSN++)
+    config.model.encoder_type = "standard"  # song only: standard (DDPM++) | residual (NCSN++)
+    config.model.resample_filter = (1, 1)  # song only: (1, 1) DDPM++ | (1, 3, 3, 1) NCSN++
+    config.model.channel_mult_noise = 1  # song only: 1 DDPM++ | 2 NCSN++
+    config.model.sigma_data = 0.5
+
+    config.schedule = ConfigDict()
+    config.schedule.sigma_min = 0.002
+    config.schedule.sigma_max = 80.0
+    config.schedule.rho = 7.0
+    config.schedule.num_levels = 1000
+
+    config.teacher = ConfigDict()
+    config.teacher.weights = ""  # a teacher run folder or a .safetensors of the original names
+    config.teacher.steps = 1000
+    config.teacher.batch_size = 128
+    config.teacher.lr = 1e-3
+    config.teacher.warmup = 100
+    config.teacher.ema_decay = 0.999
+    config.teacher.p_mean = -1.2
+    config.teacher.p_std = 1.2
+    config.teacher.label_dropout = 0.0
+    config.teacher.sampler_steps = 18  # Heun: 2 * steps - 1 network calls
+
+    config.distill = ConfigDict()
+    config.distill.cycles = 200  # one cycle = one generator turn + critic_turns critic turns
+    config.distill.batch_size = 128
+    config.distill.critic_turns = 5  # K of TTUR; 1 = no TTUR
+    config.distill.student_times = (80.0,)  # decreasing times of the student's steps
+    config.distill.backward_simulation = True
+    config.distill.dm_weight = config_dict.placeholder(float)
+    config.distill.dm_weight = 1.0  # None: no distribution matching (GAN only)
+    config.distill.gan_generator_weight = config_dict.placeholder(float)
+    config.distill.gan_generator_weight = 3e-3  # None: no GAN
+    config.distill.gan_critic_weight = config_dict.placeholder(float)
+    config.distill.gan_critic_weight = 1e-2
+    config.distill.regression_weight = config_dict.placeholder(float)  # None: DMD2; 0.25: DMD
+    config.distill.regression_pairs = 2000  # teacher ODE pairs made before the first cycle
+    config.distill.guidance = config_dict.placeholder(float)  # teacher's u + w (c - u)
+    config.distill.dm_range = (0.02, 0.98)  # of the schedule's levels
+    config.distill.denoising_weight = "edm"  # edm | eps | x0
+    config.distill.gan_head_channels = 128
+    config.distill.diffusion_gan = True  # False: the discriminator sees clean images
+    config.distill.shared_pass = False  # True: DSM and the GAN's fakes share one noised pass
+    config.distill.first_turn_reuses_images = True  # official: critic turn 0 sees pre-update images
+    config.distill.fake_labels = "uniform"  # uniform | real (the real batch's)
+
+    config.optim = ConfigDict()
+    config.optim.generator_lr = 2e-6
+    config.optim.critic_lr = 2e-6
+    config.optim.warmup = 500  # counted in critic turns, for both players
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.01
+    config.optim.clip_norm = 10.0
+    config.optim.ema_decays = (0.999,)  # per generator turn; () = none
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along the batch; -1 = all
+
+    config.log = ConfigDict()
+    config.log.every = 10  # cycles (teacher: steps) between metric lines
+    config.log.grid_every = 50  # cycles between sample grids
+    config.log.checkpoint_every = 50
+    config.log.keep = 3
+
+    config.evaluate = ConfigDict()
+    config.evaluate.num_samples = 2000
+    config.evaluate.batch_size = 250
+    return config

@@ -1,0 +1,63 @@
+"""The one contract: everything that can be distilled is a `Denoiser`.
+
+A Denoiser is a NamedTuple of pure functions over a params pytree, so a network written in
+Flax, Equinox, Haiku or plain JAX becomes one by wrapping its call; `dmd2_jax.distill` knows
+nothing else about it. Adapters for common cases live in `dmd2_jax.families.adapters`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from dmd2_jax.typing import Array, Params, PyTree
+
+
+class Schedule(NamedTuple):
+    """A noise schedule: x_t = alpha(t) x_0 + sigma(t) eps, eps standard normal.
+
+    Attributes:
+      alpha: t [b] -> signal scale [b], float32.
+      sigma: t [b] -> noise standard deviation in data units [b], float32.
+      levels: [n] NumPy array, the grid of times that training draws from; index 0 is the LEAST
+        noisy, n - 1 the most. Its dtype is the dtype of t (int32 for discrete schedules).
+      prior_scale: t [b] -> standard deviation [b] of the pure noise that a sampler starts from
+        when its first time is t.
+    """
+
+    alpha: Callable[[Array], Array]
+    sigma: Callable[[Array], Array]
+    levels: np.ndarray
+    prior_scale: Callable[[Array], Array]
+
+
+class Denoiser(NamedTuple):
+    """Pure functions of one model family; `cond` is a pytree with leading batch axis (or None).
+
+    Attributes:
+      x0: (params, x_t [b, ...], t [b], cond) -> x_0 [b, ...], float32.
+      features: (params, x_t, t, cond) -> tuple of feature arrays for the GAN head. Runs no
+        decoder.
+      x0_and_features: (params, x_t, t, cond) -> (x_0, features), both from one pass.
+      schedule: the noise schedule that t belongs to.
+      null_cond: cond -> its unconditional twin (same structure and shapes), for guidance.
+    """
+
+    x0: Callable[[Params, Array, Array, PyTree], Array]
+    features: Callable[[Params, Array, Array, PyTree], tuple[Array, ...]]
+    x0_and_features: Callable[[Params, Array, Array, PyTree], tuple[Array, tuple[Array, ...]]]
+    schedule: Schedule
+    null_cond: Callable[[PyTree], PyTree]
+
+
+class Discriminator(NamedTuple):
+    """The GAN head: reads a Denoiser's features.
+
+    Attributes:
+      init: (key, features) -> params, where `features` are arrays or ShapeDtypeStructs of the
+        shapes that `Denoiser.features` returns.
+      logits: (params, features) -> [b] float32; large means "real".
+    """
+
+    init: Callable[..., Params]
+    logits: Callable[[Params, tuple[Array, ...]], Array]

@@ -1,0 +1,1 @@
+"""The diffusion floor: schedules, prediction types, guidance and the teacher's samplers."""

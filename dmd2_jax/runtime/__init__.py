@@ -1,0 +1,1 @@
+"""Things that know nothing of diffusion: randomness, checkpoints, metrics, devices, signals."""
