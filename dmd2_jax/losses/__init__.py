@@ -1,0 +1,1 @@
+"""One pure function a file: (arrays, keyword-only hyperparameters) -> (scalar loss, metrics)."""

@@ -1,0 +1,186 @@
+"""One cycle = one generator turn, then K critic turns as a scan; one jitted, donated program."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dmd2_jax.distill.config import DistillConfig, Players
+from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
+from dmd2_jax.distill.state import TrainState
+from dmd2_jax.distill.turns import (
+    Metrics,
+    Pairs,
+    Samples,
+    critic_turn,
+    generator_turn,
+    student_samples,
+)
+from dmd2_jax.losses.regression import Distance, squared_error
+from dmd2_jax.typing import Array, Float, Key, Params, PyTree
+
+
+class CycleBatch(NamedTuple):
+    """What a cycle reads from outside.
+
+    Attributes:
+      real: [K, b, ...] real samples for the K critic turns, with their conditions; None when
+        neither a GAN nor noised-real input needs them.
+      fake_cond: [K, b, ...] conditions of the student's samples for each critic turn (the
+        generator turn uses entry 0); None for unconditional models.
+      pairs: teacher ODE pairs of the generator turn; None without a regression loss.
+    """
+
+    real: Samples | None
+    fake_cond: PyTree
+    pairs: Pairs | None = None
+
+
+def run_cycle(
+    state: TrainState,
+    teacher_params: Params,
+    batch: CycleBatch,
+    draws: CycleDraws,
+    *,
+    players: Players,
+    config: DistillConfig,
+    distance: Distance = squared_error,
+) -> tuple[TrainState, Metrics]:
+    """Run one generator turn and as many critic turns as `draws.critic` has entries.
+
+    Official semantics by default: the first critic turn sees the images that the generator turn
+    made before its update, the others see fresh images of the updated generator.
+
+    Args:
+      state: the state.
+      teacher_params: the frozen teacher's parameters.
+      batch: real samples and conditions.
+      draws: all random numbers of the cycle.
+      players: the networks.
+      config: the settings.
+      distance: the regression's distance.
+
+    Returns:
+      The new state and metrics: the generator turn's scalars, and the critic turns' with a
+      leading [K] axis.
+    """
+    first_real = None if batch.real is None else batch.real.x_0[0]
+    state, x_0, generator_metrics = generator_turn(
+        state,
+        teacher_params,
+        _entry(batch.fake_cond, 0),
+        _entry(draws.rollouts, 0),
+        draws.generator,
+        players=players,
+        config=config,
+        real=first_real,
+        pairs=batch.pairs,
+        distance=distance,
+    )
+    fakes = _fresh_samples(state, batch, draws.rollouts, players, config)
+    if config.first_turn_reuses_images:
+        fakes = x_0[None] if fakes is None else jnp.concatenate([x_0[None], fakes])
+
+    def body(state: TrainState, inputs: tuple) -> tuple[TrainState, Metrics]:
+        fake, real, critic_draws = inputs
+        return critic_turn(state, fake, real, critic_draws, players=players, config=config)
+
+    state, critic_metrics = jax.lax.scan(
+        body, state, (Samples(fakes, batch.fake_cond), batch.real, draws.critic)
+    )
+    counters = {
+        "critic_turns": state.step.critic,
+        "generator_turns": state.step.generator,
+        "skipped_updates": state.step.skipped,
+    }
+    return state, generator_metrics | critic_metrics | counters
+
+
+def _entry(tree: PyTree, i: int) -> PyTree:
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def _fresh_samples(
+    state: TrainState,
+    batch: CycleBatch,
+    rollouts: RolloutDraws,
+    players: Players,
+    config: DistillConfig,
+) -> Float[Array, "k b ..."] | None:
+    """Return the updated generator's samples for every rollout but the first; None if no more.
+
+    The generator does not change during the critic turns, so all of them are made at once.
+    """
+    rollouts = jax.tree.map(lambda x: x[1:], rollouts)
+    turns = rollouts.step.shape[0]
+    if turns == 0:
+        return None
+    real = None if batch.real is None else batch.real.x_0
+    cond = batch.fake_cond
+    cond, real = jax.tree.map(lambda x: x[x.shape[0] - turns :], (cond, real))
+    params = jax.lax.stop_gradient(state.generator.params)
+    if len(config.student_times) > 1:
+
+        def one(inputs: tuple) -> Array:
+            draw, cond, real = inputs
+            return student_samples(players, params, draw, cond, real, config)
+
+        return jax.lax.map(one, (rollouts, cond, real))
+
+    # One-step students: one large batch. Turns go behind the batch axis before the two merge, so
+    # that a batch-sharded array stays where it is.
+    def merge(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape((-1, *x.shape[2:]))
+
+    merged = RolloutDraws(noise=merge(rollouts.noise[:, 0])[None], step=jnp.int32(0))
+    x_0 = student_samples(players, params, merged, jax.tree.map(merge, cond), None, config)
+    return jnp.moveaxis(x_0.reshape((-1, turns, *x_0.shape[1:])), 1, 0)
+
+
+def make_cycle(
+    players: Players,
+    config: DistillConfig,
+    *,
+    distance: Distance = squared_error,
+    donate: bool = True,
+) -> Callable[[TrainState, Params, CycleBatch, Key], tuple[TrainState, Metrics]]:
+    """Make the jitted program of one cycle.
+
+    Args:
+      players: the networks.
+      config: the settings.
+      distance: the regression's distance.
+      donate: reuse the old state's memory for the new one. The old state is unusable afterwards.
+
+    Returns:
+      cycle(state, teacher_params, batch, key) -> (state, metrics). `key` is the cycle's own,
+      `stream_key(root, "cycle", cycle_index)`. Shardings follow the arguments'.
+
+    Raises:
+      ValueError: if there is a GAN but no discriminator in `players`.
+    """
+    if config.has_gan and players.discriminator is None:
+        raise ValueError(
+            f"gan_critic_weight={config.gan_critic_weight} but players.discriminator is None; "
+            "give a Discriminator or set both GAN weights to None."
+        )
+
+    @functools.partial(jax.jit, donate_argnums=(0,) if donate else ())
+    def cycle(
+        state: TrainState, teacher_params: Params, batch: CycleBatch, key: Key
+    ) -> tuple[TrainState, Metrics]:
+        draws = draw_cycle(key, config, players.critic.schedule)
+        return run_cycle(
+            state,
+            teacher_params,
+            batch,
+            draws,
+            players=players,
+            config=config,
+            distance=distance,
+        )
+
+    return cycle

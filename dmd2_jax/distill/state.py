@@ -1,0 +1,179 @@
+"""The training state: a pytree of arrays, and the optimiser steps that move it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dmd2_jax.distill.config import DistillConfig
+from dmd2_jax.typing import Array, Float, Int, Params, PyTree
+
+
+class Turns(NamedTuple):
+    """How many turns have been taken: [] int32 each, and updates refused for non-finite gradients.
+
+    The official "iterations" count critic turns.
+    """
+
+    critic: Int[Array, ""]
+    generator: Int[Array, ""]
+    skipped: Int[Array, ""]
+
+
+class Player(NamedTuple):
+    """One network that is trained: its parameters and its optimiser's state."""
+
+    params: Params
+    opt_state: PyTree
+
+
+class TrainState(NamedTuple):
+    """All that a run has learned. Holds no random key, no teacher and no Python object.
+
+    Attributes:
+      step: the turns taken.
+      generator, critic: the players.
+      discriminator: the GAN head, or None.
+      ema: averages of the generator's parameters, one for each of `config.ema_decays`.
+    """
+
+    step: Turns
+    generator: Player
+    critic: Player
+    discriminator: Player | None
+    ema: tuple[Params, ...]
+
+
+def adamw_direction(config: DistillConfig) -> optax.GradientTransformation:
+    """Make AdamW without its learning rate: gradients -> m / (sqrt(v) + eps) + weight_decay p.
+
+    The turns multiply by the rate themselves, because the rate counts critic turns while Adam's
+    bias correction counts this optimiser's own updates.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay),
+    )
+
+
+def learning_rate_factor(config: DistillConfig, critic_turns: Int[Array, ""]) -> Float[Array, ""]:
+    """Return the factor in [0, 1] on both learning rates after `critic_turns` turns.
+
+        warm-up: min(1, turns / warmup);  cosine: 0.5 (1 + cos(pi progress)) after the warm-up
+
+    The very first update has rate 0 when there is a warm-up, as in the official code.
+    """
+    turns = critic_turns.astype(jnp.float32)
+    factor = jnp.minimum(1.0, turns / config.warmup) if config.warmup > 0 else jnp.float32(1.0)
+    if config.lr_schedule == "cosine":
+        progress = (turns - config.warmup) / (config.total_turns - config.warmup)
+        factor *= 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+    return factor
+
+
+def init_state(
+    config: DistillConfig,
+    *,
+    generator: Params,
+    critic: Params,
+    discriminator: Params | None = None,
+) -> TrainState:
+    """Make the state of turn 0.
+
+    Args:
+      config: the settings.
+      generator: initial parameters; DMD2 copies the teacher's.
+      critic: initial parameters; DMD2 copies the teacher's.
+      discriminator: initial parameters of the GAN head; None without a GAN.
+
+    Returns:
+      A TrainState with arrays of its own (the cycle donates it, so it must not share buffers
+      with the teacher or between players).
+
+    Raises:
+      ValueError: if the discriminator is missing or superfluous for this config.
+    """
+    if config.has_gan != (discriminator is not None):
+        raise ValueError(
+            f"gan_critic_weight={config.gan_critic_weight} but discriminator parameters are "
+            f"{'missing' if discriminator is None else 'given'}; pass them exactly when there is "
+            "a GAN."
+        )
+    optimizer = adamw_direction(config)
+
+    def copy(params: Params) -> Params:
+        return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+
+    def player(params: Params) -> Player:
+        params = copy(params)
+        return Player(params, optimizer.init(params))
+
+    return TrainState(
+        step=Turns(*(jnp.zeros((), jnp.int32) for _ in Turns._fields)),
+        generator=player(generator),
+        critic=player(critic),
+        discriminator=None if discriminator is None else player(discriminator),
+        ema=tuple(copy(generator) for _ in config.ema_decays),
+    )
+
+
+def update_players(
+    players: tuple[Player, ...],
+    gradients: tuple[PyTree, ...],
+    lr: Float[Array, ""],
+    config: DistillConfig,
+) -> tuple[tuple[Player, ...], Float[Array, ""], Array]:
+    """Take one AdamW step on players that are clipped jointly.
+
+        p <- p - lr (m / (sqrt(v) + eps) + weight_decay p),  gradients scaled to norm clip_norm
+
+    Players stay as they are, optimiser included, if any gradient is not finite.
+
+    Args:
+      players: the players of this optimiser step.
+      gradients: one gradient tree for each.
+      lr: [] learning rate.
+      config: the settings.
+
+    Returns:
+      The new players, the gradient norm before clipping, and [] bool: whether the step was taken.
+    """
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm)
+    scale = jnp.minimum(1.0, config.clip_norm / (norm + 1e-6))
+    optimizer = adamw_direction(config)
+
+    def step(player: Player, gradient: PyTree) -> Player:
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+        direction, opt_state = optimizer.update(gradient, player.opt_state, player.params)
+        params = jax.tree.map(lambda p, d: p - lr * d, player.params, direction)
+        return jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), Player(params, opt_state), player
+        )
+
+    updated = tuple(step(p, g) for p, g in zip(players, gradients, strict=True))
+    return updated, norm, finite
+
+
+def update_ema(
+    ema: tuple[Params, ...], params: Params, generator_turns: Int[Array, ""], config: DistillConfig
+) -> tuple[Params, ...]:
+    """Average the generator: ema <- d ema + (1 - d) params, once a generator turn.
+
+    Args:
+      ema: the averages so far, one for each of `config.ema_decays`.
+      params: the generator's parameters after this turn.
+      generator_turns: [] turns taken before this one.
+      config: the settings.
+
+    Returns:
+      The new averages.
+    """
+    n = generator_turns.astype(jnp.float32)
+
+    def average(old: Params, decay: float) -> Params:
+        d = jnp.minimum(decay, (1.0 + n) / (10.0 + n)) if config.ema_rampup else decay
+        return jax.tree.map(lambda a, p: a + (1.0 - d) * (p - a), old, params)
+
+    return tuple(average(old, d) for old, d in zip(ema, config.ema_decays, strict=True))

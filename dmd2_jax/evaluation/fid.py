@@ -1,0 +1,223 @@
+"""Fréchet distance between two sets of features, from streamed float64 statistics.
+
+The distance knows nothing of what made the features: Inception's 2048 and a small
+classifier's 48 go through the same functions.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from dmd2_jax.typing import Float
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Count, mean and scatter of feature vectors, accumulated in float64.
+
+    Immutable: `statistics = statistics.update(features)`.
+
+    Attributes:
+      count: n, vectors seen.
+      mean: [d] float64.
+      scatter: [d, d] float64, sum of (f - mean)(f - mean)^T; not divided by anything, which is
+        what makes two of them add up.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def empty(cls, dimension: int) -> "FeatureStatistics":
+        """Return the statistics of no vectors of `dimension` features."""
+        return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
+
+    @property
+    def dimension(self) -> int:
+        """d, features a vector."""
+        return len(self.mean)
+
+    @property
+    def covariance(self) -> Float64[np.ndarray, "d d"]:
+        """Unbiased covariance, scatter / (n - 1).
+
+        Raises:
+          ValueError: if there are fewer than 2 vectors.
+        """
+        if self.count < 2:
+            raise ValueError(
+                f"count={self.count} feature vectors, expected at least 2 for a covariance; "
+                "evaluate more samples."
+            )
+        return self.scatter / (self.count - 1)
+
+    def update(self, features: Float[np.ndarray, "n d"]) -> "FeatureStatistics":
+        """Return the statistics with these vectors added.
+
+        Args:
+          features: [n, d], any float type, finite.
+
+        Returns:
+          New statistics; `self` is unchanged.
+
+        Raises:
+          ValueError: if the shape is not [n, d] or a value is not finite.
+        """
+        features = np.asarray(features, np.float64)
+        if features.ndim != 2 or features.shape[1] != self.dimension:
+            raise ValueError(
+                f"features have shape {features.shape}, expected [n, {self.dimension}]; use one "
+                "feature network for both sides and flatten its output."
+            )
+        bad = int(np.sum(~np.isfinite(features).all(axis=1)))
+        if bad:
+            raise ValueError(
+                f"{bad} of {len(features)} feature vectors hold NaN or infinity, expected none; "
+                "look at the samples: the generator has probably diverged."
+            )
+        if len(features) == 0:
+            return self
+        mean = features.mean(axis=0)
+        centred = features - mean
+        return self.merge(FeatureStatistics(len(features), mean, centred.T @ centred))
+
+    def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
+        """Return the statistics of both sets together.
+
+        n = n_1 + n_2, delta = mean_2 - mean_1, mean = mean_1 + delta n_2 / n,
+        scatter = scatter_1 + scatter_2 + delta delta^T n_1 n_2 / n.
+
+        Args:
+          other: statistics of other vectors of the same network.
+
+        Returns:
+          New statistics; independent of the order up to rounding.
+
+        Raises:
+          ValueError: if the dimensions differ.
+
+        Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing
+        sample variances (1979), eq. 2.1, for vectors.
+        """
+        if other.dimension != self.dimension:
+            raise ValueError(
+                f"dimension={other.dimension} to be merged, expected {self.dimension}; use one "
+                "feature network for both sides."
+            )
+        count = self.count + other.count
+        if count == 0:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        scatter = (
+            self.scatter
+            + other.scatter
+            + np.outer(delta, delta) * (self.count * other.count / count)
+        )
+        return FeatureStatistics(count, mean, scatter)
+
+
+def feature_statistics(features: Float[np.ndarray, "n d"]) -> FeatureStatistics:
+    """Return the statistics of one array of features.
+
+    Args:
+      features: [n, d], any float type, finite.
+
+    Returns:
+      Their count, mean and scatter.
+
+    Raises:
+      ValueError: if the shape is not [n, d] or a value is not finite.
+    """
+    if np.ndim(features) != 2:
+        raise ValueError(
+            f"features have shape {np.shape(features)}, expected [n, d]; flatten each vector."
+        )
+    return FeatureStatistics.empty(features.shape[1]).update(features)
+
+
+def frechet_distance(
+    mu1: Float[np.ndarray, " d"],
+    cov1: Float[np.ndarray, "d d"],
+    mu2: Float[np.ndarray, " d"],
+    cov2: Float[np.ndarray, "d d"],
+) -> float:
+    """Return the squared Fréchet (2-Wasserstein) distance of two Gaussians.
+
+    |mu1 - mu2|^2 + tr(cov1) + tr(cov2) - 2 tr((cov1 cov2)^1/2)
+
+    The product of two covariances is not symmetric, but it has the eigenvalues of
+    cov1^1/2 cov2 cov1^1/2, which is. Two symmetric eigen-decompositions therefore replace a
+    general matrix square root: real by construction, and sound for covariances without full
+    rank, where rounding only turns zero eigenvalues into tiny negative ones, cut to 0 here.
+
+    Args:
+      mu1: [d] mean.
+      cov1: [d, d] covariance, symmetric, positive semi-definite.
+      mu2: [d] mean.
+      cov2: [d, d] covariance.
+
+    Returns:
+      The distance, in squared feature units, >= 0, computed in float64.
+
+    Raises:
+      ValueError: if the shapes do not fit or a value is not finite.
+
+    Source: Heusel et al., arXiv 1706.08500, eq. 6.
+    """
+    mu1, cov1, mu2, cov2 = (np.asarray(array, np.float64) for array in (mu1, cov1, mu2, cov2))
+    d = mu1.size
+    for name, array, shape in (
+        ("mu1", mu1, (d,)),
+        ("cov1", cov1, (d, d)),
+        ("mu2", mu2, (d,)),
+        ("cov2", cov2, (d, d)),
+    ):
+        if array.shape != shape:
+            raise ValueError(
+                f"{name} has shape {array.shape}, expected {shape}; use one feature network for "
+                "both sides."
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} holds NaN or infinity, expected finite values; look at the samples."
+            )
+    values, vectors = np.linalg.eigh(cov1)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    product = root @ cov2 @ root
+    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+    trace_of_root = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
+    distance = np.sum((mu1 - mu2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
+    return float(max(distance, 0.0))
+
+
+def fid(statistics_1: FeatureStatistics, statistics_2: FeatureStatistics) -> float:
+    """Return the Fréchet distance of two sets of features.
+
+    Finite sets are further apart than their distributions, by about a constant times
+    1/n_1 + 1/n_2, so only figures of equal counts compare.
+
+    Args:
+      statistics_1: one side, n >= 2; below n = d + 1 its covariance lacks rank: a warning.
+      statistics_2: the other side.
+
+    Returns:
+      The distance, >= 0, symmetric up to rounding.
+
+    Raises:
+      ValueError: if a side has fewer than 2 vectors or the dimensions differ.
+    """
+    for statistics in (statistics_1, statistics_2):
+        if 2 <= statistics.count <= statistics.dimension:
+            warnings.warn(
+                f"{statistics.count} feature vectors of dimension {statistics.dimension}: the "
+                "covariance lacks rank and the distance is far too large; evaluate more than "
+                f"{10 * statistics.dimension} samples.",
+                stacklevel=2,
+            )
+    return frechet_distance(
+        statistics_1.mean, statistics_1.covariance, statistics_2.mean, statistics_2.covariance
+    )

@@ -1,0 +1,359 @@
+"""The parts that every network of this folder is built from.
+
+Parameters are float32; `dtype` is the type of the computation. Statistics of the group norms,
+the softmax of the attention and the noise embeddings are float32 whatever `dtype` says.
+Images are NHWC, convolution kernels HWIO, linear kernels [in, out].
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.networks.conv import conv2d
+from dmd2_jax.typing import Array, Float, Key, Params, PyTree
+
+CONSTANTS = "constants"
+"""The variable collection of arrays that belong to the weights but are never trained."""
+
+Init = Callable[[Key, tuple[int, ...], int, int], Array]
+"""(key, shape, fan_in, fan_out) -> initial value; `Linear` and `Conv` fill in the fans."""
+
+
+def trainable_mask(params: Params) -> PyTree:
+    """Mark the leaves that an optimiser may change: all but the `constants` collection.
+
+    Constants receive no gradient, so only weight decay could move them:
+    `optax.adamw(lr, mask=trainable_mask)` keeps them as they are.
+
+    Args:
+      params: a pytree of variables as `family.init` returns it.
+
+    Returns:
+      A pytree of bool of the same structure; False for constants.
+    """
+
+    def is_trainable(path: tuple, _: Array) -> bool:
+        return all(getattr(entry, "key", None) != CONSTANTS for entry in path)
+
+    return jax.tree_util.tree_map_with_path(is_trainable, params)
+
+
+def zeros_init(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+    """Return zeros."""
+    return jnp.zeros(shape, jnp.float32)
+
+
+def fan_in_uniform(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+    """Draw from U(-a, a), a = 1 / sqrt(fan_in).
+
+    Source: He et al. 2015 (1502.01852), with gain sqrt(1/3); the default of torch's layers.
+    """
+    bound = 1.0 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def xavier_uniform(gain: float = 1.0) -> Init:
+    """Return an initialiser that draws from U(-a, a), a = gain sqrt(6 / (fan_in + fan_out)).
+
+    Source: Glorot and Bengio 2010, equation 16.
+    """
+
+    def init(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+        bound = gain * math.sqrt(6.0 / (fan_in + fan_out))
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    return init
+
+
+def unit_normal(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+    """Draw from N(0, 1), whatever the fans: each one-hot input then gives unit variance."""
+    return jax.random.normal(key, shape, jnp.float32)
+
+
+class Linear(nn.Module):
+    """y = x W + b on the last axis, W [in, out].
+
+    Attributes:
+      features: size of the output's last axis.
+      use_bias: whether there is a b.
+      kernel_init, bias_init: initial values; the bias may depend on the kernel's fans.
+      dtype: type of the computation and of the output.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Init = fan_in_uniform
+    bias_init: Init = fan_in_uniform
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch d"]:
+        """Apply the layer to the last axis of `x`."""
+        fans = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, fans, *fans)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", self.bias_init, fans[1:], *fans).astype(self.dtype)
+        return y
+
+
+class Conv(nn.Module):
+    """A 2-D convolution with bias.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel, or one number for both.
+      stride: step in both directions.
+      padding: zeros on every side.
+      down_filter: taps of a low-pass filter; if given, the convolution is followed by filtering
+        and halving before the bias is added (the fused form of EDM's auxiliary residual path).
+      kernel_init, bias_init, dtype: as in `Linear`.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int] = 3
+    stride: int = 1
+    padding: int = 0
+    down_filter: Sequence[int] | None = None
+    kernel_init: Init = fan_in_uniform
+    bias_init: Init = fan_in_uniform
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Convolve `x`."""
+        size = self.kernel_size
+        height, width = (size, size) if isinstance(size, int) else size
+        fans = (height * width * x.shape[-1], height * width * self.features)
+        shape = (height, width, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, *fans).astype(self.dtype)
+        pad = ((self.padding, self.padding), (self.padding, self.padding))
+        y = conv2d(x.astype(self.dtype), kernel, stride=self.stride, padding=pad)
+        if self.down_filter is not None:
+            y = downsample(y, self.down_filter, padding=0)
+        return y + self.param("bias", self.bias_init, shape[-1:], *fans).astype(self.dtype)
+
+
+def group_norm(
+    x: Float[Array, "b *space c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    *,
+    groups: int,
+    eps: float,
+) -> Float[Array, "b *space c"]:
+    """Normalise each sample's groups of neighbouring channels to mean 0 and variance 1.
+
+    y = (x - mean) / sqrt(variance + eps) * scale + bias, statistics over space and the group.
+
+    Args:
+      x: [b, ..., c].
+      scale, bias: [c].
+      groups: number of groups; divides c.
+      eps: added to the variance.
+
+    Returns:
+      [b, ..., c] in the dtype of x.
+
+    Source: Wu and He 2018 (1803.08494).
+    """
+    space = tuple(range(1, x.ndim - 1))
+
+    def group_mean(values: Array) -> Array:
+        # Space first, channels after: the large reduction keeps channels in its fast lanes.
+        per_channel = values.mean(space, keepdims=True)
+        grouped = per_channel.reshape(*per_channel.shape[:-1], groups, -1)
+        mean = jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape)
+        return mean.reshape(per_channel.shape)
+
+    centred = x.astype(jnp.float32)
+    centred -= group_mean(centred)
+    variance = group_mean(jnp.square(centred))
+    return (centred * (jax.lax.rsqrt(variance + eps) * scale) + bias).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with a learned scale and bias.
+
+    Attributes:
+      groups: number of groups; divides the channels.
+      eps: added to the variance.
+    """
+
+    groups: int
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
+        """Normalise `x`; the result has its dtype."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return group_norm(x, scale, bias, groups=self.groups, eps=self.eps)
+
+
+def num_groups(channels: int) -> int:
+    """Return EDM's number of groups, min(32, channels // 4).
+
+    Raises:
+      ValueError: if that does not divide the channels.
+    """
+    groups = max(1, min(32, channels // 4))
+    if channels % groups:
+        raise ValueError(
+            f"channels={channels} cannot be split into min(32, channels // 4)={groups} groups; "
+            "make model_channels a multiple of 4 (of 32 from 128 channels on)."
+        )
+    return groups
+
+
+def positional_embedding(
+    values: Float[Array, " b"], features: int, *, endpoint: bool, max_period: float = 1e4
+) -> Float[Array, "b d"]:
+    """Embed scalars as [cos(v f), sin(v f)], f_i = max_period^(-i / n), cosines first.
+
+    Args:
+      values: [b].
+      features: even size d of the embedding; there are d / 2 frequencies.
+      endpoint: whether the last frequency is exactly 1 / max_period (n = d / 2 - 1) or one step
+        short of it (n = d / 2).
+      max_period: ratio of the first frequency to the one that follows the last.
+
+    Returns:
+      [b, d] float32.
+
+    Source: Vaswani et al. 2017 (1706.03762), section 3.5.
+    """
+    half = features // 2
+    # In float32 as the field computes it: the exponents' rounding is part of the weights.
+    exponents = np.arange(half, dtype=np.float32) / np.float32(half - int(endpoint))
+    angles = values.astype(jnp.float32)[:, None] * (1.0 / max_period) ** exponents
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class FourierEmbedding(nn.Module):
+    """Embed scalars as [cos(2 pi v f), sin(2 pi v f)] with fixed random frequencies f.
+
+    The frequencies are a variable of the `constants` collection: they travel with the weights
+    and are never trained.
+
+    Attributes:
+      features: even size of the embedding.
+      scale: standard deviation of the frequencies at initialisation.
+
+    Source: Tancik et al. 2020 (2006.10739); scale 16 as in Song et al. 2021 (2011.13456).
+    """
+
+    features: int
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, values: Float[Array, " b"]) -> Float[Array, "b d"]:
+        """Return the embedding [b, features], float32, cosines first."""
+
+        def init() -> Array:
+            return self.scale * jax.random.normal(self.make_rng("params"), (self.features // 2,))
+
+        frequencies = jax.lax.stop_gradient(self.variable(CONSTANTS, "freqs", init).value)
+        angles = values.astype(jnp.float32)[:, None] * (2.0 * math.pi * frequencies)
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def attention(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+) -> Float[Array, "b q heads d"]:
+    """Attend: softmax(query key^T / sqrt(d)) value, the softmax in float32.
+
+    Source: Vaswani et al. 2017 (1706.03762), equation 1.
+    """
+    scaled = key / math.sqrt(key.shape[-1])
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, scaled, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def _taps(resample_filter: Sequence[int]) -> np.ndarray:
+    """Return the 1-D filter, scaled to sum 1, after checking that its length is even."""
+    if not resample_filter or len(resample_filter) % 2:
+        raise ValueError(
+            f"resample_filter={tuple(resample_filter)} has {len(resample_filter)} taps, expected "
+            "an even number; (1, 1) is a box and (1, 3, 3, 1) a binomial filter."
+        )
+    taps = np.asarray(resample_filter, np.float32)
+    return taps / taps.sum()
+
+
+def downsample(
+    x: Float[Array, "b h w c"], resample_filter: Sequence[int], *, padding: int | None = None
+) -> Float[Array, "b h2 w2 c"]:
+    """Filter both image axes and keep every second sample.
+
+    Along each axis y[m] = sum_i f[i] x[2 m + i - padding], f scaled to sum 1.
+
+    Args:
+      x: [b, h, w, c], h and w even (after padding).
+      resample_filter: an even number of taps.
+      padding: zeros on every side; None: as many as halve the size exactly.
+
+    Returns:
+      [b, h / 2, w / 2, c] for the default padding.
+    """
+    taps = _taps(resample_filter)
+    half = len(taps) // 2
+    pad = half - 1 if padding is None else padding
+    for axis in (1, 2):
+        if pad:
+            x = jnp.pad(x, [(pad, pad) if i == axis else (0, 0) for i in range(4)])
+        # Pairs of neighbours on an axis of their own: reduction instead of strided slices.
+        pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+        size = pairs.shape[axis] - half + 1
+        shape = [2 if i == axis + 1 else 1 for i in range(5)]
+        x = sum(
+            (
+                jax.lax.slice_in_dim(pairs, j, j + size, axis=axis)
+                * jnp.asarray(taps[2 * j : 2 * j + 2].reshape(shape), x.dtype)
+            ).sum(axis + 1)
+            for j in range(half)
+        )
+    return x
+
+
+def upsample(
+    x: Float[Array, "b h w c"], resample_filter: Sequence[int]
+) -> Float[Array, "b h2 w2 c"]:
+    """Double both image axes: the transposed operation of `downsample`, times 4.
+
+    Along each axis y[2 m + p] = 2 sum_k f[2 (m - k) + p + pad] x[k], pad = taps / 2 - 1.
+
+    Args:
+      x: [b, h, w, c].
+      resample_filter: an even number of taps; (1, 1) repeats each pixel.
+
+    Returns:
+      [b, 2 h, 2 w, c].
+    """
+    taps = _taps(resample_filter)
+    half = len(taps) // 2
+    reach = half // 2  # how far away an input sample can touch an output pair
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = jnp.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(4)])
+        shape = [2 if i == axis + 1 else 1 for i in range(5)]
+        pairs = 0.0
+        for shift in range(-reach, reach + 1):
+            index = np.arange(2) - 2 * shift + half - 1
+            inside = (index >= 0) & (index < len(taps))
+            weights = np.where(inside, 2.0 * taps[np.clip(index, 0, len(taps) - 1)], 0.0)
+            source = jax.lax.slice_in_dim(
+                padded, shift + reach, shift + reach + size, axis=axis
+            )
+            pairs += jnp.expand_dims(source, axis + 1) * jnp.asarray(
+                weights.reshape(shape), x.dtype
+            )
+        x = pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+    return x

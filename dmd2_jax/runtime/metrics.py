@@ -1,0 +1,179 @@
+"""metrics.jsonl, one flushed line a report, and the progress display."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+__all__ = ["MetricsWriter", "Progress", "read_metrics"]
+
+
+class MetricsWriter:
+    """Append one JSON object a line to `metrics.jsonl`, each flushed as it is written.
+
+    Opening drops the lines beyond `resumed_step` (they belong to work that will be done again)
+    and a last line cut short by a kill, so that a resumed file equals an uninterrupted one.
+    """
+
+    def __init__(self, workdir: str | Path, resumed_step: int = 0) -> None:
+        """Open WORKDIR/metrics.jsonl for the steps after `resumed_step`."""
+        self.path = Path(workdir) / "metrics.jsonl"
+        if self.path.exists():
+            kept = [row for row in read_metrics(self.path) if row["step"] <= resumed_step]
+            temporary = self.path.with_suffix(".jsonl.tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            os.replace(temporary, self.path)
+        self._file = self.path.open("a")
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line.
+
+        Args:
+          step: steps (or cycles) taken so far.
+          metrics: numbers or arrays. A number that is not finite is written as null, which is
+            what JSON has for it.
+        """
+        row = {"step": int(step)} | {name: _plain(value) for name, value in metrics.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl, ignoring a last line that was cut short."""
+    rows = []
+    lines = Path(path).read_text().splitlines()
+    for number, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines) - 1:
+                break
+            raise ValueError(
+                f"line {number + 1} of {path} is not JSON ({error}), expected one object a "
+                f"line; remove that line."
+            ) from error
+    return rows
+
+
+class Progress:
+    """Show progress: a bar with ETA, images/s and losses, or on no terminal a line now and then."""
+
+    def __init__(
+        self,
+        *,
+        total: int,
+        initial: int = 0,
+        description: str = "",
+        images_per_step: int = 1,
+        stream: TextIO | None = None,
+        seconds_between_lines: float = 10.0,
+    ) -> None:
+        """Start the clock.
+
+        Args:
+          total: steps in the whole run.
+          initial: steps already taken.
+          description: shown in front.
+          images_per_step: images a step, for the images/s figure.
+          stream: where to write; standard error by default.
+          seconds_between_lines: the quiet time where `stream` is not a terminal.
+        """
+        self._stream = stream or sys.stderr
+        self._total, self._initial, self._done = total, initial, initial
+        self._description, self._images = description, images_per_step
+        self._every = seconds_between_lines
+        self._start = self._last_line = time.monotonic()
+        self._values: dict[str, float] = {}
+        terminal = getattr(self._stream, "isatty", lambda: False)()
+        self._bar = (
+            tqdm(
+                total=total,
+                initial=initial,
+                desc=description,
+                file=self._stream,
+                dynamic_ncols=True,
+            )
+            if terminal
+            else None
+        )
+
+    def update(self, done: int, values: Mapping[str, Any] | None = None) -> None:
+        """Report that `done` steps of the whole run are taken.
+
+        Args:
+          done: steps taken, counted from the run's beginning.
+          values: the latest metrics; arrays are shown by their mean.
+        """
+        advanced, self._done = done - self._done, done
+        if values:
+            self._values = {name: float(np.mean(value)) for name, value in values.items()}
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._postfix(), refresh=False)
+            self._bar.update(advanced)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= self._every or done == self._total:
+            self._last_line = now
+            print(self._line(now), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the display in its last state."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _postfix(self) -> str:
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        speed = (self._done - self._initial) * self._images / elapsed
+        shown = [f"{speed:.3g} images/s"]
+        shown += [f"{name} {value:.4g}" for name, value in self._values.items()]
+        return ", ".join(shown)
+
+    def _line(self, now: float) -> str:
+        taken = self._done - self._initial
+        left = (now - self._start) / taken * (self._total - self._done) if taken else math.inf
+        eta = tqdm.format_interval(int(left)) if math.isfinite(left) else "?"
+        return f"{self._description} {self._done}/{self._total}, ETA {eta}, {self._postfix()}"
+
+
+def _plain(value: Any) -> Any:
+    array = np.asarray(value, dtype=np.float64 if np.ndim(value) else None)
+    if array.ndim:
+        return [_plain(entry) for entry in array]
+    number = array.item()
+    if isinstance(number, float) and not math.isfinite(number):
+        return None
+    return number

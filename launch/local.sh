@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Run one dmd2 command on this machine: all of its local devices, one process.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: launch/local.sh COMMAND [FLAGS...]
+
+Runs `dmd2 COMMAND FLAGS...` from the repository's root, on every accelerator of this machine
+(or on its CPU), and creates the environment first if there is none.
+
+  launch/local.sh train-teacher --config=configs/digits.py --workdir=runs/teacher
+  launch/local.sh distill --config=configs/digits.py --workdir=runs/student --dry_run
+  VENV=/data/venv launch/local.sh ...        another environment than .venv
+
+Hyperparameters live in configs/, never here. Run the same line again to resume.
+TEXT
+}
+
+case "${1:-}" in
+  "" | -h | --help)
+    usage
+    exit 0
+    ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv="${VENV:-.venv}"
+make --no-print-directory --silent install VENV="$venv"
+exec "$venv/bin/python" -m dmd2_jax.main "$@"

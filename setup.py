@@ -1,0 +1,82 @@
+"""Install dmd2_jax: `pip install -e .`, with extras `.[dev]`, `.[gpu]`, `.[tpu]`, `.[text2image]`.
+
+Python 3.11 resolves to jax 0.10 and flax 0.12.8; newer Pythons to newer releases of the range.
+"""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+# Run as a file: importing the package would need jax before jax is installed.
+VERSION = runpy.run_path(str(HERE / "dmd2_jax" / "version.py"))["__version__"]
+README = HERE / "README.md"
+
+JAX = ">=0.10,<0.13"
+
+BASE = [
+    f"jax{JAX}",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "ml_collections>=1.1",
+    "clu>=0.0.12",
+    "einops>=0.8",
+    "jaxtyping>=0.3",
+    "absl-py>=2.1",
+    "numpy>=2.0",
+    "scipy>=1.14",
+    "scikit-learn>=1.5",
+    "safetensors>=0.5",
+    "pillow>=11",
+    "matplotlib>=3.9",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    # jax names its CUDA builds; for CUDA 13 install "jax[cuda13]" beside the base instead.
+    "gpu": [f"jax[cuda12]{JAX}"],
+    "tpu": [f"jax[tpu]{JAX}"],
+    "text2image": ["diffusers>=0.36", "transformers>=4.57", "safetensors>=0.5"],
+    # Preparing a dataset needs TensorFlow; reading a prepared array_record one does not.
+    "tfds": [
+        "tensorflow-datasets>=4.9.10",
+        "grain>=0.2.18,<0.3",
+        "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    ],
+    "benchmarks": ["torch>=2.5"],
+    "dev": [
+        "beartype>=0.19",
+        "equinox>=0.13",
+        "mypy>=1.15",
+        "nbformat>=5.10",
+        "nbstripout>=0.8",
+        "pre-commit>=4",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.12,<0.18",
+    ],
+}
+
+setup(
+    name="dmd2_jax",
+    version=VERSION,
+    description="Distil diffusion models into one- and few-step generators: DMD2 in JAX and Flax.",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["dmd2_jax", "dmd2_jax.*"]),
+    install_requires=BASE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["dmd2 = dmd2_jax.main:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,168 @@
+"""Config, draws, rollout, optimiser, averages: the parts of the cycle one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dmd2_jax.distill import backward_simulation, draw_cycle, generate, init_state
+from dmd2_jax.distill.draws import level_bounds
+from dmd2_jax.distill.state import (
+    Player,
+    adamw_direction,
+    learning_rate_factor,
+    update_ema,
+    update_players,
+)
+from tests.distill import toy
+
+TIMES = (8.0, 3.0, 1.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"critic_turns": 0}, "critic_turns=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"student_times": (1.0, 2.0)}, "strictly decreasing"),
+        ({"student_times": (2.0, 2.0)}, "strictly decreasing"),
+        ({"student_times": ()}, "strictly decreasing"),
+        ({"dm_range": (0.5, 0.5)}, "0 <= low < high <= 1"),
+        ({"gan_range": (0.0, 1.5)}, "0 <= low < high <= 1"),
+        ({"gan_critic_weight": None}, "must both be numbers or both be None"),
+        (
+            {"dm_weight": None, "gan_generator_weight": None, "gan_critic_weight": None},
+            "nothing trains the generator",
+        ),
+        ({"train_critic": False}, "without a critic"),
+        ({"lr_schedule": "linear"}, "choose one of"),
+        ({"lr_schedule": "cosine", "warmup": 10, "total_turns": 10}, "larger than warmup=10"),
+    ],
+)
+def test_config_refuses_contradictions(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy.config(**changes)
+
+
+def test_init_state_asks_for_the_discriminator():
+    with pytest.raises(ValueError, match="discriminator parameters are missing"):
+        init_state(toy.config(), generator=toy.init_mlp(0), critic=toy.init_mlp(0))
+
+
+@pytest.mark.parametrize(
+    ("fractions", "n", "expected"),
+    [((0.02, 0.98), 1000, (20, 981)), ((0.0, 1.0), 1000, (0, 1000)), ((0.1, 0.5), 50, (5, 26))],
+)
+def test_level_bounds_include_the_last_level_of_the_range(fractions, n, expected):
+    assert level_bounds(fractions, n) == expected
+
+
+def test_draw_cycle_keeps_indices_in_range_and_steps_within_the_student():
+    config = toy.config(batch_size=512, dm_range=(0.2, 0.6), student_times=TIMES)
+    draws = draw_cycle(jax.random.key(0), config, toy.SCHEDULE)
+    assert int(draws.generator.dm.index.min()) == 10
+    assert int(draws.generator.dm.index.max()) == 30
+    assert int(draws.critic.denoising.index.min()) == 0
+    assert int(draws.critic.denoising.index.max()) == 49
+    assert set(np.asarray(draws.rollouts.step).tolist()) <= {0, 1, 2, 3}
+    np.testing.assert_allclose(jnp.std(draws.rollouts.noise), 1.0, atol=0.02)
+
+
+def test_draw_cycle_of_one_loss_does_not_depend_on_the_others():
+    key = jax.random.key(3)
+    with_gan = draw_cycle(key, toy.config(), toy.SCHEDULE)
+    without = draw_cycle(
+        key, toy.config(gan_generator_weight=None, gan_critic_weight=None), toy.SCHEDULE
+    )
+    np.testing.assert_array_equal(with_gan.generator.dm.noise, without.generator.dm.noise)
+    np.testing.assert_array_equal(with_gan.critic.denoising.index, without.critic.denoising.index)
+    assert without.generator.gan is None and without.critic.real is None
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_backward_simulation_equals_python_loop(step):
+    model, params = toy.denoiser(), toy.init_mlp(5)
+    noise = jax.random.normal(jax.random.key(1), (len(TIMES), 4, *toy.SHAPE))
+    cond = jnp.arange(4.0)
+    x_t = noise[0]
+    for i in range(step):
+        x_0 = model.x0(params, x_t, jnp.full((4,), TIMES[i]), cond)
+        t = jnp.float32(TIMES[i + 1])
+        x_t = toy.SCHEDULE.alpha(t) * x_0 + toy.SCHEDULE.sigma(t) * noise[i + 1]
+    got = jax.jit(
+        lambda p, s: backward_simulation(model, p, noise, s, cond, times=TIMES),
+    )(params, step)
+    np.testing.assert_allclose(got, x_t, rtol=1e-5, atol=1e-6)
+
+
+def test_backward_simulation_stops_the_gradient():
+    noise = jax.random.normal(jax.random.key(1), (len(TIMES), 4, *toy.SHAPE))
+
+    def total(params):
+        x_t = backward_simulation(toy.denoiser(), params, noise, 3, jnp.ones(4), times=TIMES)
+        return jnp.sum(x_t)
+
+    gradient = jax.grad(total)(toy.init_mlp(5))
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(gradient))
+
+
+def test_generate_ends_with_the_last_step():
+    model, params = toy.denoiser(), toy.init_mlp(5)
+    noise = jax.random.normal(jax.random.key(1), (2, 4, *toy.SHAPE))
+    x_0 = model.x0(params, noise[0], jnp.full((4,), 8.0), jnp.ones(4))
+    t = jnp.float32(1.0)
+    x_t = toy.SCHEDULE.alpha(t) * x_0 + toy.SCHEDULE.sigma(t) * noise[1]
+    expected = model.x0(params, x_t, jnp.full((4,), 1.0), jnp.ones(4))
+    got = generate(model, params, noise, jnp.ones(4), times=(8.0, 1.0))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "turns", "expected"),
+    [
+        ({"warmup": 4}, [0, 1, 4, 9], [0.0, 0.25, 1.0, 1.0]),
+        ({"warmup": 0}, [0, 7], [1.0, 1.0]),
+        (
+            {"warmup": 2, "lr_schedule": "cosine", "total_turns": 10},
+            [1, 2, 6, 10, 20],
+            [0.5, 1.0, 0.5, 0.0, 0.0],
+        ),
+    ],
+)
+def test_learning_rate_factor_counts_critic_turns(changes, turns, expected):
+    config = toy.config(**changes)
+    got = [float(learning_rate_factor(config, jnp.int32(t))) for t in turns]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_update_players_is_adamw_with_joint_clipping():
+    config = toy.config(clip_norm=0.5, weight_decay=0.1)
+    params = ({"a": jnp.array([1.0, -2.0])}, {"b": jnp.array([3.0])})
+    gradients = ({"a": jnp.array([0.3, 0.4])}, {"b": jnp.array([1.2])})  # joint norm 1.3
+    optimizer = adamw_direction(config)
+    players = tuple(Player(p, optimizer.init(p)) for p in params)
+    updated, norm, taken = update_players(players, gradients, jnp.float32(0.01), config)
+    np.testing.assert_allclose(norm, 1.3, rtol=1e-6)
+    assert bool(taken)
+    reference = optax.adamw(0.01, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1)
+    clipped = jax.tree.map(lambda g: g * 0.5 / 1.3, gradients)
+    direction, _ = reference.update(clipped, reference.init(params), params)
+    expected = optax.apply_updates(params, direction)
+    for got, want in zip(updated, expected, strict=True):
+        np.testing.assert_allclose(
+            jax.tree.leaves(got.params)[0], jax.tree.leaves(want)[0], rtol=1e-6
+        )
+
+
+def test_update_ema_is_the_average_by_hand():
+    config = toy.config(ema_decays=(0.9, 0.5), ema_rampup=False)
+    ema = ({"p": jnp.array([1.0])}, {"p": jnp.array([1.0])})
+    new = update_ema(ema, {"p": jnp.array([3.0])}, jnp.int32(0), config)
+    np.testing.assert_allclose([float(e["p"][0]) for e in new], [1.2, 2.0], rtol=1e-6)
+
+
+def test_update_ema_ramps_up():
+    config = toy.config(ema_decays=(0.9,), ema_rampup=True)
+    new = update_ema(({"p": jnp.array([0.0])},), {"p": jnp.array([1.0])}, jnp.int32(0), config)
+    np.testing.assert_allclose(new[0]["p"][0], 0.9, rtol=1e-6)  # d = 1 / 10

@@ -1,0 +1,252 @@
+"""Checkpoints: what comes back is what was saved, or an error says why not."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints, state_bytes
+from dmd2_jax.typing import PyTree
+
+
+class State(NamedTuple):
+    """A small state with the kinds of leaf that training states have."""
+
+    step: jax.Array
+    params: PyTree
+    head: PyTree
+
+
+def make_state(seed: int, size: int = 64) -> State:
+    key = jax.random.key(seed)
+    params = {"w": jax.random.normal(key, (size, 8)), "b": jnp.arange(8, dtype=jnp.bfloat16)}
+    return State(jnp.int32(seed), (params, [jnp.float32(seed)]), None)
+
+
+def assert_equal(got: PyTree, expected: PyTree) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def saved(directory: Path, steps: tuple[int, ...], keep: int = 5) -> Path:
+    with Checkpoints(directory, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step), {"step": step})
+    return directory
+
+
+def data_files(checkpoint: Path) -> list[Path]:
+    """The files that hold the arrays' bytes (Orbax may keep a second copy of some)."""
+    files = [f for f in (checkpoint / "state").rglob("*") if f.parent.name == "d" and f.is_file()]
+    assert files
+    return files
+
+
+def test_restore_returns_what_was_saved(tmp_path: Path) -> None:
+    saved(tmp_path / "c", (1, 2))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        state, extra, step = checkpoints.restore(jax.eval_shape(lambda: make_state(0)))
+    assert step == 2
+    assert extra == {"step": 2}
+    assert_equal(state, make_state(2))
+
+
+def test_restore_reads_the_step_asked_for(tmp_path: Path) -> None:
+    saved(tmp_path / "c", (1, 2))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert_equal(checkpoints.restore(make_state(0), step=1).state, make_state(1))
+
+
+def test_save_copies_before_the_state_is_donated(tmp_path: Path) -> None:
+    state = make_state(1, size=200_000)
+    expected = np.array(state.params[0]["w"], copy=True)
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state)
+        for _ in range(3):
+            state = overwrite(state)
+        restored = checkpoints.restore(state).state
+    np.testing.assert_array_equal(np.asarray(restored.params[0]["w"]), expected)
+
+
+def test_save_keeps_the_latest(tmp_path: Path) -> None:
+    saved(tmp_path / "c", (1, 2, 3, 4), keep=2)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.all_steps() == [3, 4]
+        assert checkpoints.latest_step() == 4
+
+
+def test_save_leaves_an_existing_step_alone(tmp_path: Path) -> None:
+    saved(tmp_path / "c", (1,))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, make_state(9))
+        assert_equal(checkpoints.restore(make_state(0)).state, make_state(1))
+
+
+def test_restore_puts_leaves_on_the_template_sharding(tmp_path: Path) -> None:
+    saved(tmp_path / "c", (1,))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(lambda x: jax.device_put(x, sharding), make_state(0))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        state = checkpoints.restore(template).state
+    assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {sharding}
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no manifest", "empty folder"])
+def test_restore_falls_back_to_the_newest_good_step(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = saved(tmp_path / "c", (1, 2, 3))
+    newest = directory / "3"
+    if damage == "flipped bit":
+        for file in data_files(newest):
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+    elif damage == "truncated":
+        for file in data_files(newest):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif damage == "no manifest":
+        for file in (newest / "meta").rglob("*"):
+            file.unlink()
+    else:
+        newest.rename(tmp_path / "elsewhere")
+        newest.mkdir()
+    with Checkpoints(directory) as checkpoints, caplog.at_level("WARNING"):
+        state, _, step = checkpoints.restore(make_state(0))
+        assert step == 2
+        assert_equal(state, make_state(2))
+        # The repeated step can be saved again, and is the one that counts.
+        checkpoints.save(3, make_state(3))
+        assert_equal(checkpoints.restore(make_state(0)).state, make_state(3))
+    assert "checkpoint 3" in caplog.text
+    assert "falling back to step 2" in caplog.text
+    assert (directory / "damaged-3").is_dir()
+
+
+def test_restore_names_the_altered_array(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "c", (1,))
+    manifest = directory / "1" / "meta" / "metadata"
+    text = manifest.read_text()
+    digest = text.split("['w']")[1].split('"digest":')[1].split('"')[1]
+    manifest.write_text(text.replace(digest, "0" * 32))
+    with (
+        Checkpoints(directory) as checkpoints,
+        pytest.raises(CheckpointError, match=r"digest mismatch in \[.*\['w'\]\]"),
+    ):
+        checkpoints.restore(make_state(0))
+
+
+def test_restore_read_only_moves_nothing(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "c", (1, 2))
+    for file in data_files(directory / "2"):
+        file.write_bytes(b"")
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        assert checkpoints.restore(make_state(0)).step == 1
+    assert (directory / "2").is_dir()
+
+
+def test_restore_refuses_another_structure(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "c", (1,))
+    other = make_state(0, size=32)._replace(head={"extra": jnp.zeros(3)})
+    with (
+        Checkpoints(directory) as checkpoints,
+        pytest.raises(ValueError, match=r"1 arrays missing .*head.* 1 differing .*\[64, 8\]"),
+    ):
+        checkpoints.restore(other)
+    assert (directory / "1").is_dir()
+
+
+def test_restore_without_checkpoints_says_so(tmp_path: Path) -> None:
+    with (
+        Checkpoints(tmp_path / "c") as checkpoints,
+        pytest.raises(CheckpointError, match="no checkpoint in .*start a run"),
+    ):
+        checkpoints.restore(make_state(0))
+
+
+def test_save_on_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "c", (1,), keep=1)
+    code = f"""
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        import numpy as np
+        from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints
+        checkpoints = Checkpoints({str(directory)!r}, keep=1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            checkpoints.save(2, {{"w": np.random.RandomState(0).rand(100_000)}})
+            checkpoints.wait()
+        except CheckpointError as error:
+            print("REFUSED", error)
+    """
+    output = run_python(code)
+    assert "REFUSED saving a checkpoint" in output
+    assert "[1] are untouched" in output
+    with Checkpoints(directory) as checkpoints:
+        state, _, step = checkpoints.restore(make_state(0))
+        assert step == 1
+        assert_equal(state, make_state(1))
+
+
+def test_kill_during_a_save_leaves_earlier_checkpoints(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "c", (1,))
+    code = f"""
+        import numpy as np
+        from dmd2_jax.runtime.checkpoint import Checkpoints
+        checkpoints = Checkpoints({str(directory)!r})
+        big = np.random.RandomState(0).rand(20_000_000)
+        print("SAVING", flush=True)
+        for step in range(2, 100):
+            checkpoints.save(step, {{"w": big}})
+            checkpoints.wait()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "SAVING\n"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(directory.glob("2*tmp*")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.all_steps() == [1]
+        assert_equal(checkpoints.restore(make_state(0)).state, make_state(1))
+    assert sorted(entry.name for entry in directory.iterdir() if entry.is_dir()) == ["1"]
+
+
+def test_state_bytes_counts_every_leaf() -> None:
+    tree = {"a": jnp.zeros((3, 5), jnp.float32), "b": jax.ShapeDtypeStruct((2,), jnp.bfloat16)}
+    assert state_bytes(tree) == 3 * 5 * 4 + 2 * 2
+
+
+def test_keep_below_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep=0 checkpoints, expected at least 1"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def run_python(code: str) -> str:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
