@@ -8,6 +8,7 @@ value it replaces, so that a misspelt or ill-typed value stops the run at once.
 import ast
 import difflib
 import importlib.util
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ __all__ = [
     "RESUME_MAY_DIFFER",
     "ConfigError",
     "apply_overrides",
+    "from_plain",
     "load_config",
     "parse_overrides",
     "plain",
@@ -151,6 +153,17 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return config.to_dict()
 
 
+def from_plain(values: Mapping[str, Any]) -> ConfigDict:
+    """Return the config that `plain` (or its JSON) describes; lists become tuples again."""
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: restored(entry) for key, entry in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(restored(values)).lock()
+
+
 def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = None) -> None:
     """Check every value that can be checked without data, weights or devices.
 
@@ -253,12 +266,11 @@ def _number_faults(config: ConfigDict) -> Iterator[str]:
             f"distill.gan_generator_weight={weights[0]} and gan_critic_weight={weights[1]}, "
             f"expected both or neither; set both to None for no GAN."
         )
-    if config.distill.dm_weight is None and weights[0] is None:
-        if config.distill.regression_weight is None:
-            yield (
-                "distill has no loss for the generator (dm_weight, gan_generator_weight and "
-                "regression_weight are None), expected at least one; set dm_weight=1.0."
-            )
+    if config.distill.dm_weight is weights[0] is config.distill.regression_weight is None:
+        yield (
+            "distill has no loss for the generator (dm_weight, gan_generator_weight and "
+            "regression_weight are None), expected at least one; set dm_weight=1.0."
+        )
 
 
 def _time_faults(config: ConfigDict) -> Iterator[str]:
@@ -270,7 +282,7 @@ def _time_faults(config: ConfigDict) -> Iterator[str]:
         )
         return
     times = tuple(config.distill.student_times)
-    if not times or any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if not times or any(later >= earlier for earlier, later in itertools.pairwise(times)):
         yield (
             f"distill.student_times={times}, expected one or more strictly decreasing times; "
             f"for example ({high}, {math.sqrt(low * high):.3g})."

@@ -16,7 +16,7 @@ SPLIT_SEED = 20240523  # fixed: the split is part of the data set, not of a run
 
 
 def load(path: str = "", split: str = "train", resolution: int = RESOLUTION) -> ImageDataset:
-    """Load digits, split 80/20 within each class by a fixed seed (1,437 train, 360 test).
+    """Load digits, split 80/20 within each class by a fixed seed (1,438 train, 359 test).
 
     Args:
       path: unused; the data come with scikit-learn.

@@ -6,9 +6,9 @@ images. Which real images the distances are computed against:
 - reference of every generated set: ALL real images (train and test). Where that is fewer than
   2,000 images, as for the 1,797 digits, there are no more.
 - floor, the distance between real and real: a random half of all real images against the other
-  half, averaged over several halvings. A small sample inflates the distance by about
-  1/n_1 + 1/n_2, and a half is a smaller sample than a generated set: so the floor is a bar that
-  a perfect generator passes, not one that it just reaches.
+  half, averaged over several halvings. A small sample inflates the distance, about in
+  proportion to 1/n_1 + 1/n_2, and a half is a smaller sample than a generated set: a perfect
+  generator therefore ends below the floor, not at it.
 """
 
 import functools
@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
@@ -32,11 +32,13 @@ from flax import traverse_util
 from dmd2_jax.data.dataset import ImageDataset, batch_at, to_model, to_uint8
 from dmd2_jax.evaluation.fid import FeatureStatistics, feature_statistics, fid
 from dmd2_jax.networks.classifier import ConvClassifier
-from dmd2_jax.typing import Array, Float, Int, Key, Params, Shaped
+from dmd2_jax.typing import Array, Float, Int, Params, Shaped
 
 _LOG = logging.getLogger(__name__)
 _EVALUATION_BATCH = 500
 _CACHE_FORMAT = 1  # part of the cache's hash: raise it when the network or its training changes
+# All that reading a damaged .npz raises; a lying header asks for more memory than there is.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Classifier:
     Attributes:
       module: the network.
       params: its weights.
+      image_shape: (h, w, c) of the images that it takes.
       test_accuracy: fraction of the real test images that it names correctly, 0..1.
     """
 
     module: ConvClassifier
     params: Params
+    image_shape: tuple[int, int, int]
     test_accuracy: float
 
     def __call__(
@@ -85,7 +89,15 @@ class Classifier:
 
         Returns:
           features [n, d] and logits [n, num_classes], float32, in host memory.
+
+        Raises:
+          ValueError: if there are no images or they have another size.
         """
+        if images.shape[1:] != self.image_shape or len(images) == 0:
+            raise ValueError(
+                f"images have shape {images.shape}, expected [n, h, w, c] = [n >= 1, "
+                f"{', '.join(map(str, self.image_shape))}]; use the classifier of this data set."
+            )
         # Padding the last batch keeps one compiled program for any number of images.
         padding = -len(images) % _EVALUATION_BATCH
         outputs = []
@@ -145,70 +157,79 @@ def train_classifier(
     if cache_dir is not None:
         digest = _content_hash(dataset_train, dataset_test, seed, training)
         path = Path(cache_dir) / f"classifier_{digest}.npz"
-    params = _read_cache(path, _init(module, dataset_train, seed)) if path else None
-    cached = params is not None
-    if not cached:
+    template = jax.eval_shape(
+        functools.partial(_init, module, dataset_train.images.shape[1:]), seed
+    )
+    params = _read_cache(path, template) if path else None
+    if params is None:
         params = _fit(module, dataset_train, seed, training)
-    classifier = Classifier(module, params, test_accuracy=float("nan"))
+        if path:
+            _write_cache(path, params)
+    classifier = Classifier(module, params, dataset_train.images.shape[1:], float("nan"))
     correct = classifier.predict(dataset_test.images) == dataset_test.labels
-    if path and not cached:
-        _write_cache(path, params)
-    return Classifier(module, params, float(correct.mean()))
+    return replace(classifier, test_accuracy=float(correct.mean()))
 
 
-def _init(module: ConvClassifier, dataset: ImageDataset, seed: int) -> Params:
-    image = jnp.zeros((1, *dataset.images.shape[1:]))
-    return jax.jit(module.init)(jax.random.key(seed), image)["params"]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(module: ConvClassifier, image_shape: tuple[int, int, int], seed: Array) -> Params:
+    return module.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
 
 
 def _fit(module: ConvClassifier, dataset: ImageDataset, seed: int, training: Training) -> Params:
     """Minimise the cross-entropy of randomly shifted images with AdamW."""
-    schedule = optax.cosine_onecycle_schedule(training.steps, training.learning_rate, 0.2)
-    optimizer = optax.adamw(schedule, weight_decay=training.weight_decay)
-    shift = max(1, dataset.resolution // 8)
-
-    # A jitted step in a Python loop: on CPU, convolution gradients inside lax.scan are slow.
-    @jax.jit
-    def step(
-        params: Params, state: optax.OptState, key: Key, images: Array, labels: Array
-    ) -> tuple[Params, optax.OptState]:
-        images = random_shift(key, to_model(images), shift)
-
-        def loss(params: Params) -> Array:
-            _, logits = module.apply({"params": params}, images)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = _init(module, dataset, seed)
-    state = optimizer.init(params)
-    keys = jax.random.split(jax.random.key(seed + 1), training.steps)
+    limit = max(1, dataset.resolution // 8)
+    random = np.random.RandomState(seed)
+    params = _init(module, dataset.images.shape[1:], seed)
+    state = _optimizer(training).init(params)
     for i in range(training.steps):
         batch = batch_at(dataset, i, batch_size=training.batch_size, seed=seed)
-        params, state = step(params, state, keys[i], batch["image"], batch["label"])
+        shifts = random.randint(-limit, limit + 1, (training.batch_size, 2))
+        params, state = _step(module, training, params, state, batch, shifts)
     return params
 
 
-def random_shift(key: Key, images: Float[Array, "b h w c"], limit: int) -> Float[Array, "b h w c"]:
+def _optimizer(training: Training) -> optax.GradientTransformation:
+    schedule = optax.cosine_onecycle_schedule(training.steps, training.learning_rate, 0.2)
+    return optax.adamw(schedule, weight_decay=training.weight_decay)
+
+
+# Jitted by the step, in a Python loop: on CPU, convolution gradients inside lax.scan are slow.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    module: ConvClassifier,
+    training: Training,
+    params: Params,
+    state: optax.OptState,
+    batch: dict[str, Array],
+    shifts: Int[Array, "b 2"],
+) -> tuple[Params, optax.OptState]:
+    images = shift_images(to_model(batch["image"]), shifts)
+
+    def loss(params: Params) -> Array:
+        _, logits = module.apply({"params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    updates, state = _optimizer(training).update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def shift_images(
+    images: Float[Array, "b h w c"], shifts: Int[Array, "b 2"]
+) -> Float[Array, "b h w c"]:
     """Shift each image by its own whole number of pixels, repeating the border.
 
     Args:
-      key: random key.
       images: [b, h, w, c].
-      limit: largest shift in pixels, in each direction.
+      shifts: [b, 2], pixels down and to the right.
 
     Returns:
-      [b, h, w, c].
+      [b, h, w, c]: pixel (y, x) shows what was at (y - down, x - right).
     """
-    b, h, w, c = images.shape
-    padded = jnp.pad(images, ((0, 0), (limit, limit), (limit, limit), (0, 0)), mode="edge")
-    corners = jax.random.randint(key, (b, 2), 0, 2 * limit + 1)
-
-    def crop(image: Array, corner: Array) -> Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c))
-
-    return jax.vmap(crop)(padded, corners)
+    h, w = images.shape[1:3]
+    rows = jnp.clip(jnp.arange(h) - shifts[:, :1], 0, h - 1)
+    cols = jnp.clip(jnp.arange(w) - shifts[:, 1:], 0, w - 1)
+    sample = jnp.arange(len(images))[:, None, None]
+    return images[sample, rows[:, :, None], cols[:, None, :]]
 
 
 def _content_hash(train: ImageDataset, test: ImageDataset, seed: int, training: Training) -> str:
@@ -217,7 +238,7 @@ def _content_hash(train: ImageDataset, test: ImageDataset, seed: int, training: 
     digest = hashlib.sha256(json.dumps(header | asdict(training), sort_keys=True).encode())
     for array in (train.images, train.labels, test.images, test.labels):
         digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(array.tobytes())
     return digest.hexdigest()[:24]
 
 
@@ -257,8 +278,8 @@ def _write_cache(path: Path, params: Params) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             np.savez(file, **flat)
         os.replace(file.name, path)
-    except OSError as e:  # the cache only saves time: a full disk need not end the run
-        _LOG.warning("could not keep the classifier in %s (%s).", path, e)
+    except OSError as error:  # the cache only saves time: a full disk need not end the run
+        _LOG.warning("could not keep the classifier in %s (%s).", path, error)
 
 
 def real_statistics(
@@ -278,12 +299,19 @@ def real_statistics(
 
 
 def real_fid_floor(
-    features: Float[np.ndarray, "n d"], *, repeats: int = 20, seed: int = 0
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"] | None = None,
+    *,
+    repeats: int = 20,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Return the distance of a random half of the features to the other half.
 
     Args:
       features: [n, d] of real images.
+      labels: [n] their classes: each class is halved, the bar for samples whose classes are as
+        frequent as the real ones; it is lower and varies less than the bar without labels
+        (None), where the halves differ in their classes too.
       repeats: number of random halvings.
       seed: of the halvings.
 
@@ -291,16 +319,20 @@ def real_fid_floor(
       (mean, standard deviation) over the halvings.
 
     Raises:
-      ValueError: if there are fewer than 4 vectors.
+      ValueError: if there are fewer than 4 vectors or not one label a vector.
     """
-    if len(features) < 4:
+    labels = np.zeros(len(features), np.int32) if labels is None else np.asarray(labels)
+    if len(features) < 4 or labels.shape != (len(features),):
         raise ValueError(
-            f"{len(features)} feature vectors, expected at least 4, two a half; give more images."
+            f"features have shape {features.shape} and labels {labels.shape}, expected [n, d] and "
+            "[n] with n >= 4, two a half; give one label an image, or more images."
         )
-    random, half, distances = np.random.RandomState(seed), len(features) // 2, []
+    random, distances = np.random.RandomState(seed), []
     for _ in range(repeats):
+        # In a random order sorted stably by class, every second one is half of each class.
         order = random.permutation(len(features))
-        sides = (features[order[:half]], features[order[half:]])
+        order = order[np.argsort(labels[order], kind="stable")]
+        sides = (features[order[::2]], features[order[1::2]])
         distances.append(fid(*(feature_statistics(side) for side in sides)))
     return float(np.mean(distances)), float(np.std(distances))
 

@@ -150,10 +150,10 @@ def from_nnx(
     Raises:
       ValueError: as `from_function`, or if the module has no method of that name.
     """
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    graph, params, *rest = nnx.split(module, nnx.Param, ...)
 
     def call(method: str) -> Callable[..., Any]:
-        return lambda params, x_t, t, cond: getattr(nnx.merge(graph, params, rest), method)(
+        return lambda params, x_t, t, cond: getattr(nnx.merge(graph, params, *rest), method)(
             x_t, t, cond
         )
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion import schedules
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
 from dmd2_jax.families import state_dict
@@ -26,6 +26,58 @@ from dmd2_jax.networks.song_unet import SongUNet
 from dmd2_jax.typing import Array, Float, Key, Params, expand
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+_EDM_NAMES = {
+    "img_resolution": "resolution",
+    "img_channels": "image_channels",
+    "label_dim": "num_classes",
+    "attn_resolutions": "attention_resolutions",
+}
+"""EDM's constructor arguments that have another name here."""
+
+_EDM_DEFAULTS = {
+    "model_type": "DhariwalUNet",
+    "decoder_type": "standard",
+    "label_dim": 0,
+    "sigma_data": 0.5,
+    "augment_dim": 0,
+    "channel_mult_emb": 4,
+    "embedding_type": "positional",
+    "encoder_type": "standard",
+    "resample_filter": (1, 1),
+    "channel_mult_noise": 1,
+}
+
+_EDM_NETWORK_DEFAULTS = {
+    "adm": {
+        "model_channels": 192,
+        "channel_mult": (1, 2, 3, 4),
+        "num_blocks": 3,
+        "attention_resolutions": (32, 16, 8),
+        "dropout": 0.1,
+    },
+    "song": {
+        "model_channels": 128,
+        "channel_mult": (1, 2, 2, 2),
+        "num_blocks": 4,
+        "attention_resolutions": (16,),
+        "dropout": 0.1,
+    },
+}
+
+_KNOWN_KEYS = {
+    "resolution",
+    "image_channels",
+    "num_classes",
+    "sigma_data",
+    "augment_dim",
+    "channel_mult_emb",
+    "embedding_type",
+    "encoder_type",
+    "resample_filter",
+    "channel_mult_noise",
+    *_EDM_NETWORK_DEFAULTS["adm"],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +111,9 @@ class EdmFamily:
         key: Key,
     ) -> Float[Array, "b h w c"]:
         """Return `denoiser.x0` with the config's dropout active, drawn from `key`."""
-        return _precondition(
-            self.module, self.sigma_data, "__call__", params, x_t, t, cond, {"dropout": key}
-        )
+        sigma, scaled, noise_labels = _inputs(x_t, t, self.sigma_data, self.image_shape)
+        raw = self.module.apply(params, scaled, noise_labels, cond, rngs={"dropout": key})
+        return edm_to_x0(raw, x_t, sigma, self.sigma_data)
 
     def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Return the shapes of `denoiser.features` for a batch, without computing them."""
@@ -147,23 +199,166 @@ def build(model_config: Mapping[str, Any], schedule_config: Mapping[str, Any]) -
     module = _network(config)
     sigma_data = float(config["sigma_data"])
 
-    def method(name: str):
-        def call(params: Params, x_t: Array, t: Array, cond: Array | None):
-            return _precondition(module, sigma_data, name, params, x_t, t, cond)
-
-        return call
-
     size = config["resolution"]
+    image_shape = (size, size, config["image_channels"])
+    schedule = schedules.edm(**dict(schedule_config))
     return EdmFamily(
-        denoiser=Denoiser(
-            x0=method("__call__"),
-            features=method("bottleneck"),
-            x0_and_features=method("call_with_bottleneck"),
-            schedule=schedules.edm(**dict(schedule_config)),
-            null_cond=lambda cond: jax.tree.map(jnp.zeros_like, cond),
-        ),
+        denoiser=_denoiser(module, sigma_data, image_shape, schedule),
         module=module,
         sigma_data=sigma_data,
-        image_shape=(size, size, config["image_channels"]),
+        image_shape=image_shape,
         num_classes=config["num_classes"],
     )
+
+
+def _denoiser(
+    module: AdmUNet | SongUNet,
+    sigma_data: float,
+    image_shape: tuple[int, int, int],
+    schedule: Schedule,
+) -> Denoiser:
+    """Wrap the network F in EDM's preconditioning, all scalings float32."""
+
+    def x0(params: Params, x_t: Array, t: Array, cond: Array | None) -> Array:
+        sigma, scaled, noise_labels = _inputs(x_t, t, sigma_data, image_shape)
+        raw = module.apply(params, scaled, noise_labels, cond)
+        return edm_to_x0(raw, x_t, sigma, sigma_data)
+
+    def features(params: Params, x_t: Array, t: Array, cond: Array | None) -> tuple[Array]:
+        _, scaled, noise_labels = _inputs(x_t, t, sigma_data, image_shape)
+        return (module.apply(params, scaled, noise_labels, cond, method="bottleneck"),)
+
+    def x0_and_features(
+        params: Params, x_t: Array, t: Array, cond: Array | None
+    ) -> tuple[Array, tuple[Array]]:
+        sigma, scaled, noise_labels = _inputs(x_t, t, sigma_data, image_shape)
+        raw, bottleneck = module.apply(
+            params, scaled, noise_labels, cond, method="call_with_bottleneck"
+        )
+        return edm_to_x0(raw, x_t, sigma, sigma_data), (bottleneck,)
+
+    def null_cond(cond: Array | None) -> Array | None:
+        return jax.tree.map(jnp.zeros_like, cond)
+
+    return Denoiser(x0, features, x0_and_features, schedule, null_cond)
+
+
+def _inputs(
+    x_t: Array, t: Array, sigma_data: float, image_shape: tuple[int, int, int]
+) -> tuple[Array, Array, Array]:
+    """Return (sigma [b], c_in x_t, c_noise [b]); one sigma for the whole batch is allowed."""
+    if x_t.shape[1:] != image_shape:
+        raise ValueError(
+            f"x_t has shape {x_t.shape}, expected [b, h, w, c] with (h, w, c) = {image_shape}; "
+            "change the images or model.resolution and model.image_channels."
+        )
+    sigma = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
+    _, _, c_in, c_noise = edm_scalings(sigma, sigma_data)
+    return sigma, expand(c_in, x_t) * x_t, c_noise
+
+
+def from_edm_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the constructor arguments of the original `EDMPrecond` to a model config.
+
+    Args:
+      kwargs: model_type "DhariwalUNet" or "SongUNet", img_resolution, img_channels, label_dim,
+        sigma_data and the network's own arguments, as checkpoints record them.
+
+    Returns:
+      A model config for `build`.
+
+    Raises:
+      ValueError: if an argument has no counterpart here.
+    """
+    arguments = {**_EDM_DEFAULTS, **kwargs}
+    networks = {"DhariwalUNet": "adm", "SongUNet": "song"}
+    if arguments["model_type"] not in networks:
+        raise ValueError(
+            f"model_type={arguments['model_type']!r} must be one of {tuple(networks)}."
+        )
+    network = networks[arguments.pop("model_type")]
+    if arguments.pop("decoder_type") != "standard":
+        raise ValueError(
+            f"decoder_type={kwargs['decoder_type']!r} must be 'standard', the only one that "
+            "published checkpoints use."
+        )
+    for name in ("use_fp16", "sigma_min", "sigma_max", "label_dropout"):
+        arguments.pop(name, None)  # of precision, sampling and training; not of the network
+    config = {_EDM_NAMES.get(name, name): value for name, value in arguments.items()}
+    config |= _EDM_NETWORK_DEFAULTS[network] | config
+    unknown = sorted(set(config) - _KNOWN_KEYS)
+    if unknown:
+        raise ValueError(
+            f"EDM arguments {unknown} are unknown, expected a subset of "
+            f"{sorted(_KNOWN_KEYS)} under EDM's names; remove them."
+        )
+    return {**config, "family": "edm", "network": network, "dtype": "float32", "remat": False}
+
+
+def _network(config: Mapping[str, Any]) -> AdmUNet | SongUNet:
+    common = {
+        "resolution": config["resolution"],
+        "image_channels": config["image_channels"],
+        "label_dim": config["num_classes"],
+        "model_channels": config["model_channels"],
+        "channel_mult": tuple(config["channel_mult"]),
+        "channel_mult_emb": config.get("channel_mult_emb", 4),
+        "num_blocks": config["num_blocks"],
+        "attention_resolutions": tuple(config["attention_resolutions"]),
+        "dropout": config["dropout"],
+        "augment_dim": config.get("augment_dim", 0),
+        "dtype": _DTYPES[config["dtype"]],
+        "remat": config["remat"],
+    }
+    if config["network"] == "adm":
+        return AdmUNet(**common)
+    return SongUNet(
+        **common,
+        embedding_type=config["embedding_type"],
+        encoder_type=config["encoder_type"],
+        resample_filter=tuple(config["resample_filter"]),
+        channel_mult_noise=config["channel_mult_noise"],
+    )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    choices = {
+        "network": ("adm", "song"),
+        "dtype": tuple(_DTYPES),
+        "embedding_type": ("positional", "fourier"),
+        "encoder_type": ("standard", "residual"),
+    }
+    for name, allowed in choices.items():
+        if name in config and config[name] not in allowed:
+            raise ValueError(f"model.{name}={config[name]!r} must be one of {allowed}.")
+    least = {
+        "image_channels": 1,
+        "num_classes": 0,
+        "model_channels": 4,
+        "num_blocks": 1,
+        "resolution": 1,
+    }
+    for name, bound in least.items():
+        if config[name] < bound:
+            raise ValueError(f"model.{name}={config[name]} must be at least {bound}.")
+    if not 0 <= config["dropout"] < 1:
+        raise ValueError(f"model.dropout={config['dropout']} must lie in [0, 1).")
+    if not config["sigma_data"] > 0:
+        raise ValueError(f"model.sigma_data={config['sigma_data']} must be positive.")
+    if not config["channel_mult"]:
+        raise ValueError("model.channel_mult=() must hold one multiplier a level, e.g. (1, 2).")
+    factor = 2 ** (len(config["channel_mult"]) - 1)
+    if config["resolution"] % factor:
+        raise ValueError(
+            f"model.resolution={config['resolution']} must be divisible by {factor} for "
+            f"{len(config['channel_mult'])} levels; pad the images or use fewer levels."
+        )
+
+
+def _original_name(path: tuple[str, ...]) -> str:
+    """Spell a leaf's path as the original: enc and dec are dictionaries of blocks there."""
+    name = state_dict.torch_name(path)
+    for part in ("enc", "dec"):
+        if name.startswith(f"{part}_"):
+            name = f"{part}.{name.removeprefix(f'{part}_')}"
+    return f"model.{name}"

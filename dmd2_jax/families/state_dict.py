@@ -156,7 +156,9 @@ def _named_leaves(tree: PyTree, naming: Naming) -> dict[str, Array]:
 
 def _transpose(leaf: np.ndarray) -> np.ndarray:
     """Turn HWIO into OIHW and [in, out] into [out, in]."""
-    return {4: leaf.transpose(3, 2, 0, 1), 2: leaf.T}[leaf.ndim] if leaf.ndim in (2, 4) else leaf
+    if leaf.ndim == 4:
+        return leaf.transpose(3, 2, 0, 1)
+    return leaf.T if leaf.ndim == 2 else leaf
 
 
 def _untranspose(tensor: np.ndarray) -> np.ndarray:

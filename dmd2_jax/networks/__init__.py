@@ -1,0 +1,1 @@
+"""Flax Linen networks. They know tensors and parameters, nothing of noise schedules or losses."""

@@ -7,14 +7,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dmd2_jax.networks.layers import (
+    FAN_IN,
+    ZEROS,
     Conv,
     GroupNorm,
+    Init,
     Linear,
-    fan_in_uniform,
     num_groups,
     positional_embedding,
-    unit_normal,
-    zeros_init,
 )
 from dmd2_jax.networks.unet_block import BlockInits, UNetBlock
 from dmd2_jax.typing import Array, Float
@@ -22,10 +22,10 @@ from dmd2_jax.typing import Array, Float
 CHANNELS_PER_HEAD = 64
 
 _INITS = BlockInits(
-    kernel=fan_in_uniform,
-    bias=fan_in_uniform,
-    last_kernel=zeros_init,
-    query_kernel=fan_in_uniform,
+    kernel=FAN_IN,
+    bias=FAN_IN,
+    last_kernel=ZEROS,
+    query_kernel=FAN_IN,
 )
 
 
@@ -71,17 +71,17 @@ class AdmUNet(nn.Module):
         self.map_layer0 = linear()
         self.map_layer1 = linear()
         if self.label_dim:
-            self.map_label = linear(use_bias=False, kernel_init=unit_normal)
+            self.map_label = linear(use_bias=False, kernel_init=Init(fan="none", distribution="normal"))
         if self.augment_dim:
-            self.map_augment = Linear(self.model_channels, use_bias=False, kernel_init=zeros_init)
+            self.map_augment = Linear(self.model_channels, use_bias=False, kernel_init=ZEROS)
         self.enc = self._encoder()
         self.dec = self._decoder()
         self.out_norm = GroupNorm(num_groups(self.model_channels * self.channel_mult[0]))
         self.out_conv = Conv(
             self.image_channels,
             padding=1,
-            kernel_init=zeros_init,
-            bias_init=zeros_init,
+            kernel_init=ZEROS,
+            bias_init=ZEROS,
             dtype=self.dtype,
         )
 
@@ -167,10 +167,14 @@ class AdmUNet(nn.Module):
         output = self.out_conv(nn.silu(self.out_norm(h)))
         return output.astype(jnp.float32), skips[-1].astype(jnp.float32)
 
+    def embed_noise(self, noise_labels: Float[Array, " b"]) -> Float[Array, "b d"]:
+        """Return the noise level's embedding, cosines first, before any learned layer."""
+        return positional_embedding(noise_labels, self.model_channels, endpoint=False)
+
     def _embed(
         self, noise_labels: Float[Array, " b"], class_labels: Float[Array, "b n"] | None
     ) -> Float[Array, "b d"]:
-        embedding = positional_embedding(noise_labels, self.model_channels, endpoint=False)
+        embedding = self.embed_noise(noise_labels)
         if self.augment_dim:
             embedding += self.map_augment(jnp.zeros((embedding.shape[0], self.augment_dim)))
         embedding = self.map_layer1(nn.silu(self.map_layer0(embedding)))

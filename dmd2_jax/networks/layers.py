@@ -6,7 +6,8 @@ Images are NHWC, convolution kernels HWIO, linear kernels [in, out].
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,10 +19,6 @@ from dmd2_jax.typing import Array, Float, Key, Params, PyTree
 
 CONSTANTS = "constants"
 """The variable collection of arrays that belong to the weights but are never trained."""
-
-Init = Callable[[Key, tuple[int, ...], int, int], Array]
-"""(key, shape, fan_in, fan_out) -> initial value; `Linear` and `Conv` fill in the fans."""
-
 
 def trainable_mask(params: Params) -> PyTree:
     """Mark the leaves that an optimiser may change: all but the `constants` collection.
@@ -42,36 +39,45 @@ def trainable_mask(params: Params) -> PyTree:
     return jax.tree_util.tree_map_with_path(is_trainable, params)
 
 
-def zeros_init(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
-    """Return zeros."""
-    return jnp.zeros(shape, jnp.float32)
+class Init(NamedTuple):
+    """Initial values: gain * scale(fans) * variates of U(-1, 1) or N(0, 1).
 
+    Attributes:
+      gain: factor; 0 gives zeros.
+      fan: "in": scale 1 / sqrt(fan_in), torch's default; "both": sqrt(6 / (fan_in + fan_out)),
+        Xavier's; "none": 1.
+      distribution: "uniform" or "normal".
 
-def fan_in_uniform(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
-    """Draw from U(-a, a), a = 1 / sqrt(fan_in).
-
-    Source: He et al. 2015 (1502.01852), with gain sqrt(1/3); the default of torch's layers.
-    """
-    bound = 1.0 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-
-def xavier_uniform(gain: float = 1.0) -> Init:
-    """Return an initialiser that draws from U(-a, a), a = gain sqrt(6 / (fan_in + fan_out)).
-
-    Source: Glorot and Bengio 2010, equation 16.
+    Source: He et al. 2015 (1502.01852); Glorot and Bengio 2010, equation 16.
     """
 
-    def init(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
-        bound = gain * math.sqrt(6.0 / (fan_in + fan_out))
-        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    gain: float = 1.0
+    fan: str = "in"
+    distribution: str = "uniform"
 
-    return init
+    def scale(self, kernel_shape: tuple[int, ...]) -> float:
+        """Return the factor of the standard variates for a layer with this kernel."""
+        *window, channels_in, channels_out = kernel_shape
+        fan_in, fan_out = math.prod(window) * channels_in, math.prod(window) * channels_out
+        by_fan = {
+            "in": 1.0 / math.sqrt(fan_in),
+            "both": math.sqrt(6.0 / (fan_in + fan_out)),
+            "none": 1.0,
+        }
+        return self.gain * by_fan[self.fan]
+
+    def __call__(
+        self, key: Key, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
+    ) -> Array:
+        """Draw a kernel, or a bias of the layer with that kernel; float32."""
+        scale = self.scale(kernel_shape)
+        if self.distribution == "normal":
+            return scale * jax.random.normal(key, shape, jnp.float32)
+        return scale * jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
 
 
-def unit_normal(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
-    """Draw from N(0, 1), whatever the fans: each one-hot input then gives unit variance."""
-    return jax.random.normal(key, shape, jnp.float32)
+FAN_IN = Init()
+ZEROS = Init(gain=0.0)
 
 
 class Linear(nn.Module):
@@ -86,18 +92,18 @@ class Linear(nn.Module):
 
     features: int
     use_bias: bool = True
-    kernel_init: Init = fan_in_uniform
-    bias_init: Init = fan_in_uniform
+    kernel_init: Init = FAN_IN
+    bias_init: Init = FAN_IN
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch d"]:
         """Apply the layer to the last axis of `x`."""
-        fans = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, fans, *fans)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, shape)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            y += self.param("bias", self.bias_init, fans[1:], *fans).astype(self.dtype)
+            y += self.param("bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
         return y
 
 
@@ -119,8 +125,8 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     down_filter: Sequence[int] | None = None
-    kernel_init: Init = fan_in_uniform
-    bias_init: Init = fan_in_uniform
+    kernel_init: Init = FAN_IN
+    bias_init: Init = FAN_IN
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -128,14 +134,13 @@ class Conv(nn.Module):
         """Convolve `x`."""
         size = self.kernel_size
         height, width = (size, size) if isinstance(size, int) else size
-        fans = (height * width * x.shape[-1], height * width * self.features)
         shape = (height, width, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, *fans).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, shape).astype(self.dtype)
         pad = ((self.padding, self.padding), (self.padding, self.padding))
         y = conv2d(x.astype(self.dtype), kernel, stride=self.stride, padding=pad)
         if self.down_filter is not None:
             y = downsample(y, self.down_filter, padding=0)
-        return y + self.param("bias", self.bias_init, shape[-1:], *fans).astype(self.dtype)
+        return y + self.param("bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
 
 
 def group_norm(

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dmd2_jax.networks.layers import (
+    ZEROS,
     Conv,
     GroupNorm,
     Init,
@@ -15,7 +16,6 @@ from dmd2_jax.networks.layers import (
     downsample,
     num_groups,
     upsample,
-    zeros_init,
 )
 from dmd2_jax.typing import Array, Float
 
@@ -121,7 +121,7 @@ class UNetBlock(nn.Module):
         return GroupNorm(num_groups(x.shape[-1]), self.eps, name=name)(x)
 
     def _conv(self, name: str, features: int, size: int, kernel_init: Init) -> Conv:
-        bias_init = self.inits.bias if kernel_init is not self.inits.last_kernel else zeros_init
+        bias_init = self.inits.bias if kernel_init is not self.inits.last_kernel else ZEROS
         return Conv(
             features,
             size,

@@ -89,9 +89,7 @@ class Checkpoints:
         # Own copies: on CPU a view would share the buffer that the next step overwrites.
         state = jax.tree.map(_copied, state)
         meta = {"extra": extra or {}, "arrays": _manifest(state)}
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:

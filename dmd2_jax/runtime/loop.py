@@ -1,5 +1,6 @@
 """The loop that every training command runs: step, report, draw, save, and stop when asked."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -7,14 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Sharding
 
-from dmd2_jax.runtime.checkpoint import Checkpoints
-from dmd2_jax.runtime.metrics import MetricsWriter, Progress, read_metrics
-from dmd2_jax.runtime.pictures import save_curves
+from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
+from dmd2_jax.runtime.metrics import MetricsWriter, Progress
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted
+from dmd2_jax.runtime.run_folder import check_free_space
 from dmd2_jax.typing import PyTree
 
-__all__ = ["DivergedError", "resume_hint", "run_loop"]
+__all__ = [
+    "CHECKPOINTS",
+    "DivergedError",
+    "check_room",
+    "resume_hint",
+    "run_loop",
+    "start_or_resume",
+]
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run folder that holds its checkpoints."""
 
 
 class DivergedError(RuntimeError):
@@ -43,7 +55,7 @@ def run_loop(
       state: where the run stands after `start` steps.
       start: steps taken already.
       total: steps of the whole run.
-      workdir: the run folder; metrics.jsonl and curves.png go there.
+      workdir: the run folder; metrics.jsonl goes there.
       checkpoints: where states are saved.
       log: `every`, `grid_every` and `checkpoint_every`, in steps.
       unit: what a step is called, for example "cycle".
@@ -88,7 +100,6 @@ def run_loop(
             progress.update(done, values)
             if draw is not None and (last or done % log["grid_every"] == 0):
                 draw(state, done)
-                save_curves(read_metrics(writer.path), workdir / "curves.png", unit=unit)
             if last or done % log["checkpoint_every"] == 0 or stop.requested:
                 checkpoints.save(done, state)
             if stop.requested and not last:
@@ -102,10 +113,51 @@ def run_loop(
     return state
 
 
+def check_room(workdir: str | Path, state: PyTree, keep: int) -> None:
+    """Refuse to start where the disk cannot hold the checkpoints of a run.
+
+    Args:
+      workdir: the run folder.
+      state: the state, or its shapes.
+      keep: checkpoints kept; one more is on disk while it replaces the oldest.
+
+    Raises:
+      RunFolderError: if there is too little room for those that are not there yet.
+    """
+    present = len(list((Path(workdir) / CHECKPOINTS).glob("[0-9]*")))
+    missing = max(1, keep + 1 - present)
+    size = state_bytes(state)
+    check_free_space(workdir, missing * size, f"{missing} more checkpoints of {size / 1e6:,.1f} MB")
+
+
+def start_or_resume(
+    checkpoints: Checkpoints,
+    shapes: PyTree,
+    make: Callable[[], PyTree],
+    sharding: Sharding,
+) -> tuple[PyTree, int]:
+    """Return the state to go on from and the steps it has taken.
+
+    Args:
+      checkpoints: of the run.
+      shapes: the state's shapes.
+      make: makes the state of step 0; called only where there is no checkpoint.
+      sharding: where every leaf is put.
+
+    Raises:
+      CheckpointError: if there are checkpoints and none is good.
+    """
+    if checkpoints.latest_step() is None:
+        return jax.device_put(make(), sharding), 0
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+    state, _, step = checkpoints.restore(template)
+    return state, step
+
+
 def resume_hint() -> str:
     """Return the command line of this process, ready to be typed again."""
-    import shlex
-
     name = Path(sys.argv[0]).name
     program = [name] if shutil.which(name) else [Path(sys.executable).name, "-m", "dmd2_jax.main"]
     return shlex.join([*program, *sys.argv[1:]])

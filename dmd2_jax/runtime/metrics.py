@@ -38,8 +38,8 @@ class MetricsWriter:
 
         Args:
           step: steps (or cycles) taken so far.
-          metrics: numbers or arrays. A number that is not finite is written as null, which is
-            what JSON has for it.
+          metrics: numbers, or arrays, which are written as their mean. What is not finite is
+            written as null, which is what JSON has for it.
         """
         row = {"step": int(step)} | {name: _plain(value) for name, value in metrics.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -169,11 +169,7 @@ class Progress:
         return f"{self._description} {self._done}/{self._total}, ETA {eta}, {self._postfix()}"
 
 
-def _plain(value: Any) -> Any:
-    array = np.asarray(value, dtype=np.float64 if np.ndim(value) else None)
-    if array.ndim:
-        return [_plain(entry) for entry in array]
-    number = array.item()
-    if isinstance(number, float) and not math.isfinite(number):
-        return None
-    return number
+def _plain(value: Any) -> float | int | bool | None:
+    array = np.asarray(value)
+    number = array.item() if array.ndim == 0 else float(array.mean(dtype=np.float64))
+    return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,0 +1,279 @@
+"""The `dmd2` command: flags and a config file in, one call of a lower floor, an exit code out."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from dmd2_jax.config import ConfigError, apply_overrides, load_config, parse_overrides
+from dmd2_jax.version import __version__
+
+__all__ = ["main"]
+
+_OVERRIDES = """
+every value of the config can be changed on the command line, by its name:
+  --config.optim.generator_lr=1e-4   --config.distill.student_times=80,20
+  --config.distill.gan_generator_weight=None
+configs/common.py lists and explains them all.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `dmd2` command.
+
+    Args:
+      argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+      The exit code: 0 done (or stopped by SIGTERM and saved), 2 refused input, 1 failed,
+      130 stopped by Ctrl-C.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.captureWarnings(True)
+    try:
+        overrides, others = parse_overrides(sys.argv[1:] if argv is None else argv)
+        arguments = _parser().parse_args(others)
+        if overrides and not hasattr(arguments, "config"):
+            raise ConfigError(
+                f"--config.{next(iter(overrides))} given to `dmd2 {arguments.command}`, which "
+                f"takes its config from the run folder; leave it away."
+            )
+    except ConfigError as error:
+        return _refuse(error)
+    arguments.overrides = overrides
+    return _run(arguments.function, arguments)
+
+
+def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Call the command, turning what the user can mend into a message and an exit code."""
+    from dmd2_jax.runtime.checkpoint import CheckpointError
+    from dmd2_jax.runtime.loop import DivergedError
+    from dmd2_jax.runtime.platform import prepare_backend
+    from dmd2_jax.runtime.preemption import Interrupted
+
+    try:
+        prepare_backend()
+        function(arguments)
+    except Interrupted as stop:
+        print(f"dmd2: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("dmd2: interrupted before there was anything to save.", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError) as error:
+        if arguments.debug:
+            raise
+        return _refuse(error)
+    except (CheckpointError, DivergedError, OSError) as error:
+        if arguments.debug:
+            raise
+        print(f"dmd2: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f"dmd2: {error}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dmd2",
+        description="Distil a diffusion teacher into a one- or few-step generator (DMD2).",
+        epilog="start with:  dmd2 demo      then:  dmd2 COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dmd2_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_training(
+        commands,
+        "train-teacher",
+        _train_teacher,
+        "train a diffusion model with EDM's objective",
+        "dmd2 train-teacher --config=configs/digits.py --workdir=runs/teacher",
+        "teacher.safetensors (the moving average of the weights)",
+    )
+    _add_training(
+        commands,
+        "distill",
+        _distill,
+        "distil a teacher into a student of one or a few steps",
+        "dmd2 distill --config=configs/digits.py --workdir=runs/student \\\n"
+        "    --config.teacher.weights=runs/teacher",
+        "student.safetensors and one student_ema_DECAY.safetensors for each average",
+    )
+    _add_sample(commands)
+    _add_evaluate(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction,
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(function=function)
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of refused input too"
+    )
+    return parser
+
+
+def _add_training(
+    commands: argparse._SubParsersAction,
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    summary: str,
+    example: str,
+    written: str,
+) -> None:
+    parser = _add(
+        commands,
+        name,
+        function,
+        summary,
+        f"{summary[0].upper()}{summary[1:]}.\n\nexample:\n  {example}\n\nwrites into --workdir: "
+        f"config.json, metrics.jsonl, curves.png, grid_*.png,\n  checkpoints/, {written}.\n\n"
+        "The same command again resumes where the run stopped. Ctrl-C saves first; so does\n"
+        "SIGTERM. A folder that holds a run of another config is refused.\n"
+        f"{_OVERRIDES}",
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a recipe: configs/digits.py, or digits"
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check config, data, weights, devices and disk, print sizes, and stop",
+    )
+
+
+def _add_sample(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "sample",
+        _sample,
+        "draw images from a run into one PNG",
+        "Draw images from a run into one PNG.\n\nexample:\n"
+        "  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png\n\n"
+        "The same seed gives teacher and student the same noise.",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder")
+    parser.add_argument("--out", default="samples.png", metavar="PNG", help="default: samples.png")
+    parser.add_argument("--num", type=int, default=100, metavar="N", help="default: 100")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--classes", type=_classes, metavar="0,1,2", help="classes to cycle through; default: all"
+    )
+    parser.add_argument(
+        "--which", choices=("teacher", "student"), help="default: the one that the run trained"
+    )
+    parser.add_argument(
+        "--ema", type=float, metavar="DECAY", help="the student's average of this decay"
+    )
+    parser.add_argument(
+        "--weights", default="", metavar="FILE", help="weights to use instead of the run's"
+    )
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a run against the real data",
+        "Measure what a run trained (and a student's teacher): FID to the real images and class\n"
+        "accuracy in the feature space of a small classifier, network calls and time an image.\n\n"
+        "example:\n  dmd2 evaluate --workdir=runs/student\n\n"
+        "prints one table and writes metrics.json into --workdir.",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "demo",
+        _demo,
+        "train, distil, sample and measure on handwritten digits, in minutes",
+        "Train a teacher on 1,797 real handwritten digits, distil it to ONE step, sample and\n"
+        "measure both, and print one table. Needs no network and no accelerator.\n\n"
+        "example:\n  dmd2 demo\n\nwrites into --workdir: summary.png, metrics.json, and the run "
+        "folders teacher/ and student/.",
+    )
+    parser.add_argument("--workdir", default="runs/demo", metavar="DIR", help="default: runs/demo")
+
+
+def _classes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers like 0,1,2") from None
+
+
+def _train_teacher(arguments: argparse.Namespace) -> None:
+    from dmd2_jax import train_teacher
+
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    path = train_teacher.train(config, arguments.workdir, dry_run=arguments.dry_run)
+    if path is not None:
+        print(f"teacher: {path}")
+
+
+def _distill(arguments: argparse.Namespace) -> None:
+    from dmd2_jax import train_student
+
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    path = train_student.train(config, arguments.workdir, dry_run=arguments.dry_run)
+    if path is not None:
+        print(f"student: {path}")
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from dmd2_jax.sample import sample_run
+
+    path = sample_run(
+        arguments.workdir,
+        arguments.out,
+        num=arguments.num,
+        seed=arguments.seed,
+        classes=arguments.classes,
+        which=arguments.which,
+        ema=arguments.ema,
+        weights=arguments.weights,
+    )
+    print(f"{arguments.num} images: {path}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from dmd2_jax.evaluate import evaluate_run, metrics_table
+
+    metrics = evaluate_run(arguments.workdir, seed=arguments.seed)
+    print(metrics_table(metrics))
+    print(f"figures: {arguments.workdir}/metrics.json")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from dmd2_jax import demo
+
+    demo.run(arguments.workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""From a config to the things that it names: the family, the data, the weights, the mesh."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dmd2_jax import data, families
+from dmd2_jax.config import ConfigError, validate
+from dmd2_jax.data import ImageDataset
+from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.runtime.checkpoint import state_bytes
+from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
+from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree
+
+__all__ = [
+    "Family",
+    "Recipe",
+    "aligned",
+    "build_family",
+    "one_hot",
+    "open_recipe",
+    "parameter_table",
+    "uniform_labels",
+    "weights_file",
+]
+
+_NOT_FAMILIES = frozenset({"adapters", "state_dict"})
+
+
+class Family(Protocol):
+    """What a file of dmd2_jax/families builds: a Denoiser and its weights' making and files."""
+
+    denoiser: Denoiser
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    def init(self, key: Key) -> Params:
+        """Draw initial weights."""
+
+    def param_shapes(self) -> Params:
+        """Return the weights' shapes."""
+
+    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of the denoiser's features."""
+
+    def x0_with_dropout(
+        self, params: Params, x_t: Array, t: Array, cond: PyTree, key: Key
+    ) -> Array:
+        """Return x_0 with dropout active."""
+
+    def load(self, path: str | Path) -> Params:
+        """Read weights with the original names."""
+
+    def save(self, params: Params, path: str | Path) -> None:
+        """Write weights with the original names."""
+
+
+class Recipe(NamedTuple):
+    """A checked config with what it names.
+
+    Attributes:
+      config: the config.
+      family: the networks.
+      dataset: the real training images.
+      mesh: the devices.
+    """
+
+    config: ConfigDict
+    family: Family
+    dataset: ImageDataset
+    mesh: Mesh
+
+
+def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
+    """Check a config and open what it names, compiling nothing.
+
+    Args:
+      config: the whole config.
+      batch_size: the global batch of the training that is to run.
+
+    Returns:
+      The recipe.
+
+    Raises:
+      ValueError: if a value is refused, the data do not fit the model, or the batch does not
+        split over the devices.
+      FileNotFoundError: if data files are missing.
+    """
+    check(config)
+    mesh = make_mesh(config.mesh)
+    check_batch_size(batch_size, mesh)
+    dataset = data.load(config.data, "train")
+    model = config.model
+    if dataset.channels != model.image_channels:
+        raise ConfigError(
+            f"model.image_channels={model.image_channels}, expected {dataset.channels} as in the "
+            f"images of {dataset.name}; set --config.model.image_channels={dataset.channels}."
+        )
+    if model.num_classes not in (0, dataset.num_classes):
+        raise ConfigError(
+            f"model.num_classes={model.num_classes}, expected {dataset.num_classes} as in "
+            f"{dataset.name}, or 0 for an unconditional model; set --config.model.num_classes."
+        )
+    return Recipe(config, build_family(config), dataset, mesh)
+
+
+def check(config: ConfigDict) -> None:
+    """Run `config.validate` with the names of the families and data there are.
+
+    Raises:
+      ConfigError: naming every bad value.
+    """
+    names = (module.name for module in pkgutil.iter_modules(families.__path__))
+    validate(
+        config,
+        {
+            "model.family": sorted(name for name in names if name not in _NOT_FAMILIES),
+            "data.name": data.available(),
+        },
+    )
+
+
+def build_family(config: ConfigDict) -> Family:
+    """Build the family that `config.model.family` names, from a checked config."""
+    module = importlib.import_module(f"{families.__name__}.{config.model.family}")
+    return module.build(config.model.to_dict(), config.schedule.to_dict())
+
+
+def one_hot(labels: Int[np.ndarray, "..."], num_classes: int) -> Float[Array, "... n"] | None:
+    """Turn class numbers into the condition that class-conditional families take.
+
+    Args:
+      labels: [...] in 0..num_classes-1.
+      num_classes: n; 0 for an unconditional model.
+
+    Returns:
+      [..., n] float32, or None without classes.
+    """
+    return jax.nn.one_hot(jnp.asarray(labels), num_classes) if num_classes else None
+
+
+def uniform_labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:
+    """Return `num` class numbers in which every class is as frequent as can be: 0, 1, 2, ..."""
+    return np.arange(num, dtype=np.int32) % max(num_classes, 1)
+
+
+def weights_file(path: str, name: str) -> Path:
+    """Find a file of weights.
+
+    Args:
+      path: a .safetensors file, or a run folder that holds one called `name`.
+      name: for example "teacher.safetensors".
+
+    Returns:
+      The file, which exists.
+
+    Raises:
+      ValueError: if it does not.
+    """
+    if not path:
+        raise ConfigError(
+            "config.teacher.weights is empty, expected a run folder of train-teacher or a "
+            ".safetensors file; add --config.teacher.weights=PATH."
+        )
+    file = Path(path) / name if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ConfigError(
+            f"no weights at {file}, expected a .safetensors file or a run folder that holds "
+            f"{name}; finish its training first, or give another path."
+        )
+    return file
+
+
+def parameter_table(networks: dict[str, PyTree]) -> str:
+    """Return a table of parameter counts, one network a line.
+
+    Args:
+      networks: name -> weights, or their shapes.
+    """
+    rows: list[tuple[object, ...]] = [("network", "tensors", "parameters", "MB")]
+    for name, params in networks.items():
+        leaves = jax.tree.leaves(params)
+        count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+        rows.append((name, len(leaves), f"{count:,}", f"{state_bytes(params) / 1e6:,.1f}"))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[object]]) -> str:
+    """Lay out rows of one length as a table, the first column left, the others right."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [str(cell).rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([str(first).ljust(widths[0]), *cells]))
+    return "\n".join(lines)

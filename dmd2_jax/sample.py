@@ -1,0 +1,236 @@
+"""Sample a trained teacher or student: `dmd2 sample`."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dmd2_jax.config import ConfigError, from_plain
+from dmd2_jax.diffusion.guidance import guided_x0
+from dmd2_jax.diffusion.samplers import heun
+from dmd2_jax.diffusion.schedules import karras_sigmas
+from dmd2_jax.distill import generate
+from dmd2_jax.evaluation.pictures import image_grid
+from dmd2_jax.recipe import (
+    Family,
+    build_family,
+    check,
+    one_hot,
+    uniform_labels,
+    weights_file,
+)
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.runtime.run_folder import read_run
+from dmd2_jax.typing import Array, Float, Int, Params, PyTree
+
+__all__ = [
+    "Sampler",
+    "grid_labels",
+    "load_run",
+    "sample_images",
+    "sample_run",
+    "student_sampler",
+    "teacher_sampler",
+]
+
+
+class Sampler(NamedTuple):
+    """A compiled way from noise to images.
+
+    Attributes:
+      run: (params, noise [s, b, h, w, c] standard normal, cond) -> x_0 [b, h, w, c].
+      num_noises: s, how many noises an image takes.
+      nfe: network evaluations an image.
+    """
+
+    run: Callable[[Params, Array, PyTree], Array]
+    num_noises: int
+    nfe: int
+
+
+def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
+    """Make the teacher's sampler: EDM's deterministic Heun, with the config's guidance."""
+    schedule, steps = config.schedule, config.teacher.sampler_steps
+    times = karras_sigmas(
+        steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho
+    )
+    guidance = config.distill.guidance
+    x0_fn = guided_x0(family.denoiser, guidance)
+    passes = 1 if guidance in (None, 1.0) else 2
+
+    @jax.jit
+    def run(params: Params, noise: Array, cond: PyTree) -> Array:
+        return heun(x0_fn, params, noise[0], cond, times=times)
+
+    return Sampler(run, 1, passes * (2 * steps - 1))
+
+
+def student_sampler(family: Family, config: ConfigDict) -> Sampler:
+    """Make the student's sampler: its few steps."""
+    times = tuple(config.distill.student_times)
+
+    @jax.jit
+    def run(params: Params, noise: Array, cond: PyTree) -> Array:
+        return generate(family.denoiser, params, noise, cond, times=times)
+
+    return Sampler(run, len(times), len(times))
+
+
+def sample_images(
+    sampler: Sampler,
+    family: Family,
+    params: Params,
+    labels: Int[np.ndarray, " n"],
+    *,
+    seed: int,
+    batch_size: int,
+) -> Float[np.ndarray, "n h w c"]:
+    """Sample one image for each label.
+
+    Image i depends on (seed, i, its label) alone, whatever the batch size; the teacher and the
+    student start image i from the same noise.
+
+    Args:
+      sampler: from `teacher_sampler` or `student_sampler`.
+      family: the networks.
+      params: the weights.
+      labels: [n] class numbers; ignored by an unconditional model.
+      seed: of the noise.
+      batch_size: images at a time.
+
+    Returns:
+      [n, h, w, c] float32, nominally in [-1, 1].
+    """
+    images = []
+    for begin in range(0, len(labels), batch_size):
+        # The last batch is filled up, so that one program serves all.
+        indices = np.arange(begin, begin + batch_size)
+        filled = np.resize(labels[begin : begin + batch_size], batch_size)
+        noise = sample_noise(seed, indices, sampler.num_noises, family.image_shape)
+        images.append(sampler.run(params, noise, one_hot(filled, family.num_classes)))
+    return np.concatenate([np.asarray(x) for x in images])[: len(labels)]
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def sample_noise(
+    seed: int, indices: Int[Array, " b"], num_noises: int, shape: tuple[int, ...]
+) -> Float[Array, "s b ..."]:
+    """Draw the standard normal noise of the images with these indices."""
+    root = jax.random.key(seed)
+
+    def one(step: int, index: Array) -> Array:
+        return jax.random.normal(stream_key(root, f"sample/{step}", index), shape)
+
+    draws = [jax.vmap(functools.partial(one, step))(indices) for step in range(num_noises)]
+    return jnp.stack(draws)
+
+
+def grid_labels(num_classes: int, rows: int = 8) -> tuple[Int[np.ndarray, " n"], int]:
+    """Return the labels of a training run's sample grid, and its number of columns."""
+    columns = num_classes if 1 < num_classes <= 10 else 10
+    return uniform_labels(rows * columns, num_classes), columns
+
+
+def load_run(
+    workdir: str | Path, which: str | None = None, ema: float | None = None, weights: str = ""
+) -> tuple[str, ConfigDict, Family, Path]:
+    """Open a run folder for sampling.
+
+    Args:
+      workdir: what train-teacher or distill wrote.
+      which: "teacher" or "student"; None is the one that the run trains.
+      ema: the decay of the student's average to use; None is the student itself.
+      weights: a .safetensors file to use instead of the run's.
+
+    Returns:
+      (which, config, family, file of weights).
+
+    Raises:
+      ValueError: if there is no run, or it has no such weights.
+    """
+    command, values = read_run(workdir)
+    config = from_plain(values)
+    check(config)
+    trained = "teacher" if command == "train-teacher" else "student"
+    which = which or trained
+    if which == "student" and trained == "teacher":
+        raise ConfigError(
+            f"--which=student, but {workdir} holds a run of `{command}`, expected one of "
+            f"`distill`; use --which=teacher or another --workdir."
+        )
+    if ema is not None and (which, ema) not in [("student", d) for d in config.optim.ema_decays]:
+        raise ConfigError(
+            f"--ema={ema:g}, expected one of optim.ema_decays={tuple(config.optim.ema_decays)} of "
+            f"the run in {workdir}, and --which=student; leave it away for the student itself."
+        )
+    if weights:
+        file = weights_file(weights, f"{which}.safetensors")
+    elif which == trained:
+        name = which if ema is None else f"{which}_ema_{ema:g}"
+        file = weights_file(str(workdir), f"{name}.safetensors")
+    else:
+        file = weights_file(config.teacher.weights, "teacher.safetensors")
+    return which, config, build_family(config), file
+
+
+def sample_run(
+    workdir: str | Path,
+    out: str | Path,
+    *,
+    num: int = 100,
+    seed: int = 0,
+    classes: Sequence[int] | None = None,
+    which: str | None = None,
+    ema: float | None = None,
+    weights: str = "",
+) -> Path:
+    """Sample a run and write one PNG grid.
+
+    Args:
+      workdir: the run folder.
+      out: the PNG to write.
+      num: how many images.
+      seed: of the noise.
+      classes: class numbers to cycle through; None is all.
+      which: see `load_run`.
+      ema: see `load_run`.
+      weights: see `load_run`.
+
+    Returns:
+      The file written.
+
+    Raises:
+      ValueError: if an argument is out of range or the run has no such weights.
+    """
+    if num < 1:
+        raise ConfigError(f"--num={num} images, expected at least 1; try 100.")
+    which, config, family, file = load_run(workdir, which, ema, weights)
+    labels = uniform_labels(num, family.num_classes)
+    if classes is not None:
+        wrong = [c for c in classes if not 0 <= c < family.num_classes]
+        if wrong or not classes:
+            raise ConfigError(
+                f"--classes={list(classes)}, expected class numbers in "
+                f"0..{family.num_classes - 1}; leave --classes away for all of them."
+            )
+        labels = np.resize(np.asarray(classes, np.int32), num)
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise ConfigError(
+            f"--out={out} lies in no folder, expected {out.parent} to exist; create it."
+        )
+    make = teacher_sampler if which == "teacher" else student_sampler
+    batch_size = min(num, config.evaluate.batch_size)
+    params = family.load(file)
+    images = sample_images(
+        make(family, config), family, params, labels, seed=seed, batch_size=batch_size
+    )
+    columns = len(classes or ()) if len(classes or ()) > 1 else math.isqrt(num - 1) + 1
+    image_grid(images, out, rows=-(-num // columns), cols=columns)
+    return out

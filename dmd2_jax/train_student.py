@@ -1,0 +1,308 @@
+"""Distil a teacher into a few-step student: `dmd2 distill`."""
+
+import dataclasses
+import logging
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dmd2_jax import data
+from dmd2_jax.config import RESUME_MAY_DIFFER, plain
+from dmd2_jax.distill import (
+    CycleBatch,
+    DistillConfig,
+    Pairs,
+    Players,
+    Samples,
+    TrainState,
+    init_state,
+    make_cycle,
+)
+from dmd2_jax.evaluation.pictures import image_grid, loss_curves
+from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.recipe import (
+    Family,
+    Recipe,
+    one_hot,
+    open_recipe,
+    parameter_table,
+    uniform_labels,
+    weights_file,
+)
+from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
+from dmd2_jax.runtime.loop import CHECKPOINTS, check_room, run_loop, start_or_resume
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.runtime.run_folder import open_run
+from dmd2_jax.runtime.sharding import replicate, replicated, shard_batch
+from dmd2_jax.sample import (
+    grid_labels,
+    sample_images,
+    sample_noise,
+    student_sampler,
+    teacher_sampler,
+)
+from dmd2_jax.typing import Key, Params
+
+__all__ = [
+    "PairPool",
+    "build_players",
+    "cycle_batch",
+    "distill_config",
+    "initial_state",
+    "make_pairs",
+    "student_files",
+    "train",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class PairPool(NamedTuple):
+    """Teacher ODE pairs on the host: noise [n, h, w, c] -> x_0 [n, h, w, c], labels [n]."""
+
+    noise: np.ndarray
+    x_0: np.ndarray
+    labels: np.ndarray
+
+
+def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
+    """Take the algorithm's settings from `config.distill` and `config.optim`, by name.
+
+    Raises:
+      ValueError: if the values contradict each other.
+    """
+    given = config.distill.to_dict() | config.optim.to_dict()
+    names = {field.name for field in dataclasses.fields(DistillConfig)}
+    values = {name: value for name, value in given.items() if name in names}
+    values |= {
+        "sample_shape": tuple(family.image_shape),
+        "sigma_data": config.model.sigma_data,
+        "total_turns": config.distill.cycles * config.distill.critic_turns,
+    }
+    return DistillConfig(**values)
+
+
+def build_players(config: ConfigDict, family: Family) -> Players:
+    """Make the players: three times the family's denoiser, and the GAN head if there is a GAN."""
+    head = None
+    if config.distill.gan_critic_weight is not None:
+        head = discriminator(GanHead(hidden=config.distill.gan_head_channels))
+    denoiser = family.denoiser
+    return Players(denoiser, denoiser, denoiser, head)
+
+
+def initial_state(
+    players: Players, settings: DistillConfig, family: Family, teacher_params: Params, key: Key
+) -> TrainState:
+    """Make the state of cycle 0: generator and critic are copies of the teacher.
+
+    Args:
+      players: from `build_players`.
+      settings: from `distill_config`.
+      family: the networks.
+      teacher_params: the teacher's weights.
+      key: of the GAN head's weights.
+    """
+    head = None
+    if players.discriminator is not None:
+        head = players.discriminator.init(key, family.feature_shapes(1))
+    return init_state(settings, generator=teacher_params, critic=teacher_params, discriminator=head)
+
+
+def cycle_batch(recipe: Recipe, cycle: int, pairs: PairPool | None = None) -> CycleBatch:
+    """Return what cycle number `cycle` reads: a function of (config, data, cycle) alone.
+
+    Args:
+      recipe: the recipe.
+      cycle: 0, 1, ...
+      pairs: teacher ODE pairs, for the regression loss.
+
+    Returns:
+      Real images [K, b, h, w, c] where a loss needs them, conditions and pairs.
+    """
+    config, classes = recipe.config, recipe.family.num_classes
+    distill, seed = config.distill, config.seed
+    turns, b = distill.critic_turns, distill.batch_size
+    batch = data.batches_at(recipe.dataset, cycle * turns, turns, batch_size=b, seed=seed)
+    labels = batch["label"]
+    noised_real = not distill.backward_simulation and len(distill.student_times) > 1
+    real = None
+    if distill.gan_critic_weight is not None or noised_real:
+        real = Samples(data.to_model(batch["image"]), one_hot(labels, classes))
+    if distill.fake_labels == "uniform" and classes:
+        # RandomState, whose streams NumPy has frozen; the 1 keeps it apart from the data's order.
+        labels = np.random.RandomState([seed, cycle, 1]).randint(0, classes, (turns, b))
+    drawn = None
+    if pairs is not None:
+        chosen = data.example_indices(len(pairs.labels), start=cycle * b, count=b, seed=seed)
+        drawn = Pairs(
+            pairs.noise[chosen], pairs.x_0[chosen], one_hot(pairs.labels[chosen], classes)
+        )
+    return CycleBatch(real, one_hot(labels, classes), drawn)
+
+
+def make_pairs(recipe: Recipe, teacher_params: Params, path: Path) -> PairPool:
+    """Make the teacher's ODE pairs, or read the ones that were made before.
+
+    Args:
+      recipe: the recipe; `distill.regression_pairs` pairs by the teacher's Heun sampler.
+      teacher_params: the teacher's weights.
+      path: the .npz to keep them in; one that cannot be read is made anew, aloud.
+
+    Returns:
+      The pairs.
+    """
+    config, family = recipe.config, recipe.family
+    number, shape = config.distill.regression_pairs, tuple(family.image_shape)
+    labels = uniform_labels(number, family.num_classes)
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                pairs = PairPool(file["noise"], file["x_0"], file["labels"])
+            if pairs.noise.shape == pairs.x_0.shape == (number, *shape):
+                return pairs
+            fault = f"noise of shape {pairs.noise.shape}, expected {(number, *shape)}"
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            fault = str(error)
+        _log.warning("the teacher pairs in %s are refused (%s); making them again.", path, fault)
+    _log.warning("making %d teacher pairs for the regression loss.", number)
+    seed = config.seed + 1  # the sample grids use config.seed
+    batch_size = min(number, config.evaluate.batch_size)
+    sampler = teacher_sampler(family, config)
+    x_0 = sample_images(sampler, family, teacher_params, labels, seed=seed, batch_size=batch_size)
+    noise = np.asarray(sample_noise(seed, np.arange(number), 1, shape)[0])
+    pairs = PairPool(noise, x_0, labels)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, **pairs._asdict())
+    os.replace(temporary, path)
+    return pairs
+
+
+def student_files(config: ConfigDict) -> tuple[str, ...]:
+    """Return the names of the files of weights that a run writes: the student, its averages."""
+    averages = (f"student_ema_{decay:g}.safetensors" for decay in config.optim.ema_decays)
+    return ("student.safetensors", *averages)
+
+
+def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> Path | None:
+    """Distil the teacher of a config in a run folder, or resume what is there.
+
+    Args:
+      config: the whole config; `config.teacher.weights` is the teacher.
+      workdir: the run folder: config.json, metrics.jsonl, curves.png, grid_*.png, checkpoints/,
+        student.safetensors and one student_ema_DECAY.safetensors for each average.
+      dry_run: check everything that can be checked before the first compilation, and stop.
+
+    Returns:
+      The student's file of weights; None for a dry run.
+
+    Raises:
+      ValueError: if the config, the data, the weights or the folder is refused.
+      Interrupted: if asked to stop; the run is then saved.
+    """
+    workdir = Path(workdir)
+    recipe = open_recipe(config, config.distill.batch_size)
+    family, mesh = recipe.family, recipe.mesh
+    settings = distill_config(config, family)
+    players = build_players(config, family)
+    teacher_params = family.load(weights_file(config.teacher.weights, "teacher.safetensors"))
+    root = jax.random.key(config.seed)
+    head_key = stream_key(root, "discriminator")
+
+    def make_state(params: Params) -> TrainState:
+        return initial_state(players, settings, family, params, head_key)
+
+    shapes = jax.eval_shape(make_state, teacher_params)
+    check_room(workdir, shapes, config.log.keep)
+    resumed = open_run(
+        workdir, "distill", plain(config), may_differ=RESUME_MAY_DIFFER, dry_run=dry_run
+    )
+    print(_table(shapes, teacher_params), flush=True)
+    cycle = make_cycle(players, settings)
+    if dry_run:
+        batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, _pair_shapes(recipe)))
+        jax.eval_shape(cycle, shapes, teacher_params, batch, root)
+        print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
+        return None
+    pairs = None
+    if settings.regression_weight is not None:
+        pairs = make_pairs(recipe, teacher_params, workdir / "teacher_pairs.npz")
+    teacher_params = replicate(teacher_params, mesh)
+
+    def advance(state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
+        whole = cycle_batch(recipe, i, pairs)
+        batch = CycleBatch(
+            *shard_batch((whole.real, whole.fake_cond), mesh, axis=1),
+            shard_batch(whole.pairs, mesh),
+        )
+        return cycle(state, teacher_params, batch, stream_key(root, "cycle", i))
+
+    with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
+        state, start = start_or_resume(
+            checkpoints, shapes, lambda: make_state(teacher_params), replicated(mesh)
+        )
+        state = run_loop(
+            advance,
+            state,
+            start=start,
+            total=config.distill.cycles,
+            workdir=workdir,
+            checkpoints=checkpoints,
+            log=config.log,
+            unit="cycle",
+            images_per_step=config.distill.batch_size * (1 + config.distill.critic_turns),
+            updates_per_step=1 + config.distill.critic_turns,
+            draw=_drawing(recipe, workdir),
+            shown=("generator_loss", "critic_loss"),
+        )
+    _export(recipe, state, workdir)
+    return workdir / student_files(config)[0]
+
+
+def _table(shapes: TrainState, teacher_params: Params) -> str:
+    networks = {"teacher": teacher_params, "generator": shapes.generator.params}
+    networks["critic"] = shapes.critic.params
+    if shapes.discriminator is not None:
+        networks["discriminator"] = shapes.discriminator.params
+    size = state_bytes(shapes) / 1e6
+    return f"{parameter_table(networks)}\ntraining state, one checkpoint: {size:,.1f} MB"
+
+
+def _pair_shapes(recipe: Recipe) -> PairPool | None:
+    """Return pairs of zeros of the right size, for tracing; None without a regression loss."""
+    if recipe.config.distill.regression_weight is None:
+        return None
+    number = recipe.config.distill.regression_pairs
+    images = np.zeros((number, *recipe.family.image_shape), np.float32)
+    return PairPool(images, images, np.zeros(number, np.int32))
+
+
+def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TrainState, int], None]:
+    """Return what exports the weights and draws a grid of the student, always of the same noise."""
+    family, config = recipe.family, recipe.config
+    sampler = student_sampler(family, config)
+    labels, columns = grid_labels(family.num_classes)
+    rows = len(labels) // columns
+
+    def draw(state: TrainState, done: int) -> None:
+        _export(recipe, state, workdir)
+        params = jax.device_put(state.generator.params, jax.devices()[0])
+        images = sample_images(
+            sampler, family, params, labels, seed=config.seed, batch_size=len(labels)
+        )
+        image_grid(images, workdir / f"grid_{done:07d}.png", rows=rows, cols=columns)
+        loss_curves(workdir / "metrics.jsonl", workdir / "curves.png", x_label="cycle")
+
+    return draw
+
+
+def _export(recipe: Recipe, state: TrainState, workdir: Path) -> None:
+    versions = (state.generator.params, *state.ema)
+    for name, params in zip(student_files(recipe.config), versions, strict=True):
+        recipe.family.save(jax.device_get(params), workdir / name)

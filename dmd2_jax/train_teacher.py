@@ -1,0 +1,294 @@
+"""Train a teacher with EDM's objective: `dmd2 train-teacher`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from dmd2_jax import data
+from dmd2_jax.config import RESUME_MAY_DIFFER, plain
+from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.evaluation.pictures import image_grid, loss_curves
+from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
+from dmd2_jax.recipe import (
+    Family,
+    Recipe,
+    one_hot,
+    open_recipe,
+    parameter_table,
+)
+from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.runtime.loop import CHECKPOINTS, check_room, run_loop, start_or_resume
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.runtime.run_folder import open_run
+from dmd2_jax.runtime.sharding import replicated, shard_batch
+from dmd2_jax.sample import grid_labels, sample_images, teacher_sampler
+from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree, expand
+
+__all__ = [
+    "NAME",
+    "TeacherConfig",
+    "TeacherState",
+    "init_teacher_state",
+    "teacher_loss",
+    "teacher_step",
+    "train",
+]
+
+NAME = "teacher.safetensors"
+"""The file of a run folder that holds the trained weights (their moving average)."""
+
+X0WithKey = Callable[[Params, Array, Array, PyTree, Key], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The settings of teacher training; the defaults are EDM's.
+
+    Attributes:
+      lr: Adam's learning rate after the warm-up.
+      warmup: steps of linear warm-up; 0 is none.
+      ema_decay: of the average that is exported; min(decay, (1 + n) / (10 + n)) at step n.
+      p_mean, p_std: ln sigma is normal with these.
+      label_dropout: probability that a sample is trained without its condition, for guidance.
+      sigma_data: standard deviation of the data.
+    """
+
+    lr: float = 1e-3
+    warmup: int = 100
+    ema_decay: float = 0.999
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    label_dropout: float = 0.0
+    sigma_data: float = 0.5
+
+
+class TeacherState(NamedTuple):
+    """All that a teacher's training has learned.
+
+    Attributes:
+      step: [] int32, steps taken.
+      skipped: [] int32, of these the ones without an update, for gradients that are not finite.
+      params: the weights.
+      opt_state: Adam's.
+      ema: the average of the weights.
+    """
+
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    params: Params
+    opt_state: PyTree
+    ema: Params
+
+
+def init_teacher_state(params: Params) -> TeacherState:
+    """Make the state of step 0 from initial weights, which are copied."""
+
+    def copy() -> Params:
+        return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+
+    zero = jnp.zeros((), jnp.int32)
+    return TeacherState(zero, zero.copy(), copy(), _adam().init(params), copy())
+
+
+def teacher_loss(
+    params: Params,
+    x_0: Float[Array, "b ..."],
+    cond: PyTree,
+    key: Key,
+    *,
+    x0_fn: X0WithKey,
+    denoiser: Denoiser,
+    config: TeacherConfig,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Return EDM's denoising loss on one batch.
+
+    ln sigma ~ N(p_mean, p_std^2), x_t = x_0 + sigma eps,
+    loss = mean( (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (D(x_t; sigma) - x_0)^2 ).
+
+    Args:
+      params: the network's parameters; the gradient is theirs.
+      x_0: [b, ...], images in [-1, 1].
+      cond: leading axis b, or None.
+      key: of noise, levels, label dropout and dropout.
+      x0_fn: (params, x_t, t, cond, key) -> x_0.
+      denoiser: whose schedule has sigma as its time, and whose null_cond drops labels.
+      config: the settings.
+
+    Returns:
+      The loss and the metrics `denoising_loss`.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), equation 2 and table 1. Unlike there, no
+      augmentation.
+    """
+    b = x_0.shape[0]
+    normal = jax.random.normal(stream_key(key, "sigma"), (b,))
+    sigma = jnp.exp(config.p_mean + config.p_std * normal)
+    noise = jax.random.normal(stream_key(key, "noise"), x_0.shape)
+    if config.label_dropout > 0:
+        drop = jax.random.bernoulli(stream_key(key, "labels"), config.label_dropout, (b,))
+        cond = jax.tree.map(
+            lambda c, n: jnp.where(expand(drop, c), n, c), cond, denoiser.null_cond(cond)
+        )
+    x_t = x_0 + expand(sigma, x_0) * noise
+    x_0_teacher = x0_fn(params, x_t, sigma, cond, stream_key(key, "dropout"))
+    weight = denoising_weight("edm", jnp.ones(b), sigma, sigma_data=config.sigma_data)
+    return denoising_loss(x_0_teacher, x_0, weight=weight)
+
+
+def teacher_step(
+    state: TeacherState,
+    x_0: Float[Array, "b ..."],
+    cond: PyTree,
+    key: Key,
+    *,
+    x0_fn: X0WithKey,
+    denoiser: Denoiser,
+    config: TeacherConfig,
+) -> tuple[TeacherState, dict[str, Array]]:
+    """Take one Adam step on `teacher_loss`, and one step of the average.
+
+    A step whose gradient is not finite changes nothing but the counts.
+
+    Args:
+      state: the state; donate it.
+      x_0: see `teacher_loss`.
+      cond: see `teacher_loss`.
+      key: this step's own, `stream_key(root, "teacher", step)`.
+      x0_fn: see `teacher_loss`.
+      denoiser: see `teacher_loss`.
+      config: the settings.
+
+    Returns:
+      The new state and metrics: denoising_loss, grad_norm, lr, skipped_updates.
+    """
+    loss = functools.partial(teacher_loss, x0_fn=x0_fn, denoiser=denoiser, config=config)
+    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, x_0, cond, key)
+    norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(norm)
+    taken = (state.step - state.skipped).astype(jnp.float32)
+    lr = config.lr * (jnp.minimum(1.0, (taken + 1.0) / config.warmup) if config.warmup else 1.0)
+    direction, opt_state = _adam().update(gradient, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, d: p - lr * d, state.params, direction)
+    decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
+    ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
+    new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+    params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    skipped = state.skipped + ~finite
+    metrics |= {"grad_norm": norm, "lr": jnp.float32(lr), "skipped_updates": skipped}
+    return TeacherState(state.step + 1, skipped, params, opt_state, ema), metrics
+
+
+def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> Path | None:
+    """Train the teacher of a config in a run folder, or resume what is there.
+
+    Args:
+      config: the whole config; `teacher`, `model`, `data`, `log`, `mesh` and `seed` count.
+      workdir: the run folder: config.json, metrics.jsonl, curves.png, grid_*.png, checkpoints/,
+        teacher.safetensors.
+      dry_run: check everything that can be checked before the first compilation, and stop.
+
+    Returns:
+      The file of weights; None for a dry run.
+
+    Raises:
+      ValueError: if the config, the data or the folder is refused.
+      Interrupted: if asked to stop; the run is then saved.
+    """
+    workdir = Path(workdir)
+    recipe = open_recipe(config, config.teacher.batch_size)
+    family, mesh = recipe.family, recipe.mesh
+    shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
+    check_room(workdir, shapes, config.log.keep)
+    resumed = open_run(
+        workdir, "train-teacher", plain(config), may_differ=RESUME_MAY_DIFFER, dry_run=dry_run
+    )
+    step = _compiled_step(recipe)
+    print(parameter_table({"teacher": shapes.params}), flush=True)
+    if dry_run:
+        x_0, cond = jax.eval_shape(lambda: _batch(recipe, 0))
+        jax.eval_shape(step, shapes, x_0, cond, jax.random.key(0))
+        print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
+        return None
+    root = jax.random.key(config.seed)
+
+    def advance(state: TeacherState, i: int) -> tuple[TeacherState, dict[str, Any]]:
+        x_0, cond = shard_batch(_batch(recipe, i), mesh)
+        return step(state, x_0, cond, stream_key(root, "teacher", i))
+
+    with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
+        state, start = start_or_resume(
+            checkpoints,
+            shapes,
+            lambda: init_teacher_state(family.init(stream_key(root, "init"))),
+            replicated(mesh),
+        )
+        state = run_loop(
+            advance,
+            state,
+            start=start,
+            total=config.teacher.steps,
+            workdir=workdir,
+            checkpoints=checkpoints,
+            log=config.log,
+            unit="step",
+            images_per_step=config.teacher.batch_size,
+            draw=_drawing(recipe, workdir),
+            shown=("denoising_loss",),
+        )
+    _export(family, state, workdir)
+    return workdir / NAME
+
+
+def _adam() -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+def _compiled_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Array]]]:
+    family, teacher = recipe.family, recipe.config.teacher
+    names = {field.name for field in dataclasses.fields(TeacherConfig)} - {"sigma_data"}
+    config = TeacherConfig(
+        **{name: teacher[name] for name in names}, sigma_data=recipe.config.model.sigma_data
+    )
+
+    def without_dropout(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
+        return family.denoiser.x0(params, x_t, t, cond)
+
+    x0_fn = family.x0_with_dropout if recipe.config.model.dropout > 0 else without_dropout
+    step = functools.partial(teacher_step, x0_fn=x0_fn, denoiser=family.denoiser, config=config)
+    return jax.jit(step, donate_argnums=0)
+
+
+def _batch(recipe: Recipe, i: int) -> tuple[Array, PyTree]:
+    config = recipe.config
+    batch = data.batch_at(recipe.dataset, i, batch_size=config.teacher.batch_size, seed=config.seed)
+    return data.to_model(batch["image"]), one_hot(batch["label"], recipe.family.num_classes)
+
+
+def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], None]:
+    """Return what draws a grid of samples, from the same noise each time, and exports weights."""
+    family, config = recipe.family, recipe.config
+    sampler = teacher_sampler(family, config)
+    labels, columns = grid_labels(family.num_classes)
+
+    def draw(state: TeacherState, done: int) -> None:
+        _export(family, state, workdir)
+        ema = jax.device_put(state.ema, jax.devices()[0])
+        images = sample_images(
+            sampler, family, ema, labels, seed=config.seed, batch_size=len(labels)
+        )
+        rows = len(labels) // columns
+        image_grid(images, workdir / f"grid_{done:07d}.png", rows=rows, cols=columns)
+        loss_curves(workdir / "metrics.jsonl", workdir / "curves.png", x_label="step")
+
+    return draw
+
+
+def _export(family: Family, state: TeacherState, workdir: Path) -> None:
+    family.save(jax.device_get(state.ema), workdir / NAME)

@@ -1,0 +1,33 @@
+"""What every test shares: eight CPU devices, checked array shapes, the `--golden` option.
+
+Environment variables and the import hook must be in place before jax and the package are
+imported, so they are set while pytest reads this file.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+
+from jaxtyping import install_import_hook
+
+# The floors whose signatures are the specification; networks are checked by their golden tests.
+install_import_hook(
+    ["dmd2_jax.diffusion", "dmd2_jax.losses", "dmd2_jax.distill"], "beartype.beartype"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--golden DIR`: the recorded vectors to conform to."""
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        metavar="DIR",
+        help="folder of recorded vectors in the format of tests/golden/README.md",
+    )
