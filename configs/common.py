@@ -105,4 +105,4 @@ def get_config() -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 2000
     config.evaluate.batch_size = 250
-    return config
+    return config.lock()  # a misspelt key in a recipe is an error, not a new key

@@ -8,9 +8,32 @@ nothing else about it. Adapters for common cases live in `dmd2_jax.families.adap
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from dmd2_jax.typing import Array, Params, PyTree
+
+CONSTANTS = "constants"
+"""The key under which a params pytree holds arrays that travel with the weights, untrained."""
+
+
+def trainable_mask(params: Params) -> PyTree:
+    """Mark the leaves that an optimiser may change: all that lie under no key "constants".
+
+    Constants get no gradient, so that only weight decay could move them:
+    `optax.add_decayed_weights(decay, mask=trainable_mask)` leaves them as they are.
+
+    Args:
+      params: a pytree of parameters, of one network or of several.
+
+    Returns:
+      A pytree of bool of the same structure; False for constants.
+    """
+
+    def is_trainable(path: tuple, _: Array) -> bool:
+        return all(getattr(entry, "key", None) != CONSTANTS for entry in path)
+
+    return jax.tree_util.tree_map_with_path(is_trainable, params)
 
 
 class Schedule(NamedTuple):

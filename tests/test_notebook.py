@@ -23,6 +23,7 @@ def test_digits_notebook_is_stripped(cells):
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
+@pytest.mark.slow
 def test_digits_notebook_code_runs_in_order(cells, tmp_path):
     script = tmp_path / "cells.py"
     script.write_text("\n\n".join(cell.source for cell in cells if cell.cell_type == "code"))

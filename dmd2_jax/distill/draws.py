@@ -17,12 +17,12 @@ from dmd2_jax.typing import Array, Float, Key, Shaped
 
 
 class Noising(NamedTuple):
-    """How to noise one batch: level index [b] into `schedule.levels`, noise [b, ...].
+    """How to noise one batch: level [b], an index into `schedule.levels`, noise [b, ...].
 
     Noise None leaves the batch clean (and tells the network that it is at that level).
     """
 
-    index: Array
+    level: Array
     noise: Array | None
 
 
@@ -131,7 +131,7 @@ def noised(
     schedule: Schedule, x_0: Float[Array, "b ..."], draw: Noising
 ) -> tuple[Float[Array, "b ..."], Shaped[Array, " b"]]:
     """Return (x_t, t) of a drawn noising of x_0."""
-    t = jnp.asarray(schedule.levels)[draw.index]
+    t = jnp.asarray(schedule.levels)[draw.level]
     if draw.noise is None:
         return x_0, t
     return add_noise(schedule, x_0, draw.noise, t), t

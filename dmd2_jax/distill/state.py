@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dmd2_jax.denoiser import trainable_mask
 from dmd2_jax.distill.config import DistillConfig
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 
@@ -53,7 +54,7 @@ def adamw_direction(config: DistillConfig) -> optax.GradientTransformation:
     """
     return optax.chain(
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=trainable_mask),
     )
 
 

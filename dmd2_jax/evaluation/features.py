@@ -134,7 +134,7 @@ def train_classifier(
     Args:
       dataset_train: real images to train on, shifted by random eighths of their size.
       dataset_test: real images that the accuracy is measured on, and nothing else.
-      seed: of weights, order and shifts; the same seed gives the same classifier.
+      seed: of weights, order and shifts, 0 .. 2**32 - 1; the same seed gives the same classifier.
       cache_dir: folder of trained classifiers, named by a hash of everything that they depend
         on; a damaged file is replaced. None: no cache.
       training: hyperparameters; None means the defaults.
@@ -157,9 +157,8 @@ def train_classifier(
     if cache_dir is not None:
         digest = _content_hash(dataset_train, dataset_test, seed, training)
         path = Path(cache_dir) / f"classifier_{digest}.npz"
-    template = jax.eval_shape(
-        functools.partial(_init, module, dataset_train.images.shape[1:]), seed
-    )
+    init = functools.partial(_init, module, dataset_train.images.shape[1:])
+    template = jax.eval_shape(init, np.uint32(seed))
     params = _read_cache(path, template) if path else None
     if params is None:
         params = _fit(module, dataset_train, seed, training)
@@ -179,7 +178,7 @@ def _fit(module: ConvClassifier, dataset: ImageDataset, seed: int, training: Tra
     """Minimise the cross-entropy of randomly shifted images with AdamW."""
     limit = max(1, dataset.resolution // 8)
     random = np.random.RandomState(seed)
-    params = _init(module, dataset.images.shape[1:], seed)
+    params = _init(module, dataset.images.shape[1:], np.uint32(seed))
     state = _optimizer(training).init(params)
     for i in range(training.steps):
         batch = batch_at(dataset, i, batch_size=training.batch_size, seed=seed)

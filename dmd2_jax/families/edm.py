@@ -22,6 +22,7 @@ from dmd2_jax.diffusion import schedules
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
 from dmd2_jax.families import state_dict
 from dmd2_jax.networks.adm_unet import AdmUNet
+from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.song_unet import SongUNet
 from dmd2_jax.typing import Array, Float, Key, Params, expand
 
@@ -100,7 +101,7 @@ class EdmFamily:
 
     def init(self, key: Key) -> Params:
         """Draw initial weights, float32, as EDM does."""
-        return jax.jit(self.module.init)(key, *self._example(1))
+        return init_variables(self.module, key, *self._example(1))
 
     def x0_with_dropout(
         self,

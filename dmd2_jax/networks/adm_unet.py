@@ -71,7 +71,9 @@ class AdmUNet(nn.Module):
         self.map_layer0 = linear()
         self.map_layer1 = linear()
         if self.label_dim:
-            self.map_label = linear(use_bias=False, kernel_init=Init(fan="none", distribution="normal"))
+            self.map_label = linear(
+                use_bias=False, kernel_init=Init(fan="none", distribution="normal")
+            )
         if self.augment_dim:
             self.map_augment = Linear(self.model_channels, use_bias=False, kernel_init=ZEROS)
         self.enc = self._encoder()

@@ -109,9 +109,7 @@ def discriminator(module: nn.Module) -> Discriminator:
             shape = jax.ShapeDtypeStruct(feature.shape, feature.dtype)
             return jax.jit(lambda key: module.lazy_init(key, shape)["params"])(key)
 
-        return {
-            f"head_{i}": init_head(keys[i], feature) for i, feature in enumerate(features)
-        }
+        return {f"head_{i}": init_head(keys[i], feature) for i, feature in enumerate(features)}
 
     def logits(params: Params, features: tuple[Array, ...]) -> Float[Array, " b"]:
         if len(params) != len(features):

@@ -11,11 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dmd2_jax.networks.layers import CONSTANTS, Conv, FourierEmbedding, GroupNorm, Init, Linear
-from dmd2_jax.typing import Array, Key, Params
-
-_LAYERS = (Conv, Linear, GroupNorm, FourierEmbedding)
+from dmd2_jax.networks.layers import Conv, FourierEmbedding, GroupNorm, Linear
+from dmd2_jax.typing import Key, Params
 
 
 def init_variables(module: nn.Module, key: Key, *example: Any) -> Params:
@@ -32,19 +31,47 @@ def init_variables(module: nn.Module, key: Key, *example: Any) -> Params:
     Raises:
       ValueError: if a variable belongs to another kind of layer.
     """
+    if isinstance(key, jax.core.Tracer):  # inside a caller's jit or eval_shape
+        return module.init(key, *example)
     layers: dict[tuple[str, ...], nn.Module] = {}
 
     def record(call, args, kwargs, context):
-        if isinstance(context.module, _LAYERS):
-            layers[context.module.path] = context.module
+        layers[context.module.path] = context.module
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        shapes = jax.eval_shape(module.init, key, *example)
-    seed = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
+        shapes = flatten_dict(jax.eval_shape(module.init, key, *example))
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    seed = np.asarray(jax.random.key_data(key) if typed else key)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed.tolist())))
-    flat = {
-        path: jnp.asarray(_draw(generator, layers, path, leaf.shape, shapes))
-        for path, leaf in sorted(nn.traverse_util_flatten(shapes).items())
-    }
-    return flat
+    variables = {}
+    for path, leaf in sorted(shapes.items()):
+        collection, *owner, name = path
+        kernel = shapes.get((collection, *owner, "kernel"), leaf)
+        values = _draw(generator, layers[tuple(owner)], name, leaf.shape, kernel.shape)
+        variables[path] = jnp.asarray(values, jnp.float32)
+    return unflatten_dict(variables)
+
+
+def _draw(
+    generator: np.random.Generator,
+    layer: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+) -> np.ndarray:
+    """Draw the variable `name` of `layer`."""
+    match layer:
+        case Conv() | Linear():
+            init = layer.kernel_init if name == "kernel" else layer.bias_init
+            if init.distribution == "normal":
+                return init.scale(kernel_shape) * generator.standard_normal(shape)
+            return init.scale(kernel_shape) * generator.uniform(-1.0, 1.0, shape)
+        case GroupNorm():
+            return np.ones(shape) if name == "scale" else np.zeros(shape)
+        case FourierEmbedding():
+            return layer.scale * generator.standard_normal(shape)
+    raise ValueError(
+        f"variable {name!r} belongs to a {type(layer).__name__}, expected a layer of "
+        "networks/layers.py; call module.init instead."
+    )

@@ -14,30 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.conv import conv2d
-from dmd2_jax.typing import Array, Float, Key, Params, PyTree
-
-CONSTANTS = "constants"
-"""The variable collection of arrays that belong to the weights but are never trained."""
-
-def trainable_mask(params: Params) -> PyTree:
-    """Mark the leaves that an optimiser may change: all but the `constants` collection.
-
-    Constants receive no gradient, so only weight decay could move them:
-    `optax.adamw(lr, mask=trainable_mask)` keeps them as they are.
-
-    Args:
-      params: a pytree of variables as `family.init` returns it.
-
-    Returns:
-      A pytree of bool of the same structure; False for constants.
-    """
-
-    def is_trainable(path: tuple, _: Array) -> bool:
-        return all(getattr(entry, "key", None) != CONSTANTS for entry in path)
-
-    return jax.tree_util.tree_map_with_path(is_trainable, params)
-
+from dmd2_jax.typing import Array, Float, Key
 
 class Init(NamedTuple):
     """Initial values: gain * scale(fans) * variates of U(-1, 1) or N(0, 1).
@@ -66,9 +45,7 @@ class Init(NamedTuple):
         }
         return self.gain * by_fan[self.fan]
 
-    def __call__(
-        self, key: Key, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
-    ) -> Array:
+    def __call__(self, key: Key, shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Array:
         """Draw a kernel, or a bias of the layer with that kernel; float32."""
         scale = self.scale(kernel_shape)
         if self.distribution == "normal":
@@ -243,7 +220,7 @@ class FourierEmbedding(nn.Module):
     """Embed scalars as [cos(2 pi v f), sin(2 pi v f)] with fixed random frequencies f.
 
     The frequencies are a variable of the `constants` collection: they travel with the weights
-    and are never trained.
+    and are never trained (`dmd2_jax.denoiser.trainable_mask`).
 
     Attributes:
       features: even size of the embedding.
@@ -354,9 +331,7 @@ def upsample(
             index = np.arange(2) - 2 * shift + half - 1
             inside = (index >= 0) & (index < len(taps))
             weights = np.where(inside, 2.0 * taps[np.clip(index, 0, len(taps) - 1)], 0.0)
-            source = jax.lax.slice_in_dim(
-                padded, shift + reach, shift + reach + size, axis=axis
-            )
+            source = jax.lax.slice_in_dim(padded, shift + reach, shift + reach + size, axis=axis)
             pairs += jnp.expand_dims(source, axis + 1) * jnp.asarray(
                 weights.reshape(shape), x.dtype
             )

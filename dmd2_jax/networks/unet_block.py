@@ -121,7 +121,7 @@ class UNetBlock(nn.Module):
         return GroupNorm(num_groups(x.shape[-1]), self.eps, name=name)(x)
 
     def _conv(self, name: str, features: int, size: int, kernel_init: Init) -> Conv:
-        bias_init = self.inits.bias if kernel_init is not self.inits.last_kernel else ZEROS
+        bias_init = ZEROS if kernel_init == self.inits.last_kernel else self.inits.bias
         return Conv(
             features,
             size,

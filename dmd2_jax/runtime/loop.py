@@ -83,6 +83,8 @@ def run_loop(
         ) as progress,
     ):
         last_report, metrics = start, {}
+        if start < total:
+            print(f"{unit} {start + 1} of {total}: compiling ...", file=sys.stderr, flush=True)
         for step in range(start, total):
             # One step in flight: the host prepares the next batch while the device works.
             jax.block_until_ready(metrics)

@@ -91,7 +91,7 @@ class Progress:
         stream: TextIO | None = None,
         seconds_between_lines: float = 10.0,
     ) -> None:
-        """Start the clock.
+        """Show the display.
 
         Args:
           total: steps in the whole run.
@@ -105,7 +105,8 @@ class Progress:
         self._total, self._initial, self._done = total, initial, initial
         self._description, self._images = description, images_per_step
         self._every = seconds_between_lines
-        self._start = self._last_line = time.monotonic()
+        self._start: float | None = None  # at the first update: before it lies the compilation
+        self._last_line = time.monotonic()
         self._values: dict[str, float] = {}
         terminal = getattr(self._stream, "isatty", lambda: False)()
         self._bar = (
@@ -128,6 +129,8 @@ class Progress:
           values: the latest metrics; arrays are shown by their mean.
         """
         advanced, self._done = done - self._done, done
+        if self._start is None:
+            self._start, self._initial = time.monotonic(), done
         if values:
             self._values = {name: float(np.mean(value)) for name, value in values.items()}
         if self._bar is not None:
@@ -156,16 +159,19 @@ class Progress:
         self.close()
 
     def _postfix(self) -> str:
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        speed = (self._done - self._initial) * self._images / elapsed
-        shown = [f"{speed:.3g} images/s"]
-        shown += [f"{name} {value:.4g}" for name, value in self._values.items()]
+        shown = [f"{name} {value:.4g}" for name, value in self._values.items()]
+        taken = self._done - self._initial
+        if taken and self._start is not None:
+            speed = taken * self._images / max(time.monotonic() - self._start, 1e-9)
+            shown.insert(0, f"{speed:.3g} images/s")
         return ", ".join(shown)
 
     def _line(self, now: float) -> str:
         taken = self._done - self._initial
-        left = (now - self._start) / taken * (self._total - self._done) if taken else math.inf
-        eta = tqdm.format_interval(int(left)) if math.isfinite(left) else "?"
+        eta = "?"
+        if taken and self._start is not None:
+            left = (now - self._start) / taken * (self._total - self._done)
+            eta = tqdm.format_interval(int(left))
         return f"{self._description} {self._done}/{self._total}, ETA {eta}, {self._postfix()}"
 
 

@@ -41,14 +41,14 @@ def recipe(shapes: dict[str, tuple[int, ...]], seed: int, gain: float) -> Tensor
     return tensors
 
 
-def check_sums(tensors: Tensors, recorded: dict, prefix: str) -> None:
+def check_sums(tensors: Tensors, recorded: dict, prefix: str, *, rtol: float = 1e-9) -> None:
     """Hold a derived state dict against the recorded names, sums and sums of squares."""
     names = [str(n) for n in recorded[f"{prefix}_check_names"]]
     assert sorted(tensors) == names
     wide = [tensors[n].astype(np.float64) for n in names]
-    np.testing.assert_allclose([w.sum() for w in wide], recorded[f"{prefix}_check_sum"], rtol=1e-9)
+    np.testing.assert_allclose([w.sum() for w in wide], recorded[f"{prefix}_check_sum"], rtol=rtol)
     np.testing.assert_allclose(
-        [(w * w).sum() for w in wide], recorded[f"{prefix}_check_sumsq"], rtol=1e-9
+        [(w * w).sum() for w in wide], recorded[f"{prefix}_check_sumsq"], rtol=rtol
     )
 
 

@@ -56,7 +56,8 @@ class Run:
         check_sums(rolled(initial), z, "init_generator")
         guidance = {f"fake_unet.{k}": v for k, v in reversed_(initial).items()}
         guidance |= {f"cls_pred_branch.{k}": v for k, v in head.items()}
-        check_sums(guidance, z, "init_guidance")
+        levels = {"karras_sigmas": self.family.denoiser.schedule.levels}
+        check_sums(guidance | levels, z, "init_guidance", rtol=1e-6)
 
         self.teacher = self.family.from_state_dict(initial)
         denoiser = self.family.denoiser
@@ -85,21 +86,21 @@ class Run:
             sample_shape=self.family.image_shape,
             batch_size=args["batch_size"],
             critic_turns=args["dfake_gen_update_ratio"],
-            student_times=(args["conditioning_sigma"],),
-            gan_generator_weight=args["gen_cls_loss_weight"],
-            gan_critic_weight=args["cls_loss_weight"],
-            dm_range=(args["min_step_percent"], args["max_step_percent"]),
+            student_times=(float(args["conditioning_sigma"]),),
+            gan_generator_weight=float(args["gen_cls_loss_weight"]),
+            gan_critic_weight=float(args["cls_loss_weight"]),
+            dm_range=(float(args["min_step_percent"]), float(args["max_step_percent"])),
             gan_range=(0.0, args["diffusion_gan_max_timestep"] / levels),
             diffusion_gan=args["diffusion_gan"],
-            sigma_data=args["sigma_data"],
-            generator_lr=args["generator_lr"],
-            critic_lr=args["guidance_lr"],
+            sigma_data=float(args["sigma_data"]),
+            generator_lr=float(args["generator_lr"]),
+            critic_lr=float(args["guidance_lr"]),
             warmup=args["warmup_step"],
-            b1=optimizer["betas"][0],
-            b2=optimizer["betas"][1],
-            eps=optimizer["eps"],
-            weight_decay=optimizer["weight_decay"],
-            clip_norm=args["max_grad_norm"],
+            b1=float(optimizer["betas"][0]),
+            b2=float(optimizer["betas"][1]),
+            eps=float(optimizer["eps"]),
+            weight_decay=float(optimizer["weight_decay"]),
+            clip_norm=float(args["max_grad_norm"]),
         )
 
     def _cycle(self, first: int) -> tuple[CycleBatch, CycleDraws]:

@@ -29,7 +29,6 @@ class Recorded:
     """One recorded network: our twin of it with its weights, its inputs (NHWC) and outputs."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Read the network `name`."""
         config = json.loads((folder / "config.json").read_text())[name]
         self.family = edm.build(edm.from_edm_kwargs(config), SCHEDULE)
         self.weights = folder / f"{name}.safetensors"
@@ -40,85 +39,84 @@ class Recorded:
         self.labels = jnp.asarray(self.arrays["labels"])
 
     @functools.cached_property
-    def x0(self):
-        """Return the jitted D(x, sigma, labels)."""
-        return jax.jit(functools.partial(self.family.denoiser.x0, self.params))
+    def x0_and_gradient(self):
+        """One program for every test of D: (params, x, sigma, labels) -> D, d sum(w D) / dx."""
+        weights = jnp.asarray(nhwc(self.arrays["w"]))
+
+        def scalar(x, params, sigma, labels):
+            x0 = self.family.denoiser.x0(params, x, sigma, labels)
+            return jnp.sum(weights * x0), x0
+
+        @jax.jit
+        def call(params, x, sigma, labels):
+            gradient, x0 = jax.grad(scalar, has_aux=True)(x, params, sigma, labels)
+            return x0, gradient
+
+        return functools.partial(call, self.params)
+
+    @functools.cached_property
+    def raw_and_bottleneck(self):
+        """F(c_in x, c_noise, labels) and the bottleneck of the same pass."""
+        c_in = 1 / np.sqrt(self.family.sigma_data**2 + self.arrays["sigma"] ** 2)
+        return jax.jit(functools.partial(self.family.module.apply, method="call_with_bottleneck"))(
+            self.params,
+            self.x * c_in[:, None, None, None],
+            jnp.asarray(self.arrays["c_noise"]),
+            self.labels,
+        )
 
 
 @pytest.fixture(scope="module")
 def recorded(request: pytest.FixtureRequest, golden) -> Recorded:
-    """Open the recorded network of this test run."""
     return Recorded(golden / "edm_networks", request.param)
 
 
-def test_x0_equals_recorded_d(recorded: Recorded) -> None:
-    """D(x, sigma, labels)."""
-    actual = recorded.x0(recorded.x, recorded.sigma, recorded.labels)
+def test_x0_equals_recorded_d(recorded):
+    actual, _ = recorded.x0_and_gradient(recorded.x, recorded.sigma, recorded.labels)
     assert relative(nchw(actual), recorded.arrays["D"]) < OUTPUT
 
 
-def test_x0_without_label_equals_recorded_d(recorded: Recorded) -> None:
-    """D(x, sigma, None); an all-zero label is the same."""
-    expected = recorded.arrays["D_no_label"]
-    denoiser = recorded.family.denoiser
-    zeros = recorded.x0(recorded.x, recorded.sigma, denoiser.null_cond(recorded.labels))
-    assert relative(nchw(zeros), expected) < OUTPUT
-    none = recorded.x0(recorded.x[:1], recorded.sigma[:1], None)
-    assert relative(nchw(none), expected[:1]) < OUTPUT
-
-
-def test_x0_takes_one_sigma_for_the_batch(recorded: Recorded) -> None:
-    """D(x, 2.5, labels) with a scalar sigma."""
-    actual = recorded.x0(recorded.x, jnp.float32(2.5), recorded.labels)
-    assert relative(nchw(actual), recorded.arrays["D_sigma_scalar"]) < OUTPUT
-
-
-def test_x0_gradient_equals_recorded_gradient(recorded: Recorded) -> None:
-    """d sum(w D) / dx."""
-    weights = jnp.asarray(nhwc(recorded.arrays["w"]))
-
-    def scalar(x: jax.Array) -> jax.Array:
-        return jnp.sum(weights * recorded.x0(x, recorded.sigma, recorded.labels))
-
-    actual = jax.jit(jax.grad(scalar))(recorded.x)
+def test_x0_gradient_equals_recorded_gradient(recorded):
+    _, actual = recorded.x0_and_gradient(recorded.x, recorded.sigma, recorded.labels)
     assert relative(nchw(actual), recorded.arrays["dscalar_dx"]) < GRADIENT
 
 
-def test_network_output_equals_recorded_f(recorded: Recorded) -> None:
-    """F(c_in x, c_noise, labels)."""
-    sigma_data = recorded.family.sigma_data
-    c_in = 1 / np.sqrt(sigma_data**2 + recorded.arrays["sigma"] ** 2)
-    actual = jax.jit(recorded.family.module.apply)(
-        recorded.params,
-        recorded.x * c_in[:, None, None, None],
-        jnp.asarray(recorded.arrays["c_noise"]),
-        recorded.labels,
-    )
+def test_x0_with_null_label_equals_recorded_d(recorded):
+    null = recorded.family.denoiser.null_cond(recorded.labels)
+    actual, _ = recorded.x0_and_gradient(recorded.x, recorded.sigma, null)
+    assert relative(nchw(actual), recorded.arrays["D_no_label"]) < OUTPUT
+
+
+def test_x0_with_one_sigma_equals_recorded_d(recorded):
+    sigma = jnp.full_like(recorded.sigma, 2.5)
+    actual, _ = recorded.x0_and_gradient(recorded.x, sigma, recorded.labels)
+    assert relative(nchw(actual), recorded.arrays["D_sigma_scalar"]) < OUTPUT
+
+
+def test_network_output_equals_recorded_f(recorded):
+    actual, _ = recorded.raw_and_bottleneck
     assert relative(nchw(actual), recorded.arrays["F"]) < OUTPUT
 
 
-def test_embed_noise_equals_recorded_embedding(recorded: Recorded) -> None:
-    """The noise level's embedding before any learned layer."""
+def test_bottleneck_equals_recorded_bottleneck(recorded):
+    if "bottleneck" not in recorded.arrays:
+        pytest.skip("no bottleneck was recorded for this network")
+    expected = recorded.arrays["bottleneck"]
+    assert relative(nchw(recorded.raw_and_bottleneck[1]), expected) < OUTPUT
+    (features,) = jax.jit(recorded.family.denoiser.features)(
+        recorded.params, recorded.x, recorded.sigma, recorded.labels
+    )
+    assert relative(nchw(features), expected) < OUTPUT
+
+
+def test_embed_noise_equals_recorded_embedding(recorded):
     actual = recorded.family.module.apply(
         recorded.params, jnp.asarray(recorded.arrays["c_noise"]), method="embed_noise"
     )
     assert relative(actual, recorded.arrays["map_noise_out"]) < OUTPUT
 
 
-def test_features_equal_recorded_bottleneck(recorded: Recorded) -> None:
-    """The last encoder block's output, alone and beside D."""
-    if "bottleneck" not in recorded.arrays:
-        pytest.skip("no bottleneck was recorded for this network")
-    inputs = (recorded.params, recorded.x, recorded.sigma, recorded.labels)
-    (alone,) = jax.jit(recorded.family.denoiser.features)(*inputs)
-    x0, (beside,) = jax.jit(recorded.family.denoiser.x0_and_features)(*inputs)
-    assert relative(nchw(alone), recorded.arrays["bottleneck"]) < OUTPUT
-    assert relative(nchw(beside), recorded.arrays["bottleneck"]) < OUTPUT
-    assert relative(nchw(x0), recorded.arrays["D"]) < OUTPUT
-
-
-def test_state_dict_returns_the_recorded_tensors(recorded: Recorded) -> None:
-    """Loading and writing back gives every tensor, buffers included, bit for bit."""
+def test_to_state_dict_returns_the_recorded_tensors(recorded):
     expected = read_safetensors(recorded.weights)
     actual = recorded.family.to_state_dict(recorded.params)
     assert sorted(actual) == sorted(expected)

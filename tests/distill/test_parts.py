@@ -61,10 +61,10 @@ def test_level_bounds_include_the_last_level_of_the_range(fractions, n, expected
 def test_draw_cycle_keeps_indices_in_range_and_steps_within_the_student():
     config = toy.config(batch_size=512, dm_range=(0.2, 0.6), student_times=TIMES)
     draws = draw_cycle(jax.random.key(0), config, toy.SCHEDULE)
-    assert int(draws.generator.dm.index.min()) == 10
-    assert int(draws.generator.dm.index.max()) == 30
-    assert int(draws.critic.denoising.index.min()) == 0
-    assert int(draws.critic.denoising.index.max()) == 49
+    assert int(draws.generator.dm.level.min()) == 10
+    assert int(draws.generator.dm.level.max()) == 30
+    assert int(draws.critic.denoising.level.min()) == 0
+    assert int(draws.critic.denoising.level.max()) == 49
     assert set(np.asarray(draws.rollouts.step).tolist()) <= {0, 1, 2, 3}
     np.testing.assert_allclose(jnp.std(draws.rollouts.noise), 1.0, atol=0.02)
 
@@ -76,7 +76,7 @@ def test_draw_cycle_of_one_loss_does_not_depend_on_the_others():
         key, toy.config(gan_generator_weight=None, gan_critic_weight=None), toy.SCHEDULE
     )
     np.testing.assert_array_equal(with_gan.generator.dm.noise, without.generator.dm.noise)
-    np.testing.assert_array_equal(with_gan.critic.denoising.index, without.critic.denoising.index)
+    np.testing.assert_array_equal(with_gan.critic.denoising.level, without.critic.denoising.level)
     assert without.generator.gan is None and without.critic.real is None
 
 

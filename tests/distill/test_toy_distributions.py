@@ -6,7 +6,7 @@ modes.
 """
 
 from functools import partial
-from typing import NamedTuple
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -34,20 +34,23 @@ ANGLES = 2 * np.pi * np.arange(8) / 8
 CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
 STD = 0.1  # of one mode; neighbours are 0.77 apart
 DATA_STD = float(np.sqrt(0.5 + STD**2))
-WIDTH, BATCH, K = 64, 256, 5
+WIDTH, BATCH, K, CYCLES = 64, 256, 2, 2500
 DISTILL = {
     "sample_shape": (2,),
     "batch_size": BATCH,
     "critic_turns": K,
     "sigma_data": DATA_STD,
-    "generator_lr": 1e-3,
-    "critic_lr": 2e-3,
+    "generator_lr": 3e-3,
+    "critic_lr": 5e-3,
+    "lr_schedule": "cosine",
+    "total_turns": CYCLES * K,
     "warmup": 0,
+    "b1": 0.0,
     "weight_decay": 0.0,
-    "gan_generator_weight": None,
-    "gan_critic_weight": None,
     "ema_decays": (0.99,),
 }
+NO_GAN = {"gan_generator_weight": None, "gan_critic_weight": None}
+GAN = {"gan_generator_weight": 0.1, "gan_critic_weight": 0.1}
 
 
 def draw_data(key, *shape):
@@ -57,17 +60,17 @@ def draw_data(key, *shape):
 
 
 def shares_and_precision(x):
-    """Return each mode's share of the samples, and the part within 3 std of a mode."""
+    """Return the part of the samples on each mode (within 3 std of it), and on any."""
     distance = np.linalg.norm(np.asarray(x)[:, None] - CENTERS, axis=2)
     near = distance.min(axis=1) < 3 * STD
-    nearest = distance.argmin(axis=1)
-    return np.bincount(nearest[near], minlength=8) / len(x), near.mean()
+    return np.bincount(distance.argmin(axis=1)[near], minlength=8) / len(x), near.mean()
 
 
-def time_features(u):
-    """[b] -> [b, 6]: u (about -1..1) and two octaves of waves."""
-    waves = jnp.pi * u[:, None] * jnp.array([1.0, 2.0])
-    return jnp.concatenate([u[:, None], u[:, None] ** 2, jnp.sin(waves), jnp.cos(waves)], axis=1)
+def embed(x, u):
+    """[b, 2] samples of about unit scale and [b] times in -1..1 -> [b, 15] network inputs."""
+    u = u[:, None]
+    waves = jnp.concatenate([1.5 * x, 3.0 * x, jnp.pi * u, 2.0 * jnp.pi * u], axis=1)
+    return jnp.concatenate([x, u, jnp.sin(waves), jnp.cos(waves)], axis=1)
 
 
 def train_teacher(denoiser: Denoiser, params, *, weight: str, steps: int):
@@ -95,9 +98,12 @@ def train_teacher(denoiser: Denoiser, params, *, weight: str, steps: int):
     return train((params, optimizer.init(params)))[0]
 
 
-def distill(players: Players, teacher, student, config: DistillConfig, *, cycles: int, head=None):
+def distill(players: Players, teacher, student, *, cycles: int = CYCLES, **settings):
     """Run the public cycle and return 4000 samples of the student's average."""
-    root = jax.random.key(0)
+    config = DistillConfig(**{**DISTILL, **settings})
+    root, head = jax.random.key(0), None
+    if config.has_gan:
+        head = HEAD.init(stream_key(root, "head"), (jnp.zeros((1, WIDTH)),))
     state = init_state(config, generator=student, critic=student, discriminator=head)
     cycle = make_cycle(players, config)
     batches = jax.jit(lambda key: draw_data(key, K, BATCH))
@@ -109,3 +115,125 @@ def distill(players: Players, teacher, student, config: DistillConfig, *, cycles
     noise = jax.random.normal(stream_key(root, "sample"), (1, 4000, 2))
     sample = partial(generate, players.generator, times=config.student_times)
     return jax.jit(sample)(state.ema[0], noise, None)
+
+
+HEAD = Discriminator(
+    init=lambda key, features: {
+        "in": jax.random.normal(key, (features[0].shape[-1], 32)) / np.sqrt(WIDTH),
+        "out": jnp.zeros(32),
+    },
+    logits=lambda params, features: jax.nn.silu(features[0] @ params["in"]) @ params["out"],
+)
+
+
+def assert_covers_the_ring(samples):
+    """Demand 3 % of the samples on every mode and 90 % on some (a plain ring has 78 %)."""
+    shares, precision = shares_and_precision(samples)
+    assert shares.min() >= 0.03, (shares, precision)
+    assert precision >= 0.9, (shares, precision)
+
+
+def init_mlp(key):
+    sizes = [15, WIDTH, WIDTH, WIDTH, 2]
+    shapes = list(pairwise(sizes))
+    return [
+        {"w": jax.random.normal(k, shape) / np.sqrt(shape[0] / 2), "b": jnp.zeros(shape[1])}
+        for k, shape in zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+    ]
+
+
+def edm_mlp(params, x_t, t, cond):
+    """A plain-JAX network with EDM's preconditioning, predicting x_0."""
+    _, _, c_in, c_noise = edm_scalings(t, DATA_STD)
+    h = embed(c_in[:, None] * x_t, c_noise)
+    for layer in params[:-1]:
+        h = jax.nn.relu(h @ layer["w"] + layer["b"])
+    return edm_to_x0(h @ params[-1]["w"] + params[-1]["b"], x_t, t, DATA_STD)
+
+
+def mixture_mean(centers, x_t, t, cond):
+    """E[x_0 | x_t] of the ring, in closed form: the perfect teacher; its params are the centres."""
+    variance = STD**2 + t[:, None] ** 2
+    square = jnp.sum((x_t[:, None] - centers) ** 2, axis=2)
+    center = jax.nn.softmax(-square / (2 * variance), axis=1) @ centers
+    return center + STD**2 / variance * (x_t - center)
+
+
+class LinenNet(linen.Module):
+    """Predicts the flow."""
+
+    def setup(self):
+        self.layers = [linen.Dense(WIDTH) for _ in range(3)]
+        self.last = linen.Dense(2)
+
+    def features(self, x_t, t, cond):
+        h = embed(x_t, 2.0 * t - 1.0)
+        for layer in self.layers:
+            h = linen.relu(layer(h))
+        return (h,)
+
+    def __call__(self, x_t, t, cond):
+        return self.last(self.features(x_t, t, cond)[0])
+
+
+class NnxNet(nnx.Module):
+    """Predicts v, at integer times."""
+
+    def __init__(self, rngs):
+        sizes = [15, WIDTH, WIDTH, WIDTH]
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)])
+        self.last = nnx.Linear(WIDTH, 2, rngs=rngs)
+
+    def __call__(self, x_t, t, cond):
+        h = embed(x_t, t / 500.0 - 1.0)
+        for layer in self.layers:
+            h = nnx.relu(layer(h))
+        return self.last(h)
+
+
+def test_from_function_distils_an_analytic_teacher_into_another_network():
+    schedule = edm(sigma_min=0.02, sigma_max=5.0)
+    teacher = from_function(mixture_mean, schedule=schedule, prediction="x0")
+    student = from_function(edm_mlp, schedule=schedule, prediction="x0")
+    samples = distill(
+        Players(teacher, student, student),
+        jnp.asarray(CENTERS),
+        init_mlp(jax.random.key(2)),
+        student_times=(5.0,),
+        denoising_weight="edm",
+        **NO_GAN,
+    )
+    assert_covers_the_ring(samples)
+
+
+def test_from_linen_distils_a_flow_with_a_gan():
+    module = LinenNet()
+    denoiser = from_linen(
+        module, schedule=rectified_flow(), prediction="flow", features_method="features"
+    )
+    params = module.init(jax.random.key(2), jnp.zeros((1, 2)), jnp.zeros(1), None)["params"]
+    teacher = train_teacher(denoiser, params, weight="eps", steps=2000)
+    samples = distill(
+        Players(denoiser, denoiser, denoiser, HEAD),
+        teacher,
+        teacher,
+        student_times=(1.0,),
+        denoising_weight="eps",
+        **GAN,
+    )
+    assert_covers_the_ring(samples)
+
+
+def test_from_nnx_distils_a_discrete_v_network():
+    schedule = discrete_vp(betas="linear", beta_start=1e-4, beta_end=0.02)
+    denoiser, params = from_nnx(NnxNet(nnx.Rngs(0)), schedule=schedule, prediction="v")
+    teacher = train_teacher(denoiser, params, weight="eps", steps=2000)
+    samples = distill(
+        Players(denoiser, denoiser, denoiser),
+        teacher,
+        teacher,
+        student_times=(999,),
+        denoising_weight="eps",
+        **NO_GAN,
+    )
+    assert_covers_the_ring(samples)
