@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dmd2_jax.config import ConfigError, apply_overrides, load_config, parse_overrides
 from dmd2_jax.version import __version__
@@ -264,7 +265,8 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from dmd2_jax.evaluate import evaluate_run, metrics_table
 
-    metrics = evaluate_run(arguments.workdir, seed=arguments.seed)
+    cache = Path(arguments.workdir) / "classifier"
+    metrics = evaluate_run(arguments.workdir, seed=arguments.seed, cache=cache)
     print(metrics_table(metrics))
     print(f"figures: {arguments.workdir}/metrics.json")
 

@@ -35,7 +35,9 @@ __all__ = [
     "NAME",
     "TeacherConfig",
     "TeacherState",
+    "compile_step",
     "init_teacher_state",
+    "teacher_batch",
     "teacher_loss",
     "teacher_step",
     "train",
@@ -170,7 +172,7 @@ def teacher_step(
     """
     loss = functools.partial(teacher_loss, x0_fn=x0_fn, denoiser=denoiser, config=config)
     gradient, metrics = jax.grad(loss, has_aux=True)(state.params, x_0, cond, key)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
     taken = (state.step - state.skipped).astype(jnp.float32)
     lr = config.lr * (jnp.minimum(1.0, (taken + 1.0) / config.warmup) if config.warmup else 1.0)
@@ -209,17 +211,17 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
     resumed = open_run(
         workdir, "train-teacher", plain(config), may_differ=RESUME_MAY_DIFFER, dry_run=dry_run
     )
-    step = _compiled_step(recipe)
+    step = compile_step(recipe)
     print(parameter_table({"teacher": shapes.params}), flush=True)
     if dry_run:
-        x_0, cond = jax.eval_shape(lambda: _batch(recipe, 0))
+        x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
         jax.eval_shape(step, shapes, x_0, cond, jax.random.key(0))
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
     root = jax.random.key(config.seed)
 
     def advance(state: TeacherState, i: int) -> tuple[TeacherState, dict[str, Any]]:
-        x_0, cond = shard_batch(_batch(recipe, i), mesh)
+        x_0, cond = shard_batch(teacher_batch(recipe, i), mesh)
         return step(state, x_0, cond, stream_key(root, "teacher", i))
 
     with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
@@ -250,7 +252,8 @@ def _adam() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-def _compiled_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Array]]]:
+def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Array]]]:
+    """Return `teacher_step` with a recipe's settings, jitted: (state, x_0, cond, key), donating."""
     family, teacher = recipe.family, recipe.config.teacher
     names = {field.name for field in dataclasses.fields(TeacherConfig)} - {"sigma_data"}
     config = TeacherConfig(
@@ -265,7 +268,8 @@ def _compiled_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str
     return jax.jit(step, donate_argnums=0)
 
 
-def _batch(recipe: Recipe, i: int) -> tuple[Array, PyTree]:
+def teacher_batch(recipe: Recipe, i: int) -> tuple[Array, PyTree]:
+    """Return (x_0 [b, h, w, c], cond) of step `i`: a function of (config, data, i) alone."""
     config = recipe.config
     batch = data.batch_at(recipe.dataset, i, batch_size=config.teacher.batch_size, seed=config.seed)
     return data.to_model(batch["image"]), one_hot(batch["label"], recipe.family.num_classes)

@@ -115,9 +115,8 @@ HEAVY = (
     "torch",
     "diffusers",
     "transformers",
-    "orbax.checkpoint",
+    "orbax",
     "sklearn",
-    "scipy.linalg",
     "matplotlib",
     "PIL",
     "tqdm",
@@ -139,9 +138,7 @@ def imported_modules(code: str) -> set[str]:
 
 
 def test_library_import_is_light() -> None:
-    baseline = imported_modules("import jax, flax.linen, optax, einops, jaxtyping")
-    added = imported_modules(f"import {LIGHT}") - baseline
-    assert sorted(added & set(HEAVY)) == []
+    assert sorted(imported_modules(f"import {LIGHT}") & set(HEAVY)) == []
 
 
 def test_config_import_knows_no_jax() -> None:

@@ -15,11 +15,14 @@ from dmd2_jax.typing import Array, Float, Params, PyTree, expand
 
 __all__ = ["guide", "guided_x0"]
 
+Scale = float | int | np.generic | Float[Array, ""] | Float[Array, " b"]
+"""A guidance scale w: one number, or one a sample."""
+
 
 def guide(
     x_0_cond: Float[Array, "b ..."],
     x_0_uncond: Float[Array, "b ..."],
-    w: float | Float[Array, ""] | Float[Array, " b"],
+    w: Scale,
 ) -> Float[Array, "b ..."]:
     """Extrapolate from the unconditional to the conditional prediction.
 
@@ -45,7 +48,7 @@ def guide(
 
 
 def guided_x0(
-    denoiser: Denoiser, w: float | Float[Array, ""] | Float[Array, " b"] | None
+    denoiser: Denoiser, w: Scale | None
 ) -> Callable[[Params, Array, Array, PyTree], Array]:
     """Wrap a denoiser's x0 with guidance, one pass over a doubled batch.
 

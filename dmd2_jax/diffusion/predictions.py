@@ -99,7 +99,7 @@ def from_x0(
 
 
 def edm_scalings(
-    sigma: Float[Array, " b"], sigma_data: float
+    sigma: Float[Array, " b"], sigma_data: float | int
 ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
     """Compute the four scalings of EDM's preconditioning.
 
@@ -127,7 +127,7 @@ def edm_to_x0(
     prediction: Float[Array, "b ..."],
     x_t: Float[Array, "b ..."],
     sigma: Float[Array, " b"],
-    sigma_data: float,
+    sigma_data: float | int,
 ) -> Float[Array, "b ..."]:
     """Convert the inner network's output F of an EDM-preconditioned model to x_0.
 
@@ -156,7 +156,7 @@ def edm_from_x0(
     x_0: Float[Array, "b ..."],
     x_t: Float[Array, "b ..."],
     sigma: Float[Array, " b"],
-    sigma_data: float,
+    sigma_data: float | int,
 ) -> Float[Array, "b ..."]:
     """Convert x_0 to the inner network's output F (inverse of `edm_to_x0`).
 

@@ -10,7 +10,7 @@ Every sampler is `sampler(x0_fn, params, noise, cond, *, times, ...)`:
 - Stochastic samplers take either `key` or, to fix the noise, `step_noise` [n, ...].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from dmd2_jax.typing import Array, Float, Key, Params, PyTree
 __all__ = ["ddim", "edm_stochastic", "euler_flow", "heun", "sampling_times"]
 
 X0Function = Callable[[Params, Array, Array, PyTree], Array]
+Times = np.ndarray | Sequence[int | float]
 
 
 def heun(
@@ -31,7 +32,7 @@ def heun(
     noise: Float[Array, "b ..."],
     cond: PyTree,
     *,
-    times: np.ndarray,
+    times: Times,
 ) -> Float[Array, "b ..."]:
     """Solve EDM's probability-flow ODE with Heun's second-order method.
 
@@ -62,11 +63,11 @@ def edm_stochastic(
     noise: Float[Array, "b ..."],
     cond: PyTree,
     *,
-    times: np.ndarray,
-    s_churn: float,
-    s_min: float = 0.0,
-    s_max: float = float("inf"),
-    s_noise: float = 1.0,
+    times: Times,
+    s_churn: float | int,
+    s_min: float | int = 0.0,
+    s_max: float | int = float("inf"),
+    s_noise: float | int = 1.0,
     step_noise: Float[Array, "n b ..."] | None = None,
     key: Key | None = None,
 ) -> Float[Array, "b ..."]:
@@ -114,8 +115,8 @@ def ddim(
     cond: PyTree,
     *,
     schedule: Schedule,
-    times: np.ndarray,
-    eta: float = 0.0,
+    times: Times,
+    eta: float | int = 0.0,
     step_noise: Float[Array, "n b ..."] | None = None,
     key: Key | None = None,
 ) -> Float[Array, "b ..."]:
@@ -173,7 +174,7 @@ def euler_flow(
     noise: Float[Array, "b ..."],
     cond: PyTree,
     *,
-    times: np.ndarray,
+    times: Times,
 ) -> Float[Array, "b ..."]:
     """Solve the ODE of a rectified flow with Euler's method.
 
@@ -240,7 +241,7 @@ def _edm_scan(
     times: np.ndarray,
     gamma: np.ndarray,
     noise_at: Callable[[Array], Array] | None,
-    s_noise: float = 1.0,
+    s_noise: float | int = 1.0,
 ) -> Array:
     """Run Heun's method as one scan over the 2 n - 1 network calls.
 
@@ -278,7 +279,7 @@ def _edm_scan(
 
 
 def _ddim_table(
-    schedule: Schedule, times: np.ndarray, eta: float
+    schedule: Schedule, times: np.ndarray, eta: float | int
 ) -> tuple[dict[str, np.ndarray], float]:
     """Compute DDIM's scalars a step in float64, and the scale of the first noise."""
     t = times.astype(schedule.levels.dtype)
@@ -342,13 +343,13 @@ def _step_noise(
     return lambda step: step_noise[step]
 
 
-def _check_times(times: np.ndarray, last: float | None = None) -> np.ndarray:
-    times = np.asarray(times, np.float64)
-    decreasing = times.ndim == 1 and len(times) >= 2 and bool(np.all(np.diff(times) < 0))
-    if not decreasing or (last is not None and times[-1] != last):
+def _check_times(times: Times, last: float | None = None) -> np.ndarray:
+    grid = np.asarray(times, np.float64)
+    decreasing = grid.ndim == 1 and len(grid) >= 2 and bool(np.all(np.diff(grid) < 0))
+    if not decreasing or (last is not None and grid[-1] != last):
         end = "" if last is None else f" that ends in {last:g}"
         raise ValueError(
             f"times={times} must be a decreasing grid [n + 1]{end}; "
             "try karras_sigmas(18) or sampling_times(schedule, 50)."
         )
-    return times
+    return grid

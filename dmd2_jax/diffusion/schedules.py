@@ -18,9 +18,9 @@ __all__ = ["add_noise", "discrete_vp", "edm", "karras_sigmas", "rectified_flow"]
 
 def edm(
     *,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    sigma_min: float | int = 0.002,
+    sigma_max: float | int = 80.0,
+    rho: float | int = 7.0,
     num_levels: int = 1000,
 ) -> Schedule:
     """Build the variance-exploding schedule of EDM, whose time is sigma itself.
@@ -53,8 +53,8 @@ def edm(
 def discrete_vp(
     *,
     betas: str = "scaled_linear",
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
+    beta_start: float | int = 0.00085,
+    beta_end: float | int = 0.012,
     num_levels: int = 1000,
 ) -> Schedule:
     """Build the variance-preserving schedule of DDPM and Stable Diffusion over integer times.
@@ -103,7 +103,7 @@ def discrete_vp(
     )
 
 
-def rectified_flow(*, shift: float = 1.0, num_levels: int = 1000) -> Schedule:
+def rectified_flow(*, shift: float | int = 1.0, num_levels: int = 1000) -> Schedule:
     """Build the straight-line schedule of rectified flow.
 
     x_t = (1 - t) x_0 + t eps. Levels are t_i = s u_i / (1 + (s - 1) u_i) of the uniform grid
@@ -162,7 +162,11 @@ def add_noise(
 
 
 def karras_sigmas(
-    num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    num_steps: int,
+    *,
+    sigma_min: float | int = 0.002,
+    sigma_max: float | int = 80.0,
+    rho: float | int = 7.0,
 ) -> np.ndarray:
     """Compute the descending noise levels of EDM's samplers, with the final 0.
 

@@ -189,8 +189,12 @@ def _matmul_kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
     tall = _shifted(x, axis=1, taps=kh, low=top, length=g.shape[1])
     # Taps of g run backwards: entry j is tap kw - 1 - j.
     wide = _shifted(g, axis=2, taps=kw, low=kw - 1 - left, length=x.shape[2])
-    pixels = ((0, 1, 2), (0, 1, 2))
-    gradient = lax.dot_general(tall, wide, (pixels, ((), ())), preferred_element_type=_SUM)
+    # Behind the barrier the product reads both matrices as they lie; without it XLA fuses a slow
+    # transposition into the concatenation.
+    tall, wide = lax.optimization_barrier(
+        (tall.reshape(-1, tall.shape[3]), wide.reshape(-1, wide.shape[3]))
+    )
+    gradient = lax.dot_general(tall, wide, (((0,), (0,)), ((), ())), preferred_element_type=_SUM)
     gradient = gradient.reshape(kh, c, kw, d)[:, :, ::-1].transpose(0, 2, 1, 3)
     return gradient.astype(x.dtype)
 

@@ -18,6 +18,7 @@ from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.conv import conv2d
 from dmd2_jax.typing import Array, Float, Key
 
+
 class Init(NamedTuple):
     """Initial values: gain * scale(fans) * variates of U(-1, 1) or N(0, 1).
 

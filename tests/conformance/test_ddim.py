@@ -91,7 +91,7 @@ def test_to_x0_equals_the_recorded_prediction(recorded):
 
 def test_ddim_step_of_the_leading_grid_equals_the_recorded(recorded):
     arrays, schedule = recorded
-    first, second = arrays["ddim_leading_timesteps_50"][:2]
+    times = arrays["ddim_leading_timesteps_50"][:2]
 
     eps = nhwc(arrays["step_model_outputs"][0])
 
@@ -99,5 +99,5 @@ def test_ddim_step_of_the_leading_grid_equals_the_recorded(recorded):
         return to_x0("eps", eps, x_t, schedule.alpha(t), schedule.sigma(t))
 
     noise = nhwc(arrays["step_sample0"])
-    x = ddim(x0_fn, None, noise, None, schedule=schedule, times=[first, second])
+    x = ddim(x0_fn, None, noise, None, schedule=schedule, times=times)
     assert relative(nchw(x), arrays["ddim_leading50_first_prev_sample"]) < TOLERANCE

@@ -23,11 +23,12 @@ def toy_x0(params, x_t, t, cond):
     return jnp.tanh(params * x_t + cond) / (1.0 + 0.1 * t.astype(jnp.float32)[:, None])
 
 
-def inputs(n=0, dtype=np.float32):
+def inputs(n=0):
     rng = np.random.default_rng(0)
-    noise = rng.standard_normal((4, 3)).astype(dtype)
+    noise = rng.standard_normal((4, 3)).astype(np.float32)
     cond = rng.standard_normal((4, 3)).astype(np.float32)
-    return np.float32(0.8), noise, cond, rng.standard_normal((n, 4, 3)).astype(np.float32)
+    fresh = rng.standard_normal((n, 4, 3)).astype(np.float32)
+    return np.float32(0.8), jnp.asarray(noise), jnp.asarray(cond), jnp.asarray(fresh)
 
 
 def network(params, x, t, cond, dtype=np.float32):
@@ -37,7 +38,7 @@ def network(params, x, t, cond, dtype=np.float32):
 
 
 def heun_loop(params, noise, cond, times, gammas, fresh, s_noise):
-    x = noise.astype(np.float64) * times[0]
+    x = np.asarray(noise, np.float64) * times[0]
     for i, (t, t_next) in enumerate(pairwise(times)):
         t_hat = t + gammas[i] * t
         x = x + np.sqrt(t_hat**2 - t**2) * s_noise * fresh[i]
@@ -51,7 +52,7 @@ def heun_loop(params, noise, cond, times, gammas, fresh, s_noise):
 
 
 def ddim_loop(params, noise, cond, alphas, sigmas, times, eta, fresh):
-    x = noise.astype(np.float64)
+    x = np.asarray(noise, np.float64)
     for i in range(len(times) - 1):
         a, s, a_next, s_next = alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1]
         x_0 = network(params, x, times[i], cond, np.int32)
@@ -150,7 +151,7 @@ def test_ddim_gives_x0_fn_times_of_the_schedules_dtype():
 def test_euler_flow_equals_velocity_loop():
     params, noise, cond, _ = inputs()
     times = sampling_times(rectified_flow(shift=3.0), 6)
-    x = noise.astype(np.float64)
+    x = np.asarray(noise, np.float64)
     for t, t_next in pairwise(times):
         velocity = (x - network(params, x, t, cond)) / t
         x = x + (t_next - t) * velocity
@@ -159,9 +160,9 @@ def test_euler_flow_equals_velocity_loop():
 
 
 def test_heun_converges_with_order_two():
-    noise = np.ones((1, 1))
     errors = []
     with jax.enable_x64(True):
+        noise = jnp.ones((1, 1), jnp.float64)
         for n in (32, 64, 128):
             times = karras_sigmas(n, sigma_min=1e-3, sigma_max=10.0)
             x_0 = heun(gaussian_x0(edm()), None, noise, None, times=times)
@@ -172,7 +173,7 @@ def test_heun_converges_with_order_two():
 
 
 def test_euler_flow_converges_with_order_one():
-    noise = np.ones((1, 1))
+    noise = jnp.ones((1, 1))
     errors = []
     for n in (32, 64, 128):
         times = np.linspace(1.0, 0.0, n + 1)
@@ -183,7 +184,7 @@ def test_euler_flow_converges_with_order_one():
 
 def test_ddim_converges_with_order_one():
     schedule = discrete_vp()
-    noise = np.ones((1, 1))
+    noise = jnp.ones((1, 1))
     beta = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alpha_squared = np.cumprod(1 - beta)
     variance = alpha_squared * DATA_STD**2 + 1 - alpha_squared
@@ -224,7 +225,7 @@ def test_stochastic_samplers_give_the_data_distribution(sampler):
 def test_ddim_key_equals_explicit_noise_of_that_key(eta):
     params, noise, cond, _ = inputs()
     key = jax.random.key(5)
-    fresh = np.stack([jax.random.normal(jax.random.fold_in(key, i), (4, 3)) for i in range(3)])
+    fresh = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), (4, 3)) for i in range(3)])
     run = partial(
         ddim, toy_x0, params, noise, cond, schedule=discrete_vp(), times=[900, 500, 200, -1],
         eta=eta,
@@ -257,7 +258,9 @@ def test_samplers_state_follows_noise_and_network_stays_float32():
     times = karras_sigmas(3)
     assert heun(x0_fn, None, jnp.ones((1, 2), jnp.bfloat16), None, times=times).dtype == jnp.float32
     with jax.enable_x64(True):
-        assert heun(x0_fn, None, np.ones((1, 2)), None, times=times).dtype == jnp.float64
+        assert (
+            heun(x0_fn, None, jnp.ones((1, 2), jnp.float64), None, times=times).dtype == jnp.float64
+        )
     assert seen == [(jnp.float32, jnp.float32)] * 2
 
 
@@ -275,8 +278,8 @@ def test_sampling_times_are_trailing(schedule, num_steps, expected):
     np.testing.assert_allclose(sampling_times(schedule, num_steps), expected, rtol=1e-6)
 
 
-NOISE = np.ones((2, 3), np.float32)
-STEP_NOISE = np.ones((2, 2, 3), np.float32)
+NOISE = jnp.ones((2, 3))
+STEP_NOISE = jnp.ones((2, 2, 3))
 VP = {"schedule": discrete_vp(), "times": [999, 500, -1]}
 
 
@@ -286,7 +289,7 @@ VP = {"schedule": discrete_vp(), "times": [999, 500, -1]}
         (heun, {"times": [1.0, 0.5]}, "that ends in 0"),
         (heun, {"times": [1.0, 2.0, 0.0]}, "must be a decreasing grid"),
         (heun, {"times": [0.0]}, "must be a decreasing grid"),
-        (heun, {"times": [[1.0, 0.0]]}, "must be a decreasing grid"),
+        (heun, {"times": np.array([[1.0, 0.0]])}, "must be a decreasing grid"),
         (heun, {"times": [float("nan"), 0.0]}, "must be a decreasing grid"),
         (edm_stochastic, {"times": [1.0, 0.5, 0.0], "s_churn": -1.0}, "s_churn=-1.0 must be >= 0"),
         (edm_stochastic, {"times": [1.0, 0.5, 0.0], "s_churn": 1.0}, "got neither of step_noise"),

@@ -1,4 +1,4 @@
-"""One-step students of a 2-D mixture: eight Gaussians on a ring, through each adapter.
+"""One-step students of a 2-D mixture: six Gaussians on a ring, through each adapter.
 
 A one-step student that has collapsed, kept its initial blob or copied the teacher's first
 estimate (the ring's centre) fails both demands: every mode gets its share, and samples lie on
@@ -30,9 +30,10 @@ from dmd2_jax.families.adapters import from_function, from_linen, from_nnx
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.runtime.random import stream_key
 
-ANGLES = 2 * np.pi * np.arange(8) / 8
+MODES = 6
+ANGLES = 2 * np.pi * np.arange(MODES) / MODES
 CENTERS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
-STD = 0.1  # of one mode; neighbours are 0.77 apart
+STD = 0.1  # of one mode; neighbours are 1 apart
 DATA_STD = float(np.sqrt(0.5 + STD**2))
 WIDTH, BATCH, K, CYCLES = 64, 256, 2, 2500
 DISTILL = {
@@ -49,6 +50,7 @@ DISTILL = {
     "weight_decay": 0.0,
     "ema_decays": (0.99,),
 }
+VP = discrete_vp(betas="linear", beta_start=1e-4, beta_end=0.02)
 NO_GAN = {"gan_generator_weight": None, "gan_critic_weight": None}
 GAN = {"gan_generator_weight": 0.1, "gan_critic_weight": 0.1}
 
@@ -63,7 +65,7 @@ def shares_and_precision(x):
     """Return the part of the samples on each mode (within 3 std of it), and on any."""
     distance = np.linalg.norm(np.asarray(x)[:, None] - CENTERS, axis=2)
     near = distance.min(axis=1) < 3 * STD
-    return np.bincount(distance.argmin(axis=1)[near], minlength=8) / len(x), near.mean()
+    return np.bincount(distance.argmin(axis=1)[near], minlength=MODES) / len(x), near.mean()
 
 
 def embed(x, u):
@@ -98,7 +100,7 @@ def train_teacher(denoiser: Denoiser, params, *, weight: str, steps: int):
     return train((params, optimizer.init(params)))[0]
 
 
-def distill(players: Players, teacher, student, *, cycles: int = CYCLES, **settings):
+def distill(players: Players, teacher, student, **settings):
     """Run the public cycle and return 4000 samples of the student's average."""
     config = DistillConfig(**{**DISTILL, **settings})
     root, head = jax.random.key(0), None
@@ -107,7 +109,7 @@ def distill(players: Players, teacher, student, *, cycles: int = CYCLES, **setti
     state = init_state(config, generator=student, critic=student, discriminator=head)
     cycle = make_cycle(players, config)
     batches = jax.jit(lambda key: draw_data(key, K, BATCH))
-    for i in range(cycles):
+    for i in range(CYCLES):
         real = Samples(batches(stream_key(root, "data", i)), None) if config.has_gan else None
         batch = CycleBatch(real=real, fake_cond=None)
         state, _ = cycle(state, teacher, batch, stream_key(root, "cycle", i))
@@ -127,17 +129,21 @@ HEAD = Discriminator(
 
 
 def assert_covers_the_ring(samples):
-    """Demand 3 % of the samples on every mode and 90 % on some (a plain ring has 78 %)."""
+    """Demand half its share of samples on every mode, and 85 % of the samples on some mode.
+
+    A ring of the right radius without modes has 60 % on some mode; these students reach 90 to
+    95 %, their teachers 95 %. One smooth step from one Gaussian always leaves a few in between.
+    """
     shares, precision = shares_and_precision(samples)
-    assert shares.min() >= 0.03, (shares, precision)
-    assert precision >= 0.9, (shares, precision)
+    assert shares.min() >= 0.5 / MODES, (shares, precision)
+    assert precision >= 0.85, (shares, precision)
 
 
 def init_mlp(key):
     sizes = [15, WIDTH, WIDTH, WIDTH, 2]
     shapes = list(pairwise(sizes))
     return [
-        {"w": jax.random.normal(k, shape) / np.sqrt(shape[0] / 2), "b": jnp.zeros(shape[1])}
+        {"w": jax.random.normal(k, shape) / np.sqrt(shape[0]), "b": jnp.zeros(shape[1])}
         for k, shape in zip(jax.random.split(key, len(shapes)), shapes, strict=True)
     ]
 
@@ -177,7 +183,7 @@ class LinenNet(linen.Module):
 
 
 class NnxNet(nnx.Module):
-    """Predicts v, at integer times."""
+    """Predicts v; told the noise-to-signal ratio of its integer time."""
 
     def __init__(self, rngs):
         sizes = [15, WIDTH, WIDTH, WIDTH]
@@ -185,7 +191,7 @@ class NnxNet(nnx.Module):
         self.last = nnx.Linear(WIDTH, 2, rngs=rngs)
 
     def __call__(self, x_t, t, cond):
-        h = embed(x_t, t / 500.0 - 1.0)
+        h = embed(x_t, jnp.log(VP.sigma(t) / VP.alpha(t)) / 4)
         for layer in self.layers:
             h = nnx.relu(layer(h))
         return self.last(h)
@@ -200,6 +206,7 @@ def test_from_function_distils_an_analytic_teacher_into_another_network():
         jnp.asarray(CENTERS),
         init_mlp(jax.random.key(2)),
         student_times=(5.0,),
+        dm_range=(0.02, 0.7),
         denoising_weight="edm",
         **NO_GAN,
     )
@@ -225,14 +232,14 @@ def test_from_linen_distils_a_flow_with_a_gan():
 
 
 def test_from_nnx_distils_a_discrete_v_network():
-    schedule = discrete_vp(betas="linear", beta_start=1e-4, beta_end=0.02)
-    denoiser, params = from_nnx(NnxNet(nnx.Rngs(0)), schedule=schedule, prediction="v")
+    denoiser, params = from_nnx(NnxNet(nnx.Rngs(0)), schedule=VP, prediction="v")
     teacher = train_teacher(denoiser, params, weight="eps", steps=2000)
     samples = distill(
         Players(denoiser, denoiser, denoiser),
         teacher,
         teacher,
         student_times=(999,),
+        dm_range=(0.01, 0.4),  # the times at which modes are apart
         denoising_weight="eps",
         **NO_GAN,
     )

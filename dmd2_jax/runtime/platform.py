@@ -1,0 +1,146 @@
+"""What has to be set before JAX touches a device: XLA's CPU flags and the compilation cache."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import jax
+import jaxlib.version
+
+CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "-individual_convolution"}
+"""XLA's options for this package's programs on CPU: name -> value."""
+
+TESTED_JAXLIB = frozenset({"0.10.2"})
+"""Versions of jaxlib known to take every one of `CPU_FLAGS`; others are asked first."""
+
+_DEFAULT = "<user cache>"
+_PROBE_SECONDS = 120
+
+
+def prepare_backend(*, compilation_cache: str | None = _DEFAULT) -> None:
+    """Set the fastest safe XLA options and keep compiled programs on disk.
+
+    Call it once, before the first array or device is used. On CPU it adds `CPU_FLAGS` to the
+    environment's XLA_FLAGS; a flag that is there already stays as the user set it. XLA ends the
+    process when it meets a flag that it does not know, so for a jaxlib that is not in
+    `TESTED_JAXLIB` the flags are first tried in a process of their own, and the answer is kept
+    in the user's cache folder. Where JAX will use, or might find, an accelerator (no
+    JAX_PLATFORMS=cpu and a GPU or TPU plugin installed), no flag is set.
+
+    Args:
+      compilation_cache: folder of compiled programs; None: do not keep any. By default
+        `dmd2_jax/xla` in the user's cache folder (XDG_CACHE_HOME or ~/.cache). The environment
+        variable JAX_COMPILATION_CACHE_DIR, where set, wins.
+
+    Warns:
+      UserWarning: if a backend is already in use (nothing is changed then), or the folder of the
+        compilation cache cannot be written (compiled programs are not kept then).
+    """
+    if _backend_in_use():
+        warnings.warn(
+            "prepare_backend() was called after JAX's first use of a device, expected before; "
+            "CPU flags and compilation cache stay as they are. Call it earlier.",
+            stacklevel=2,
+        )
+        return
+    if _runs_on_cpu():
+        _add_cpu_flags()
+    if compilation_cache is not None:
+        _keep_compiled_programs(compilation_cache)
+
+
+def user_cache() -> pathlib.Path:
+    """Return the folder of this package in the user's cache: XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return pathlib.Path(base) / "dmd2_jax"
+
+
+def _backend_in_use() -> bool:
+    # JAX has no public question for this; a version that moves it is treated as "not yet".
+    from jax._src import xla_bridge
+
+    return getattr(xla_bridge, "backends_are_initialized", lambda: False)()
+
+
+def _runs_on_cpu() -> bool:
+    platforms = jax.config.jax_platforms
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    namespace = importlib.util.find_spec("jax_plugins")
+    return not plugins and namespace is None and importlib.util.find_spec("libtpu") is None
+
+
+def _add_cpu_flags() -> None:
+    present = os.environ.get("XLA_FLAGS", "")
+    wanted = [f"--{name}={value}" for name, value in CPU_FLAGS.items() if name not in present]
+    if wanted and _accepts(wanted):
+        os.environ["XLA_FLAGS"] = " ".join([present, *wanted]).strip()
+
+
+def _accepts(flags: list[str]) -> bool:
+    """Return whether this jaxlib takes the flags; asked once for each version, then remembered."""
+    version = jaxlib.version.__version__
+    if version in TESTED_JAXLIB:
+        return True
+    memory = user_cache() / "accepted_flags.json"
+    question = f"{version} {' '.join(flags)}"
+    try:
+        answers = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        answers = {}
+    if isinstance(answers, dict) and isinstance(answers.get(question), bool):
+        return answers[question]
+    answer = _probe(flags)
+    try:
+        _write_whole(memory, json.dumps({question: answer}))
+    except OSError:
+        pass  # Asked again next time.
+    return answer
+
+
+def _probe(flags: list[str]) -> bool:
+    environment = dict(os.environ, XLA_FLAGS=" ".join(flags), JAX_PLATFORMS="cpu")
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, timeout=_PROBE_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """Write a file so that another process reads the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _keep_compiled_programs(folder: str) -> None:
+    if jax.config.jax_compilation_cache_dir is None:
+        path = user_cache() / "xla" if folder == _DEFAULT else pathlib.Path(folder)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            warnings.warn(
+                f"compilation_cache={str(path)!r} cannot be written ({error}), expected a "
+                "writable folder; programs are compiled anew in every run. Set "
+                "JAX_COMPILATION_CACHE_DIR to another folder.",
+                stacklevel=3,
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,249 @@
+"""Properties that both U-Nets share, on networks of a few thousand parameters."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from dmd2_jax.networks import layers
+from dmd2_jax.networks.adm_unet import AdmUNet
+from dmd2_jax.networks.initialise import init_variables
+from dmd2_jax.networks.song_unet import SongUNet
+from dmd2_jax.networks.unet_block import BlockInits, UNetBlock
+
+SMALL = {
+    "resolution": 8,
+    "image_channels": 1,
+    "label_dim": 3,
+    "model_channels": 8,
+    "channel_mult": (1, 2),
+    "num_blocks": 1,
+    "attention_resolutions": (4,),
+}
+INITS = BlockInits(layers.FAN_IN, layers.FAN_IN, layers.FAN_IN, layers.FAN_IN)
+NCSNPP = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "resample_filter": (1, 3, 3, 1),
+    "channel_mult_noise": 2,
+}
+BLOCKS = 10  # residual blocks of each network below: 3 in the encoder, 7 in the decoder
+NETWORKS = {
+    "adm": functools.partial(AdmUNet, **SMALL),
+    "ddpmpp": functools.partial(SongUNet, **SMALL),
+    "ncsnpp": functools.partial(SongUNet, **SMALL, **NCSNPP),
+}
+
+
+def inputs(batch=2, resolution=8, channels=1, label_dim=3):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((batch, resolution, resolution, channels)).astype(np.float32)
+    noise_labels = random.standard_normal(batch).astype(np.float32)
+    labels = np.eye(label_dim, dtype=np.float32)[np.arange(batch) % label_dim]
+    return jnp.asarray(x), jnp.asarray(noise_labels), jnp.asarray(labels)
+
+
+def perturbed(module, resolution=8):
+    """Variables in which no layer is trivial, as the zero initial ones would be."""
+    variables = init_variables(module, jax.random.key(0), *inputs(resolution=resolution))
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda p: p + 0.1 * random.standard_normal(p.shape, np.float32), variables)
+
+
+def count(jaxpr, primitive):
+    """Count a primitive in a jaxpr and all that it calls."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == primitive
+        for inner in jaxprs_in_params(equation.params):
+            total += count(inner, primitive)
+    return total
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    return NETWORKS[request.param]
+
+
+def test_remat_gives_the_same_gradients():
+    shape = {**SMALL, "resolution": 4, "channel_mult": (1,)}
+    args = inputs(resolution=4)
+    params = perturbed(AdmUNet(**shape), resolution=4)
+
+    def gradients(remat):
+        apply = AdmUNet(**shape, remat=remat).apply
+        return jax.jit(jax.grad(lambda params: jnp.sum(apply(params, *args) ** 2)))(params)
+
+    plain, remat = gradients(False), gradients(True)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max()), plain, remat
+    )
+
+
+def test_remat_recomputes_blocks(network):
+    args = inputs()
+    params = jax.eval_shape(network().init, jax.random.key(0), *args)
+    jaxprs = [
+        jax.make_jaxpr(network(remat=remat).apply)(params, *args).jaxpr for remat in (False, True)
+    ]
+    remats = [count(jaxpr, "remat2") + count(jaxpr, "checkpoint") for jaxpr in jaxprs]
+    assert remats == [0, BLOCKS]
+
+
+def test_bfloat16_is_close_to_float32(network):
+    params, args = perturbed(network()), inputs()
+    expected = network().apply(params, *args)
+    actual = network(dtype=jnp.bfloat16).apply(params, *args)
+    assert actual.dtype == jnp.float32
+    error = jnp.linalg.norm(actual - expected) / jnp.linalg.norm(expected)
+    assert 1e-5 < error < 3e-2  # bfloat16 rounds at 4e-3
+
+
+def test_bottleneck_is_that_of_the_whole_pass_without_its_decoder(network):
+    module, args = network(), inputs()
+    params = perturbed(module)
+    _, expected = module.apply(params, *args, method="call_with_bottleneck")
+    alone = functools.partial(module.apply, method="bottleneck")
+    np.testing.assert_allclose(alone(params, *args), expected, rtol=1e-5, atol=1e-6)
+    decoder = [name for name in params["params"] if name.startswith(("dec_", "out_"))]
+    shortened = {
+        **params,
+        "params": {k: v for k, v in params["params"].items() if k not in decoder},
+    }
+    jaxpr = jax.make_jaxpr(alone)(shortened, *args)  # would raise if a decoder layer were visited
+    assert jaxpr.out_avals[0].shape == expected.shape == (2, 4, 4, 16)
+
+
+def test_missing_label_equals_zero_label(network):
+    module, (x, noise_labels, labels) = network(), inputs()
+    params = perturbed(module)
+    np.testing.assert_allclose(
+        module.apply(params, x, noise_labels, None),
+        module.apply(params, x, noise_labels, jnp.zeros_like(labels)),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_dim": 0},
+        {"channel_mult": (1, 1, 3), "attention_resolutions": ()},
+        {"channel_mult": (2,), "image_channels": 3},
+        {"resolution": 4, "num_blocks": 2, "augment_dim": 9},
+    ],
+)
+def test_call_returns_an_image_for_any_shape_of_network(network, changes):
+    module = network(**changes)
+    size, channels = module.resolution, module.image_channels
+    x, noise_labels, labels = inputs(resolution=size, channels=channels)
+    labels = labels if module.label_dim else None
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, noise_labels, labels)
+    output, bottleneck = jax.eval_shape(
+        functools.partial(module.apply, method="call_with_bottleneck"),
+        variables,
+        x,
+        noise_labels,
+        labels,
+    )
+    smallest = size >> (len(module.channel_mult) - 1)
+    assert output.shape == x.shape
+    assert bottleneck.shape == (2, smallest, smallest, 8 * module.channel_mult[-1])
+
+
+def test_dropout_acts_in_every_block_and_only_with_a_key(network):
+    module, args = network(dropout=0.5), inputs()
+    params = jax.eval_shape(module.init, jax.random.key(0), *args)
+    without_key = jax.make_jaxpr(module.apply)(params, *args)
+    assert str(without_key) == str(jax.make_jaxpr(network().apply)(params, *args))
+    with_key = jax.make_jaxpr(
+        lambda params, key: module.apply(params, *args, rngs={"dropout": key})
+    )(params, jax.random.key(0))
+    assert count(with_key.jaxpr, "random_bits") == BLOCKS
+
+
+def test_dropout_zeroes_half_of_what_the_second_convolution_sees():
+    block = UNetBlock(8, INITS, dropout=0.5)
+    x, embedding = jnp.ones((1, 8, 8, 8)), jnp.ones((1, 4))
+    _, seen = block.apply(
+        block.init(jax.random.key(0), x, embedding),
+        x,
+        embedding,
+        rngs={"dropout": jax.random.key(1)},
+        capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+        mutable=["intermediates"],
+    )
+    (dropped,) = jax.tree.leaves(seen)
+    assert 0.4 < float((dropped == 0).mean()) < 0.6
+
+
+@pytest.mark.parametrize("channels, heads", [(32, 0), (64, 1), (128, 2)])
+def test_adm_attends_with_one_head_per_64_channels(channels, heads):
+    module = AdmUNet(**{**SMALL, "model_channels": channels, "channel_mult": (1,), "resolution": 4})
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs(resolution=4))
+    assert ("qkv" in shapes["params"]["enc_4x4_block0"]) == (heads > 0)
+    jaxpr = jax.make_jaxpr(module.apply)(shapes, *inputs(resolution=4))
+    logits = {str(e.outvars[0].aval.shape) for e in jaxpr.eqns if e.primitive.name == "dot_general"}
+    assert (str((2, heads, 16, 16)) in logits) == (heads > 0)
+
+
+def test_init_variables_has_the_shapes_of_module_init(network):
+    module, args = network(), inputs()
+    expected = jax.eval_shape(module.init, jax.random.key(0), *args)
+    actual = init_variables(module, jax.random.key(0), *args)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_equal((a.shape, a.dtype), (e.shape, e.dtype)),
+        actual,
+        expected,
+    )
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.Conv(40), (1, 5, 5, 20)),
+        (
+            layers.Conv(40, kernel_init=layers.Init(0.1, "both"), bias_init=layers.ZEROS),
+            (1, 5, 5, 20),
+        ),
+        (layers.Linear(50, kernel_init=layers.Init(fan="none", distribution="normal")), (1, 60)),
+        (layers.GroupNorm(2), (1, 8)),
+        (layers.FourierEmbedding(2000), (1,)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_init_variables_has_the_distribution_of_the_layers_init(layer, shape):
+    x = jnp.ones(shape)
+    expected = jax.tree.leaves(layer.init(jax.random.key(0), x))
+    actual = jax.tree.leaves(init_variables(layer, jax.random.key(0), x))
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a.std(), e.std(), rtol=0.3 if a.size < 100 else 0.06)
+        np.testing.assert_allclose(a.mean(), e.mean(), atol=0.6 * float(e.std()))
+        assert float(jnp.abs(a).max()) <= 1.3 * float(jnp.abs(e).max())
+
+
+def test_init_variables_refuses_other_layers():
+    with pytest.raises(ValueError, match="'kernel' belongs to a Dense"):
+        init_variables(nn.Dense(2), jax.random.key(0), jnp.ones((1, 3)))
+
+
+def test_init_variables_is_a_function_of_the_key():
+    module, args = NETWORKS["adm"](), inputs()
+    first, again, other = (
+        init_variables(module, jax.random.key(seed), *args)["params"]["map_layer0"]["kernel"]
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_init_variables_can_be_traced():
+    module, args = NETWORKS["adm"](), inputs()
+    traced = jax.eval_shape(lambda key: init_variables(module, key, *args), jax.random.key(0))
+    assert jax.tree.structure(traced) == jax.tree.structure(perturbed(module))

@@ -1,0 +1,155 @@
+"""The loop of every training command, on a state of one number."""
+
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints
+from dmd2_jax.runtime.loop import (
+    CHECKPOINTS,
+    DivergedError,
+    check_room,
+    run_loop,
+    start_or_resume,
+)
+from dmd2_jax.runtime.metrics import read_metrics
+from dmd2_jax.runtime.preemption import Interrupted
+from dmd2_jax.runtime.run_folder import RunFolderError
+
+LOG = {"every": 2, "grid_every": 4, "checkpoint_every": 3}
+SHAPES = {"x": jax.ShapeDtypeStruct((), jnp.float32)}
+
+
+@jax.jit
+def step(state: dict, i: jax.Array) -> dict:
+    return {"x": state["x"] * 0.5 + i}
+
+
+class Run:
+    """A run of `total` steps in `workdir`, like a training command's."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.workdir = workdir
+        self.drawn: list[int] = []
+        self.taken: list[int] = []
+
+    def to(self, total: int, at: dict[int, signal.Signals] | None = None, skip: int = 99) -> float:
+        """Run to `total` steps; `at` sends a signal in a step, updates fail from `skip` on."""
+
+        def advance(state: dict, i: int) -> tuple[dict, dict]:
+            self.taken.append(i)
+            if at and i in at:
+                os.kill(os.getpid(), at[i])
+            state = step(state, jnp.float32(i))
+            return state, {"x": state["x"], "skipped_updates": max(0, i + 1 - skip)}
+
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        with Checkpoints(self.workdir / CHECKPOINTS, keep=2) as checkpoints:
+            state, start = start_or_resume(
+                checkpoints, SHAPES, lambda: {"x": jnp.float32(1.0)}, sharding
+            )
+            state = run_loop(
+                advance,
+                state,
+                start=start,
+                total=total,
+                workdir=self.workdir,
+                checkpoints=checkpoints,
+                log=LOG,
+                unit="step",
+                images_per_step=1,
+                draw=lambda state, done: self.drawn.append(done),
+                shown=("x",),
+            )
+        return float(state["x"])
+
+    def checkpoints(self) -> list[int]:
+        with Checkpoints(self.workdir / CHECKPOINTS, read_only=True) as checkpoints:
+            return checkpoints.all_steps()
+
+    def rows(self) -> list[dict]:
+        return read_metrics(self.workdir / "metrics.jsonl")
+
+
+def test_run_loop_reports_draws_and_saves_on_time(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.to(9)
+    assert run.taken == list(range(9))
+    assert [row["step"] for row in run.rows()] == [2, 4, 6, 8, 9]
+    assert run.drawn == [4, 8, 9]
+    assert run.checkpoints() == [6, 9]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_run_loop_saves_when_asked_to_stop(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted, match="after step 5 of 9; saved in .* To resume:\n") as caught:
+        run.to(9, at={4: number})
+    assert caught.value.exit_code == code
+    assert run.checkpoints()[-1] == 5
+
+
+def test_run_loop_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    whole, stopped = Run(tmp_path / "a"), Run(tmp_path / "b")
+    for run in (whole, stopped):
+        run.workdir.mkdir()
+    expected = whole.to(9)
+    with pytest.raises(Interrupted):
+        stopped.to(9, at={4: signal.SIGINT})
+    assert stopped.to(9) == expected
+    assert stopped.taken == whole.taken
+    assert {row["step"]: row["x"] for row in whole.rows()}.items() <= {
+        row["step"]: row["x"] for row in stopped.rows()
+    }.items()
+
+
+def test_run_loop_at_its_end_has_nothing_to_do(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.to(4) == run.to(4)
+    assert run.taken == [0, 1, 2, 3]
+
+
+def test_run_loop_stops_when_updates_are_skipped(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(DivergedError, match="1 of the last 2 updates before step 6"):
+        run.to(9, skip=5)
+    assert run.checkpoints() == [3]
+
+
+def test_run_loop_passes_on_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.to(3)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    import orbax.checkpoint as ocp
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
+    with pytest.raises(CheckpointError, match=r"No space left.*\[3\] are untouched: free some"):
+        run.to(9)
+    monkeypatch.undo()
+    assert run.checkpoints() == [3]
+    assert run.to(9) == Run.to(Run(tmp_path / "fresh"), 9)
+
+
+def test_check_room_counts_the_checkpoints_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dmd2_jax.runtime.run_folder.shutil.disk_usage",
+        lambda path: type("Usage", (), {"free": 2_500_000}),
+    )
+    state = {"w": jax.ShapeDtypeStruct((250_000,), jnp.float32)}  # 1 MB
+    check_room(tmp_path, state, keep=1)
+    with pytest.raises(RunFolderError, match=r"expected at least 4 MB for 4 more checkpoints"):
+        check_room(tmp_path, state, keep=3)
+    for number in (1, 2):
+        (tmp_path / CHECKPOINTS / str(number)).mkdir(parents=True)
+    check_room(tmp_path, state, keep=3)

@@ -1,0 +1,111 @@
+"""Every recipe in configs/: traced at full size, and one real step of it shrunk."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dmd2_jax import data
+from dmd2_jax.config import apply_overrides, load_config
+from dmd2_jax.data import ImageDataset
+from dmd2_jax.distill import make_cycle
+from dmd2_jax.recipe import Recipe, build_family, check
+from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.train_student import build_players, cycle_batch, distill_config, initial_state
+from dmd2_jax.train_teacher import compile_step, init_teacher_state, teacher_batch
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+
+SHRUNK = {
+    "model.model_channels": "8",
+    "model.channel_mult": "1,1",
+    "model.num_blocks": "1",
+    "model.attention_resolutions": "4",
+    "data.resolution": "8",
+    "model.resolution": "8",
+    "distill.batch_size": "4",
+    "distill.critic_turns": "2",
+    "distill.gan_head_channels": "8",
+    "teacher.batch_size": "4",
+}
+
+
+def recipe_of(config: ConfigDict) -> Recipe:
+    """Return the recipe with random images in place of its files."""
+    check(config)
+    size, channels, classes = (
+        config.model.resolution,
+        config.model.image_channels,
+        max(1, config.model.num_classes),
+    )
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (16, size, size, channels)).astype(np.uint8)
+    labels = random.randint(0, classes, 16).astype(np.int32)
+    dataset = ImageDataset(images, labels, classes, config.name)
+    return Recipe(config, build_family(config), dataset, make_mesh({"data": 1}))
+
+
+@pytest.fixture(params=NAMES)
+def config(request: pytest.FixtureRequest) -> ConfigDict:
+    return load_config(request.param)
+
+
+def test_config_is_named_as_its_file(config: ConfigDict, request: pytest.FixtureRequest) -> None:
+    assert config.name == request.node.callspec.params["config"]
+    assert config.is_locked
+
+
+def test_config_states_its_commands(request: pytest.FixtureRequest, config: ConfigDict) -> None:
+    text = (ROOT / "configs" / f"{config.name}.py").read_text()
+    for command in ("train-teacher", "distill", "evaluate"):
+        assert f"dmd2 {command}" in text
+
+
+def test_config_matches_its_data(config: ConfigDict) -> None:
+    if config.data.path and not Path(config.data.path).exists():
+        pytest.skip(f"{config.data.path} is not on this machine")
+    dataset = data.load(config.data, "test")
+    expected = (config.model.resolution, config.model.image_channels, config.model.num_classes)
+    assert (dataset.resolution, dataset.channels, dataset.num_classes) == expected
+
+
+def test_config_traces_at_full_size(config: ConfigDict) -> None:
+    recipe = recipe_of(config)
+    params = recipe.family.param_shapes()
+    x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
+    state = jax.eval_shape(init_teacher_state, params)
+    after, _ = jax.eval_shape(compile_step(recipe), state, x_0, cond, jax.random.key(0))
+    assert after == state
+
+    players, settings = build_players(config, recipe.family), distill_config(config, recipe.family)
+    state = jax.eval_shape(
+        lambda p: initial_state(players, settings, recipe.family, p, jax.random.key(0)), params
+    )
+    batch = jax.eval_shape(lambda: cycle_batch(recipe, 0))
+    cycle = make_cycle(players, settings)
+    after, metrics = jax.eval_shape(cycle, state, params, batch, jax.random.key(0))
+    assert after == state
+    assert metrics["critic_loss"].shape == (config.distill.critic_turns,)
+
+
+def test_config_runs_one_step_shrunk(config: ConfigDict) -> None:
+    apply_overrides(config, SHRUNK)
+    recipe = recipe_of(config)
+    params = recipe.family.init(jax.random.key(0))
+    _, metrics = compile_step(recipe)(
+        init_teacher_state(params), *teacher_batch(recipe, 0), jax.random.key(1)
+    )
+    assert np.isfinite(metrics["denoising_loss"])
+
+    players, settings = build_players(config, recipe.family), distill_config(config, recipe.family)
+    state = initial_state(players, settings, recipe.family, params, jax.random.key(2))
+    state, metrics = make_cycle(players, settings)(
+        state, params, cycle_batch(recipe, 0), jax.random.key(3)
+    )
+    assert int(state.step.critic) == config.distill.critic_turns
+    assert int(metrics["skipped_updates"]) == 0
+    for name, value in metrics.items():
+        assert np.isfinite(value).all(), name

@@ -1,0 +1,174 @@
+"""Distillation as a run: its folder, its resumption, its batches and its pairs."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dmd2_jax.config import apply_overrides
+from dmd2_jax.recipe import Recipe, open_recipe, weights_file
+from dmd2_jax.runtime.metrics import read_metrics
+from dmd2_jax.train_student import (
+    build_players,
+    cycle_batch,
+    distill_config,
+    initial_state,
+    make_pairs,
+)
+from tests.tiny import distill_words, dmd2, get_config, student_run, teacher_run
+
+
+def recipe(**overrides: str) -> Recipe:
+    config = get_config()
+    apply_overrides(config, {name.replace("__", "."): text for name, text in overrides.items()})
+    return open_recipe(config, config.distill.batch_size)
+
+
+def test_distill_writes_the_run_folder() -> None:
+    names = {path.name for path in student_run().iterdir()}
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "grid_0000004.png",
+        "metrics.jsonl",
+        "student.safetensors",
+        "student_ema_0.9.safetensors",
+    }
+    rows = read_metrics(student_run() / "metrics.jsonl")
+    assert [row["generator_turns"] for row in rows] == [1, 2, 3, 4]
+    assert [row["critic_turns"] for row in rows] == [2, 4, 6, 8]
+
+
+def test_distill_moves_the_student_away_from_the_teacher() -> None:
+    teacher = load_file(teacher_run() / "teacher.safetensors")
+    student = load_file(student_run() / "student.safetensors")
+    average = load_file(student_run() / "student_ema_0.9.safetensors")
+    assert teacher.keys() == student.keys() == average.keys()
+    name = "model.out_conv.weight"
+    moved = np.abs(student[name] - teacher[name]).max()
+    # Four AdamW steps of 1e-4: each moves a weight by the rate, give or take the weight decay.
+    assert 1e-4 < moved < 6e-4
+    assert not np.array_equal(average[name], student[name])
+
+
+def test_distill_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    assert dmd2(*distill_words(tmp_path, "--config.distill.cycles=2")) == 0
+    assert dmd2(*distill_words(tmp_path)) == 0
+    for name in ("student.safetensors", "student_ema_0.9.safetensors", "metrics.jsonl"):
+        assert (tmp_path / name).read_bytes() == (student_run() / name).read_bytes(), name
+
+
+def test_distill_with_regression_keeps_its_pairs_for_the_resumed_run(tmp_path: Path) -> None:
+    words = distill_words(
+        tmp_path,
+        "--config.distill.regression_weight=0.25",
+        "--config.distill.gan_generator_weight=None",
+        "--config.distill.gan_critic_weight=None",
+    )
+    assert dmd2(*words, "--config.distill.cycles=1") == 0
+    pairs = tmp_path / "teacher_pairs.npz"
+    made = pairs.stat().st_mtime_ns
+    assert dmd2(*words, "--config.distill.cycles=2") == 0
+    assert pairs.stat().st_mtime_ns == made
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert len(rows) == 2
+    assert all(np.isfinite(row["regression_loss"]) for row in rows)
+    assert "gan_generator_loss" not in rows[0]
+
+
+def test_initial_state_copies_the_teacher_to_both_players() -> None:
+    it = recipe()
+    teacher = it.family.load(weights_file(str(teacher_run()), "teacher.safetensors"))
+    players, settings = build_players(it.config, it.family), distill_config(it.config, it.family)
+    state = initial_state(players, settings, it.family, teacher, jax.random.key(0))
+    for params in (state.generator.params, state.critic.params, *state.ema):
+        for got, expected in zip(jax.tree.leaves(params), jax.tree.leaves(teacher), strict=True):
+            np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+
+
+def test_distill_config_takes_every_value_of_the_same_name() -> None:
+    it = recipe(distill__critic_turns="3", optim__critic_lr="0.5", distill__dm_range="0.1,0.9")
+    settings = distill_config(it.config, it.family)
+    assert (settings.critic_turns, settings.critic_lr) == (3, 0.5)
+    assert settings.dm_range == (0.1, 0.9)
+    assert settings.sample_shape == (8, 8, 1)
+    assert settings.total_turns == 4 * 3
+
+
+def test_cycle_batch_continues_one_stream_of_real_images() -> None:
+    it = recipe()
+    many = recipe(distill__critic_turns="4")
+    first, second = (np.asarray(cycle_batch(it, i).real.x_0) for i in (0, 1))
+    np.testing.assert_array_equal(
+        np.concatenate([first, second]), np.asarray(cycle_batch(many, 0).real.x_0)
+    )
+    assert first.shape == (2, 8, 8, 8, 1)
+    assert first.min() >= -1
+    assert first.max() <= 1
+
+
+def test_cycle_batch_uniform_labels_do_not_follow_the_real_ones() -> None:
+    batch = cycle_batch(recipe(distill__batch_size="1000"), 3)
+    fake, real = np.asarray(batch.fake_cond), np.asarray(batch.real.cond)
+    assert fake.shape == real.shape == (2, 1000, 10)
+    np.testing.assert_allclose(fake.sum(axis=(0, 1)) / 2000, 0.1, atol=0.03)
+    assert np.mean((fake * real).sum(-1)) == pytest.approx(0.1, abs=0.03)
+
+
+def test_cycle_batch_real_labels_are_the_real_images_own() -> None:
+    batch = cycle_batch(recipe(distill__fake_labels="real"), 3)
+    np.testing.assert_array_equal(np.asarray(batch.fake_cond), np.asarray(batch.real.cond))
+
+
+def test_cycle_batch_reads_no_real_images_where_no_loss_needs_them() -> None:
+    without = {"distill__gan_generator_weight": "None", "distill__gan_critic_weight": "None"}
+    assert cycle_batch(recipe(**without), 0).real is None
+    noised = {"distill__backward_simulation": "False", "distill__student_times": "80,1"}
+    assert cycle_batch(recipe(**without, **noised), 0).real is not None
+
+
+def test_make_pairs_are_the_teachers_own_samples(tmp_path: Path) -> None:
+    it = recipe()
+    teacher = it.family.load(weights_file(str(teacher_run()), "teacher.safetensors"))
+    pairs = make_pairs(it, teacher, tmp_path / "pairs.npz")
+    assert pairs.noise.shape == pairs.x_0.shape == (20, 8, 8, 1)
+    # Heun's method with two steps, by hand, on the first pair.
+    low, high = it.config.schedule.sigma_min, it.config.schedule.sigma_max
+    cond = jax.nn.one_hot(pairs.labels[:1], 10)
+
+    def slope(x: np.ndarray, t: float) -> np.ndarray:
+        x_0 = it.family.denoiser.x0(teacher, jnp.float32(x), jnp.float32([t]), cond)
+        return (x - np.asarray(x_0)) / t
+
+    x = pairs.noise[:1] * high
+    first = slope(x, high)
+    euler = x + (low - high) * first
+    x = x + (low - high) * 0.5 * (first + slope(euler, low))
+    x = x - low * slope(x, low)
+    np.testing.assert_allclose(pairs.x_0[:1], x, rtol=1e-3, atol=1e-3)
+
+
+def test_make_pairs_replaces_a_damaged_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = recipe()
+    teacher = it.family.load(weights_file(str(teacher_run()), "teacher.safetensors"))
+    path = tmp_path / "pairs.npz"
+    pairs = make_pairs(it, teacher, path)
+    path.write_bytes(path.read_bytes()[:100])
+    again = make_pairs(it, teacher, path)
+    assert "are refused" in caplog.text
+    np.testing.assert_array_equal(again.x_0, pairs.x_0)
+    np.testing.assert_array_equal(make_pairs(it, teacher, path).x_0, pairs.x_0)
+
+
+def test_config_json_holds_the_command_and_the_whole_config() -> None:
+    record = json.loads((student_run() / "config.json").read_text())
+    assert record["command"] == "distill"
+    assert record["config"]["teacher"]["weights"] == str(teacher_run())
+    assert record["config"]["optim"]["ema_decays"] == [0.9]

@@ -1,0 +1,93 @@
+"""A recipe that compiles and runs in seconds, and the runs made from it, made once.
+
+It is a config file as those in configs/: `--config=tests/tiny.py`.
+"""
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+RECIPE = Path(__file__).resolve()
+
+
+def get_config() -> ConfigDict:
+    """Return the config."""
+    config = common.get_config()
+    config.name = "tiny"
+    config.model.model_channels = 8
+    config.model.channel_mult = (1,)
+    config.model.attention_resolutions = ()
+    config.teacher.steps = 6
+    config.teacher.batch_size = 8
+    config.teacher.warmup = 2
+    config.teacher.sampler_steps = 2
+    config.distill.cycles = 4
+    config.distill.batch_size = 8
+    config.distill.critic_turns = 2
+    config.distill.gan_head_channels = 8
+    config.distill.regression_pairs = 20
+    config.optim.generator_lr = 1e-4
+    config.optim.critic_lr = 1e-4
+    config.optim.warmup = 0
+    config.optim.ema_decays = (0.9,)
+    config.mesh.data = 1
+    config.log.every = 1
+    config.log.grid_every = 4
+    config.log.checkpoint_every = 2
+    config.evaluate.num_samples = 60
+    config.evaluate.batch_size = 30
+    return config
+
+
+def dmd2(*words: str | Path) -> int:
+    """Run the command in this process; return its exit code."""
+    from dmd2_jax.main import main
+
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as stop:  # argparse
+        return int(stop.code or 0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below `folder`, to see that nothing was written."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def scratch() -> Path:
+    """Return a new folder that goes when the tests end."""
+    folder = Path(tempfile.mkdtemp(prefix="dmd2_tests_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def teacher_run() -> Path:
+    """Return the run folder of a trained teacher; do not change it."""
+    workdir = scratch() / "teacher"
+    assert dmd2("train-teacher", f"--config={RECIPE}", f"--workdir={workdir}") == 0
+    return workdir
+
+
+def distill_words(workdir: Path, *more: str) -> list[str]:
+    """Return the command line that distils that teacher into `workdir`."""
+    words = ["distill", f"--config={RECIPE}", f"--workdir={workdir}"]
+    return [*words, f"--config.teacher.weights={teacher_run()}", *more]
+
+
+@functools.cache
+def student_run() -> Path:
+    """Return the run folder of a distilled student; do not change it."""
+    workdir = scratch() / "student"
+    assert dmd2(*distill_words(workdir)) == 0
+    return workdir
