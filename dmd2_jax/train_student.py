@@ -237,10 +237,8 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
 
     def advance(state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
         whole = cycle_batch(recipe, i, pairs)
-        batch = CycleBatch(
-            *shard_batch((whole.real, whole.fake_cond), mesh, axis=1),
-            shard_batch(whole.pairs, mesh),
-        )
+        real, fake_cond = shard_batch((whole.real, whole.fake_cond), mesh, axis=1)
+        batch = CycleBatch(real, fake_cond, shard_batch(whole.pairs, mesh))
         return cycle(state, teacher_params, batch, stream_key(root, "cycle", i))
 
     with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dmd2_jax.runtime.metrics import read_metrics
-from tests.tiny import RECIPE, contents, distill_words, dmd2, student_run, teacher_run
+from tests.tiny import RECIPE, cache_folder, contents, distill_words, dmd2, student_run, teacher_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +27,12 @@ def python_m(*words: str | Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
+        },
     )
 
 

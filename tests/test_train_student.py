@@ -63,6 +63,17 @@ def test_distill_resumed_equals_never_stopped(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (student_run() / name).read_bytes(), name
 
 
+@pytest.mark.slow
+def test_distill_on_eight_devices_equals_one(tmp_path: Path) -> None:
+    more = ("--config.mesh.data=8", "--config.distill.cycles=1")
+    assert dmd2(*distill_words(tmp_path, *more)) == 0
+    expected = read_metrics(student_run() / "metrics.jsonl")[0]
+    (got,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert got.keys() == expected.keys()
+    for name in ("generator_loss", "critic_loss", "generator_grad_norm", "critic_grad_norm"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
 def test_distill_with_regression_keeps_its_pairs_for_the_resumed_run(tmp_path: Path) -> None:
     words = distill_words(
         tmp_path,

@@ -8,7 +8,10 @@ import functools
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs import common
@@ -49,10 +52,13 @@ def dmd2(*words: str | Path) -> int:
     """Run the command in this process; return its exit code."""
     from dmd2_jax.main import main
 
-    try:
-        return main([str(word) for word in words])
-    except SystemExit as stop:  # argparse
-        return int(stop.code or 0)
+    _keep_compiled_programs()
+    # The tests' own process has its backend already.
+    with mock.patch("dmd2_jax.runtime.platform.prepare_backend"):
+        try:
+            return main([str(word) for word in words])
+        except SystemExit as stop:  # argparse
+            return int(stop.code or 0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,6 +75,20 @@ def scratch() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="dmd2_tests_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Return the folder of the programs that the runs of these tests share."""
+    return scratch()
+
+
+@functools.cache
+def _keep_compiled_programs() -> None:
+    """Let a resumed run find the programs of the run before it, as the command does."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    compilation_cache.reset_cache()  # JAX looks for the folder once
 
 
 @functools.cache

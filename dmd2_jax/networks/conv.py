@@ -1,19 +1,11 @@
 """The 2-D convolution of every network, with gradients that are fast on CPU.
 
-XLA's CPU backend has no fast path for the two gradients of a convolution inside a loop (such as
-the `lax.scan` over critic turns): they are 5 to 500 times slower there than outside. On CPU this
-file therefore writes the convolution and both gradients as one matrix product each. Every other
-platform gets `lax.conv_general_dilated` and XLA's own gradients. The choice is made when a
-program is lowered, not when it is traced, so compiling ahead of time for a TPU on a host that
-has only a CPU takes the TPU's path.
-
-The usual matrix form (im2col) copies the image once a tap, kh * kw times. Here the taps are
-divided between the two sides: the horizontal ones lie beside each other on the input's channels,
-the vertical ones on the output's, so the input is copied kw times and the output kh times:
-
-    wide[r, s, (j, c)]  = x[r, s + j - left, c]
-    tall[r, s, (i, d)]  = sum_jc wide[r, s, (j, c)] kernel[i, j, c, d]
-    out[r, s, d]        = sum_i tall[r + i - top, s, (i, d)]
+XLA's CPU backend has no fast path for the gradients of a convolution inside a loop (such as the
+`lax.scan` over critic turns): they are 5 to 500 times slower there than outside. On CPU this file
+therefore writes both gradients as ordinary convolutions or matrix products, whichever is faster
+for the shape. Every other platform gets XLA's own gradients. The choice is made when a program
+is lowered, not when it is traced, so compiling ahead of time for a TPU on a host that has only a
+CPU takes the TPU's path.
 """
 
 import functools
@@ -26,6 +18,11 @@ from dmd2_jax.typing import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros around an image, ((top, bottom), (left, right)); a negative number crops."""
+
+# Measured on 2 cores (AVX-512): where the kernel's gradient is faster as one matrix product than
+# as a convolution. Numbers copied to make the product's two matrices, and batch size.
+_MAX_COPIED = 4_000_000
+_MAX_BATCH = 16
 
 
 def conv2d(
@@ -77,11 +74,8 @@ def _validate(x: Array, kernel: Array, stride: int, padding: Padding) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_cpu_conv, stride=stride, padding=padding),
-        default=functools.partial(_lax_conv, stride=stride, padding=padding),
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -101,22 +95,12 @@ def _backward(stride: int, padding: Padding, saved: tuple, g: Array) -> tuple[Ar
 _conv2d.defvjp(_forward, _backward)
 
 
-def _lax_conv(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
 def _lax_gradients(
     x: Array, kernel: Array, g: Array, *, stride: int, padding: Padding
 ) -> tuple[Array, Array]:
-    conv = functools.partial(_lax_conv, stride=stride, padding=padding)
+    # The undecorated function: differentiated by XLA's rules.
+    conv = functools.partial(_conv2d.fun, stride=stride, padding=padding)
     return jax.vjp(conv, x, kernel)[1](g)
-
-
-def _cpu_conv(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
-    x, kernel, padding = _without_stride(x, kernel, stride, padding)
-    return _matmul_conv(x, kernel, padding)
 
 
 def _cpu_gradients(
@@ -132,7 +116,7 @@ def _cpu_gradients(
     (top, bottom), (left, right) = padding
     flipped = kernel1[::-1, ::-1].swapaxes(2, 3)
     full = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-    return pull_back((_matmul_conv(g, flipped, full), _matmul_kernel_gradient(x1, g, padding)))
+    return pull_back((_conv2d.fun(g, flipped, 1, full), _kernel_gradient(x1, g, padding)))
 
 
 def _without_stride(
@@ -162,45 +146,47 @@ def _without_stride(
     return x, kernel, ((0, 0), (0, 0))
 
 
-def _matmul_conv(x: Array, kernel: Array, padding: Padding) -> Array:
-    """Convolve with stride 1 by the matrix product of this file's docstring."""
-    kh, kw, c, d = kernel.shape
+def _kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
+    """Return d/d kernel of sum(g * conv(x, kernel)) with stride 1, in the faster of two ways."""
     (top, bottom), (left, right) = padding
-    height = x.shape[1] + top + bottom - kh + 1
-    wide = _shifted(x, axis=2, taps=kw, low=left, length=x.shape[2] + left + right - kw + 1)
-    matrix = kernel.transpose(1, 2, 0, 3).reshape(kw * c, kh * d)
-    tall = lax.dot_general(wide, matrix, (((3,), (0,)), ((), ())), preferred_element_type=_SUM)
-    out = sum(
-        _window(tall[..., i * d : (i + 1) * d], axis=1, start=i - top, length=height)
-        for i in range(kh)
-    )
-    return out.astype(x.dtype)
-
-
-def _matmul_kernel_gradient(x: Array, g: Array, padding: Padding) -> Array:
-    """Return d/d kernel of sum(g * conv(x, kernel)) with stride 1.
-
-    gradient[i, j, c, d] = sum_brs x[b, r + i - top, s, c] g[b, r, s - j + left, d]
-    """
-    (top, bottom), (left, right) = padding
-    c, d = x.shape[3], g.shape[3]
     kh = x.shape[1] + top + bottom - g.shape[1] + 1
     kw = x.shape[2] + left + right - g.shape[2] + 1
+    copied = kh * x.size // x.shape[1] * g.shape[1] + kw * g.size // g.shape[2] * x.shape[2]
+    if (kh, kw) == (1, 1) or (copied <= _MAX_COPIED and x.shape[0] <= _MAX_BATCH):
+        return _kernel_gradient_as_product(x, g, kh, kw, padding)
+    # A convolution whose channels are the batch and whose kernel is g.
+    gradient = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient_as_product(x: Array, g: Array, kh: int, kw: int, padding: Padding) -> Array:
+    """Return the kernel's gradient as one matrix product over all pixels.
+
+        gradient[i, j, c, d] = sum_brs x[b, r + i - top, s, c] g[b, r, s - j + left, d]
+
+    The usual matrix form (im2col) copies x once a tap, kh * kw times. Here the vertical taps lie
+    beside each other on the channels of x and the horizontal ones on those of g, so x is copied
+    kh times and g kw times.
+    """
+    (top, _), (left, _) = padding
+    c, d = x.shape[3], g.shape[3]
     tall = _shifted(x, axis=1, taps=kh, low=top, length=g.shape[1])
     # Taps of g run backwards: entry j is tap kw - 1 - j.
     wide = _shifted(g, axis=2, taps=kw, low=kw - 1 - left, length=x.shape[2])
     # Behind the barrier the product reads both matrices as they lie; without it XLA fuses a slow
     # transposition into the concatenation.
-    tall, wide = lax.optimization_barrier(
-        (tall.reshape(-1, tall.shape[3]), wide.reshape(-1, wide.shape[3]))
+    tall, wide = lax.optimization_barrier((tall.reshape(-1, kh * c), wide.reshape(-1, kw * d)))
+    gradient = lax.dot_general(
+        tall, wide, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
     )
-    gradient = lax.dot_general(tall, wide, (((0,), (0,)), ((), ())), preferred_element_type=_SUM)
     gradient = gradient.reshape(kh, c, kw, d)[:, :, ::-1].transpose(0, 2, 1, 3)
     return gradient.astype(x.dtype)
-
-
-_SUM = jnp.float32
-"""The dtype of sums over channels and pixels."""
 
 
 def _shifted(x: Array, *, axis: int, taps: int, low: int, length: int) -> Array:

@@ -69,7 +69,7 @@ class GanHead(nn.Module):
 
         for _ in range(_num_stages(x.shape) if self.num_stages is None else self.num_stages):
             x = stage(x, 4, 2, 1)
-        x = stage(x, x.shape[1:3], 1, 0)
+        x = stage(x, (x.shape[1], x.shape[2]), 1, 0)
         return Conv(1, 1, name=str(place))(x)[:, 0, 0, 0]
 
 

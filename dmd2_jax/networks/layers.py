@@ -5,7 +5,9 @@ the softmax of the attention and the noise embeddings are float32 whatever `dtyp
 Images are NHWC, convolution kernels HWIO, linear kernels [in, out].
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -296,13 +298,12 @@ def downsample(
         pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
         size = pairs.shape[axis] - half + 1
         shape = [2 if i == axis + 1 else 1 for i in range(5)]
-        x = sum(
-            (
-                jax.lax.slice_in_dim(pairs, j, j + size, axis=axis)
-                * jnp.asarray(taps[2 * j : 2 * j + 2].reshape(shape), x.dtype)
-            ).sum(axis + 1)
+        parts = [
+            jax.lax.slice_in_dim(pairs, j, j + size, axis=axis)
+            * jnp.asarray(taps[2 * j : 2 * j + 2].reshape(shape), x.dtype)
             for j in range(half)
-        )
+        ]
+        x = functools.reduce(operator.add, [part.sum(axis + 1) for part in parts])
     return x
 
 
@@ -327,14 +328,14 @@ def upsample(
         size = x.shape[axis]
         padded = jnp.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(4)])
         shape = [2 if i == axis + 1 else 1 for i in range(5)]
-        pairs = 0.0
+        parts = []
         for shift in range(-reach, reach + 1):
             index = np.arange(2) - 2 * shift + half - 1
             inside = (index >= 0) & (index < len(taps))
             weights = np.where(inside, 2.0 * taps[np.clip(index, 0, len(taps) - 1)], 0.0)
             source = jax.lax.slice_in_dim(padded, shift + reach, shift + reach + size, axis=axis)
-            pairs += jnp.expand_dims(source, axis + 1) * jnp.asarray(
-                weights.reshape(shape), x.dtype
-            )
+            pair = jnp.asarray(weights.reshape(shape), x.dtype)
+            parts.append(jnp.expand_dims(source, axis + 1) * pair)
+        pairs = functools.reduce(operator.add, parts)
         x = pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
     return x
