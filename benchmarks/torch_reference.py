@@ -19,7 +19,7 @@ from typing import Any
 try:
     import torch
     from torch import Tensor, nn
-    from torch.nn import functional as F  # noqa: N812 (the name that every torch user expects)
+    from torch.nn import functional as F
 except ImportError as error:
     raise ImportError(
         "benchmarks/torch_reference.py needs PyTorch, which is not installed; "
@@ -112,7 +112,9 @@ class AdmUNet(nn.Module):
         self.map_layer1 = nn.Linear(embedding, embedding)
         self.map_label = nn.Linear(num_classes, embedding, bias=False) if num_classes else None
 
-        def block(inputs: int, outputs: int, size: int, *, attend: bool, resample: str = "") -> Block:
+        def block(
+            inputs: int, outputs: int, size: int, *, attend: bool, resample: str = ""
+        ) -> Block:
             attend = attend or (size in attention_resolutions and not resample)
             heads = outputs // CHANNELS_PER_HEAD if attend else 0
             return Block(inputs, outputs, embedding, resample=resample, heads=heads)
@@ -260,9 +262,7 @@ class Twin:
         )
 
 
-def karras_sigmas(
-    *, sigma_min: float, sigma_max: float, rho: float, num_levels: int
-) -> Tensor:
+def karras_sigmas(*, sigma_min: float, sigma_max: float, rho: float, num_levels: int) -> Tensor:
     """Return the ascending grid of noise levels [num_levels]."""
     ramp = torch.linspace(0, 1, num_levels)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)

@@ -83,13 +83,22 @@ def run_cycle(
     if config.first_turn_reuses_images:
         fakes = x_0[None] if fakes is None else jnp.concatenate([x_0[None], fakes])
 
-    def body(state: TrainState, inputs: tuple) -> tuple[TrainState, Metrics]:
+    # Only what the critic turns change is carried through the loop.
+    def body(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
+        step, critic, head = carry
         fake, real, critic_draws = inputs
-        return critic_turn(state, fake, real, critic_draws, players=players, config=config)
+        before = state._replace(step=step, critic=critic, discriminator=head)
+        after, metrics = critic_turn(
+            before, fake, real, critic_draws, players=players, config=config
+        )
+        return (after.step, after.critic, after.discriminator), metrics
 
-    state, critic_metrics = jax.lax.scan(
-        body, state, (Samples(fakes, batch.fake_cond), batch.real, draws.critic)
+    (step, critic, head), critic_metrics = jax.lax.scan(
+        body,
+        (state.step, state.critic, state.discriminator),
+        (Samples(fakes, batch.fake_cond), batch.real, draws.critic),
     )
+    state = state._replace(step=step, critic=critic, discriminator=head)
     counters = {
         "critic_turns": state.step.critic,
         "generator_turns": state.step.generator,

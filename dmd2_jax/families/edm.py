@@ -218,17 +218,24 @@ def _denoiser(
     image_shape: tuple[int, int, int],
     schedule: Schedule,
 ) -> Denoiser:
-    """Wrap the network F in EDM's preconditioning, all scalings float32."""
+    """Wrap the network F in EDM's preconditioning, all scalings float32.
 
+    The functions are jitted, so that a program which calls one several times traces and
+    differentiates the network once for each batch size; XLA inlines the calls.
+    """
+
+    @jax.jit
     def x0(params: Params, x_t: Array, t: Array, cond: Array | None) -> Array:
         sigma, scaled, noise_labels = _inputs(x_t, t, sigma_data, image_shape)
         raw = module.apply(params, scaled, noise_labels, cond)
         return edm_to_x0(raw, x_t, sigma, sigma_data)
 
+    @jax.jit
     def features(params: Params, x_t: Array, t: Array, cond: Array | None) -> tuple[Array]:
         _, scaled, noise_labels = _inputs(x_t, t, sigma_data, image_shape)
         return (module.apply(params, scaled, noise_labels, cond, method="bottleneck"),)
 
+    @jax.jit
     def x0_and_features(
         params: Params, x_t: Array, t: Array, cond: Array | None
     ) -> tuple[Array, tuple[Array]]:

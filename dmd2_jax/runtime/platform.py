@@ -1,5 +1,6 @@
 """What has to be set before JAX touches a device: XLA's CPU flags and the compilation cache."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -98,10 +99,8 @@ def _accepts(flags: list[str]) -> bool:
     if isinstance(answers, dict) and isinstance(answers.get(question), bool):
         return answers[question]
     answer = _probe(flags)
-    try:
+    with contextlib.suppress(OSError):  # Asked again next time.
         _write_whole(memory, json.dumps({question: answer}))
-    except OSError:
-        pass  # Asked again next time.
     return answer
 
 
