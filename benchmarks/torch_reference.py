@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "benchmarks/torch_reference.py needs PyTorch, which is not installed; "
-        "`pip install torch --index-url https://download.pytorch.org/whl/cpu`, or run the "
+        "`pip install torch`, or run the "
         "benchmark without the comparison."
     ) from error
 

@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     config.teacher.batch_size = 128
     config.teacher.lr = 1e-3
     config.teacher.warmup = 100
+    config.teacher.lr_schedule = "constant"  # constant | cosine (to 0 at the last step)
     config.teacher.ema_decay = 0.999
     config.teacher.p_mean = -1.2
     config.teacher.p_std = 1.2
@@ -74,7 +75,9 @@ def get_config() -> ConfigDict:
     config.distill.regression_weight = config_dict.placeholder(float)  # None: DMD2; 0.25: DMD
     config.distill.regression_pairs = 2000  # teacher ODE pairs made before the first cycle
     config.distill.guidance = config_dict.placeholder(float)  # teacher's u + w (c - u)
+    config.distill.train_critic = True  # False: no score matching; for GAN only
     config.distill.dm_range = (0.02, 0.98)  # of the schedule's levels
+    config.distill.gan_range = (0.0, 1.0)  # of the schedule's levels
     config.distill.denoising_weight = "edm"  # edm | eps | x0
     config.distill.gan_head_channels = 128
     config.distill.diffusion_gan = True  # False: the discriminator sees clean images
@@ -86,6 +89,7 @@ def get_config() -> ConfigDict:
     config.optim.generator_lr = 2e-6
     config.optim.critic_lr = 2e-6
     config.optim.warmup = 500  # counted in critic turns, for both players
+    config.optim.lr_schedule = "constant"  # constant | cosine (to 0 at the last cycle)
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8

@@ -18,14 +18,23 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.name = "digits"
 
-    config.teacher.steps = 1500
+    config.teacher.steps = 500
     config.teacher.lr = 2e-3
+    config.teacher.lr_schedule = "cosine"
+    config.teacher.warmup = 50
+    config.teacher.ema_decay = 0.995
 
-    config.distill.cycles = 300
+    config.distill.cycles = 250
+    config.distill.batch_size = 64
+    config.distill.shared_pass = True
+    config.distill.gan_generator_weight = 3e-2
+    config.distill.gan_critic_weight = 1e-1
     config.distill.gan_head_channels = 64
 
-    config.optim.generator_lr = 1e-4
-    config.optim.critic_lr = 1e-4
-    config.optim.warmup = 50
-    config.optim.ema_decays = (0.99,)
+    config.optim.generator_lr = 1e-3
+    config.optim.critic_lr = 1e-3
+    config.optim.lr_schedule = "cosine"
+    config.optim.warmup = 20
+    config.optim.b1 = 0.5
+    config.optim.ema_decays = (0.97,)
     return config

@@ -179,6 +179,8 @@ def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = N
         "model.dtype": ("float32", "bfloat16"),
         "distill.denoising_weight": ("edm", "eps", "x0"),
         "distill.fake_labels": ("uniform", "real"),
+        "optim.lr_schedule": ("constant", "cosine"),
+        "teacher.lr_schedule": ("constant", "cosine"),
     } | dict(choices or {})
     faults = [*_choice_faults(config, names), *_number_faults(config), *_time_faults(config)]
     if faults:
@@ -293,12 +295,13 @@ def _time_faults(config: ConfigDict) -> Iterator[str]:
             f"distill.student_times has {outside}, expected times within "
             f"[sigma_min, sigma_max] = [{low}, {high}]; the first step is usually {high}."
         )
-    span = tuple(config.distill.dm_range)
-    if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:
-        yield (
-            f"distill.dm_range={span}, expected (low, high) with 0 <= low < high <= 1, fractions "
-            f"of the schedule's levels; the paper's is (0.02, 0.98)."
-        )
+    for name, paper in (("dm_range", (0.02, 0.98)), ("gan_range", (0.0, 1.0))):
+        span = tuple(config.distill[name])
+        if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:
+            yield (
+                f"distill.{name}={span}, expected (low, high) with 0 <= low < high <= 1, fractions "
+                f"of the schedule's levels; the paper's is {paper}."
+            )
 
 
 def _choice_faults(config: ConfigDict, choices: Mapping[str, Sequence[str]]) -> Iterator[str]:

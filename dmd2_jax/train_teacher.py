@@ -56,6 +56,8 @@ class TeacherConfig:
     Attributes:
       lr: Adam's learning rate after the warm-up.
       warmup: steps of linear warm-up; 0 is none.
+      lr_schedule: after the warm-up: "constant" or "cosine" (to 0 at step `steps`).
+      steps: length of the whole training, for the cosine.
       ema_decay: of the average that is exported; min(decay, (1 + n) / (10 + n)) at step n.
       p_mean, p_std: ln sigma is normal with these.
       label_dropout: probability that a sample is trained without its condition, for guidance.
@@ -64,6 +66,8 @@ class TeacherConfig:
 
     lr: float = 1e-3
     warmup: int = 100
+    lr_schedule: str = "constant"
+    steps: int = 0
     ema_decay: float = 0.999
     p_mean: float = -1.2
     p_std: float = 1.2
@@ -175,7 +179,7 @@ def teacher_step(
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
     taken = (state.step - state.skipped).astype(jnp.float32)
-    lr = config.lr * (jnp.minimum(1.0, (taken + 1.0) / config.warmup) if config.warmup else 1.0)
+    lr = _learning_rate(config, taken)
     direction, opt_state = _adam().update(gradient, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - lr * d, state.params, direction)
     decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
@@ -246,6 +250,15 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         )
     _export(family, state, workdir)
     return workdir / NAME
+
+
+def _learning_rate(config: TeacherConfig, taken: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the rate of the next update after `taken` of them: warm-up, then the schedule."""
+    lr = config.lr * (jnp.minimum(1.0, (taken + 1.0) / config.warmup) if config.warmup else 1.0)
+    if config.lr_schedule == "cosine":
+        progress = (taken - config.warmup) / max(config.steps - config.warmup, 1)
+        lr *= 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+    return lr
 
 
 def _adam() -> optax.GradientTransformation:

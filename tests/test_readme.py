@@ -23,9 +23,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 @pytest.mark.slow
 def test_library_example_covers_all_modes(monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    denoiser = from_function(
-        edm_mlp, schedule=edm(sigma_min=0.02, sigma_max=5.0), prediction="x0"
-    )
+    denoiser = from_function(edm_mlp, schedule=edm(sigma_min=0.02, sigma_max=5.0), prediction="x0")
     params = train_teacher(denoiser, init_mlp(jax.random.key(2)), weight="edm", steps=2000)
     module = types.ModuleType("my_model")
     module.predict, module.teacher_params = edm_mlp, params

@@ -143,9 +143,9 @@ class DistillConfig:
             f"lr_schedule={self.lr_schedule!r} is unknown; choose one of {LR_SCHEDULES}.",
         )
         _require(
-            self.lr_schedule == "constant" or self.total_turns > self.warmup,
-            f"lr_schedule={self.lr_schedule!r} needs total_turns={self.total_turns} to be larger "
-            f"than warmup={self.warmup}; set it to cycles * critic_turns.",
+            self.lr_schedule == "constant" or self.total_turns > 0,
+            f"lr_schedule={self.lr_schedule!r} needs total_turns={self.total_turns} to be positive; "
+            "set it to cycles * critic_turns.",
         )
 
 

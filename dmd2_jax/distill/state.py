@@ -68,7 +68,7 @@ def learning_rate_factor(config: DistillConfig, critic_turns: Int[Array, ""]) ->
     turns = critic_turns.astype(jnp.float32)
     factor = jnp.minimum(1.0, turns / config.warmup) if config.warmup > 0 else jnp.float32(1.0)
     if config.lr_schedule == "cosine":
-        progress = (turns - config.warmup) / (config.total_turns - config.warmup)
+        progress = (turns - config.warmup) / max(config.total_turns - config.warmup, 1)
         factor *= 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
     return factor
 
