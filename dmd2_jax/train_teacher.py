@@ -254,7 +254,8 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
 
 def _learning_rate(config: TeacherConfig, taken: Float[Array, ""]) -> Float[Array, ""]:
     """Return the rate of the next update after `taken` of them: warm-up, then the schedule."""
-    lr = config.lr * (jnp.minimum(1.0, (taken + 1.0) / config.warmup) if config.warmup else 1.0)
+    warm = (taken + 1.0) / config.warmup if config.warmup else jnp.ones(())
+    lr = config.lr * jnp.minimum(1.0, warm)
     if config.lr_schedule == "cosine":
         progress = (taken - config.warmup) / max(config.steps - config.warmup, 1)
         lr *= 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))

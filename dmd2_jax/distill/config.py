@@ -144,8 +144,8 @@ class DistillConfig:
         )
         _require(
             self.lr_schedule == "constant" or self.total_turns > 0,
-            f"lr_schedule={self.lr_schedule!r} needs total_turns={self.total_turns} to be positive; "
-            "set it to cycles * critic_turns.",
+            f"lr_schedule={self.lr_schedule!r} needs total_turns={self.total_turns} to be "
+            "positive; set it to cycles * critic_turns.",
         )
 
 

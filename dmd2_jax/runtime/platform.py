@@ -70,7 +70,7 @@ def _backend_in_use() -> bool:
 
 
 def _runs_on_cpu() -> bool:
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms:
         return platforms.split(",")[0] == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -126,7 +126,7 @@ def _write_whole(path: pathlib.Path, text: str) -> None:
 
 
 def _keep_compiled_programs(folder: str) -> None:
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         path = user_cache() / "xla" if folder == _DEFAULT else pathlib.Path(folder)
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.distill.draws import Noising, level_bounds, noised
-from dmd2_jax.families import edm, state_dict
+from dmd2_jax.families import state_dict
 from dmd2_jax.losses.adversarial import (
     discriminator_adversarial_loss,
     generator_adversarial_loss,
