@@ -18,13 +18,13 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.name = "digits"
 
-    config.teacher.steps = 450
+    config.teacher.steps = 420
     config.teacher.lr = 2e-3
     config.teacher.lr_schedule = "cosine"
     config.teacher.warmup = 50
     config.teacher.ema_decay = 0.995
 
-    config.distill.cycles = 340
+    config.distill.cycles = 360
     config.distill.batch_size = 64
     config.distill.shared_pass = True
     config.distill.gan_generator_weight = 3e-2

@@ -182,8 +182,9 @@ def _kernel_gradient_as_product(x: Array, g: Array, kh: int, kw: int, padding: P
     # Behind the barrier the product reads both matrices as they lie; without it XLA fuses a slow
     # transposition into the concatenation.
     tall, wide = lax.optimization_barrier((tall.reshape(-1, kh * c), wide.reshape(-1, kw * d)))
+    sum_type = jnp.promote_types(x.dtype, jnp.float32)
     gradient = lax.dot_general(
-        tall, wide, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        tall, wide, (((0,), (0,)), ((), ())), preferred_element_type=sum_type
     )
     gradient = gradient.reshape(kh, c, kw, d)[:, :, ::-1].transpose(0, 2, 1, 3)
     return gradient.astype(x.dtype)

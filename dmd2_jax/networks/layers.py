@@ -247,21 +247,6 @@ class FourierEmbedding(nn.Module):
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def attention(
-    query: Float[Array, "b q heads d"],
-    key: Float[Array, "b k heads d"],
-    value: Float[Array, "b k heads d"],
-) -> Float[Array, "b q heads d"]:
-    """Attend: softmax(query key^T / sqrt(d)) value, the softmax in float32.
-
-    Source: Vaswani et al. 2017 (1706.03762), equation 1.
-    """
-    scaled = key / math.sqrt(key.shape[-1])
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, scaled, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-
 def _taps(resample_filter: Sequence[int]) -> np.ndarray:
     """Return the 1-D filter, scaled to sum 1, after checking that its length is even."""
     if not resample_filter or len(resample_filter) % 2:
@@ -291,6 +276,12 @@ def downsample(
     taps = _taps(resample_filter)
     half = len(taps) // 2
     pad = half - 1 if padding is None else padding
+    if len(taps) == 2 and taps[0] == taps[1] and not pad:  # a box: the mean of four pixels
+        b, h, w, c = x.shape
+        four = x.reshape(b, h // 2, 2, w // 2, 2, c)
+        return 0.25 * (
+            four[:, :, 0, :, 0] + four[:, :, 0, :, 1] + four[:, :, 1, :, 0] + four[:, :, 1, :, 1]
+        )
     for axis in (1, 2):
         if pad:
             x = jnp.pad(x, [(pad, pad) if i == axis else (0, 0) for i in range(4)])
@@ -323,6 +314,10 @@ def upsample(
     """
     taps = _taps(resample_filter)
     half = len(taps) // 2
+    if len(taps) == 2 and taps[0] == taps[1]:  # a box: each pixel four times
+        b, h, w, c = x.shape
+        four = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+        return four.reshape(b, 2 * h, 2 * w, c)
     reach = half // 2  # how far away an input sample can touch an output pair
     for axis in (1, 2):
         size = x.shape[axis]

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dmd2_jax.networks.attention import attention
 from dmd2_jax.networks.layers import (
     ZEROS,
     Conv,
     GroupNorm,
     Init,
     Linear,
-    attention,
     downsample,
     num_groups,
     upsample,

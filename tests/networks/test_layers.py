@@ -82,11 +82,6 @@ def test_fourier_embedding_gives_its_frequencies_no_gradient():
     np.testing.assert_array_equal(gradient["constants"]["freqs"], [0.0, 0.0])
 
 
-def test_attention_equals_definition():
-    q, k, v = (normal(2, 5, 3, 4, seed=s) for s in range(3))
-    np.testing.assert_allclose(layers.attention(q, k, v), reference.attention(q, k, v), atol=1e-6)
-
-
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 4), (1, 2, 3, 3, 2, 5)])
 def test_downsample_equals_definition(taps):
     x = normal(2, 8, 6, 3)

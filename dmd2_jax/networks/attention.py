@@ -1,0 +1,114 @@
+"""Multi-head attention whose memory traffic suits a CPU.
+
+XLA's CPU backend writes the gradient of a plain softmax attention with transposed copies of the
+[q, k] weights. On CPU this file recomputes the weights in the orientation that the products read
+(keys first), and takes the heads of large images one at a time, so that their weights stay in the
+cache. Every other platform gets the plain formula; the choice is made when a program is lowered.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dmd2_jax.typing import Array, Float
+
+# From this many weights a head on, heads are taken one at a time.
+_LARGE_HEAD = 1 << 18
+
+
+def attention(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+) -> Float[Array, "b q heads d"]:
+    """Attend: softmax(query key^T / sqrt(d)) value, the softmax in float32.
+
+    Differentiable once, in reverse mode; forward mode (`jax.jvp`) is not supported.
+
+    Source: Vaswani et al. 2017 (1706.03762), equation 1; the gradient's form is that of
+      FlashAttention (2205.14135), appendix B.
+    """
+    merged = [x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (query, key, value)]
+    out = _attention(*merged)
+    return out.reshape(query.shape[0], -1, *out.shape[1:]).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _attention(q: Array, k: Array, v: Array) -> Array:
+    return _forward(q, k, v)[0]
+
+
+def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    out, log_sum = lax.platform_dependent(q, k, v, cpu=_cpu_forward, default=_one_forward)
+    return out, (q, k, v, out, log_sum)
+
+
+def _backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
+    return lax.platform_dependent(*saved, g, cpu=_cpu_backward, default=_plain_backward)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _cpu_forward(*heads: Array) -> tuple[Array, Array]:
+    return _by_head(_one_forward, *heads)
+
+
+def _cpu_backward(*heads: Array) -> tuple[Array, Array, Array]:
+    return _by_head(_one_backward, *heads)
+
+
+def _by_head(function: Callable[..., Any], *heads: Array) -> Any:
+    """Apply a function of [n, ...] heads, to one head at a time where heads are large."""
+    if heads[0].shape[1] * heads[1].shape[1] < _LARGE_HEAD:
+        return function(*heads)
+
+    def one(head: tuple[Array, ...]) -> Any:
+        return jax.tree.map(lambda x: x[0], function(*(x[None] for x in head)))
+
+    return lax.map(one, heads)
+
+
+def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """Multiply each head's matrices along the given axes, summed in float32."""
+    dimensions = (((axis_a,), (axis_b,)), ((0,), (0,)))
+    sum_type = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, dimensions, preferred_element_type=sum_type)
+
+
+def _one_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Return the output [n, q, d] and the logits' log-sum-exp [n, q], float32."""
+    logits = _product(q * _scale(q), k, 2, 2)
+    largest = lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(-1, keepdims=True)
+    out = _product(weights.astype(v.dtype), v, 2, 1) / total
+    return out.astype(v.dtype), (largest + jnp.log(total))[..., 0]
+
+
+def _one_backward(
+    q: Array, k: Array, v: Array, out: Array, log_sum: Array, g: Array
+) -> tuple[Array, Array, Array]:
+    """Return the gradients with the weights laid out keys first, [n, k, q]."""
+    scaled = q * _scale(q)
+    weights = jnp.exp(_product(k, scaled, 2, 2) - log_sum[:, None])
+    inner = (out * g).astype(jnp.float32).sum(-1)
+    g_logits = (weights * (_product(v, g, 2, 2) - inner[:, None])).astype(q.dtype)
+    g_v = _product(weights.astype(q.dtype), g, 2, 1)
+    g_k = _product(g_logits, scaled, 2, 1)
+    g_q = _product(k.swapaxes(1, 2), g_logits, 2, 1).swapaxes(1, 2) * _scale(q)
+    return g_q.astype(q.dtype), g_k.astype(k.dtype), g_v.astype(v.dtype)
+
+
+def _plain_backward(
+    q: Array, k: Array, v: Array, out: Array, log_sum: Array, g: Array
+) -> tuple[Array, Array, Array]:
+    return jax.vjp(lambda *heads: _one_forward(*heads)[0], q, k, v)[1](g)
+
+
+def _scale(q: Array) -> Array:
+    return jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
