@@ -217,6 +217,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "folders teacher/ and student/.",
     )
     parser.add_argument("--workdir", default="runs/demo", metavar="DIR", help="default: runs/demo")
+    parser.add_argument("--config", default="digits", metavar="FILE", help="default: digits")
 
 
 def _classes(text: str) -> list[int]:
@@ -274,7 +275,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from dmd2_jax import demo
 
-    demo.run(arguments.workdir)
+    demo.run(arguments.workdir, config=arguments.config, overrides=arguments.overrides)
 
 
 if __name__ == "__main__":
