@@ -12,6 +12,7 @@ import pytest
 import setuptools
 
 ROOT = Path(__file__).resolve().parents[1]
+# These tests drive the Makefile itself; whoever runs pytest without make loses nothing else.
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
