@@ -2,10 +2,11 @@
 
 A source is a module with
 
-    load(path: str, split: str, resolution: int) -> ImageDataset
+    load(path: str, split: str, resolution: int, options: Options) -> Source
 
-where `split` is "train", "test" or "all". It is imported only when it is asked for, so its
-reader's libraries are too.
+where `split` is "train", "test" or "all", and whose docstring begins with the line that
+`dmd2 data` shows of it. One that takes more than its name, as in `tfds:mnist`, says what in a
+constant SPEC. It is imported only when it is asked for, so its reader's libraries are too.
 """
 
 import difflib
@@ -17,58 +18,94 @@ from ml_collections import ConfigDict
 from dmd2_jax.data.dataset import (
     Batch,
     ImageDataset,
+    MissingPackageError,
+    Options,
+    Source,
+    to_memory,
+    to_model,
+    to_uint8,
+)
+from dmd2_jax.data.stream import (
     batch_at,
     batches,
     batches_at,
+    batches_from,
     example_indices,
-    to_model,
-    to_uint8,
+    process_rows,
 )
 
 __all__ = [
     "Batch",
     "ImageDataset",
+    "MissingPackageError",
+    "Options",
+    "Source",
     "available",
     "batch_at",
     "batches",
     "batches_at",
+    "batches_from",
     "example_indices",
     "load",
+    "process_rows",
+    "summaries",
+    "to_memory",
     "to_model",
     "to_uint8",
 ]
 
-_NOT_SOURCES = frozenset({"dataset"})
+_NOT_SOURCES = frozenset({"dataset", "stream"})
 
 
 def available() -> list[str]:
     """List the names that `config.data.name` may have, in alphabetical order."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if name not in _NOT_SOURCES)
+    modules = (module for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return sorted(module.name for module in modules if module.name not in _NOT_SOURCES)
 
 
-def load(data_config: ConfigDict, split: str) -> ImageDataset:
+def summaries() -> dict[str, str]:
+    """Return what each source is, in a line: its name as it is written -> its summary."""
+    found = {}
+    for name in available():
+        source = importlib.import_module(f"{__name__}.{name}")
+        spec = getattr(source, "SPEC", "")
+        found[f"{name}:{spec}" if spec else name] = source.__doc__.splitlines()[0]
+    return found
+
+
+def load(data_config: ConfigDict, split: str) -> Source:
     """Load one split of the data that a config names.
 
     Args:
-      data_config: `config.data`: name (a file of this folder), path (where the files lie, for
-        sources that read files), resolution (pixels; sources pad to it or refuse, none resizes).
+      data_config: `config.data`: name (a file of this folder, and its spec after a colon), path
+        (where the files lie, for sources that read files), resolution (pixels; sources pad to it
+        or refuse, none resizes) and, by the defaults of `Options` where they are missing,
+        test_fraction, max_corrupt and workers.
       split: "train", "test" or "all".
 
     Returns:
-      The checked images and labels.
+      The images and labels.
 
     Raises:
       ValueError: if there is no such source or split, or the images do not have the resolution.
       FileNotFoundError: if files are missing.
+      MissingPackageError: if the source needs a package that is not installed.
     """
     names = available()
-    if data_config.name not in names:
-        nearest = difflib.get_close_matches(data_config.name, names, n=1, cutoff=0.4)
+    name, colon, spec = data_config.name.partition(":")
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of these."
-        raise ValueError(f"config.data.name={data_config.name!r}, expected one of {names}; {hint}")
-    source = importlib.import_module(f"{__name__}.{data_config.name}")
-    dataset = source.load(data_config.path, split, data_config.resolution)
+        raise ValueError(f"config.data.name={name!r}, expected one of {names}; {hint}")
+    source = importlib.import_module(f"{__name__}.{name}")
+    if colon and not hasattr(source, "SPEC"):
+        raise ValueError(
+            f"config.data.name={data_config.name!r}, expected {name!r}, which takes nothing after "
+            "a colon; leave it away."
+        )
+    keys = ("test_fraction", "max_corrupt", "workers")
+    options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
+    dataset = source.load(data_config.path, split, data_config.resolution, options)
     if dataset.resolution != data_config.resolution:
         raise ValueError(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "

@@ -1,23 +1,75 @@
-"""Labelled images in memory, and batches of them at any position of a shuffled stream.
+"""What a source of images is, the one that lies in memory, and what every source needs."""
 
-The stream of training examples is a pure function: the example at global position p is number
-`p mod n` of epoch `p div n`, and an epoch's order is a function of (seed, epoch) alone. So
-batch i is computed from i, resuming is exact without any iterator state, and every epoch shows
-every example exactly once, whatever the batch size.
-"""
-
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from dmd2_jax.typing import Array, Float, Int, Shaped
 
 Batch = dict[str, np.ndarray]
 """`image` uint8 [..., b, h, w, c] and `label` int32 [..., b]."""
+
+MEMORY_LIMIT = 8 * 2**30
+"""Bytes that a source may take when it is read into memory whole."""
+
+SPLIT_SEED = 20240523  # fixed: a split is part of the data set, not of a run
+
+
+class MissingPackageError(ImportError, ValueError):
+    """A source needs a package that is not installed: mended by the user, as a bad value is."""
+
+
+class Source(Protocol):
+    """Square images with class labels, read by number in any order, from any thread.
+
+    What `examples` returns is a function of the files and the numbers alone, so that a run is one
+    of (config, seed, data). A source may have `corrupt`, a mapping from the number of an image
+    that could not be decoded to its name: see `reading.source`.
+
+    Attributes:
+      name: for messages and titles.
+      resolution: height and width in pixels.
+      channels: 1 for grey, 3 for colour.
+      num_classes: how many classes there are, whether or not each occurs.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 (documented above)
+
+    @property
+    def resolution(self) -> int: ...  # noqa: D102
+
+    @property
+    def channels(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_classes(self) -> int: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        """Return the examples of these numbers, 0 .. len - 1, in this order."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a source reads; see the keys of `config.data` with the same names.
+
+    Attributes:
+      spec: what follows the colon of `config.data.name`; empty: nothing.
+      test_fraction: share of every class that is held out where the data have no test split.
+      max_corrupt: how many images may be undecodable before reading stops.
+      workers: threads that decode; 0: one for each processor.
+    """
+
+    spec: str = ""
+    test_fraction: float = 0.1
+    max_corrupt: int = 10
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +138,81 @@ class ImageDataset:
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
         return self.images.shape[3]
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        """Return the examples of these numbers, in this order."""
+        # asarray: memory-mapped images are read here, not when the batch is used.
+        return {"image": np.asarray(self.images[indices]), "label": self.labels[indices]}
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some examples of a source, in an order of their own.
+
+    Attributes:
+      source: the whole.
+      indices: [n] int64, which of its examples.
+    """
+
+    source: Source
+    indices: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def name(self) -> str:
+        """The whole's."""
+        return self.source.name
+
+    @property
+    def resolution(self) -> int:
+        """Height and width in pixels."""
+        return self.source.resolution
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return self.source.channels
+
+    @property
+    def num_classes(self) -> int:
+        """The whole's."""
+        return self.source.num_classes
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        """Return the examples of these numbers, in this order."""
+        return self.source.examples(self.indices[indices])
+
+
+def to_memory(source: Source, limit: int = MEMORY_LIMIT) -> ImageDataset:
+    """Read a source into memory whole.
+
+    Args:
+      source: the images; one that lies in memory is returned as it is.
+      limit: bytes that the images may take.
+
+    Returns:
+      The same examples, in order.
+
+    Raises:
+      ValueError: if the images would take more.
+    """
+    if isinstance(source, ImageDataset):
+        return source
+    size = len(source) * source.resolution**2 * source.channels
+    if size > limit:
+        raise ValueError(
+            f"{source.name}: {len(source):,} images take {size / 2**30:,.1f} GiB of memory, "
+            f"expected at most {limit / 2**30:,.1f} GiB where they are needed all at once; use a "
+            "smaller data set or split."
+        )
+    parts = [
+        source.examples(np.arange(begin, min(begin + 1024, len(source))))
+        for begin in range(0, len(source), 1024)
+    ]
+    images, labels = (np.concatenate([part[key] for part in parts]) for key in ("image", "label"))
+    return ImageDataset(images, labels, source.num_classes, source.name)
 
 
 def to_model(images: UInt8[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
@@ -178,124 +305,50 @@ def select_split(
     return np.concatenate(images), np.concatenate(labels)
 
 
-# Two epochs suffice for one stream (a batch may straddle the border); room for a few streams.
-@functools.lru_cache(maxsize=16)
-def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    # RandomState, not default_rng: its streams are frozen by NumPy's compatibility policy, so a
-    # run can be repeated with another NumPy.
-    order = np.random.RandomState([seed, epoch]).permutation(num_examples)
-    order.setflags(write=False)
-    return order
-
-
-def example_indices(
-    num_examples: int, *, start: int, count: int, seed: int
-) -> Int[np.ndarray, " count"]:
-    """Return which examples stand at `count` consecutive positions of the shuffled stream.
-
-    The example at position p is order(seed, p div n)[p mod n].
+def held_out(labels: Int[np.ndarray, " n"], fraction: float) -> Bool[np.ndarray, " n"]:
+    """Mark the test images of data without a test split: the same share of every class.
 
     Args:
-      num_examples: n, size of the data set.
-      start: first position, >= 0: the number of examples consumed before.
-      count: how many, >= 0; may exceed n.
-      seed: 0 .. 2**32 - 1.
+      labels: [n] classes.
+      fraction: 0..1 of every class, rounded to whole images.
 
     Returns:
-      [count] indices in 0..n-1.
+      [n], true for test; a function of the labels and the fraction alone.
+    """
+    random = np.random.RandomState(SPLIT_SEED)
+    mask = np.zeros(len(labels), bool)
+    by_class = np.argsort(labels, kind="stable")
+    borders = np.flatnonzero(np.diff(labels[by_class])) + 1
+    for members in np.split(by_class, borders):
+        mask[random.permutation(members)[: round(fraction * len(members))]] = True
+    return mask
+
+
+def split_indices(
+    labels: Int[np.ndarray, " n"], split: str, fraction: float, name: str
+) -> Int[np.ndarray, " m"]:
+    """Return which examples of data without a test split belong to a split.
+
+    Args:
+      labels: [n] classes.
+      split: "train", "test" or "all".
+      fraction: see `held_out`.
+      name: the source, for the message.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if there is no such split, or no image in it.
     """
-    if num_examples < 1 or start < 0 or count < 0 or not 0 <= seed < 2**32:
+    check_split(split, ("train", "test"), name)
+    if split == "all":
+        return np.arange(len(labels))
+    mask = held_out(labels, fraction)
+    chosen = np.flatnonzero(mask if split == "test" else ~mask)
+    if len(chosen) == 0:
         raise ValueError(
-            f"num_examples={num_examples}, start={start}, count={count}, seed={seed}; expected "
-            "num_examples >= 1, start >= 0, count >= 0 and a seed in 0..2**32-1; correct the one "
-            "that is out of range."
+            f"{name}: config.data.test_fraction={fraction} of each class of {len(labels)} images "
+            f"leaves none for {split}, expected at least one; change it."
         )
-    positions = np.arange(start, start + count)
-    epochs, offsets = np.divmod(positions, num_examples)
-    indices = np.empty(count, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = _epoch_order(num_examples, seed, int(epoch))[offsets[here]]
-    return indices
-
-
-def batches_at(
-    dataset: ImageDataset, first: int, count: int, *, batch_size: int, seed: int
-) -> Batch:
-    """Return `count` consecutive batches of the shuffled stream, stacked.
-
-    Args:
-      dataset: the images.
-      first: number of the first batch, >= 0.
-      count: how many batches (the K of a cycle), >= 1.
-      batch_size: b >= 1; may exceed the data set, which is then repeated, freshly shuffled.
-      seed: 0 .. 2**32 - 1.
-
-    Returns:
-      {"image": uint8 [count, b, h, w, c], "label": int32 [count, b]}; batch i is a function of
-      (dataset, seed, i, batch_size) alone.
-
-    Raises:
-      ValueError: if an argument is out of range.
-    """
-    if batch_size < 1 or count < 1 or first < 0:
-        raise ValueError(
-            f"batch_size={batch_size}, count={count}, first={first}; expected batch_size >= 1, "
-            "count >= 1 and first >= 0; correct the one that is out of range."
-        )
-    indices = example_indices(
-        len(dataset), start=first * batch_size, count=count * batch_size, seed=seed
-    ).reshape(count, batch_size)
-    return {"image": dataset.images[indices], "label": dataset.labels[indices]}
-
-
-def batch_at(dataset: ImageDataset, index: int, *, batch_size: int, seed: int) -> Batch:
-    """Return batch number `index` of the shuffled stream.
-
-    Args:
-      dataset: the images.
-      index: number of the batch, >= 0.
-      batch_size: b >= 1.
-      seed: 0 .. 2**32 - 1.
-
-    Returns:
-      {"image": uint8 [b, h, w, c], "label": int32 [b]}.
-
-    Raises:
-      ValueError: if an argument is out of range.
-    """
-    stacked = batches_at(dataset, index, 1, batch_size=batch_size, seed=seed)
-    return {name: array[0] for name, array in stacked.items()}
-
-
-def batches(
-    dataset: ImageDataset, *, batch_size: int, seed: int, start: int = 0
-) -> Iterator[Batch]:
-    """Yield the batches of the shuffled stream, without end.
-
-    Args:
-      dataset: the images.
-      batch_size: b >= 1.
-      seed: 0 .. 2**32 - 1.
-      start: number of EXAMPLES consumed before (the global example counter), >= 0. To resume
-        after `step` batches of this size pass `step * batch_size`; the counter stays right when
-        the batch size or the number of workers changes in between.
-
-    Yields:
-      {"image": uint8 [b, h, w, c], "label": int32 [b]}.
-
-    Raises:
-      ValueError: if an argument is out of range; at the first batch.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}, expected at least 1; raise it.")
-    while True:
-        indices = example_indices(len(dataset), start=start, count=batch_size, seed=seed)
-        yield {"image": dataset.images[indices], "label": dataset.labels[indices]}
-        start += batch_size
+    return chosen
 
 
 def class_counts(dataset: ImageDataset) -> Shaped[np.ndarray, " num_classes"]:

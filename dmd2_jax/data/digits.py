@@ -6,22 +6,27 @@ inside scikit-learn (`sklearn.datasets.load_digits`): no download, no path.
 
 import numpy as np
 
-from dmd2_jax.data.dataset import ImageDataset, select_split
+from dmd2_jax.data.dataset import ImageDataset, Options, held_out, select_split
 
 RESOLUTION = 8
 NUM_CLASSES = 10
 MAX_GREY = 16  # the files hold counts of 0..16 dark pixels in a 4 x 4 block
 TEST_FRACTION = 0.2
-SPLIT_SEED = 20240523  # fixed: the split is part of the data set, not of a run
 
 
-def load(path: str = "", split: str = "train", resolution: int = RESOLUTION) -> ImageDataset:
+def load(
+    path: str = "",
+    split: str = "train",
+    resolution: int = RESOLUTION,
+    options: Options | None = None,
+) -> ImageDataset:
     """Load digits, split 80/20 within each class by a fixed seed (1,438 train, 359 test).
 
     Args:
       path: unused; the data come with scikit-learn.
       split: "train", "test" or "all" (train, then test).
       resolution: 8, the only size there is.
+      options: unused; the split is always the same.
 
     Returns:
       [n, 8, 8, 1] images, grey value v of 0..16 stored as round(255 v / 16).
@@ -39,16 +44,6 @@ def load(path: str = "", split: str = "train", resolution: int = RESOLUTION) -> 
     raw = load_digits()
     images = np.round(raw.images * (255.0 / MAX_GREY)).astype(np.uint8)[..., None]
     labels = raw.target.astype(np.int32)
-    test = _test_mask(labels)
+    test = held_out(labels, TEST_FRACTION)
     splits = {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
     return ImageDataset(*select_split(splits, split, "digits"), NUM_CLASSES, "digits")
-
-
-def _test_mask(labels: np.ndarray) -> np.ndarray:
-    """Mark the test images: the same fraction of every class."""
-    random = np.random.RandomState(SPLIT_SEED)
-    mask = np.zeros(len(labels), bool)
-    for label in range(NUM_CLASSES):
-        members = random.permutation(np.flatnonzero(labels == label))
-        mask[members[: round(TEST_FRACTION * len(members))]] = True
-    return mask

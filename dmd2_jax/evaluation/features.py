@@ -29,7 +29,8 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from dmd2_jax.data.dataset import ImageDataset, batch_at, to_model, to_uint8
+from dmd2_jax.data.dataset import ImageDataset, to_model, to_uint8
+from dmd2_jax.data.stream import batch_at
 from dmd2_jax.evaluation.fid import FeatureStatistics, feature_statistics, fid
 from dmd2_jax.networks.classifier import ConvClassifier
 from dmd2_jax.typing import Array, Float, Int, Params, Shaped

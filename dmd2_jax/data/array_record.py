@@ -1,0 +1,126 @@
+"""Shards of array_record that `dmd2 data --write=DIR` writes from any other source.
+
+The folder holds info.json and {train,test}-00000-of-00002.array_record, .... A record is the
+class, 4 bytes, least first, and then the image: its bytes [h, w, c] as they are ("raw", the
+fastest to read) or a PNG ("png", the smallest). Splits are those of the source that was written.
+Needs the package array_record (`pip install 'dmd2_jax[tfds]'`), and no TensorFlow.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmd2_jax.data.dataset import Batch, Options, check_split
+from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
+from dmd2_jax.data.reading.records import ArrayRecords, Shard
+from dmd2_jax.data.reading.source import DecodedSource
+from dmd2_jax.typing import Int, Shaped
+
+INFO = "info.json"
+FORMAT = 1
+LABEL_BYTES = 4
+ENCODINGS = ("raw", "png")
+_WHOLE_NUMBERS = ("format", "resolution", "channels", "num_classes")
+
+
+def load(
+    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+) -> DecodedSource:
+    """Open a folder that `dmd2 data --write` wrote.
+
+    Args:
+      path: the folder.
+      split: "train", "test" or "all" (train, then test).
+      resolution: unused; the images' own is checked by the caller.
+      options: max_corrupt and workers count.
+
+    Returns:
+      The images, read when they are asked for.
+
+    Raises:
+      MissingPackageError: if the package array_record is not installed.
+      FileNotFoundError: if there is no info.json in the folder.
+      ValueError: if info.json or a shard is damaged.
+    """
+    info = _read_info(path)
+    check_split(split, info["splits"], "array_record")
+    folder = Path(path).expanduser()
+    shards = [
+        Shard(str(folder / file), 0, count, count)
+        for name, files in info["splits"].items()
+        if split in (name, "all")
+        for file, count in files
+    ]
+    records = ArrayRecords(shards)
+    side, channels, classes = info["resolution"], info["channels"], info["num_classes"]
+    size = LABEL_BYTES + side * side * channels
+
+    def read_raw(indices: Int[np.ndarray, " n"]) -> Batch:
+        parts = records.read(indices)
+        if any(len(part) != size for part in parts):
+            raise CorruptImageError(f"a record has not {size} bytes")
+        table = np.frombuffer(b"".join(parts), np.uint8).reshape(len(parts), size)
+        labels = np.ascontiguousarray(table[:, :LABEL_BYTES]).view("<i4")[:, 0].astype(np.int32)
+        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+            raise CorruptImageError(f"class {labels.min()}..{labels.max()} of {classes}")
+        return {
+            "image": table[:, LABEL_BYTES:].reshape(-1, side, side, channels),
+            "label": labels,
+        }
+
+    def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
+        if info["encoding"] == "raw":
+            batch = read_raw(np.array([i]))
+            return batch["image"][0], int(batch["label"][0])
+        (record,) = records.read(np.array([i]))
+        label = int.from_bytes(record[:LABEL_BYTES], "little")
+        if not 0 <= label < classes:
+            raise CorruptImageError(f"class {label} of {classes}")
+        return decode_image(record[LABEL_BYTES:], records.describe(i), side), label
+
+    return DecodedSource(
+        info["name"],
+        len(records),
+        read,
+        describe=records.describe,
+        resolution=side,
+        num_classes=classes,
+        options=options or Options(),
+        channels=channels,
+        read_many=read_raw if info["encoding"] == "raw" else None,
+    )
+
+
+def _read_info(path: str) -> dict[str, Any]:
+    """Read and check info.json; `splits` becomes name -> [(file, records), ...]."""
+    file = Path(path).expanduser() / INFO
+    if not path or not file.is_file():
+        raise FileNotFoundError(
+            f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data "
+            "--config=... --write=DIR` wrote; write it, or choose another config.data.name."
+        )
+    try:
+        info = json.loads(file.read_bytes())
+        numbers = [info[key] for key in _WHOLE_NUMBERS]
+        good = all(type(number) is int and 0 < number < 2**20 for number in numbers)
+        good &= info["format"] == FORMAT and info["encoding"] in ENCODINGS
+        good &= info["channels"] in (1, 3) and isinstance(info["name"], str)
+        for files in info["splits"].values():
+            for name, count in files:
+                # A name is of a file in this folder: it must lead nowhere else.
+                good &= isinstance(name, str) and name == Path(name).name and name != ".."
+                good &= type(count) is int and 0 < count < 2**40
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _refused(file, f"{type(error).__name__}: {error}") from error
+    if not good:
+        raise _refused(file, "a value is not what it should be")
+    return info
+
+
+def _refused(file: Path, fault: str) -> ValueError:
+    return ValueError(
+        f"{file} is refused ({fault}), expected what `dmd2 data --write` writes, format {FORMAT}; "
+        "write it again."
+    )

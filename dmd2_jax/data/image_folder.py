@@ -1,0 +1,228 @@
+"""A folder or zip of PNG or JPEG files, with EDM's dataset.json or a folder for each class.
+
+Where `path` leads to is one of
+
+    dataset.json beside the images (EDM's layout)   {"labels": [["00000/img0.png", 3], ...]}
+    a folder for each class                         cat/1.png, dog/1.png; classes sorted by name
+    images alone                                    one class, 0
+
+and, around any of these, folders or zips called train and test (or val). Without a test split
+`config.data.test_fraction` of every class is held out by a fixed seed.
+
+Source of the layout: T. Karras et al., EDM, dataset_tool.py's documented output.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dmd2_jax.data.dataset import Options, check_split, split_indices
+from dmd2_jax.data.reading.decode import MAX_BYTES, decode_image
+from dmd2_jax.data.reading.folder import FileTree, Folder
+from dmd2_jax.data.reading.source import DecodedSource, listed
+from dmd2_jax.data.reading.zip_file import ZipFolder
+from dmd2_jax.typing import Shaped
+
+LABELS = "dataset.json"
+TEST_NAMES = ("test", "val", "valid", "validation")
+MAX_CLASSES = 100_000  # ImageNet-21k has 21,841; a lying label must not make us allocate much
+_MAX_LABEL_BYTES = 2**28  # of a dataset.json: ten million images
+_ENDINGS = (".png", ".jpg", ".jpeg")
+
+
+class _Part(NamedTuple):
+    """Some images of a tree: their names and classes, a number or a name each."""
+
+    tree: FileTree
+    names: list[str]
+    classes: list[int] | list[str]
+
+
+def load(
+    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+) -> DecodedSource:
+    """Open a folder or zip of images.
+
+    Args:
+      path: the folder or the .zip.
+      split: "train", "test" or "all" (train, then test).
+      resolution: that every image must have.
+      options: see `Options`.
+
+    Returns:
+      The images, read when they are asked for; sorted by name within a split.
+
+    Raises:
+      FileNotFoundError: if there is nothing at `path`.
+      ValueError: if the layout, a label, a zip or an image is refused.
+    """
+    options = options or Options()
+    check_split(split, ("train", "test"), "image_folder")
+    parts = {name: _read_part(*place) for name, place in _places(path).items()}
+    numbers, num_classes = _number(path, parts)
+    wanted = [name for name in parts if split in (name, "all") or "test" not in parts]
+    labels = np.concatenate([numbers[name] for name in wanted])
+    files = [(parts[name].tree, file) for name in wanted for file in parts[name].names]
+    if "test" not in parts:
+        chosen = split_indices(labels, split, options.test_fraction, str(path))
+        labels, files = labels[chosen], [files[i] for i in chosen]
+
+    def describe(i: int) -> str:
+        return f"{files[i][0].place}/{files[i][1]}"
+
+    def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
+        tree, name = files[i]
+        return decode_image(tree.read(name, MAX_BYTES), describe(i), resolution), int(labels[i])
+
+    return DecodedSource(
+        f"image_folder {Path(path).name}",
+        len(files),
+        read,
+        describe=describe,
+        resolution=resolution,
+        num_classes=num_classes,
+        options=options,
+    )
+
+
+def _places(path: str) -> dict[str, tuple[FileTree, str]]:
+    """Find the splits: name -> (tree, the folder in it)."""
+    if not path:
+        raise ValueError("config.data.path is empty, expected a folder or zip of images; set it.")
+    root = Path(path).expanduser()
+    if root.is_dir():
+        zips = {name: root / f"{name}.zip" for name in ("train", *TEST_NAMES)}
+        there = {name: file for name, file in zips.items() if file.is_file()}
+        if "train" in there:
+            return _named({name: (_open_zip(file), "") for name, file in there.items()})
+    elif not root.is_file():
+        raise FileNotFoundError(
+            f"config.data.path={path} does not exist, expected a folder or zip of images; mind "
+            "the working directory."
+        )
+    tree = Folder(root, _wanted) if root.is_dir() else _open_zip(root)
+    base = _common_folder(tree.names)
+    inner = {name[len(base) :].partition("/")[0] for name in tree.names}
+    if "train" in inner and inner <= {"train", *TEST_NAMES}:
+        return _named({name: (tree, f"{base}{name}/") for name in inner})
+    return {"train": (tree, base)}
+
+
+def _open_zip(path: Path) -> ZipFolder:
+    return ZipFolder(path, _wanted, _MAX_LABEL_BYTES)
+
+
+def _wanted(name: str) -> bool:
+    return name.lower().endswith(_ENDINGS) or name.rpartition("/")[-1] == LABELS
+
+
+def _named(found: dict[str, tuple[FileTree, str]]) -> dict[str, tuple[FileTree, str]]:
+    """Call the split that is not trained on "test"; with several, the first of TEST_NAMES."""
+    chosen = {"train": found["train"]}
+    for name in TEST_NAMES:
+        if name in found:
+            return chosen | {"test": found[name]}
+    return chosen
+
+
+def _common_folder(names: list[str]) -> str:
+    """Return the folder, as "a/b/", that all the files are in; zips often have one around all."""
+    if not names:
+        return ""
+    first, last = names[0].split("/")[:-1], names[-1].split("/")[:-1]
+    common = []
+    for a, b in zip(first, last, strict=False):  # sorted: what first and last share, all do
+        if a != b or a in ("train", *TEST_NAMES):
+            break
+        common.append(a + "/")
+    return "".join(common)
+
+
+def _read_part(tree: FileTree, folder: str) -> _Part:
+    """Find the images below a folder of the tree, and their classes."""
+    inside = [name for name in tree.names if name.startswith(folder)]
+    images = [name for name in inside if not name.endswith(LABELS)]
+    place = f"{tree.place}/{folder}"
+    if not images:
+        raise ValueError(
+            f"{place} has no images, expected files ending in {', '.join(_ENDINGS)}; check "
+            "config.data.path."
+        )
+    if folder + LABELS in inside:
+        classes = _edm_classes(tree, folder, [name[len(folder) :] for name in images])
+        return _Part(tree, images, classes)
+    tops = [name[len(folder) :].rpartition("/")[0].partition("/")[0] for name in images]
+    if "" in tops and any(tops):
+        lone = [name for name, top in zip(images, tops, strict=True) if not top]
+        raise ValueError(
+            f"{place} has images beside folders ({listed(lone)}), expected every image in the "
+            f"folder of its class, or a {LABELS}; move or remove them."
+        )
+    return _Part(tree, images, tops)
+
+
+def _edm_classes(tree: FileTree, folder: str, names: list[str]) -> list[int]:
+    """Return the class of each image that EDM's dataset.json gives."""
+    file = f"{tree.place}/{folder}{LABELS}"
+    form = 'expected {"labels": [["00000/img0.png", 3], ...]}'
+    try:
+        content = json.loads(tree.read(folder + LABELS, _MAX_LABEL_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}), {form}; make it again."
+        ) from error
+    entries = content.get("labels", ...) if isinstance(content, dict) else ...
+    if entries is None:  # EDM's word for no labels
+        return [0] * len(names)
+    if not isinstance(entries, list):
+        raise ValueError(f"{file} has no list of labels, {form}; make it again.")
+    classes: dict[str, int] = {}
+    for entry in entries:
+        pair = isinstance(entry, list) and len(entry) == 2
+        if not pair or not isinstance(entry[0], str) or type(entry[1]) is not int:
+            raise ValueError(f"{file} has the entry {entry!r:.80}, {form}; make it again.")
+        name, number = entry
+        if not 0 <= number < MAX_CLASSES or classes.setdefault(name, number) != number:
+            raise ValueError(
+                f"{file} has class {number} for {name!r}, expected one class for each name in "
+                f"0..{MAX_CLASSES - 1}; correct it."
+            )
+    _check_same(file, names, classes)
+    return [classes[name] for name in names]
+
+
+def _check_same(file: str, names: list[str], classes: Mapping[str, int]) -> None:
+    """Refuse labels that are not exactly those of the images."""
+    lacking = [name for name in names if name not in classes]
+    absent = sorted(classes.keys() - set(names))
+    if lacking or absent:
+        faults = [f"no label for {len(lacking)} images ({listed(lacking)})"] * bool(lacking)
+        faults += [f"labels for {len(absent)} absent files ({listed(absent)})"] * bool(absent)
+        raise ValueError(
+            f"{file} has {' and '.join(faults)}, expected one for each image; the copy may be "
+            "incomplete."
+        )
+
+
+def _number(
+    path: str, parts: Mapping[str, _Part]
+) -> tuple[dict[str, Shaped[np.ndarray, " n"]], int]:
+    """Give classes their numbers, the same in every split: (labels of each split, how many)."""
+    kinds = {type(part.classes[0]) for part in parts.values()}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{path} has a {LABELS} in one split only, expected it in each or none; add it."
+        )
+    if kinds == {int}:
+        labels = {name: np.array(part.classes, np.int32) for name, part in parts.items()}
+        return labels, max(int(array.max()) for array in labels.values()) + 1
+    names = sorted({name for part in parts.values() for name in part.classes})
+    number = {name: i for i, name in enumerate(names)}
+    labels = {
+        split: np.array([number[name] for name in part.classes], np.int32)
+        for split, part in parts.items()
+    }
+    return labels, len(names)

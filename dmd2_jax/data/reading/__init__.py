@@ -1,0 +1,1 @@
+"""What sources read with: images from bytes, bytes from folders, zips and record files."""

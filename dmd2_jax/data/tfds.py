@@ -1,0 +1,169 @@
+"""A data set prepared by TensorFlow Datasets: tfds:<name>[/<config>][:<split>].
+
+    --config.data.name=tfds:imagenet_resized/64x64 --config.data.path=~/tensorflow_datasets
+
+`path` is TFDS's data_dir. Data sets prepared as array_record and as tfrecord are read alike, in
+any order and without TensorFlow; the latter are indexed first, which reads every file once. The
+split is what is trained on ("train" by default; TFDS's own forms such as train[:10%] work); the
+test split is "test" or "validation", whichever there is, else `config.data.test_fraction` of the
+examples is held out by a fixed seed (of all together: classes are only known by reading).
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dmd2_jax.data.dataset import MissingPackageError, Options, check_split, held_out
+from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
+from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords
+from dmd2_jax.data.reading.source import DecodedSource
+from dmd2_jax.typing import Shaped
+
+SPEC = "<name>[/<config>][:<split>]"
+"""What follows `tfds:` in `config.data.name`."""
+
+_TESTS = ("test", "validation")
+
+
+def load(
+    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+) -> DecodedSource:
+    """Open a prepared data set.
+
+    Args:
+      path: TFDS's data_dir.
+      split: "train", "test" or "all" (train, then test).
+      resolution: that every image must have.
+      options: `spec` names the data set; see `Options`.
+
+    Returns:
+      The images, read when they are asked for.
+
+    Raises:
+      MissingPackageError: if tensorflow_datasets is not installed.
+      FileNotFoundError: if the data set is not prepared in `path`.
+      ValueError: if it has no images, no such split, or a file is damaged.
+    """
+    options = options or Options()
+    name, _, train = options.spec.partition(":")
+    check_split(split, ("train", "test"), f"tfds:{options.spec}")
+    builder = _open_builder(name, path)
+    image_key, label_key, num_classes = _keys(name, builder.info.features)
+    instructions = _instructions(name, builder.info.splits, train or "train")
+    wanted = [part for part in instructions if split in (part, "all") or "test" not in instructions]
+    shards = [
+        Shard(str(part.filename), part.skip, _taken(part), part.examples_in_shard)
+        for key in wanted
+        for part in instructions[key]
+    ]
+    kinds: dict[str, Callable[[list[Shard]], Records]] = {
+        "array_record": ArrayRecords,
+        "tfrecord": TFRecords,
+    }
+    kind = builder.info.file_format.value
+    if kind not in kinds:
+        raise ValueError(f"tfds:{name} is prepared as {kind}, expected one of {sorted(kinds)}.")
+    records = kinds[kind](shards)
+    chosen = np.arange(len(records))
+    if "test" not in instructions and split != "all":
+        mask = held_out(np.zeros(len(records), np.int32), options.test_fraction)
+        chosen = np.flatnonzero(mask if split == "test" else ~mask)
+
+    def describe(i: int) -> str:
+        return records.describe(int(chosen[i]))
+
+    def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
+        (record,) = records.read(chosen[i : i + 1])
+        data, label = _parse(record, image_key, label_key, num_classes)
+        return decode_image(data, describe(i), resolution), label
+
+    return DecodedSource(
+        f"tfds:{name}",
+        len(chosen),
+        read,
+        describe=describe,
+        resolution=resolution,
+        num_classes=num_classes,
+        options=options,
+    )
+
+
+def _open_builder(name: str, path: str):
+    """Return TFDS's read-only builder of a prepared data set: its files, not its program."""
+    if not name:
+        raise ValueError(f"config.data.name='tfds:' names no data set, expected tfds:{SPEC}.")
+    try:
+        from tensorflow_datasets.core import read_only_builder, registered
+    except ImportError as error:
+        raise MissingPackageError(
+            "the source tfds needs the package tensorflow_datasets, which is not installed; "
+            "install it with: pip install 'dmd2_jax[tfds]'"
+        ) from error
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=_expanded(path))
+    except registered.DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"tfds:{name} is not prepared in config.data.path={path or '(TFDS default)'}, expected "
+            f"{name}/<version>/dataset_info.json there; prepare it with: tfds build {name} "
+            f"--data_dir=PATH --file_format=array_record"
+        ) from error
+
+
+def _expanded(path: str) -> str | None:
+    return str(Path(path).expanduser()) if path else None
+
+
+def _keys(name: str, features) -> tuple[str, str | None, int]:
+    """Find the image and the label among the features: (image key, label key, classes)."""
+    kinds = {key: type(feature).__name__ for key, feature in features.items()}
+    images = [key for key, kind in kinds.items() if kind == "Image"]
+    labels = [key for key, kind in kinds.items() if kind == "ClassLabel"]
+    for keys, preferred in ((images, "image"), (labels, "label")):
+        keys.sort(key=lambda key: key != preferred)
+    if not images or (len(images) > 1 and images[0] != "image"):
+        raise ValueError(
+            f"tfds:{name} has the features {kinds}, expected one Image, or one called 'image'; "
+            "choose another config of the data set."
+        )
+    if not labels:
+        return images[0], None, 1
+    return images[0], labels[0], int(features[labels[0]].num_classes)
+
+
+def _instructions(name: str, splits, train: str) -> dict[str, Sequence]:
+    """Return TFDS's reading instructions of "train" and, where there is one, "test"."""
+    found = {}
+    tests = [test for test in _TESTS if test in splits and test != train]
+    for ours, theirs in (("train", train), *(("test", test) for test in tests[:1])):
+        try:
+            found[ours] = splits[theirs].file_instructions
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"tfds:{name}:{theirs} does not exist ({error}), expected one of {sorted(splits)}, "
+                "or a part of one such as train[:10%]."
+            ) from error
+    return found
+
+
+def _taken(part) -> int:
+    """Return how many records of a file an instruction takes; -1 there means the rest."""
+    return part.take if part.take >= 0 else part.examples_in_shard - part.skip
+
+
+def _parse(
+    record: bytes, image_key: str, label_key: str | None, num_classes: int
+) -> tuple[bytes, int]:
+    """Return (encoded image, class) of a serialised tf.train.Example."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        image = feature[image_key].bytes_list.value[0]
+        label = 0 if label_key is None else feature[label_key].int64_list.value[0]
+    except (DecodeError, IndexError, KeyError) as error:
+        raise CorruptImageError(f"damaged record: {type(error).__name__}: {error}") from error
+    if not 0 <= label < max(num_classes, 1):
+        raise CorruptImageError(f"damaged record: class {label} of {num_classes}")
+    return image, label
