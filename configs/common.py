@@ -18,9 +18,12 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # a file of dmd2_jax/data
+    config.data.name = "digits"  # a file of dmd2_jax/data, or tfds:<name>; `dmd2 data` lists them
     config.data.path = ""  # where the files lie, for sources that read files
     config.data.resolution = 8  # images are padded or refused, never resized silently
+    config.data.test_fraction = 0.1  # of each class, held out where the data have no test split
+    config.data.max_corrupt = 10  # undecodable images that are replaced before reading stops
+    config.data.workers = 0  # threads that decode; 0: one for each processor
 
     config.model = ConfigDict()  # teacher, critic and generator share one architecture
     config.model.family = "edm"  # a file of dmd2_jax/families

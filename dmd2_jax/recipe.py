@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data, families
 from dmd2_jax.config import ConfigError, validate
-from dmd2_jax.data import ImageDataset
+from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.runtime.checkpoint import state_bytes
 from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
@@ -75,7 +75,7 @@ class Recipe(NamedTuple):
 
     config: ConfigDict
     family: Family
-    dataset: ImageDataset
+    dataset: Source
     mesh: Mesh
 
 
@@ -119,11 +119,14 @@ def check(config: ConfigDict) -> None:
       ConfigError: naming every bad value.
     """
     names = (module.name for module in pkgutil.iter_modules(families.__path__))
+    sources = data.available()
+    if config.data.name.partition(":")[0] in sources:
+        sources.append(config.data.name)  # "tfds:mnist": what follows the colon is checked there
     validate(
         config,
         {
             "model.family": sorted(name for name in names if name not in _NOT_FAMILIES),
-            "data.name": data.available(),
+            "data.name": sources,
         },
     )
 

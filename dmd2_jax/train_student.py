@@ -1,6 +1,7 @@
 """Distil a teacher into a few-step student: `dmd2 distill`."""
 
 import dataclasses
+import functools
 import logging
 import os
 import zipfile
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
@@ -37,6 +40,7 @@ from dmd2_jax.recipe import (
 )
 from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
 from dmd2_jax.runtime.loop import CHECKPOINTS, check_room, run_loop, start_or_resume
+from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.run_folder import open_run
 from dmd2_jax.runtime.sharding import replicate, replicated, shard_batch
@@ -50,12 +54,15 @@ from dmd2_jax.sample import (
 from dmd2_jax.typing import Key, Params
 
 __all__ = [
+    "HostBatch",
     "PairPool",
     "build_players",
     "cycle_batch",
     "distill_config",
     "initial_state",
     "make_pairs",
+    "prepare",
+    "read_cycle",
     "student_files",
     "train",
 ]
@@ -69,6 +76,22 @@ class PairPool(NamedTuple):
     noise: np.ndarray
     x_0: np.ndarray
     labels: np.ndarray
+
+
+class HostBatch(NamedTuple):
+    """What a cycle reads, as it travels to the devices: bytes and numbers.
+
+    Attributes:
+      image: uint8 [K, b, h, w, c] real images; None where no loss needs them.
+      label: int32 [K, b], their classes.
+      fake_label: int32 [K, b], the classes of the student's samples.
+      pairs: teacher ODE pairs of the generator turn; None without a regression loss.
+    """
+
+    image: np.ndarray | None
+    label: np.ndarray
+    fake_label: np.ndarray
+    pairs: PairPool | None
 
 
 def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
@@ -115,36 +138,92 @@ def initial_state(
     return init_state(settings, generator=teacher_params, critic=teacher_params, discriminator=head)
 
 
-def cycle_batch(recipe: Recipe, cycle: int, pairs: PairPool | None = None) -> CycleBatch:
-    """Return what cycle number `cycle` reads: a function of (config, data, cycle) alone.
+def read_cycle(
+    recipe: Recipe, cycle: int, pairs: PairPool | None = None, *, first_example: int | None = None
+) -> HostBatch:
+    """Read what cycle number `cycle` needs: a function of (config, data, arguments) alone.
 
     Args:
       recipe: the recipe.
       cycle: 0, 1, ...
       pairs: teacher ODE pairs, for the regression loss.
+      first_example: how many real examples were read before; by default `cycle` times those of
+        a cycle.
 
     Returns:
-      Real images [K, b, h, w, c] where a loss needs them, conditions and pairs.
+      This process's rows of the global batch.
     """
     config, classes = recipe.config, recipe.family.num_classes
     distill, seed = config.distill, config.seed
     turns, b = distill.critic_turns, distill.batch_size
-    batch = data.batches_at(recipe.dataset, cycle * turns, turns, batch_size=b, seed=seed)
-    labels = batch["label"]
+    rows = data.process_rows(b, jax.process_index(), jax.process_count())
+    if first_example is None:
+        first_example = cycle * turns * b
     noised_real = not distill.backward_simulation and len(distill.student_times) > 1
-    real = None
-    if distill.gan_critic_weight is not None or noised_real:
-        real = Samples(data.to_model(batch["image"]), one_hot(labels, classes))
+    needs_images = distill.gan_critic_weight is not None or noised_real
+    image, label = None, np.zeros((turns, b), np.int32)[:, rows]
+    if needs_images or distill.fake_labels == "real":
+        batch = data.batches_from(
+            recipe.dataset, first_example, turns, batch_size=b, seed=seed, rows=rows
+        )
+        image, label = batch["image"] if needs_images else None, batch["label"]
+    fake_label = label
     if distill.fake_labels == "uniform" and classes:
         # RandomState, whose streams NumPy has frozen; the 1 keeps it apart from the data's order.
-        labels = np.random.RandomState([seed, cycle, 1]).randint(0, classes, (turns, b))
-    drawn = None
+        drawn = np.random.RandomState([seed, cycle, 1]).randint(0, classes, (turns, b))
+        fake_label = drawn.astype(np.int32)[:, rows]
     if pairs is not None:
-        chosen = data.example_indices(len(pairs.labels), start=cycle * b, count=b, seed=seed)
-        drawn = Pairs(
-            pairs.noise[chosen], pairs.x_0[chosen], one_hot(pairs.labels[chosen], classes)
-        )
-    return CycleBatch(real, one_hot(labels, classes), drawn)
+        chosen = data.example_indices(
+            len(pairs.labels), start=first_example // turns, count=b, seed=seed
+        )[rows]
+        pairs = PairPool(*(array[chosen] for array in pairs))
+    return HostBatch(image, label, fake_label, pairs)
+
+
+def prepare(batch: HostBatch, num_classes: int) -> CycleBatch:
+    """Turn bytes into images in [-1, 1] and class numbers into conditions, on the devices.
+
+    Args:
+      batch: from `read_cycle`.
+      num_classes: of the family; 0 for an unconditional model.
+    """
+    real = pairs = None
+    if batch.image is not None:
+        real = Samples(data.to_model(batch.image), one_hot(batch.label, num_classes))
+    if batch.pairs is not None:
+        noise, x_0, labels = batch.pairs
+        pairs = Pairs(jnp.asarray(noise), jnp.asarray(x_0), one_hot(labels, num_classes))
+    return CycleBatch(real, one_hot(batch.fake_label, num_classes), pairs)
+
+
+def cycle_batch(
+    recipe: Recipe, cycle: int, pairs: PairPool | None = None, *, first_example: int | None = None
+) -> CycleBatch:
+    """Return `read_cycle`'s batch prepared: real images where a loss needs them, conditions, pairs.
+
+    Args:
+      recipe: the recipe.
+      cycle: see `read_cycle`.
+      pairs: see `read_cycle`.
+      first_example: see `read_cycle`.
+    """
+    batch = read_cycle(recipe, cycle, pairs, first_example=first_example)
+    return prepare(batch, recipe.family.num_classes)
+
+
+def _placing(mesh: Mesh, num_classes: int) -> tuple[Callable[[HostBatch], HostBatch], Callable]:
+    """Return (put, prepare): host batch -> the devices, as bytes; there -> CycleBatch."""
+
+    def put(batch: HostBatch) -> HostBatch:
+        images = shard_batch(batch._replace(pairs=None), mesh, axis=1)
+        return images._replace(pairs=shard_batch(batch.pairs, mesh))
+
+    by_turn: Any = NamedSharding(mesh, PartitionSpec(None, "data"))
+    by_sample: Any = NamedSharding(mesh, PartitionSpec("data"))
+    return put, jax.jit(
+        functools.partial(prepare, num_classes=num_classes),
+        out_shardings=CycleBatch(by_turn, by_turn, by_sample),
+    )
 
 
 def make_pairs(recipe: Recipe, teacher_params: Params, path: Path) -> PairPool:
@@ -235,30 +314,35 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         pairs = make_pairs(recipe, teacher_params, workdir / "teacher_pairs.npz")
     teacher_params = replicate(teacher_params, mesh)
 
-    def advance(state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
-        whole = cycle_batch(recipe, i, pairs)
-        real, fake_cond = shard_batch((whole.real, whole.fake_cond), mesh, axis=1)
-        batch = CycleBatch(real, fake_cond, shard_batch(whole.pairs, mesh))
-        return cycle(state, teacher_params, batch, stream_key(root, "cycle", i))
+    put, prepare_there = _placing(mesh, family.num_classes)
+
+    def make_batch(i: int) -> HostBatch:
+        return put(read_cycle(recipe, i, pairs))
 
     with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
         state, start = start_or_resume(
             checkpoints, shapes, lambda: make_state(teacher_params), replicated(mesh)
         )
-        state = run_loop(
-            advance,
-            state,
-            start=start,
-            total=config.distill.cycles,
-            workdir=workdir,
-            checkpoints=checkpoints,
-            log=config.log,
-            unit="cycle",
-            images_per_step=config.distill.batch_size * (1 + config.distill.critic_turns),
-            updates_per_step=1 + config.distill.critic_turns,
-            draw=_drawing(recipe, workdir),
-            shown=("generator_loss", "critic_loss"),
-        )
+        with Prefetch(make_batch, start, config.distill.cycles) as batches:
+
+            def advance(state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
+                batch = prepare_there(batches.take(i))
+                return cycle(state, teacher_params, batch, stream_key(root, "cycle", i))
+
+            state = run_loop(
+                advance,
+                state,
+                start=start,
+                total=config.distill.cycles,
+                workdir=workdir,
+                checkpoints=checkpoints,
+                log=config.log,
+                unit="cycle",
+                images_per_step=config.distill.batch_size * (1 + config.distill.critic_turns),
+                updates_per_step=1 + config.distill.critic_turns,
+                draw=_drawing(recipe, workdir),
+                shown=("generator_loss", "critic_loss"),
+            )
     _export(recipe, state, workdir)
     return workdir / student_files(config)[0]
 

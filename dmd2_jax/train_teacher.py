@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.config import RESUME_MAY_DIFFER, plain
+from dmd2_jax.data import Batch
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.evaluation.pictures import image_grid, loss_curves
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
@@ -25,6 +27,7 @@ from dmd2_jax.recipe import (
 )
 from dmd2_jax.runtime.checkpoint import Checkpoints
 from dmd2_jax.runtime.loop import CHECKPOINTS, check_room, run_loop, start_or_resume
+from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.run_folder import open_run
 from dmd2_jax.runtime.sharding import replicated, shard_batch
@@ -37,6 +40,8 @@ __all__ = [
     "TeacherState",
     "compile_step",
     "init_teacher_state",
+    "prepare",
+    "read_step",
     "teacher_batch",
     "teacher_loss",
     "teacher_step",
@@ -223,10 +228,13 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
     root = jax.random.key(config.seed)
+    prepare_there = jax.jit(
+        functools.partial(prepare, num_classes=family.num_classes),
+        out_shardings=NamedSharding(mesh, PartitionSpec("data")),
+    )
 
-    def advance(state: TeacherState, i: int) -> tuple[TeacherState, dict[str, Any]]:
-        x_0, cond = shard_batch(teacher_batch(recipe, i), mesh)
-        return step(state, x_0, cond, stream_key(root, "teacher", i))
+    def make_batch(i: int) -> Batch:
+        return shard_batch(read_step(recipe, i), mesh)
 
     with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
         state, start = start_or_resume(
@@ -235,19 +243,25 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
             lambda: init_teacher_state(family.init(stream_key(root, "init"))),
             replicated(mesh),
         )
-        state = run_loop(
-            advance,
-            state,
-            start=start,
-            total=config.teacher.steps,
-            workdir=workdir,
-            checkpoints=checkpoints,
-            log=config.log,
-            unit="step",
-            images_per_step=config.teacher.batch_size,
-            draw=_drawing(recipe, workdir),
-            shown=("denoising_loss",),
-        )
+        with Prefetch(make_batch, start, config.teacher.steps) as batches:
+
+            def advance(state: TeacherState, i: int) -> tuple[TeacherState, dict[str, Any]]:
+                x_0, cond = prepare_there(batches.take(i))
+                return step(state, x_0, cond, stream_key(root, "teacher", i))
+
+            state = run_loop(
+                advance,
+                state,
+                start=start,
+                total=config.teacher.steps,
+                workdir=workdir,
+                checkpoints=checkpoints,
+                log=config.log,
+                unit="step",
+                images_per_step=config.teacher.batch_size,
+                draw=_drawing(recipe, workdir),
+                shown=("denoising_loss",),
+            )
     _export(family, state, workdir)
     return workdir / NAME
 
@@ -282,11 +296,35 @@ def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, 
     return jax.jit(step, donate_argnums=0)
 
 
-def teacher_batch(recipe: Recipe, i: int) -> tuple[Array, PyTree]:
-    """Return (x_0 [b, h, w, c], cond) of step `i`: a function of (config, data, i) alone."""
-    config = recipe.config
-    batch = data.batch_at(recipe.dataset, i, batch_size=config.teacher.batch_size, seed=config.seed)
-    return data.to_model(batch["image"]), one_hot(batch["label"], recipe.family.num_classes)
+def read_step(recipe: Recipe, i: int, *, first_example: int | None = None) -> Batch:
+    """Read what step number `i` needs: a function of (config, data, arguments) alone.
+
+    Args:
+      recipe: the recipe.
+      i: 0, 1, ...
+      first_example: how many examples were read before; by default `i` batches.
+
+    Returns:
+      This process's rows of the global batch: uint8 [b, h, w, c] `image`, int32 [b] `label`.
+    """
+    b, seed = recipe.config.teacher.batch_size, recipe.config.seed
+    rows = data.process_rows(b, jax.process_index(), jax.process_count())
+    start = i * b if first_example is None else first_example
+    stacked = data.batches_from(recipe.dataset, start, 1, batch_size=b, seed=seed, rows=rows)
+    return {name: array[0] for name, array in stacked.items()}
+
+
+def prepare(batch: Batch, num_classes: int) -> tuple[Array, PyTree]:
+    """Turn bytes and class numbers into (x_0 in [-1, 1], cond), on the devices."""
+    return data.to_model(batch["image"]), one_hot(batch["label"], num_classes)
+
+
+def teacher_batch(
+    recipe: Recipe, i: int, *, first_example: int | None = None
+) -> tuple[Array, PyTree]:
+    """Return `read_step`'s batch prepared: (x_0 [b, h, w, c], cond)."""
+    batch = read_step(recipe, i, first_example=first_example)
+    return prepare(batch, recipe.family.num_classes)
 
 
 def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], None]:

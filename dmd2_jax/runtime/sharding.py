@@ -64,7 +64,8 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
     """Split every array of `batch` over the data axis.
 
     Args:
-      batch: pytree of arrays that share the batch axis.
+      batch: pytree of arrays that share the batch axis; in a run of several processes, this one's
+        rows of each.
       mesh: from `make_mesh`.
       axis: which axis is the batch, 1 for [k, b, ...].
 
@@ -74,6 +75,10 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
     Raises:
       ValueError: if the batch does not split evenly.
     """
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    processes = jax.process_count()
     for leaf in jax.tree.leaves(batch):
-        check_batch_size(leaf.shape[axis], mesh)
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
+        check_batch_size(leaf.shape[axis] * processes, mesh)
+    if processes == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
