@@ -1,7 +1,6 @@
 """Distil a teacher into a few-step student: `dmd2 distill`."""
 
 import dataclasses
-import functools
 import logging
 import os
 import zipfile
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
@@ -181,7 +180,9 @@ def read_cycle(
 
 
 def prepare(batch: HostBatch, num_classes: int) -> CycleBatch:
-    """Turn bytes into images in [-1, 1] and class numbers into conditions, on the devices.
+    """Turn bytes into images in [-1, 1] and class numbers into conditions, where the batch is.
+
+    Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
 
     Args:
       batch: from `read_cycle`.
@@ -211,19 +212,10 @@ def cycle_batch(
     return prepare(batch, recipe.family.num_classes)
 
 
-def _placing(mesh: Mesh, num_classes: int) -> tuple[Callable[[HostBatch], HostBatch], Callable]:
-    """Return (put, prepare): host batch -> the devices, as bytes; there -> CycleBatch."""
-
-    def put(batch: HostBatch) -> HostBatch:
-        images = shard_batch(batch._replace(pairs=None), mesh, axis=1)
-        return images._replace(pairs=shard_batch(batch.pairs, mesh))
-
-    by_turn: Any = NamedSharding(mesh, PartitionSpec(None, "data"))
-    by_sample: Any = NamedSharding(mesh, PartitionSpec("data"))
-    return put, jax.jit(
-        functools.partial(prepare, num_classes=num_classes),
-        out_shardings=CycleBatch(by_turn, by_turn, by_sample),
-    )
+def _put(batch: HostBatch, mesh: Mesh) -> HostBatch:
+    """Put a batch on the devices, as the bytes and numbers that it is."""
+    images = shard_batch(batch._replace(pairs=None), mesh, axis=1)
+    return images._replace(pairs=shard_batch(batch.pairs, mesh))
 
 
 def make_pairs(recipe: Recipe, teacher_params: Params, path: Path) -> PairPool:
@@ -314,10 +306,8 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         pairs = make_pairs(recipe, teacher_params, workdir / "teacher_pairs.npz")
     teacher_params = replicate(teacher_params, mesh)
 
-    put, prepare_there = _placing(mesh, family.num_classes)
-
     def make_batch(i: int) -> HostBatch:
-        return put(read_cycle(recipe, i, pairs))
+        return _put(read_cycle(recipe, i, pairs), mesh)
 
     with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
         state, start = start_or_resume(
@@ -326,7 +316,7 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         with Prefetch(make_batch, start, config.distill.cycles) as batches:
 
             def advance(state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
-                batch = prepare_there(batches.take(i))
+                batch = prepare(batches.take(i), family.num_classes)
                 return cycle(state, teacher_params, batch, stream_key(root, "cycle", i))
 
             state = run_loop(

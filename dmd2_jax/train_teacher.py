@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
@@ -228,10 +227,6 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
     root = jax.random.key(config.seed)
-    prepare_there = jax.jit(
-        functools.partial(prepare, num_classes=family.num_classes),
-        out_shardings=NamedSharding(mesh, PartitionSpec("data")),
-    )
 
     def make_batch(i: int) -> Batch:
         return shard_batch(read_step(recipe, i), mesh)
@@ -246,7 +241,7 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         with Prefetch(make_batch, start, config.teacher.steps) as batches:
 
             def advance(state: TeacherState, i: int) -> tuple[TeacherState, dict[str, Any]]:
-                x_0, cond = prepare_there(batches.take(i))
+                x_0, cond = prepare(batches.take(i), family.num_classes)
                 return step(state, x_0, cond, stream_key(root, "teacher", i))
 
             state = run_loop(
@@ -315,7 +310,10 @@ def read_step(recipe: Recipe, i: int, *, first_example: int | None = None) -> Ba
 
 
 def prepare(batch: Batch, num_classes: int) -> tuple[Array, PyTree]:
-    """Turn bytes and class numbers into (x_0 in [-1, 1], cond), on the devices."""
+    """Turn bytes and class numbers into (x_0 in [-1, 1], cond), where the batch is.
+
+    Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
+    """
     return data.to_model(batch["image"]), one_hot(batch["label"], num_classes)
 
 
