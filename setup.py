@@ -46,10 +46,12 @@ EXTRAS = {
         "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],
+    "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path
     "benchmarks": ["torch>=2.5"],
     "dev": [
         "beartype>=0.19",
         "equinox>=0.13",
+        "huggingface_hub>=1,<3",
         "mypy>=1.15",
         "nbformat>=5.10",
         "nbstripout>=0.8",

@@ -33,8 +33,10 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 10  # 0: unconditional
     config.model.model_channels = 32
     config.model.channel_mult = (1, 2)
+    config.model.channel_mult_emb = 4
     config.model.num_blocks = 1
     config.model.attention_resolutions = (4,)
+    config.model.augment_dim = 0  # 9 in EDM's CIFAR-10 weights; the labels are always zero here
     config.model.dropout = 0.0
     config.model.dtype = "float32"  # compute type: float32 | bfloat16
     config.model.remat = False
@@ -51,7 +53,9 @@ def get_config() -> ConfigDict:
     config.schedule.num_levels = 1000
 
     config.teacher = ConfigDict()
-    config.teacher.weights = ""  # a teacher run folder or a .safetensors of the original names
+    # A teacher's run folder, a .safetensors, .bin or .pth of the original names, EDM's .pkl, or
+    # hf://owner/repository/file (docs/weights.md).
+    config.teacher.weights = ""
     config.teacher.steps = 1000
     config.teacher.batch_size = 128
     config.teacher.lr = 1e-3

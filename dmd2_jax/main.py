@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         "student.safetensors and one student_ema_DECAY.safetensors for each average",
     )
     _add_sample(commands)
+    _add_convert(commands)
     _add_evaluate(commands)
     _add_demo(commands)
     return parser
@@ -190,6 +191,39 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     )
 
 
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "convert",
+        _convert,
+        "convert weights between EDM .pkl, PyTorch .bin and .safetensors",
+        "Convert weights of the original names between files. SRC is a .safetensors, PyTorch's\n"
+        ".bin, .pt or .pth, EDM's .pkl, hf://owner/repository/file, or the --workdir of a run; DST "
+        "is\n.safetensors, .bin, .pt or .pth. Nothing in SRC is executed. DST is read back, and a\n"
+        "forward pass with its weights must equal one with SRC's bit for bit.\n\n"
+        "example:\n  dmd2 convert edm-imagenet-64x64-cond-adm.pkl teacher.safetensors\n"
+        "  dmd2 convert runs/student generator.bin\n"
+        "  dmd2 convert pytorch_model.bin student.safetensors --config=configs/imagenet64.py\n\n"
+        "Without DST, the lines of a recipe that describe the network of an EDM .pkl are printed.\n"
+        f"{_OVERRIDES}",
+    )
+    parser.add_argument("source", metavar="SRC", help="what to read")
+    parser.add_argument("target", metavar="DST", nargs="?", help="the file to write")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the recipe; a run and EDM's .pkl need none"
+    )
+    parser.add_argument(
+        "--which", choices=("teacher", "student"), help="of a run; default: the one it trained"
+    )
+    parser.add_argument(
+        "--ema", type=float, metavar="DECAY", help="of a run: the student's average of this decay"
+    )
+    parser.add_argument(
+        "--prefix", metavar="NAME.", help="of the tensors to take, if SRC holds several networks"
+    )
+    parser.add_argument("--force", action="store_true", help="replace DST if it exists")
+
+
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
@@ -261,6 +295,25 @@ def _sample(arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
     )
     print(f"{arguments.num} images: {path}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from dmd2_jax.convert import convert, recipe_lines
+
+    if arguments.config is None and arguments.overrides:
+        raise ConfigError(
+            f"--config.{next(iter(arguments.overrides))} changes a recipe, expected one; add "
+            "--config=FILE."
+        )
+    if arguments.target is None:
+        print(recipe_lines(arguments.source))
+        return
+    config = None
+    if arguments.config is not None:
+        config = load_config(arguments.config)
+        apply_overrides(config, arguments.overrides)
+    options = {name: getattr(arguments, name) for name in ("which", "ema", "prefix", "force")}
+    print(convert(arguments.source, arguments.target, config=config, **options))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

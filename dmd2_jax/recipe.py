@@ -16,6 +16,8 @@ from dmd2_jax import data, families
 from dmd2_jax.config import ConfigError, validate
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.families.weight_files import Weights
+from dmd2_jax.runtime import hub
 from dmd2_jax.runtime.checkpoint import state_bytes
 from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
 from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree
@@ -32,7 +34,7 @@ __all__ = [
     "weights_file",
 ]
 
-_NOT_FAMILIES = frozenset({"adapters", "state_dict"})
+_NOT_FAMILIES = frozenset({"adapters", "edm_arguments", "state_dict", "weight_files"})
 
 
 class Family(Protocol):
@@ -55,6 +57,12 @@ class Family(Protocol):
         self, params: Params, x_t: Array, t: Array, cond: PyTree, key: Key
     ) -> Array:
         """Return x_0 with dropout active."""
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights' tensors by their original names."""
+
+    def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
+        """Take the weights out of what a file holds."""
 
     def load(self, path: str | Path) -> Params:
         """Read weights with the original names."""
@@ -159,25 +167,28 @@ def weights_file(path: str, name: str) -> Path:
     """Find a file of weights.
 
     Args:
-      path: a .safetensors file, or a run folder that holds one called `name`.
+      path: a file of weights (docs/weights.md), a run folder that holds one called `name`, or
+        hf://owner/repository/file, which is downloaded once.
       name: for example "teacher.safetensors".
 
     Returns:
       The file, which exists.
 
     Raises:
-      ValueError: if it does not.
+      ValueError: if it does not, or cannot be downloaded.
     """
     if not path:
         raise ConfigError(
-            "config.teacher.weights is empty, expected a run folder of train-teacher or a "
-            ".safetensors file; add --config.teacher.weights=PATH."
+            "config.teacher.weights is empty, expected a run folder of train-teacher or a file of "
+            "weights; add --config.teacher.weights=PATH."
         )
+    if hub.is_hub_path(path):
+        return hub.fetch(path)
     file = Path(path) / name if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise ConfigError(
-            f"no weights at {file}, expected a .safetensors file or a run folder that holds "
-            f"{name}; finish its training first, or give another path."
+            f"no weights at {file}, expected a file of weights or a run folder that holds {name}; "
+            f"finish its training first, or give another path."
         )
     return file
 

@@ -18,6 +18,7 @@ FLOORS = {
     "train_teacher": 5,
     "train_student": 5,
     "sample": 5,
+    "convert": 5,
     "recipe": 5,
     "families": 4,
     "distill": 3,
@@ -121,6 +122,7 @@ HEAVY = (
     "PIL",
     "tqdm",
     "safetensors",
+    "huggingface_hub",
     "ml_collections",
 )
 

@@ -41,6 +41,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "tpu",
         "text2image",
         "tfds",
+        "hub",
         "benchmarks",
         "dev",
     }

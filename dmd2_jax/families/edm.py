@@ -5,7 +5,7 @@ Time is sigma itself, data have standard deviation sigma_data, x_t = x_0 + sigma
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, ln(sigma) / 4, label).
 
 `build` makes everything from the `model` and `schedule` parts of a config. Weights are read from
-and written to .safetensors files with the tensor names of the original checkpoints.
+and written to files with the tensor names of the original checkpoints (`weight_files`).
 """
 
 import dataclasses
@@ -21,64 +21,16 @@ from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion import schedules
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
 from dmd2_jax.families import state_dict
+from dmd2_jax.families.edm_arguments import from_edm_kwargs, refuse_other_arguments
+from dmd2_jax.families.weight_files import Weights, read_weights, strip_prefix, write_weights
 from dmd2_jax.networks.adm_unet import AdmUNet
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.song_unet import SongUNet
 from dmd2_jax.typing import Array, Float, Key, Params, expand
 
+__all__ = ["EdmFamily", "build", "from_edm_kwargs"]
+
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-_EDM_NAMES = {
-    "img_resolution": "resolution",
-    "img_channels": "image_channels",
-    "label_dim": "num_classes",
-    "attn_resolutions": "attention_resolutions",
-}
-"""EDM's constructor arguments that have another name here."""
-
-_EDM_DEFAULTS = {
-    "model_type": "DhariwalUNet",
-    "decoder_type": "standard",
-    "label_dim": 0,
-    "sigma_data": 0.5,
-    "augment_dim": 0,
-    "channel_mult_emb": 4,
-    "embedding_type": "positional",
-    "encoder_type": "standard",
-    "resample_filter": (1, 1),
-    "channel_mult_noise": 1,
-}
-
-_EDM_NETWORK_DEFAULTS = {
-    "adm": {
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attention_resolutions": (32, 16, 8),
-        "dropout": 0.1,
-    },
-    "song": {
-        "model_channels": 128,
-        "channel_mult": (1, 2, 2, 2),
-        "num_blocks": 4,
-        "attention_resolutions": (16,),
-        "dropout": 0.1,
-    },
-}
-
-_KNOWN_KEYS = {
-    "resolution",
-    "image_channels",
-    "num_classes",
-    "sigma_data",
-    "augment_dim",
-    "channel_mult_emb",
-    "embedding_type",
-    "encoder_type",
-    "resample_filter",
-    "channel_mult_noise",
-    *_EDM_NETWORK_DEFAULTS["adm"],
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +43,7 @@ class EdmFamily:
       sigma_data: standard deviation of the data.
       image_shape: (h, w, c) of a sample.
       num_classes: number of classes; 0: unconditional.
+      model_config: what it was built from.
     """
 
     denoiser: Denoiser
@@ -98,6 +51,7 @@ class EdmFamily:
     sigma_data: float
     image_shape: tuple[int, int, int]
     num_classes: int
+    model_config: Mapping[str, Any] = dataclasses.field(compare=False)
 
     def init(self, key: Key) -> Params:
         """Draw initial weights, float32, as EDM does."""
@@ -144,21 +98,40 @@ class EdmFamily:
         """Turn weights into tensors with the original names and layouts, buffers included."""
         return state_dict.to_tensors(params, _original_name, self._buffers(params))
 
+    def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
+        """Turn what a file of weights holds into weights.
+
+        Args:
+          weights: from `read_weights`; recorded arguments must be those of the config.
+          prefix: of the tensors to take, where the file holds several networks.
+
+        Raises:
+          ValueError: if they are of another network; the message lists the differences.
+        """
+        if weights.keywords is not None:
+            refuse_other_arguments(weights, self.model_config)
+        return self.from_state_dict(strip_prefix(weights.tensors, self.tensor_shapes(), prefix))
+
     def load(self, path: str | os.PathLike) -> Params:
-        """Read weights from a .safetensors file with the original names.
+        """Read weights from a .safetensors, .bin, .pt, .pth or EDM .pkl file of the original names.
 
         Raises:
           ValueError: if the file cannot be read or does not fit; the message names the file.
         """
-        tensors = state_dict.read_safetensors(path)
+        weights = read_weights(path)
         try:
-            return self.from_state_dict(tensors)
+            return self.from_weights(weights)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, params: Params, path: str | os.PathLike) -> None:
-        """Write weights to a .safetensors file with the original names, whole or not at all."""
-        state_dict.write_safetensors(self.to_state_dict(params), path)
+        """Write weights with the original names, whole or not at all, as the suffix says."""
+        write_weights(self.to_state_dict(params), path)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the network's tensors by their original names, buffers included."""
+        template = self.param_shapes()
+        return state_dict.tensor_shapes(template, _original_name, self._buffers(template))
 
     def _example(self, batch_size: int) -> tuple[Array, Array, Array | None]:
         label = jnp.zeros((batch_size, self.num_classes)) if self.num_classes else None
@@ -209,6 +182,7 @@ def build(model_config: Mapping[str, Any], schedule_config: Mapping[str, Any]) -
         sigma_data=sigma_data,
         image_shape=image_shape,
         num_classes=config["num_classes"],
+        model_config=config,
     )
 
 
@@ -263,44 +237,6 @@ def _inputs(
     sigma = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1])
     _, _, c_in, c_noise = edm_scalings(sigma, sigma_data)
     return sigma, expand(c_in, x_t) * x_t, c_noise
-
-
-def from_edm_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the constructor arguments of the original `EDMPrecond` to a model config.
-
-    Args:
-      kwargs: model_type "DhariwalUNet" or "SongUNet", img_resolution, img_channels, label_dim,
-        sigma_data and the network's own arguments, as checkpoints record them.
-
-    Returns:
-      A model config for `build`.
-
-    Raises:
-      ValueError: if an argument has no counterpart here.
-    """
-    arguments = {**_EDM_DEFAULTS, **kwargs}
-    networks = {"DhariwalUNet": "adm", "SongUNet": "song"}
-    if arguments["model_type"] not in networks:
-        raise ValueError(
-            f"model_type={arguments['model_type']!r} must be one of {tuple(networks)}."
-        )
-    network = networks[arguments.pop("model_type")]
-    if arguments.pop("decoder_type") != "standard":
-        raise ValueError(
-            f"decoder_type={kwargs['decoder_type']!r} must be 'standard', the only one that "
-            "published checkpoints use."
-        )
-    for name in ("use_fp16", "sigma_min", "sigma_max", "label_dropout"):
-        arguments.pop(name, None)  # of precision, sampling and training; not of the network
-    config = {_EDM_NAMES.get(name, name): value for name, value in arguments.items()}
-    config |= _EDM_NETWORK_DEFAULTS[network] | config
-    unknown = sorted(set(config) - _KNOWN_KEYS)
-    if unknown:
-        raise ValueError(
-            f"EDM arguments {unknown} are unknown, expected a subset of "
-            f"{sorted(_KNOWN_KEYS)} under EDM's names; remove them."
-        )
-    return {**config, "family": "edm", "network": network, "dtype": "float32", "remat": False}
 
 
 def _network(config: Mapping[str, Any]) -> AdmUNet | SongUNet:

@@ -7,12 +7,12 @@ tensors, its `buffers`, belong to the checkpoint although they are no variables.
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Array, Params, PyTree
 
 Naming = Callable[[tuple[str, ...]], str]
@@ -74,16 +74,8 @@ def write_safetensors(tensors: Tensors, path: str | os.PathLike) -> None:
     """
     from safetensors.numpy import save
 
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        partial.write_bytes(save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
 
 
 def to_tensors(
@@ -105,6 +97,21 @@ def to_tensors(
     leaves = _named_leaves(params, naming)
     tensors = {name: _transpose(np.asarray(leaf)) for name, leaf in leaves.items()}
     return dict(sorted({**tensors, **(buffers or {})}.items()))
+
+
+def tensor_shapes(
+    template: PyTree, naming: Naming = torch_name, buffers: Tensors | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's tensors by name, in torch's layouts.
+
+    Args:
+      template: nested dict whose leaves have the variables' shapes.
+      naming: the family's spelling.
+      buffers: further tensors of the checkpoint.
+    """
+    leaves = _named_leaves(template, naming)
+    shapes = {name: _torch_shape(leaf.shape) for name, leaf in leaves.items()}
+    return shapes | {name: buffer.shape for name, buffer in (buffers or {}).items()}
 
 
 def to_params(
@@ -131,9 +138,7 @@ def to_params(
     """
     leaves = _named_leaves(template, naming)
     buffers = buffers or {}
-    shapes = {name: _torch_shape(leaf.shape) for name, leaf in leaves.items()}
-    shapes |= {name: buffer.shape for name, buffer in buffers.items()}
-    _check(tensors, shapes, buffers)
+    _check(tensors, tensor_shapes(template, naming, buffers), buffers)
     values = [
         jnp.asarray(_untranspose(np.asarray(tensors[name], dtype=np.float32))) for name in leaves
     ]
