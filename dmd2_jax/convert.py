@@ -119,7 +119,7 @@ def recipe_lines(source: str) -> str:
     values = {"data.resolution": model["resolution"]}
     values |= {f"model.{key}": value for key, value in model.items()}
     lines = [f"config.{key} = {value!r}" for key, value in values.items()]
-    return "\n".join([f"# of {file.name}; distillation wants dropout = 0.0", *lines])
+    return "\n".join([f"# the network of {file.name}", *lines])
 
 
 def _check_target(target: Path, force: bool) -> None:

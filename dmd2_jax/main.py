@@ -187,7 +187,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
         "--ema", type=float, metavar="DECAY", help="the student's average of this decay"
     )
     parser.add_argument(
-        "--weights", default="", metavar="FILE", help="weights to use instead of the run's"
+        "--weights", default="", metavar="FILE", help="to use instead of the run's; also .bin, .pkl"
     )
 
 

@@ -146,7 +146,7 @@ def load_run(
       workdir: what train-teacher or distill wrote.
       which: "teacher" or "student"; None is the one that the run trains.
       ema: the decay of the student's average to use; None is the student itself.
-      weights: a .safetensors file to use instead of the run's.
+      weights: a file of weights (docs/weights.md) to use instead of the run's.
 
     Returns:
       (which, config, family, file of weights).

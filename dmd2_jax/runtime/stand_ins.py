@@ -183,6 +183,11 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """Return b"" as protocol 2 spells it."""
+    return b""
+
+
 def _numpy_scalar(dtype: Any, raw: Any) -> Any:
     return _array(raw, dtype, (), "C").item()
 
@@ -257,6 +262,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "__builtin__.set": _set_of(set),  # of protocol 2, which spells names as Python 2 did
     "__builtin__.frozenset": _set_of(frozenset),
     "_codecs.encode": _encode,
+    "__builtin__.bytes": _no_bytes,
     "numpy.dtype": Dtype,
     **{
         f"numpy.{core}.{name}": call

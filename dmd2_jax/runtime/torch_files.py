@@ -182,10 +182,17 @@ def _fill(array: np.ndarray, stream: BinaryIO) -> None:
 
 def _storages(
     storages: dict[str, Storage], load: Callable[[np.dtype, str, int], Storage]
-) -> Callable[[Any], Storage]:
-    """Return what turns ("storage", type, key, device, count[, view]) into a Storage."""
+) -> Callable[[Any], Storage | Global]:
+    """Return what turns ("storage", type, key, device, count[, view]) into a Storage.
 
-    def persistent(identity: Any) -> Storage:
+    Legacy files also have ("module", class, its file, its source code) for a module's class.
+    """
+
+    def persistent(identity: Any) -> Storage | Global:
+        if type(identity) is tuple and len(identity) == 4 and identity[0] == "module":
+            if not isinstance(identity[1], Global):
+                raise PickleError("got a module's class of unknown kind, expected a name")
+            return identity[1]
         if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
             raise PickleError("got a persistent id of unknown kind, expected a storage")
         _, kind, key, _, count, *view = identity
