@@ -78,7 +78,7 @@ class Tally:
         if resample:
             self.add(f"{name}.conv0.resample_filter", 1, 1, self.taps, self.taps)
             self.add(f"{name}.skip.resample_filter", 1, 1, self.taps, self.taps)
-        if attend:
+        if attend and (c_out >= 64 or not self.adm):  # one head for 64 channels; Song: one
             self.layer(f"{name}.norm2", (c_out,))
             self.layer(f"{name}.qkv", (3 * c_out, c_out, 1, 1))
             self.layer(f"{name}.proj", (c_out, c_out, 1, 1))
