@@ -47,6 +47,12 @@ EXTRAS = {
         "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],
     "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path
+    # clu writes TensorBoard's event files with TensorFlow.
+    "tensorboard": [
+        "tensorboard>=2.18",
+        "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    ],
     "benchmarks": ["torch>=2.5"],
     "dev": [
         "beartype>=0.19",
@@ -61,6 +67,7 @@ EXTRAS = {
         "ruff>=0.12,<0.18",
     ],
 }
+EXTRAS["dev"] += EXTRAS["tensorboard"]  # its tests read the event files back
 
 setup(
     name="dmd2_jax",

@@ -112,6 +112,8 @@ def get_config() -> ConfigDict:
     config.log.grid_every = 50  # cycles between sample grids
     config.log.checkpoint_every = 50
     config.log.keep = 3
+    config.log.tensorboard = False  # True: event files in WORKDIR/tensorboard too
+    config.log.wandb_project = ""  # a Weights & Biases project to report to; "": none
 
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 2000

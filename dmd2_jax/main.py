@@ -147,7 +147,8 @@ def _add_training(
         function,
         summary,
         f"{summary[0].upper()}{summary[1:]}.\n\nexample:\n  {example}\n\nwrites into --workdir: "
-        f"config.json, metrics.jsonl, curves.png, grid_*.png,\n  checkpoints/, {written}.\n\n"
+        f"config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,\n  progress.gif, "
+        f"checkpoints/, {written}.\n\n"
         "The same command again resumes where the run stopped. Ctrl-C saves first; so does\n"
         "SIGTERM. A folder that holds a run of another config is refused.\n"
         f"{_OVERRIDES}",
@@ -160,6 +161,15 @@ def _add_training(
         "--dry_run",
         action="store_true",
         help="check config, data, weights, devices and disk, print sizes, and stop",
+    )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        type=_span,
+        const=(1, 3),
+        metavar="START:COUNT",
+        help="let START steps (cycles) of this process pass, then trace COUNT for a profiler, into "
+        "DIR/profile; alone 1:3, the three after the first, which compiles",
     )
 
 
@@ -261,12 +271,23 @@ def _classes(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r}, expected numbers like 0,1,2") from None
 
 
+def _span(text: str) -> tuple[int, int]:
+    start, colon, count = text.partition(":")
+    if not (colon and start.isdecimal() and count.isdecimal() and int(count) >= 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected START:COUNT with START >= 0 and COUNT >= 1, for example 1:3"
+        )
+    return int(start), int(count)
+
+
 def _train_teacher(arguments: argparse.Namespace) -> None:
     from dmd2_jax import train_teacher
 
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
-    path = train_teacher.train(config, arguments.workdir, dry_run=arguments.dry_run)
+    path = train_teacher.train(
+        config, arguments.workdir, dry_run=arguments.dry_run, profile=arguments.profile
+    )
     if path is not None:
         print(f"teacher: {path}")
 
@@ -276,7 +297,9 @@ def _distill(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
-    path = train_student.train(config, arguments.workdir, dry_run=arguments.dry_run)
+    path = train_student.train(
+        config, arguments.workdir, dry_run=arguments.dry_run, profile=arguments.profile
+    )
     if path is not None:
         print(f"student: {path}")
 

@@ -26,7 +26,7 @@ from dmd2_jax.distill import (
     init_state,
     make_cycle,
 )
-from dmd2_jax.evaluation.pictures import image_grid, loss_curves
+from dmd2_jax.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.networks.gan_head import GanHead, discriminator
 from dmd2_jax.recipe import (
     Family,
@@ -43,6 +43,7 @@ from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.run_folder import open_run
 from dmd2_jax.runtime.sharding import replicate, replicated, shard_batch
+from dmd2_jax.runtime.writers import check_writers
 from dmd2_jax.sample import (
     grid_labels,
     sample_images,
@@ -261,14 +262,22 @@ def student_files(config: ConfigDict) -> tuple[str, ...]:
     return ("student.safetensors", *averages)
 
 
-def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> Path | None:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    dry_run: bool = False,
+    profile: tuple[int, int] | None = None,
+) -> Path | None:
     """Distil the teacher of a config in a run folder, or resume what is there.
 
     Args:
       config: the whole config; `config.teacher.weights` is the teacher.
-      workdir: the run folder: config.json, metrics.jsonl, curves.png, grid_*.png, checkpoints/,
-        student.safetensors and one student_ema_DECAY.safetensors for each average.
+      workdir: the run folder: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
+        scores_*.png, progress.gif, checkpoints/, student.safetensors and one
+        student_ema_DECAY.safetensors for each average.
       dry_run: check everything that can be checked before the first compilation, and stop.
+      profile: see `run_loop`.
 
     Returns:
       The student's file of weights; None for a dry run.
@@ -290,6 +299,7 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
         return initial_state(players, settings, family, params, head_key)
 
     shapes = jax.eval_shape(make_state, teacher_params)
+    check_writers(config.log)
     check_room(workdir, shapes, config.log.keep)
     resumed = open_run(
         workdir, "distill", plain(config), may_differ=RESUME_MAY_DIFFER, dry_run=dry_run
@@ -330,8 +340,10 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
                 unit="cycle",
                 images_per_step=config.distill.batch_size * (1 + config.distill.critic_turns),
                 updates_per_step=1 + config.distill.critic_turns,
-                draw=_drawing(recipe, workdir),
+                draw=_drawing(recipe, teacher_params, workdir),
                 shown=("generator_loss", "critic_loss"),
+                waited=lambda: batches.waited,
+                profile=profile,
             )
     _export(recipe, state, workdir)
     return workdir / student_files(config)[0]
@@ -355,21 +367,32 @@ def _pair_shapes(recipe: Recipe) -> PairPool | None:
     return PairPool(images, images, np.zeros(number, np.int32))
 
 
-def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TrainState, int], None]:
-    """Return what exports the weights and draws a grid of the student, always of the same noise."""
+def _drawing(
+    recipe: Recipe, teacher_params: Params, workdir: Path
+) -> Callable[[TrainState, int], dict[str, Path]]:
+    """Return what exports the weights and draws the student's progress, always of the same noise.
+
+    Where there is a critic, it is shown beside the teacher on the first row of the student's grid.
+    """
     family, config = recipe.family, recipe.config
     sampler = student_sampler(family, config)
+    compare = score_comparison(family, config.distill.guidance, config.seed)
     labels, columns = grid_labels(family.num_classes)
-    rows = len(labels) // columns
+    cond = one_hot(labels[:columns], family.num_classes)
 
-    def draw(state: TrainState, done: int) -> None:
+    def draw(state: TrainState, done: int) -> dict[str, Path]:
         _export(recipe, state, workdir)
-        params = jax.device_put(state.generator.params, jax.devices()[0])
-        images = sample_images(
-            sampler, family, params, labels, seed=config.seed, batch_size=len(labels)
+        images, pictures = draw_progress(
+            recipe, sampler, state.generator.params, workdir, done, unit="cycle"
         )
-        image_grid(images, workdir / f"grid_{done:07d}.png", rows=rows, cols=columns)
-        loss_curves(workdir / "metrics.jsonl", workdir / "curves.png", x_label="cycle")
+        if config.distill.train_critic:
+            x_0 = images[:columns]
+            teacher, critic = jax.device_put(
+                (teacher_params, state.critic.params), jax.devices()[0]
+            )
+            pictures["scores"] = workdir / f"scores_{done:07d}.png"
+            draw_scores(x_0, compare(teacher, critic, jnp.asarray(x_0), cond), pictures["scores"])
+        return pictures
 
     return draw
 

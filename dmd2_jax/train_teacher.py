@@ -15,7 +15,8 @@ from dmd2_jax import data
 from dmd2_jax.config import RESUME_MAY_DIFFER, plain
 from dmd2_jax.data import Batch
 from dmd2_jax.denoiser import Denoiser
-from dmd2_jax.evaluation.pictures import image_grid, loss_curves
+from dmd2_jax.distill.health import average_by_level
+from dmd2_jax.drawing import draw_progress
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.recipe import (
     Family,
@@ -30,7 +31,8 @@ from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.run_folder import open_run
 from dmd2_jax.runtime.sharding import replicated, shard_batch
-from dmd2_jax.sample import grid_labels, sample_images, teacher_sampler
+from dmd2_jax.runtime.writers import check_writers
+from dmd2_jax.sample import teacher_sampler
 from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree, expand
 
 __all__ = [
@@ -116,7 +118,7 @@ def teacher_loss(
     x0_fn: X0WithKey,
     denoiser: Denoiser,
     config: TeacherConfig,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Return EDM's denoising loss on one batch.
 
     ln sigma ~ N(p_mean, p_std^2), x_t = x_0 + sigma eps,
@@ -132,7 +134,7 @@ def teacher_loss(
       config: the settings.
 
     Returns:
-      The loss and the metrics `denoising_loss`.
+      The loss and the metrics `denoising_loss`, `denoising_error_by_level`.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), equation 2 and table 1. Unlike there, no
       augmentation.
@@ -149,7 +151,11 @@ def teacher_loss(
     x_t = x_0 + expand(sigma, x_0) * noise
     x_0_teacher = x0_fn(params, x_t, sigma, cond, stream_key(key, "dropout"))
     weight = denoising_weight("edm", jnp.ones(b), sigma, sigma_data=config.sigma_data)
-    return denoising_loss(x_0_teacher, x_0, weight=weight)
+    loss, metrics = denoising_loss(x_0_teacher, x_0, weight=weight)
+    levels = denoiser.schedule.levels
+    level = jnp.clip(jnp.searchsorted(levels, sigma), 0, len(levels) - 1)
+    errors = average_by_level(metrics.pop("denoising_errors"), level, denoiser.schedule)
+    return loss, metrics | {"denoising_error_by_level": errors}
 
 
 def teacher_step(
@@ -161,7 +167,7 @@ def teacher_step(
     x0_fn: X0WithKey,
     denoiser: Denoiser,
     config: TeacherConfig,
-) -> tuple[TeacherState, dict[str, Array]]:
+) -> tuple[TeacherState, dict[str, Any]]:
     """Take one Adam step on `teacher_loss`, and one step of the average.
 
     A step whose gradient is not finite changes nothing but the counts.
@@ -176,7 +182,8 @@ def teacher_step(
       config: the settings.
 
     Returns:
-      The new state and metrics: denoising_loss, grad_norm, lr, skipped_updates.
+      The new state and metrics: denoising_loss, denoising_error_by_level, grad_norm, lr,
+      skipped_updates.
     """
     loss = functools.partial(teacher_loss, x0_fn=x0_fn, denoiser=denoiser, config=config)
     gradient, metrics = jax.grad(loss, has_aux=True)(state.params, x_0, cond, key)
@@ -195,14 +202,21 @@ def teacher_step(
     return TeacherState(state.step + 1, skipped, params, opt_state, ema), metrics
 
 
-def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> Path | None:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    dry_run: bool = False,
+    profile: tuple[int, int] | None = None,
+) -> Path | None:
     """Train the teacher of a config in a run folder, or resume what is there.
 
     Args:
       config: the whole config; `teacher`, `model`, `data`, `log`, `mesh` and `seed` count.
-      workdir: the run folder: config.json, metrics.jsonl, curves.png, grid_*.png, checkpoints/,
-        teacher.safetensors.
+      workdir: the run folder: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
+        progress.gif, checkpoints/, teacher.safetensors.
       dry_run: check everything that can be checked before the first compilation, and stop.
+      profile: see `run_loop`.
 
     Returns:
       The file of weights; None for a dry run.
@@ -215,6 +229,7 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
     recipe = open_recipe(config, config.teacher.batch_size)
     family, mesh = recipe.family, recipe.mesh
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
+    check_writers(config.log)
     check_room(workdir, shapes, config.log.keep)
     resumed = open_run(
         workdir, "train-teacher", plain(config), may_differ=RESUME_MAY_DIFFER, dry_run=dry_run
@@ -256,6 +271,8 @@ def train(config: ConfigDict, workdir: str | Path, *, dry_run: bool = False) -> 
                 images_per_step=config.teacher.batch_size,
                 draw=_drawing(recipe, workdir),
                 shown=("denoising_loss",),
+                waited=lambda: batches.waited,
+                profile=profile,
             )
     _export(family, state, workdir)
     return workdir / NAME
@@ -275,7 +292,7 @@ def _adam() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Array]]]:
+def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Any]]]:
     """Return `teacher_step` with a recipe's settings, jitted: (state, x_0, cond, key), donating."""
     family, teacher = recipe.family, recipe.config.teacher
     names = {field.name for field in dataclasses.fields(TeacherConfig)} - {"sigma_data"}
@@ -325,21 +342,14 @@ def teacher_batch(
     return prepare(batch, recipe.family.num_classes)
 
 
-def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], None]:
-    """Return what draws a grid of samples, from the same noise each time, and exports weights."""
-    family, config = recipe.family, recipe.config
-    sampler = teacher_sampler(family, config)
-    labels, columns = grid_labels(family.num_classes)
+def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], dict[str, Path]]:
+    """Return what exports the weights and draws the progress, from the same noise each time."""
+    sampler = teacher_sampler(recipe.family, recipe.config)
 
-    def draw(state: TeacherState, done: int) -> None:
-        _export(family, state, workdir)
-        ema = jax.device_put(state.ema, jax.devices()[0])
-        images = sample_images(
-            sampler, family, ema, labels, seed=config.seed, batch_size=len(labels)
-        )
-        rows = len(labels) // columns
-        image_grid(images, workdir / f"grid_{done:07d}.png", rows=rows, cols=columns)
-        loss_curves(workdir / "metrics.jsonl", workdir / "curves.png", x_label="step")
+    def draw(state: TeacherState, done: int) -> dict[str, Path]:
+        _export(recipe.family, state, workdir)
+        _, pictures = draw_progress(recipe, sampler, state.ema, workdir, done, unit="step")
+        return pictures
 
     return draw
 

@@ -19,6 +19,7 @@ FLOORS = {
     "train_student": 5,
     "sample": 5,
     "convert": 5,
+    "drawing": 5,
     "recipe": 5,
     "families": 4,
     "distill": 3,

@@ -19,6 +19,7 @@ from dmd2_jax.distill.turns import (
     student_samples,
 )
 from dmd2_jax.losses.regression import Distance, squared_error
+from dmd2_jax.runtime.summaries import sum_leading
 from dmd2_jax.typing import Array, Float, Key, Params, PyTree
 
 
@@ -64,7 +65,7 @@ def run_cycle(
 
     Returns:
       The new state and metrics: the generator turn's scalars, and the critic turns' with a
-      leading [K] axis.
+      leading [K] axis, except averages and histograms, which are summed over the turns.
     """
     first_real = None if batch.real is None else batch.real.x_0[0]
     state, x_0, generator_metrics = generator_turn(
@@ -104,7 +105,7 @@ def run_cycle(
         "generator_turns": state.step.generator,
         "skipped_updates": state.step.skipped,
     }
-    return state, generator_metrics | critic_metrics | counters
+    return state, generator_metrics | sum_leading(critic_metrics) | counters
 
 
 def _entry(tree: PyTree, i: int) -> PyTree:

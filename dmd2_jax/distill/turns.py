@@ -10,6 +10,7 @@ from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CriticDraws, GeneratorDraws, RolloutDraws, noised
+from dmd2_jax.distill.health import average_by_level, sample_statistics
 from dmd2_jax.distill.rollout import backward_simulation, prior_sample
 from dmd2_jax.distill.state import (
     TrainState,
@@ -24,6 +25,7 @@ from dmd2_jax.losses.adversarial import (
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.losses.distribution_matching import distribution_matching_loss
 from dmd2_jax.losses.regression import Distance, regression_loss, squared_error
+from dmd2_jax.runtime.summaries import Average, histogram
 from dmd2_jax.typing import Array, Float, Params, PyTree, Shaped
 
 Metrics = dict[str, Any]
@@ -152,6 +154,7 @@ def generator_turn(
         generator=state.step.generator + 1, skipped=state.step.skipped + ~taken
     )
     metrics |= {"generator_grad_norm": norm, "generator_lr": lr}
+    metrics |= sample_statistics("generated", x_0)
     return state._replace(step=step, generator=generator, ema=ema), x_0, metrics
 
 
@@ -181,7 +184,13 @@ def _generator_losses(
             x_0, x_0_teacher, x_0_critic, normalizer_floor=config.normalizer_floor
         )
         loss += config.dm_weight * dm
-        metrics |= m
+        norms = m.pop("dm_grad_norms")
+        metrics |= m | {
+            "dm_grad_norm_by_level": average_by_level(norms, draws.dm.level, critic.schedule),
+            "dm_floor_share": Average(
+                m["dm_floor_hits"].astype(jnp.float32), jnp.int32(norms.shape[0])
+            ),
+        }
     if config.gan_generator_weight is not None:
         if features is None:
             x_t, t = noised(critic.schedule, x_0, draws.gan)
@@ -233,7 +242,10 @@ def critic_turn(
     state = state._replace(step=step, critic=updated[0])
     if config.has_gan:
         state = state._replace(discriminator=updated[1])
-    return state, metrics | {"critic_grad_norm": norm, "critic_lr": lr}
+    metrics |= {"critic_grad_norm": norm, "critic_lr": lr}
+    if real is not None:
+        metrics |= sample_statistics("real", real.x_0)
+    return state, metrics
 
 
 def _critic_losses(
@@ -261,7 +273,8 @@ def _critic_losses(
         )
         dsm, m = denoising_loss(x_0_critic, fake.x_0, weight=weight)
         loss += dsm
-        metrics |= m
+        errors = average_by_level(m.pop("denoising_errors"), draws.denoising.level, critic.schedule)
+        metrics |= m | {"critic_error_by_level": errors}
     if config.has_gan:
         logits = players.discriminator.logits
         x_real, t_real = noised(critic.schedule, real.x_0, draws.real)
@@ -278,7 +291,10 @@ def _critic_losses(
             logits_fake = logits(params[1], features_fake)
         gan, m = discriminator_adversarial_loss(logits_real, logits_fake)
         loss += config.gan_critic_weight * gan
-        metrics |= m
+        metrics |= m | {
+            "logits_real_histogram": histogram(logits_real),
+            "logits_fake_histogram": histogram(logits_fake),
+        }
     return loss, metrics | {"critic_loss": loss}
 
 

@@ -1,21 +1,18 @@
-"""PNG files for people: grids of samples, real against generated, and loss curves.
+"""Pictures for people: grids of samples, real against generated, and their animation.
 
 Pillow and matplotlib are imported by the functions that need them.
 """
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dmd2_jax.data.dataset import to_uint8
-from dmd2_jax.runtime.metrics import read_metrics
+from dmd2_jax.evaluation.figure import INK, pyplot, save
 from dmd2_jax.typing import Array, Shaped
-
-_INK, _FAINT, _LINE = "#222222", "#9bb8d3", "#1f5a94"
 
 
 def montage(
@@ -99,7 +96,7 @@ def image_grid(
         step = (body.shape[1] + 4) / cols
         for i, label in enumerate(labels):
             centre = (margin + step * (i + 0.5) - 2, margin + header / 2 - 2)
-            draw.text(centre, str(label), fill=_INK, font=font, anchor="mm")
+            draw.text(centre, str(label), fill=INK, font=font, anchor="mm")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
 
@@ -160,18 +157,17 @@ def class_rows(
                 f"section {heading!r} has {len(images)} images, expected a multiple of {cols}, "
                 "one a class in each row; use first_of_each_class."
             )
-    pyplot = _pyplot()
     bodies = [montage(images, len(images) // cols, cols, cell=64) for images in sections.values()]
     dpi, side, heading_px, top_px = 100, 16, 34, 64 if title else 30
     width = max(body.shape[1] for body in bodies) + 2 * side
     height = sum(body.shape[0] + heading_px for body in bodies) + top_px + side
-    figure = pyplot.figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
+    figure = pyplot().figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
     if title:
-        figure.text(0.5, 1 - 20 / height, title, ha="center", va="center", size=13, color=_INK)
+        figure.text(0.5, 1 - 20 / height, title, ha="center", va="center", size=13, color=INK)
     y = top_px  # pixels from the top: axes are placed by hand so that pixels stay square
     for i, (heading, body) in enumerate(zip(sections, bodies, strict=True)):
         y += heading_px
-        figure.text(side / width, 1 - (y - 14) / height, heading, va="center", size=11, color=_INK)
+        figure.text(side / width, 1 - (y - 14) / height, heading, va="center", size=11, color=INK)
         box = (side / width, 1 - (y + body.shape[0]) / height)
         axes = figure.add_axes((*box, body.shape[1] / width, body.shape[0] / height))
         axes.imshow(body, interpolation="nearest", aspect="auto")
@@ -180,103 +176,74 @@ def class_rows(
             for column, name in enumerate(class_names):
                 x = (side + body.shape[1] * (column + 0.5) / cols) / width
                 header_y = 1 - (top_px - 10) / height
-                figure.text(x, header_y, str(name), ha="center", va="center", size=11, color=_INK)
+                figure.text(x, header_y, str(name), ha="center", va="center", size=11, color=INK)
         y += body.shape[0]
-    _save(figure, path)
+    save(figure, path)
 
 
-def loss_curves(
-    metrics: str | os.PathLike | Iterable[Mapping[str, Any]],
+def headed_rows(
+    groups: Sequence[Sequence[tuple[str, Shaped[Array | np.ndarray, "n h w c"]]]],
     path: str | os.PathLike,
-    *,
-    x_label: str = "step",
 ) -> None:
-    """Write one PNG with a panel for every metric over the course of a run.
-
-    A panel is logarithmic where all values are positive and span a factor of 100 or more. With 40
-    points or more the points are faint and their running median is drawn over them. What is
-    not a finite number is left out.
+    """Write rows of images below each other, each with its heading at the left.
 
     Args:
-      metrics: a metrics.jsonl, or its rows; x is their "step".
+      groups: groups of rows, each row (heading, images [n, h, w, c], uint8 or float in [-1, 1]);
+        there is some room between groups.
       path: the PNG file; its folder is made.
-      x_label: what a step is, for example "cycle".
 
     Raises:
-      ValueError: if there is nothing to draw.
+      ValueError: if there are no rows.
     """
-    rows = read_metrics(Path(metrics)) if isinstance(metrics, (str, os.PathLike)) else metrics
-    curves = _curves(rows)
-    if not curves:
-        raise ValueError(
-            f"{metrics if rows is not metrics else 'metrics'}: no row has a step and a finite "
-            "number, expected at least one; look whether the run got as far as its first report."
-        )
-    pyplot = _pyplot()
-    cols = min(3, len(curves))
-    panel_rows = math.ceil(len(curves) / cols)
-    figure, grid = pyplot.subplots(
-        panel_rows, cols, figsize=(4.2 * cols, 2.6 * panel_rows), squeeze=False, dpi=110
-    )
-    for axes, (name, (x, y)) in zip(grid.flat, curves.items(), strict=False):
-        _panel(axes, name, x, y)
-    for axes in grid.flat[len(curves) :]:
-        axes.axis("off")
-    for axes in grid.flat[max(0, len(curves) - cols) : len(curves)]:  # the lowest of each column
-        axes.set_xlabel(x_label, size=9, color=_INK)
-    figure.tight_layout()
-    _save(figure, path)
+    from PIL import Image, ImageDraw, ImageFont
 
-
-def _curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Collect the finite (step, value) pairs of every metric, in order of first appearance."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        for name, value in row.items():
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name != "step" and "step" in row and is_number and math.isfinite(value):
-                points.setdefault(name, []).append((row["step"], value))
-    return {name: tuple(np.array(pairs, float).T) for name, pairs in points.items()}
-
-
-def _panel(axes, name: str, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw one metric."""
-    many = len(y) >= 40
-    axes.plot(
-        x,
-        y,
-        color=_FAINT if many else _LINE,
-        lw=0.8 if many else 1.6,
-        marker="o" if len(y) < 3 else None,
-        ms=4,
-    )
-    if many:
-        reach = max(2, len(y) // 40)
-        smooth = [np.median(y[max(0, i - reach) : i + reach + 1]) for i in range(len(y))]
-        axes.plot(x, smooth, color=_LINE, lw=1.6)
-    if y.min() > 0 and y.max() / y.min() >= 100:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-    axes.set_title(name.replace("_", " "), size=10, color=_INK, loc="left")
-    axes.tick_params(labelsize=8, colors=_INK)
-    axes.grid(True, color="#e6e6e6", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.02)
-
-
-def _pyplot():
-    """Import pyplot for drawing to files, on machines without a display too."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure, path: str | os.PathLike) -> None:
+    rows = [(heading, i, images) for i, group in enumerate(groups) for heading, images in group]
+    if not rows:
+        raise ValueError(f"no rows for {path}, expected at least one; pass some images.")
+    font, margin, gap, room = ImageFont.load_default(14), 8, 4, 12
+    left = margin + max(int(font.getlength(heading)) for heading, _, _ in rows) + 12
+    bodies = [montage(images, 1, len(images), gap=gap) for _, _, images in rows]
+    tops = [margin]
+    for (_, group, _), (_, following, _), body in zip(rows, rows[1:], bodies, strict=False):
+        tops.append(tops[-1] + body.shape[0] + (gap if group == following else room))
+    width = left + max(body.shape[1] for body in bodies) + margin
+    picture = Image.new("RGB", (width, tops[-1] + bodies[-1].shape[0] + margin), "white")
+    draw = ImageDraw.Draw(picture)
+    for top, (heading, _, _), body in zip(tops, rows, bodies, strict=True):
+        picture.paste(Image.fromarray(body), (left, top))
+        middle = (left - 10, top + body.shape[0] / 2)
+        draw.text(middle, heading, fill=INK, font=font, anchor="rm")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    _pyplot().close(figure)
+    picture.save(path)
+
+
+def animate(
+    frames: Sequence[str | os.PathLike],
+    path: str | os.PathLike,
+    *,
+    most: int = 60,
+    seconds: float = 0.2,
+) -> None:
+    """Write picture files of one size as an endless GIF that rests on its last frame.
+
+    Args:
+      frames: the files, in order.
+      path: the GIF file.
+      most: with more files than this, that many evenly spaced ones, the first and last included.
+      seconds: time a frame; the last stays ten times as long.
+
+    Raises:
+      ValueError: if there are no frames.
+    """
+    from PIL import Image
+
+    if not frames:
+        raise ValueError(f"no frames for {path}, expected at least one picture; draw one first.")
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
+    pictures = []
+    for i in chosen:
+        with Image.open(frames[i]) as picture:
+            pictures.append(picture.convert("RGB"))
+    milliseconds = [int(1000 * seconds)] * (len(pictures) - 1) + [int(10_000 * seconds)]
+    first, *others = pictures
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)

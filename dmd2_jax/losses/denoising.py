@@ -57,9 +57,14 @@ def denoising_loss(
       weight: [b] from `denoising_weight`.
 
     Returns:
-      The scalar loss and the metric `denoising_loss`.
+      The scalar loss and metrics: `denoising_loss`, `denoising_errors` ([b], each sample's part,
+      whose mean is the loss).
 
     Source: DMD2 (arXiv 2405.14867) eq. 4; EDM (arXiv 2206.00364) eq. 2.
     """
-    loss = jnp.mean(expand(weight, x_0) * jnp.square(x_0_prediction - x_0))
-    return loss, {"denoising_loss": loss}
+    errors = expand(weight, x_0) * jnp.square(x_0_prediction - x_0)
+    loss = jnp.mean(errors)
+    return loss, {
+        "denoising_loss": loss,
+        "denoising_errors": jnp.mean(errors, axis=tuple(range(1, x_0.ndim))),
+    }

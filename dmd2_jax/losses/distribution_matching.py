@@ -32,7 +32,8 @@ def distribution_matching_loss(
 
     Returns:
       The scalar loss and metrics: `dm_loss`, `dm_grad_norm` (L2 norm of g over the batch),
-      `dm_normalizer` (its mean), `dm_floor_hits` (how many samples met the floor).
+      `dm_grad_norms` ([b], of each sample), `dm_normalizer` (its mean), `dm_floor_hits` (how
+      many samples met the floor).
 
     Source: DMD2 (arXiv 2405.14867) eq. 2 with the normaliser of DMD (arXiv 2311.18828) eq. 8,
       without that equation's weights sigma^2 / alpha, which the x_0 form absorbs.
@@ -49,6 +50,7 @@ def distribution_matching_loss(
     return loss, {
         "dm_loss": loss,
         "dm_grad_norm": jnp.sqrt(jnp.sum(jnp.square(gradient))),
+        "dm_grad_norms": jnp.sqrt(jnp.sum(jnp.square(gradient), axis=sample_axes)),
         "dm_normalizer": jnp.mean(normalizer),
         "dm_floor_hits": jnp.sum(normalizer < normalizer_floor),
     }

@@ -11,9 +11,13 @@ import jax
 from jax.sharding import Sharding
 
 from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
-from dmd2_jax.runtime.metrics import MetricsWriter, Progress
+from dmd2_jax.runtime.metrics import Progress
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted
+from dmd2_jax.runtime.profiler import Profiler
 from dmd2_jax.runtime.run_folder import check_free_space
+from dmd2_jax.runtime.speed import Stopwatch
+from dmd2_jax.runtime.summaries import Window
+from dmd2_jax.runtime.writers import Writers
 from dmd2_jax.typing import PyTree
 
 __all__ = [
@@ -41,12 +45,14 @@ def run_loop(
     total: int,
     workdir: str | Path,
     checkpoints: Checkpoints,
-    log: Mapping[str, int],
+    log: Mapping[str, Any],
     unit: str,
     images_per_step: int,
     updates_per_step: int = 1,
-    draw: Callable[[PyTree, int], None] | None = None,
+    draw: Callable[[PyTree, int], Mapping[str, Path] | None] | None = None,
     shown: tuple[str, ...] = (),
+    waited: Callable[[], float] | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> PyTree:
     """Take the steps `start` .. `total` - 1 of a run.
 
@@ -55,14 +61,16 @@ def run_loop(
       state: where the run stands after `start` steps.
       start: steps taken already.
       total: steps of the whole run.
-      workdir: the run folder; metrics.jsonl goes there.
+      workdir: the run folder; metrics.jsonl and speed.jsonl go there.
       checkpoints: where states are saved.
-      log: `every`, `grid_every` and `checkpoint_every`, in steps.
+      log: `every`, `grid_every` and `checkpoint_every`, in steps; what `Writers` takes.
       unit: what a step is called, for example "cycle".
       images_per_step: images a step, for the images/s figure.
       updates_per_step: optimiser updates a step, against which `skipped_updates` is counted.
-      draw: (state, step) -> None, called every `grid_every` steps and at the end.
+      draw: (state, step) -> pictures by name, called every `grid_every` steps and at the end.
       shown: names of the metrics to show in the progress display; all are in metrics.jsonl.
+      waited: returns the seconds that `advance` has waited for data so far; None: not measured.
+      profile: (steps to let pass, steps to trace) into WORKDIR/profile; None traces nothing.
 
     Returns:
       The state after `total` steps; it is checkpointed.
@@ -76,34 +84,60 @@ def run_loop(
     workdir = Path(workdir)
     skipped = 0
     with (
-        MetricsWriter(workdir, resumed_step=start) as writer,
+        Writers(workdir, resumed_step=start, log=log) as writers,
         GracefulStop() as stop,
         Progress(
             total=total, initial=start, description=unit, images_per_step=images_per_step
         ) as progress,
+        Profiler(workdir / "profile", profile, unit=unit) as profiler,
     ):
+        watch = Stopwatch(
+            unit=unit,
+            images_per_step=images_per_step,
+            turns_per_step=updates_per_step,
+            grid_every=log["grid_every"],
+            waited=waited,
+        )
+        window = Window(checkpoints.extra(start).get("window"))
         last_report, metrics = start, {}
         if start < total:
             print(f"{unit} {start + 1} of {total}: compiling ...", file=sys.stderr, flush=True)
         for step in range(start, total):
             # One step in flight: the host prepares the next batch while the device works.
             jax.block_until_ready(metrics)
-            state, metrics = advance(state, step)
+            with profiler.step(step):
+                state, metrics = advance(state, step)
+            window.add(metrics)
+            profiler.after(metrics)
             done = step + 1
             last, values = done == total, None
-            if last or done % log["every"] == 0 or stop.requested:
-                values = jax.device_get(metrics)
+            reported = last or done % log["every"] == 0 or stop.requested
+            drawn = draw is not None and (last or done % log["grid_every"] == 0)
+            if step == start or drawn:  # so that the clock gives each its own time
+                jax.block_until_ready(metrics)
+            watch.step_done()
+            if reported:
+                values = window.report(metrics)
                 skipped = _check_skipped(
                     values, skipped, (done - last_report) * updates_per_step, done, unit, workdir
                 )
-                writer.write(done, values)
+                writers.write(done, values)
                 last_report = done
                 values = {name: values[name] for name in shown if name in values}
+                if skipped:
+                    values["skipped updates"] = skipped
+                if done % log["every"] == 0:  # a report out of turn takes nothing from the next
+                    window.clear()
             progress.update(done, values)
-            if draw is not None and (last or done % log["grid_every"] == 0):
-                draw(state, done)
+            if drawn:
+                with watch.spending("drawing"):
+                    pictures = draw(state, done)
+                writers.images(done, pictures)
             if last or done % log["checkpoint_every"] == 0 or stop.requested:
-                checkpoints.save(done, state)
+                with watch.spending("saving"):
+                    checkpoints.save(done, state, {"window": window.to_json()})
+            if reported:
+                writers.speed(done, watch.report())
             if stop.requested and not last:
                 checkpoints.wait()
                 raise Interrupted(

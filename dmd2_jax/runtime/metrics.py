@@ -1,4 +1,4 @@
-"""metrics.jsonl, one flushed line a report, and the progress display."""
+"""The files of one JSON object a report, each flushed as it is written; the progress display."""
 
 import json
 import math
@@ -13,7 +13,9 @@ from typing import Any, Self, TextIO
 import numpy as np
 from tqdm import tqdm
 
-__all__ = ["MetricsWriter", "Progress", "read_metrics"]
+from dmd2_jax.runtime.summaries import Average, Histogram
+
+__all__ = ["MetricsWriter", "Progress", "plain_value", "read_metrics"]
 
 
 class MetricsWriter:
@@ -23,9 +25,11 @@ class MetricsWriter:
     and a last line cut short by a kill, so that a resumed file equals an uninterrupted one.
     """
 
-    def __init__(self, workdir: str | Path, resumed_step: int = 0) -> None:
-        """Open WORKDIR/metrics.jsonl for the steps after `resumed_step`."""
-        self.path = Path(workdir) / "metrics.jsonl"
+    def __init__(
+        self, workdir: str | Path, resumed_step: int = 0, name: str = "metrics.jsonl"
+    ) -> None:
+        """Open WORKDIR/`name` for the steps after `resumed_step`."""
+        self.path = Path(workdir) / name
         if self.path.exists():
             kept = [row for row in read_metrics(self.path) if row["step"] <= resumed_step]
             temporary = self.path.with_suffix(".jsonl.tmp")
@@ -38,10 +42,11 @@ class MetricsWriter:
 
         Args:
           step: steps (or cycles) taken so far.
-          metrics: numbers, or arrays, which are written as their mean. What is not finite is
-            written as null, which is what JSON has for it.
+          metrics: numbers, and arrays, which are written as their mean; `Average`s, written as
+            total / number, a list if they have a shape, and `Histogram`s, written as the list of
+            their counts. What is not finite, or the average of nothing, is written as null.
         """
-        row = {"step": int(step)} | {name: _plain(value) for name, value in metrics.items()}
+        row = {"step": int(step)} | {name: plain_value(value) for name, value in metrics.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -175,7 +180,15 @@ class Progress:
         return f"{self._description} {self._done}/{self._total}, ETA {eta}, {self._postfix()}"
 
 
-def _plain(value: Any) -> float | int | bool | None:
+def plain_value(value: Any) -> Any:
+    """Return a metric as JSON has it, by the rule of `MetricsWriter.write`."""
+    if isinstance(value, Histogram):
+        return np.asarray(value.counts).tolist()
+    if isinstance(value, Average):
+        pairs = zip(np.ravel(value.total), np.ravel(value.number), strict=True)
+        # 0 / 0 is no number, and so null; in float64, as JSON's numbers are.
+        means = [plain_value(float(total) / int(n) if n else math.nan) for total, n in pairs]
+        return means if np.ndim(value.total) else means[0]
     array = np.asarray(value)
     number = array.item() if array.ndim == 0 else float(array.mean(dtype=np.float64))
     return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,6 +1,4 @@
-"""Grids, class rows and loss curves: what is in the files."""
-
-import json
+"""Grids, class rows, headed rows and animations: what is in the files."""
 
 import numpy as np
 import pytest
@@ -94,45 +92,43 @@ def test_class_rows_refuses_half_a_row(tmp_path):
         pictures.class_rows({"real": numbered(4)}, tmp_path / "x.png", class_names="abc")
 
 
-def test_curves_leave_out_what_is_no_finite_number():
-    rows = [
-        {"step": 1, "loss": 2.0, "note": "text", "flag": True, "histogram": [1, 2]},
-        {"step": 3, "loss": None},
-        {"step": 5, "loss": float("nan")},
-        {"step": 7, "loss": 4, "fid": 9.0},
-        {"loss": 5.0},
-    ]
-    curves = pictures._curves(rows)
-    assert list(curves) == ["loss", "fid"]
-    np.testing.assert_array_equal(curves["loss"], [[1, 7], [2, 4]])
-    np.testing.assert_array_equal(curves["fid"], [[7], [9]])
+def test_headed_rows_puts_every_row_beside_its_heading(tmp_path):
+    path = tmp_path / "rows.png"
+    small, large = numbered(2, size=48) + 10, numbered(2, size=48) + 100
+    pictures.headed_rows([[("first", small)], [("second", large), ("", small)]], path)
+    grey = np.asarray(Image.open(path))[..., 0]
+    tops = [8, 8 + 48 + 12, 8 + 48 + 12 + 48 + 4]  # more room between groups than within
+    assert grey.shape[0] == tops[-1] + 48 + 8
+    left = grey.shape[1] - 8 - 2 * 48 - 4
+    for top, values in zip(tops, [(10, 20), (100, 110), (10, 20)], strict=True):
+        for i, value in enumerate(values):
+            x = left + i * 52
+            assert (grey[top : top + 48, x : x + 48] == value).all()
+    inked = [bool((grey[top : top + 48, : left - 4] < 128).any()) for top in tops]
+    assert inked == [True, True, False]
 
 
-@pytest.mark.parametrize("panels", [1, 3, 7])
-def test_loss_curves_draws_a_line_in_every_panel(tmp_path, panels):
-    rows = [{"step": i} | {f"m{j}": 10.0 ** (i / 20) for j in range(panels)} for i in range(60)]
-    path = tmp_path / "curves.png"
-    pictures.loss_curves(rows, path, x_label="cycle")
-    written = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    cols = min(3, panels)
-    grid_rows = -(-panels // cols)
-    height, width = written.shape[0] // grid_rows, written.shape[1] // cols
-    for j in range(cols * grid_rows):
-        top, left = j // cols * height, j % cols * width
-        panel = written[top : top + height, left : left + width]
-        blue = (np.abs(panel - [0x1F, 0x5A, 0x94]).sum(axis=-1) < 10).sum()
-        assert (blue > 100) == (j < panels)
+def test_headed_rows_refuses_nothing_to_write(tmp_path):
+    with pytest.raises(ValueError, match="no rows for .*expected at least one"):
+        pictures.headed_rows([], tmp_path / "x.png")
 
 
-def test_loss_curves_reads_a_file_with_an_unfinished_last_line(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(json.dumps({"step": 1, "loss": 1.0}) + '\n{"step": 2, "lo')
-    pictures.loss_curves(file, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+def test_animate_shows_the_first_and_the_last_of_many_frames(tmp_path):
+    files = []
+    for i in range(10):
+        files.append(tmp_path / f"grid_{i}.png")
+        Image.fromarray(np.full((4, 6, 3), 20 * i, np.uint8)).save(files[-1])
+    pictures.animate(files, tmp_path / "progress.gif", most=4, seconds=0.1)
+    with Image.open(tmp_path / "progress.gif") as gif:
+        shown = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            shown.append((gif.convert("RGB").getpixel((0, 0))[0], gif.info["duration"]))
+        assert gif.size == (6, 4) and gif.info["loop"] == 0
+    assert shown == [(0, 100), (60, 100), (120, 100), (180, 1000)]
 
 
-def test_loss_curves_refuses_a_run_without_reports(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text("")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: no row has a step"):
-        pictures.loss_curves(file, tmp_path / "curves.png")
+def test_animate_refuses_no_frames(tmp_path):
+    with pytest.raises(ValueError, match="no frames for .*expected at least one"):
+        pictures.animate([], tmp_path / "progress.gif")
+    assert not (tmp_path / "progress.gif").exists()

@@ -1,0 +1,24 @@
+"""What the pictures have in common: their colours, and figures without a display."""
+
+import os
+from pathlib import Path
+
+INK, FAINT, LINE = "#222222", "#9bb8d3", "#1f5a94"
+"""Text; single points; the line through them."""
+
+
+def pyplot():
+    """Import pyplot for drawing to files, on machines without a display too."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure, path: str | os.PathLike) -> None:
+    """Write a figure, make its folder, and release it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot().close(figure)
