@@ -143,3 +143,11 @@ def test_signal_saves_says_how_to_resume_and_the_same_command_does(
     assert dmd2(*words, f"--config.teacher.steps={stopped + 2}") == 0
     assert [row["step"] for row in read_metrics(metrics)] == list(range(1, stopped + 3))
     assert (tmp_path / "run" / "teacher.safetensors").exists()
+
+
+@pytest.mark.parametrize("span", ["", "3", "a:b", "-1:2", "1:0"])
+def test_profile_asks_for_start_and_count(
+    span: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert dmd2("distill", "--config=x", f"--workdir={tmp_path}", f"--profile={span}") == 2
+    assert "expected START:COUNT" in capsys.readouterr().err

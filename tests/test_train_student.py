@@ -36,12 +36,26 @@ def test_distill_writes_the_run_folder() -> None:
         "curves.png",
         "grid_0000004.png",
         "metrics.jsonl",
+        "progress.gif",
+        "scores_0000004.png",
+        "speed.jsonl",
         "student.safetensors",
         "student_ema_0.9.safetensors",
     }
     rows = read_metrics(student_run() / "metrics.jsonl")
     assert [row["generator_turns"] for row in rows] == [1, 2, 3, 4]
     assert [row["critic_turns"] for row in rows] == [2, 4, 6, 8]
+
+
+def test_distill_reports_every_sample_of_the_cycles_between_reports(tmp_path: Path) -> None:
+    assert dmd2(*distill_words(tmp_path, "--config.log.every=4")) == 0
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_metrics(student_run() / "metrics.jsonl")
+    for name in ("logits_real_histogram", "logits_fake_histogram"):
+        assert sum(row[name]) == 4 * 2 * 8  # cycles, critic turns, batch
+        assert row[name] == [sum(counts) for counts in zip(*(r[name] for r in rows), strict=True)]
+    assert row["generator_loss"] == rows[-1]["generator_loss"]
+    assert len(row["dm_grad_norm_by_level"]) == len(row["critic_error_by_level"]) == 5
 
 
 def test_distill_moves_the_student_away_from_the_teacher() -> None:

@@ -1,11 +1,14 @@
 """Teacher training: the objective, and a run that stops and goes on."""
 
+import gzip
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.schedules import edm
@@ -129,11 +132,30 @@ def test_train_teacher_writes_the_run_folder() -> None:
         "grid_0000004.png",
         "grid_0000006.png",
         "metrics.jsonl",
+        "progress.gif",
+        "speed.jsonl",
         "teacher.safetensors",
     }
     rows = read_metrics(teacher_run() / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(row["denoising_loss"]) for row in rows)
+
+
+def test_train_teacher_ends_with_an_animation_of_its_grids() -> None:
+    with Image.open(teacher_run() / "progress.gif") as gif:
+        assert gif.n_frames == 2
+
+
+def test_train_teacher_profile_writes_a_trace_of_the_named_steps(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    words = ("train-teacher", f"--config={RECIPE}", "--config.teacher.steps=3", "--profile=1:1")
+    assert dmd2(*words, f"--workdir={tmp_path}") == 0
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = [event for event in events if event.get("name") == "step"]
+    assert {event["args"]["step_num"] for event in steps} == {"1"}
+    assert "tensorboard --logdir" in capfd.readouterr().err
 
 
 def test_train_teacher_weights_load_under_their_original_names() -> None:

@@ -19,6 +19,7 @@ from dmd2_jax.runtime.loop import (
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.run_folder import RunFolderError
+from dmd2_jax.runtime.summaries import Average
 
 LOG = {"every": 2, "grid_every": 4, "checkpoint_every": 3}
 SHAPES = {"x": jax.ShapeDtypeStruct((), jnp.float32)}
@@ -45,7 +46,8 @@ class Run:
             if at and i in at:
                 os.kill(os.getpid(), at[i])
             state = step(state, jnp.float32(i))
-            return state, {"x": state["x"], "skipped_updates": max(0, i + 1 - skip)}
+            metrics = {"x": state["x"], "skipped_updates": max(0, i + 1 - skip)}
+            return state, metrics | {"mean_x": Average(state["x"], jnp.int32(1))}
 
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         with Checkpoints(self.workdir / CHECKPOINTS, keep=2) as checkpoints:
@@ -104,9 +106,28 @@ def test_run_loop_resumed_equals_never_stopped(tmp_path: Path) -> None:
         stopped.to(9, at={4: signal.SIGINT})
     assert stopped.to(9) == expected
     assert stopped.taken == whole.taken
-    assert {row["step"]: row["x"] for row in whole.rows()}.items() <= {
-        row["step"]: row["x"] for row in stopped.rows()
-    }.items()
+    # The stopped one has a row more, of step 5, which takes nothing from the row of step 6.
+    assert whole.rows() == [row for row in stopped.rows() if row["step"] != 5]
+
+
+def test_run_loop_averages_over_the_steps_since_the_last_report(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.to(5)
+    x = [1.0]
+    for i in range(5):
+        x.append(0.5 * x[-1] + i)
+    rows = {row["step"]: row["mean_x"] for row in run.rows()}
+    assert rows == pytest.approx({2: (x[1] + x[2]) / 2, 4: (x[3] + x[4]) / 2, 5: x[5]})
+
+
+def test_run_loop_writes_its_speed(tmp_path: Path) -> None:
+    Run(tmp_path).to(9)
+    rows = read_metrics(tmp_path / "speed.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
+    for row in rows:
+        assert row["images_per_second"] * row["seconds_per_step"] == pytest.approx(1.0)
+        assert 0 <= row["drawing_share"] < 1 and 0 <= row["saving_share"] < 1
+    assert rows[1]["saving_share"] > 0  # the checkpoint of step 3
 
 
 def test_run_loop_at_its_end_has_nothing_to_do(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.runtime.metrics import MetricsWriter, Progress, read_metrics
+from dmd2_jax.runtime.summaries import Average, Histogram
 
 
 def test_write_flushes_each_line(tmp_path: Path) -> None:
@@ -22,6 +23,22 @@ def test_write_stores_the_mean_of_an_array(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"critic_loss": np.array([1.0, 2.0, 6.0], np.float32)})
     assert read_metrics(writer.path) == [{"step": 1, "critic_loss": 3.0}]
+
+
+def test_write_stores_an_average_as_its_quotients(tmp_path: Path) -> None:
+    metrics = {
+        "share": Average(np.float32(3.0), np.int32(12)),
+        "by_bin": Average(np.array([3.0, 0.0, np.nan], np.float32), np.array([2, 0, 1])),
+    }
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, metrics)
+    assert read_metrics(writer.path) == [{"step": 1, "share": 0.25, "by_bin": [1.5, None, None]}]
+
+
+def test_write_stores_a_histogram_as_its_counts(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"histogram": Histogram(np.array([0, 4, 1]))})
+    assert '"histogram": [0, 4, 1]}' in writer.path.read_text()
 
 
 def test_write_stores_what_is_not_finite_as_null(tmp_path: Path) -> None:
