@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.runtime.unpickle import shown
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Array, Params, PyTree
 
@@ -184,7 +185,7 @@ def _check(tensors: Tensors, shapes: dict[str, tuple[int, ...]], buffers: Tensor
     floating = [name for name in fitting if jnp.issubdtype(tensors[name].dtype, jnp.floating)]
     problems = {
         "missing": sorted(set(shapes) - set(tensors)),
-        "extra": sorted(set(tensors) - set(shapes)),
+        "extra": [shown(name) for name in sorted(set(tensors) - set(shapes))],
         "misshapen": [
             f"{name} (got {tuple(tensors[name].shape)}, expected {tuple(shapes[name])})"
             for name in sorted(set(common) - set(fitting))

@@ -179,7 +179,7 @@ def _weights(value: Any, key: str = "") -> Weights:
             _module_tensors(value),
             value.class_name,
             tuple(_plain(entry) for entry in _entries(value, "_init_args", tuple)),
-            {name: _plain(v) for name, v in _entries(value, "_init_kwargs", dict).items()},
+            {shown(k): _plain(v) for k, v in _entries(value, "_init_kwargs", dict).items()},
             key,
         )
     if not isinstance(value, dict) or not value:

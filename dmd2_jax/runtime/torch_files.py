@@ -29,6 +29,8 @@ __all__ = ["read_torch", "write_torch"]
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _ALIGNMENT = 64  # of the numbers within a zip, as torch writes it
+# What opening and zipfile raise of damaged files; RuntimeError: of encrypted entries.
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile)
 _LOCAL_HEADER = 30  # bytes of a zip entry's header, without its name
 _KEY = re.compile(r"[0-9A-Za-z_]{1,64}")
 
@@ -56,7 +58,7 @@ def read_torch(path: str | os.PathLike) -> Any:
             f"weights file {str(path)!r} is refused: {error}; take a copy from a source you "
             "trust, or a .safetensors file."
         ) from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise PickleError(
             f"weights file {str(path)!r} cannot be read ({shown(error)}), expected a complete file "
             "of torch.save or an EDM .pkl; check the path or copy the file again."

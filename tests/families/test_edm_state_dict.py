@@ -83,6 +83,12 @@ def test_to_params_lists_ten_names_and_counts_the_rest():
         state_dict.to_params({**tensors(), **extra}, TEMPLATE)
 
 
+def test_to_params_shows_hostile_names_without_their_control_characters():
+    with pytest.raises(ValueError, match="1 extra: ") as caught:
+        state_dict.to_params(_changed("\x1b[2Jx", np.zeros(1, np.float32)), TEMPLATE)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_to_params_wants_the_buffers_and_their_values():
     buffers = {"filter": np.array([1.0, 2.0], np.float32)}
     params = state_dict.to_params({**tensors(), **buffers}, TEMPLATE, buffers=buffers)

@@ -286,6 +286,13 @@ def test_read_torch_refuses_entries_that_share_bytes(tmp_path):
     refused(tmp_path, bytes(raw), "it may be a zip bomb")
 
 
+def test_read_torch_refuses_an_encrypted_zip(tmp_path):
+    raw = bytearray(zipped({"a/data.pkl": b"N."}))
+    raw[6] |= 1
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    refused(tmp_path, bytes(raw), "cannot be read .*encrypted")
+
+
 def test_read_torch_refuses_a_flipped_bit_in_a_zip(tmp_path):
     raw = bytearray(archive_of(tensor_pickle()))
     raw[raw.index(NUMBERS) + 5] ^= 1
