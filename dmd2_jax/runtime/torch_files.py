@@ -167,7 +167,8 @@ def _read_pickles(stream: BinaryIO, allowed: Mapping[str, Global]) -> Any:
 
     value = unpickle(stream, allowed, _storages(storages, reserve))
     keys = unpickle(stream, {})
-    if type(keys) is not list or sorted(map(str, keys)) != sorted(storages):
+    texts = type(keys) is list and all(type(key) is str for key in keys)
+    if not texts or sorted(keys) != sorted(storages):
         raise PickleError("got other storages than the object uses, expected the same ones")
     for key in keys:
         _fill(storages[key].array, stream)

@@ -7,6 +7,7 @@ that the caller hands in, and what is then called is the caller's stand-in. Ever
 refused by name.
 """
 
+import contextlib
 import dataclasses
 import pickletools
 from collections.abc import Callable, Mapping
@@ -100,11 +101,14 @@ def unpickle(
 
 
 def shown(value: Any) -> str:
-    """Return text of a hostile file for a message: one printable line of limited length."""
-    try:
-        text = str(value)
-    except ValueError:  # an integer of more digits than Python prints
-        text = type(value).__name__
+    """Return text of a hostile file for a message: one printable line of limited length.
+
+    Of a container only the kind is told: its text can be larger than memory.
+    """
+    text = f"a {type(value).__name__}"
+    if value is None or isinstance(value, str | bytes | int | float | Exception):
+        with contextlib.suppress(ValueError):  # an integer of more digits than Python prints
+            text = str(value)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "..."
 

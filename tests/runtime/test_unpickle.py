@@ -294,6 +294,22 @@ def test_unpickle_shows_hostile_names_on_one_short_line():
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
+# Tuples in tuples. The text of the first takes the whole stack, that of the second 2^60 bytes.
+DEEP = b"N" + b"\x85" * 100_000
+DOUBLING = b"N\x94" + b"".join(b"0h%ch%c\x86\x94" % (i, i) for i in range(60))
+
+
+@pytest.mark.parametrize("value", [DEEP, DOUBLING], ids=["deep", "doubling"])
+@pytest.mark.parametrize(
+    "around",
+    [b"ctorch\nSize\n(%sK\x01\x86tR.", b"c_codecs\nencode\n(X\x01\x00\x00\x00a%stR.", b"}%sNs."],
+    ids=["a size", "an encoding", "a key"],
+)
+def test_unpickle_refuses_what_cannot_be_shown(around, value):
+    with pytest.raises(PickleError, match="got .*a tuple|got a key of type tuple"):
+        read(b"\x80\x04" + around.replace(b"%s", value))
+
+
 def test_unpickle_hands_persistent_ids_to_the_caller():
     assert read(b"\x80\x02K\x07Q.", persistent=lambda identity: identity + 1) == 8
 
