@@ -184,12 +184,7 @@ def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = N
         "optim.lr_schedule": ("constant", "cosine"),
         "teacher.lr_schedule": ("constant", "cosine"),
     } | dict(choices or {})
-    faults = [
-        *_choice_faults(config, names),
-        *_number_faults(config),
-        *_data_faults(config),
-        *_time_faults(config),
-    ]
+    faults = [*_choice_faults(config, names), *_number_faults(config), *_time_faults(config)]
     if faults:
         raise ConfigError("the config is refused:\n  " + "\n  ".join(faults))
 
@@ -280,20 +275,6 @@ def _number_faults(config: ConfigDict) -> Iterator[str]:
             "distill has no loss for the generator (dm_weight, gan_generator_weight and "
             "regression_weight are None), expected at least one; set dm_weight=1.0."
         )
-
-
-def _data_faults(config: ConfigDict) -> Iterator[str]:
-    # Runs that were made before these keys do not have them.
-    fraction = config.data.get("test_fraction", 0.1)
-    if not _holds(lambda v: 0 < v < 1, fraction):
-        yield (
-            f"data.test_fraction={fraction!r}, expected a number in (0, 1), the share of each "
-            f"class that is held out; set --config.data.test_fraction."
-        )
-    for key in ("max_corrupt", "workers"):
-        number = config.data.get(key, 0)
-        if not _holds(lambda v: v >= 0, number):
-            yield f"data.{key}={number!r}, expected 0 or more; set --config.data.{key}."
 
 
 def _time_faults(config: ConfigDict) -> Iterator[str]:

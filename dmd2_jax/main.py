@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_convert(commands)
     _add_evaluate(commands)
+    _add_data(commands)
     _add_demo(commands)
     return parser
 
@@ -249,6 +250,33 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "data",
+        _data,
+        "list the data sources, check one from end to end, or write it as array_record",
+        "Without --config, list the sources: the values of config.data.name.\n\n"
+        "With --config, read every image of the data that it names, and print counts, shapes, a\n"
+        "histogram of the classes and the files that cannot be decoded; the first images go to a\n"
+        "PNG. With --write, write them as array_record shards, the fastest source there is.\n\n"
+        "example:\n  dmd2 data --config=digits\n"
+        "  dmd2 data --config=digits --config.data.name=image_folder \\\n"
+        "    --config.data.path=images.zip --config.data.resolution=64\n"
+        "  dmd2 data --config=digits --write=shards\n\n"
+        "writes --out, or the new folder --write: info.json and *.array_record. See docs/data.md.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="a recipe; its config.data counts")
+    parser.add_argument("--out", default="data.png", metavar="PNG", help="default: data.png")
+    parser.add_argument("--write", metavar="DIR", help="write array_record there, and no PNG")
+    parser.add_argument(
+        "--encoding",
+        choices=("raw", "png"),
+        default="raw",
+        help="of the images that --write writes: raw is faster to read, png smaller; default: raw",
+    )
+
+
 def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
@@ -346,6 +374,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     metrics = evaluate_run(arguments.workdir, seed=arguments.seed, cache=cache)
     print(metrics_table(metrics))
     print(f"figures: {arguments.workdir}/metrics.json")
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from dmd2_jax import data_command
+
+    if arguments.config is None:
+        if arguments.overrides or arguments.write:
+            raise ConfigError(
+                "`dmd2 data` has no --config, expected --config=FILE in order to check or write a "
+                "source; add it."
+            )
+        print(data_command.list_sources())
+        return
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    if arguments.write:
+        print(data_command.write_shards(config, arguments.write, encoding=arguments.encoding))
+        return
+    data_command.check_source(config, arguments.out)
+    print(f"first images: {arguments.out}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ FLOORS = {
     "sample": 5,
     "convert": 5,
     "drawing": 5,
+    "data_command": 5,
     "recipe": 5,
     "families": 4,
     "distill": 3,

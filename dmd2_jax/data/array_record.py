@@ -7,13 +7,15 @@ Needs the package array_record (`pip install 'dmd2_jax[tfds]'`), and no TensorFl
 """
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
-from dmd2_jax.data.dataset import Batch, Options, check_split
-from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
+from dmd2_jax.data.dataset import Batch, MissingPackageError, Options, check_split
+from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
 from dmd2_jax.data.reading.records import ArrayRecords, Shard
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.typing import Int, Shaped
@@ -22,6 +24,9 @@ INFO = "info.json"
 FORMAT = 1
 LABEL_BYTES = 4
 ENCODINGS = ("raw", "png")
+SHARD_BYTES = 2**28
+"""Pixels that a shard holds."""
+
 _WHOLE_NUMBERS = ("format", "resolution", "channels", "num_classes")
 
 
@@ -91,6 +96,73 @@ def load(
         channels=channels,
         read_many=read_raw if info["encoding"] == "raw" else None,
     )
+
+
+class ShardWriter:
+    """Write one split; the names of the shards hold their number, known in the end.
+
+    Attributes:
+      files: [(file name, records), ...] when closed.
+    """
+
+    def __init__(self, folder: Path, split: str, encoding: str) -> None:
+        """Begin a split in `folder`, "raw" or "png"."""
+        self.files: list[tuple[str, int]] = []
+        self._folder, self._split, self._encoding = folder, split, encoding
+        self._writer: Any = None
+        self._room = 0
+
+    def add(self, image: Shaped[np.ndarray, "h w c"], label: int) -> None:
+        """Append one uint8 image and its class."""
+        if self._room < image.nbytes:
+            self._finish()
+            name = f"{self._split}-{len(self.files):05d}"
+            self.files.append((name, 0))
+            self._writer, self._room = _open_writer(self._folder / name), SHARD_BYTES
+        content = image.tobytes() if self._encoding == "raw" else encode_png(image)
+        self._writer.write(label.to_bytes(LABEL_BYTES, "little") + content)
+        self._room -= image.nbytes
+        name, count = self.files[-1]
+        self.files[-1] = (name, count + 1)
+
+    def close(self) -> None:
+        """Finish the last shard and give all their names."""
+        self._finish()
+        for i, (name, count) in enumerate(self.files):
+            final = f"{name}-of-{len(self.files):05d}.array_record"
+            os.replace(self._folder / name, self._folder / final)
+            self.files[i] = (final, count)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+
+def _open_writer(path: Path) -> Any:
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:
+        raise MissingPackageError(
+            "writing array_record needs the package array_record, which is not installed; "
+            "install it with: pip install 'dmd2_jax[tfds]'"
+        ) from error
+    # One record a group, for reading in any order; pixels hardly shrink and PNGs not at all.
+    return array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
 
 def _read_info(path: str) -> dict[str, Any]:

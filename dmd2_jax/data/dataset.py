@@ -64,12 +64,27 @@ class Options:
       test_fraction: share of every class that is held out where the data have no test split.
       max_corrupt: how many images may be undecodable before reading stops.
       workers: threads that decode; 0: one for each processor.
+
+    Raises:
+      ValueError: if a value is out of range.
     """
 
     spec: str = ""
     test_fraction: float = 0.1
     max_corrupt: int = 10
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(
+                f"config.data.test_fraction={self.test_fraction}, expected a number in (0, 1), the "
+                "share of each class that is held out; 0.1 is usual."
+            )
+        for key in ("max_corrupt", "workers"):
+            if getattr(self, key) < 0:
+                raise ValueError(
+                    f"config.data.{key}={getattr(self, key)}, expected 0 or more; raise it."
+                )
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,32 @@
-"""ImageDataset and the shuffled stream of examples."""
+"""ImageDataset, what every source needs, and the shuffled stream of examples."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
-from dmd2_jax.data import ImageDataset, batch_at, batches, batches_at, example_indices
-from dmd2_jax.data.dataset import class_counts, pad_to, select_split, to_model, to_uint8
+from dmd2_jax.data import (
+    ImageDataset,
+    Options,
+    batch_at,
+    batches,
+    batches_at,
+    batches_from,
+    example_indices,
+    process_rows,
+    to_memory,
+)
+from dmd2_jax.data.dataset import (
+    Subset,
+    class_counts,
+    held_out,
+    pad_to,
+    select_split,
+    split_indices,
+    to_model,
+    to_uint8,
+)
 
 PINNED_ORDER = [4, 3, 2, 7, 8, 7, 5, 8, 2, 3, 6, 0]
 
@@ -163,3 +183,108 @@ def test_batches_refuse_an_empty_batch():
 
 def test_class_counts_include_classes_that_do_not_occur():
     np.testing.assert_array_equal(class_counts(make_dataset(3, num_classes=5)), [1, 1, 1, 0, 0])
+
+
+def test_subset_reads_its_examples_by_their_own_numbers():
+    part = Subset(make_dataset(10), np.array([7, 2, 5]))
+    np.testing.assert_array_equal(part.examples(np.array([2, 0]))["label"], [5, 7])
+    assert (len(part), part.num_classes, part.resolution, part.channels) == (3, 10, 2, 1)
+
+
+def test_to_memory_returns_what_is_in_memory_as_it_is():
+    dataset = make_dataset()
+    assert to_memory(dataset, limit=1) is dataset
+
+
+def test_to_memory_reads_every_example_in_order():
+    order = np.random.RandomState(0).permutation(2500) % 250
+    got = to_memory(Subset(make_dataset(250), order))
+    np.testing.assert_array_equal(got.labels, order)
+    np.testing.assert_array_equal(got.images[:, 0, 0, 0], order)
+
+
+def test_to_memory_refuses_more_than_the_limit():
+    part = Subset(make_dataset(10, size=4, channels=3), np.arange(10))
+    to_memory(part, limit=480)
+    with pytest.raises(ValueError, match="toy: 10 images take"):
+        to_memory(part, limit=479)
+
+
+def test_held_out_is_the_share_of_every_class_and_the_same_every_time():
+    labels = np.repeat([3, 0, 8], [40, 20, 4]).astype(np.int32)
+    mask = held_out(labels, 0.25)
+    assert np.bincount(labels[mask]).tolist() == [5, 0, 0, 10, 0, 0, 0, 0, 1]
+    np.testing.assert_array_equal(mask, held_out(labels, 0.25))
+    assert len(set(np.flatnonzero(mask[:40]) // 10)) > 1  # drawn, not the first ten
+
+
+def test_split_indices_are_disjoint_and_complete():
+    labels = np.arange(30) % 3
+    train, test, both = (split_indices(labels, s, 0.1, "toy") for s in ("train", "test", "all"))
+    np.testing.assert_array_equal(np.sort([*train, *test]), both)
+    assert len(test) == 3
+
+
+def test_split_indices_refuse_a_split_without_images():
+    with pytest.raises(ValueError, match=r"test_fraction=0\.1 of each class.*none for test"):
+        split_indices(np.arange(4), "test", 0.1, "toy")
+
+
+@pytest.mark.parametrize(
+    "values", [{"test_fraction": 0.0}, {"test_fraction": 1.0}, {"max_corrupt": -1}, {"workers": -1}]
+)
+def test_options_refuse_values_out_of_range(values):
+    with pytest.raises(ValueError, match=f"config.data.{next(iter(values))}=.*expected"):
+        Options(**values)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_processes_together_read_the_same_global_batch(processes):
+    dataset = make_dataset(20)
+    whole = batches_from(dataset, 12, 3, batch_size=8, seed=5)
+    parts = [
+        batches_from(dataset, 12, 3, batch_size=8, seed=5, rows=process_rows(8, p, processes))
+        for p in range(processes)
+    ]
+    for name in ("image", "label"):
+        joined = np.concatenate([part[name] for part in parts], axis=1)
+        np.testing.assert_array_equal(joined, whole[name])
+
+
+def test_a_process_reads_its_own_rows_only():
+    dataset, asked = make_dataset(20), []
+
+    class Spy:
+        def __len__(self):
+            return 20
+
+        def examples(self, indices):
+            asked.extend(indices)
+            return dataset.examples(indices)
+
+    batches_from(Spy(), 0, 2, batch_size=8, seed=5, rows=process_rows(8, 3, 4))
+    assert len(asked) == 4
+
+
+def test_processes_resume_where_another_number_of_them_stopped():
+    dataset = make_dataset(20)
+    whole = batches_from(dataset, 0, 4, batch_size=8, seed=5)["label"].reshape(-1)
+    # 16 examples were read by one process in batches of 8; then two read batches of 16.
+    parts = [
+        batches_from(dataset, 16, 1, batch_size=16, seed=5, rows=process_rows(16, p, 2))["label"]
+        for p in range(2)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1)[0], whole[16:])
+
+
+def test_process_rows_refuse_a_batch_that_does_not_split():
+    with pytest.raises(ValueError, match="batch_size=10 for process 0 of 4.*try 12"):
+        process_rows(10, 0, 4)
+
+
+def test_example_indices_of_a_million_are_fast():
+    example_indices(1_281_167, start=0, count=1, seed=1)
+    start = time.perf_counter()
+    for step in range(20):
+        example_indices(1_281_167, start=step * 280, count=280, seed=1)
+    assert time.perf_counter() - start < 0.5  # 1 ms where the epoch's order is kept, else 40 each

@@ -84,6 +84,15 @@ def decode_image(data: bytes, name: str, resolution: int) -> Shaped[np.ndarray, 
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def encode_png(image: Shaped[np.ndarray, "h w c"]) -> bytes:
+    """Return a uint8 image as PNG, without loss; c is 1 or 3."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def with_channels(
     image: Shaped[np.ndarray, "h w c"], channels: int, name: str
 ) -> Shaped[np.ndarray, "h w channels"]:

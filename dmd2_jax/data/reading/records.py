@@ -86,6 +86,8 @@ class ArrayRecords(_Shards):
         self._lock = threading.Lock()
         self._most_open = _file_limit() // 2
         for number, shard in enumerate(self._shards):
+            if not os.path.isfile(shard.path):  # where its reader finds 0 records
+                raise _refused(shard, "is missing")
             try:
                 found = self._reader(number).num_records()
             except (RuntimeError, OSError) as error:

@@ -1,0 +1,135 @@
+"""Data sets prepared by TFDS as array_record and as tfrecord, read without TensorFlow.
+
+Preparing them needs TensorFlow, which takes seconds to import: one process makes all.
+"""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import dmd2_jax.data as data
+from dmd2_jax.data import Source
+from tests.tiny import scratch
+
+PREPARE = """
+import sys, numpy as np, tensorflow_datasets as tfds
+features = tfds.features.FeaturesDict({
+    "image": tfds.features.Image(shape=(8, 8, 3)),
+    "label": tfds.features.ClassLabel(num_classes=3),
+})
+def examples(first, count):
+    image = lambda i: np.random.RandomState(i).randint(0, 256, (8, 8, 3)).astype(np.uint8)
+    return [(i, {"image": image(i), "label": i % 3}) for i in range(first, first + count)]
+for kind in ("array_record", "tfrecord"):
+    for name, tests in (("pair", {"validation": examples(20, 6)}), ("alone", {})):
+        tfds.dataset_builders.AdhocBuilder(
+            name=name, version="1.0.0", features=features, file_format=kind,
+            split_datasets={"train": examples(0, 20)} | tests, data_dir=f"{sys.argv[1]}/{kind}",
+        ).download_and_prepare()
+"""
+
+pytest.importorskip("tensorflow_datasets")
+KINDS = pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+
+
+@functools.cache
+def prepared() -> Path:
+    folder = scratch()
+    command = [sys.executable, "-c", PREPARE, str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+def opened(kind: str, spec: str, split: str = "train", folder: Path | None = None) -> Source:
+    path = str((folder or prepared()) / kind)
+    config = ConfigDict({"name": f"tfds:{spec}", "path": path, "resolution": 8})
+    return data.load(config, split)
+
+
+def numbers(source: Source) -> list[int]:
+    """Which of the prepared images a source has, by their pixels; checks the labels too."""
+    batch = source.examples(np.arange(len(source)))
+    known = {
+        np.random.RandomState(i).randint(0, 256, (8, 8, 3)).astype(np.uint8).tobytes(): i
+        for i in range(26)
+    }
+    found = [known[image.tobytes()] for image in batch["image"]]
+    np.testing.assert_array_equal(batch["label"], np.array(found) % 3)
+    return found
+
+
+@KINDS
+def test_load_reads_every_example_of_each_split(kind: str) -> None:
+    assert sorted(numbers(opened(kind, "pair"))) == list(range(20))
+    assert sorted(numbers(opened(kind, "pair", "test"))) == list(range(20, 26))
+    assert sorted(numbers(opened(kind, "pair", "all"))) == list(range(26))
+    assert opened(kind, "pair").num_classes == 3
+
+
+@KINDS
+def test_load_reads_a_part_of_a_split(kind: str) -> None:
+    first = numbers(opened(kind, "pair:train[:30%]"))
+    last = numbers(opened(kind, "pair:train[30%:]"))
+    assert (len(first), len(last)) == (6, 14)
+    assert first + last == numbers(opened(kind, "pair"))
+
+
+@KINDS
+def test_load_holds_out_a_share_where_there_is_no_test(kind: str) -> None:
+    train, test = (numbers(opened(kind, "alone", split)) for split in ("train", "test"))
+    assert len(test) == 2
+    assert sorted(train + test) == list(range(20))
+
+
+def test_load_reads_both_formats_in_the_same_order() -> None:
+    indices = np.random.RandomState(0).randint(0, 20, 50)
+    one, two = (opened(kind, "pair").examples(indices) for kind in ("array_record", "tfrecord"))
+    np.testing.assert_array_equal(one["image"], two["image"])
+
+
+def test_load_refuses_a_truncated_tfrecord(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(prepared() / "tfrecord", tmp_path / "tfrecord")
+    (file,) = tmp_path.glob("tfrecord/pair/1.0.0/*train*")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is damaged after record 19"):
+        opened("tfrecord", "pair", folder=tmp_path)
+
+
+def test_load_names_the_splits_there_are() -> None:
+    with pytest.raises(ValueError, match=r"pair:tests does not exist.*\['train', 'validation'\]"):
+        opened("array_record", "pair:tests")
+
+
+def test_load_says_how_to_prepare_what_is_missing() -> None:
+    with pytest.raises(FileNotFoundError, match=r"tfds:mnist is not prepared.*tfds build mnist"):
+        opened("array_record", "mnist")
+
+
+def test_load_asks_for_the_name_of_a_data_set() -> None:
+    with pytest.raises(ValueError, match=r"names no data set, expected tfds:<name>"):
+        opened("array_record", "")
+
+
+def test_load_refuses_a_colon_after_other_sources() -> None:
+    config = ConfigDict({"name": "digits:train", "path": "", "resolution": 8})
+    with pytest.raises(ValueError, match="expected 'digits', which takes nothing after a colon"):
+        data.load(config, "train")
+
+
+def test_reading_imports_no_tensorflow() -> None:
+    code = f"""
+import sys, numpy as np
+from dmd2_jax.data import Options, tfds
+for kind in ("array_record", "tfrecord"):
+    source = tfds.load({str(prepared())!r} + "/" + kind, "train", 8, Options("pair"))
+    source.examples(np.arange(20))
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
