@@ -39,7 +39,8 @@ EXTRAS = {
     "gpu": [f"jax[cuda12]{JAX}"],
     "tpu": [f"jax[tpu]{JAX}"],
     "text2image": ["diffusers>=0.36", "transformers>=4.57", "safetensors>=0.5"],
-    # Preparing a dataset needs TensorFlow; reading a prepared array_record one does not.
+    # Preparing a dataset needs TensorFlow; reading a prepared one does not, but array_record
+    # (which comes with grain) or tensorflow-datasets.
     "tfds": [
         "tensorflow-datasets>=4.9.10",
         "grain>=0.2.18,<0.3",
@@ -68,6 +69,9 @@ EXTRAS = {
     ],
 }
 EXTRAS["dev"] += EXTRAS["tensorboard"]  # its tests read the event files back
+
+# The tests prepare small datasets and read them.
+EXTRAS["dev"] += EXTRAS["tfds"]
 
 setup(
     name="dmd2_jax",

@@ -154,7 +154,8 @@ def _sound(source: Source, what: str) -> Iterator[Batch]:
 
 
 def _read_through(source: Source, split: str) -> Report:
-    counts, first = np.zeros(source.num_classes, np.int64), []
+    counts = np.zeros(source.num_classes, np.int64)
+    first: list[np.ndarray] = []
     wanted = _GRID[0] * _GRID[1]
     for batch in _sound(source, f"reading {split}"):
         counts += np.bincount(batch["label"], minlength=source.num_classes)

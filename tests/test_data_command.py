@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.images import edm_files, picture, png, write_folder, write_zip
 from tests.data.test_arrays import Evil
-from tests.tiny import RECIPE, contents, dmd2, scratch
+from tests.tiny import RECIPE, contents, dmd2, scratch, teacher_run
 
 
 def words(name: str, path: Path, *more: str) -> list[str]:
@@ -204,3 +204,35 @@ def test_hostile_files_are_refused_and_do_nothing(
     before = contents(tmp_path)
     assert message in refused(capsys, *line)
     assert contents(tmp_path) == before
+
+
+def train_words(workdir: Path, name: str, path: Path, *more: str) -> list[str]:
+    data = (f"--config.data.name={name}", f"--config.data.path={path}")
+    return ["train-teacher", f"--config={RECIPE}", f"--workdir={workdir}", *data, *more]
+
+
+def test_training_from_shards_equals_training_from_memory(tmp_path: Path) -> None:
+    assert dmd2("data", f"--config={RECIPE}", f"--write={tmp_path / 'shards'}") == 0
+    line = train_words(tmp_path / "run", "array_record", tmp_path / "shards")
+    assert dmd2(*line, "--config.data.workers=3") == 0
+    for name in ("teacher.safetensors", "metrics.jsonl"):
+        got, expected = (
+            (folder / name).read_bytes() for folder in (tmp_path / "run", teacher_run())
+        )
+        assert got == expected, name
+
+
+def test_training_stops_at_too_many_corrupt_images_and_keeps_its_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmd2_jax.data.reading.source._PROBES", 1)
+    files = {f"{i % 10}/{i:02d}.png": png(picture(i, channels=1)) for i in range(40)}
+    files |= dict.fromkeys(("1/11.png", "7/17.png", "3/23.png"), b"no png")
+    path = write_zip(tmp_path / "x.zip", files)
+    line = train_words(tmp_path / "run", "image_folder", path)
+    message = refused(capsys, *line, "--config.data.max_corrupt=2")
+    assert re.search(r"3 images cannot be decoded.*max_corrupt=2: .*x\.zip/\d/\d\d\.png", message)
+    saved = sorted(int(step.name) for step in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved
+    # With more allowed the same run goes on.
+    assert dmd2(*line, "--config.data.max_corrupt=3") == 0

@@ -126,6 +126,8 @@ HEAVY = (
     "safetensors",
     "huggingface_hub",
     "ml_collections",
+    "array_record",
+    "grain",
 )
 
 
