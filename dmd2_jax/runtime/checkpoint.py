@@ -2,13 +2,13 @@
 
 Orbax writes in the background and renames a finished checkpoint into place, so a killed
 process leaves only an ignored temporary directory. What Orbax does not do is notice altered
-bytes: a flipped bit restores silently. So the manifest beside the arrays records the shape,
-dtype and BLAKE2b digest of each, all are compared on restore, and a step that fails falls back
-to the newest good one, aloud.
+bytes: a flipped bit restores silently. So the sealed manifest of `integrity.py` lies beside the
+arrays, everything is compared with it on restore, and a step that fails falls back to the
+newest good one, aloud.
 """
 
-import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -18,9 +18,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from dmd2_jax.runtime.integrity import (
+    array_entries,
+    mismatches,
+    read_manifest,
+    refuse_links,
+    sealed,
+    some,
+    step_folders,
+)
+from dmd2_jax.runtime.parts import part_entries, read_part
+from dmd2_jax.runtime.retention import Keep, Retention
 from dmd2_jax.typing import Array, PyTree
 
-__all__ = ["CheckpointError", "Checkpoints", "Restored", "state_bytes"]
+__all__ = ["CheckpointError", "Checkpoints", "Keep", "Restored", "newest_extra", "state_bytes"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,25 +55,29 @@ class Checkpoints:
       with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
           checkpoints.save(step, state, {"examples_seen": 6400})
           state, extra, step = checkpoints.restore(template)
+          weights, extra, step = checkpoints.restore_part("generator.params", shapes)
     """
 
-    def __init__(self, directory: str | Path, keep: int = 3, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: str | Path, keep: int | Keep = 3, read_only: bool = False
+    ) -> None:
         """Open (and, unless read_only, create) the directory.
 
         Args:
           directory: where the numbered step folders lie.
-          keep: how many of the latest steps to keep, >= 1.
+          keep: which steps to keep; a number is how many of the latest, >= 1.
           read_only: never create, delete or rename anything.
 
         Raises:
-          ValueError: if keep < 1.
+          ValueError: if keep < 1, or there are symbolic links in the directory.
         """
-        if keep < 1:
-            raise ValueError(f"keep={keep} checkpoints, expected at least 1; set log.keep=1.")
+        keep = keep if isinstance(keep, Keep) else Keep(keep)
         self.directory = Path(directory).absolute()
         self._read_only = read_only
+        refuse_links(self.directory)
+        self._retention = Retention(self.directory, keep)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=None if read_only else self._retention,
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
@@ -72,23 +87,28 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, extra: dict[str, Any] | None = None) -> None:
         """Start writing `state` as checkpoint `step`; a step that exists already is left alone.
 
+        State and `extra` become visible together, in one rename, or not at all.
+
         Returns once the arrays are copied, so that `state` may be donated; the writing goes on
         in the background. A failure of it is raised by the next `save`, `wait` or `close`.
 
         Args:
           step: how many steps were taken, >= 0.
           state: pytree of arrays.
-          extra: anything JSON can hold.
+          extra: anything JSON can hold; `extra["metrics"]` is what the best are chosen by.
 
         Raises:
           CheckpointError: if this or the previous save failed, for example on a full disk.
+          ValueError: if there are symbolic links in the directory.
         """
         self.wait()
+        refuse_links(self.directory)
         if step in self._manager.all_steps():
             return
         # Own copies: on CPU a view would share the buffer that the next step overwrites.
         state = jax.tree.map(_copied, state)
-        meta = {"extra": extra or {}, "arrays": _manifest(state)}
+        meta = sealed(array_entries(state), extra or {})
+        self._retention.note(step, meta["extra"])
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         try:
             self._manager.save(step, args=items, force=True)
@@ -111,16 +131,42 @@ class Checkpoints:
           CheckpointError: if there is no checkpoint, or none passes its digests.
           ValueError: if the checkpoint is sound but of another structure, shape or dtype.
         """
+        return self._newest_good(step, lambda at: self._attempt(at, template))
+
+    def restore_part(self, part: str, template: PyTree, step: int | None = None) -> Restored:
+        """Read one branch of a state, for example the weights alone, and nothing else.
+
+        The optimiser's state is neither read nor built.
+
+        Args:
+          part: names and positions, "generator.params" or "ema.0".
+          template: see `restore`; leaves without a sharding come as NumPy arrays.
+          step: see `restore`.
+
+        Returns:
+          (the branch, extra, step).
+
+        Raises:
+          CheckpointError: see `restore`.
+          ValueError: see `restore`; also if the state has no such branch.
+        """
+        return self._newest_good(step, lambda at: self._attempt_part(at, part, template))
+
+    def _newest_good(
+        self, step: int | None, attempt: Callable[[int], "Restored | str"]
+    ) -> Restored:
         self.wait()
-        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
-        if not steps or (step is not None and step not in self._manager.all_steps()):
+        refuse_links(self.directory)
+        present = sorted(self._manager.all_steps(), reverse=True)
+        steps = present if step is None else [step]
+        if not steps or (step is not None and step not in present):
             raise CheckpointError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {self.directory}, "
-                f"expected one of {sorted(self._manager.all_steps())}; start a run there first."
+                f"expected one of {sorted(present)}; start a run there first."
             )
         faults: dict[int, str] = {}
         for candidate in steps:
-            fault = self._attempt(candidate, template)
+            fault = attempt(candidate)
             if isinstance(fault, Restored):
                 self._set_aside(faults, candidate)
                 return fault
@@ -180,26 +226,40 @@ class Checkpoints:
 
     def _attempt(self, step: int, template: PyTree) -> "Restored | str":
         """Read one step; return what is wrong with it as text if it is damaged."""
+        folder = self.directory / str(step)
         try:
-            meta = self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            ).meta
-            recorded, extra = meta["arrays"], meta["extra"]
-        except Exception as error:
-            return f"its manifest cannot be read ({_brief(error)})"
-        _check_template(recorded, template, self.directory / str(step))
+            manifest = read_manifest(folder)
+        except ValueError as error:
+            return str(error)
+        recorded = manifest["arrays"]
+        _check_template(recorded, template, folder)
         try:
-            state = self._manager.restore(
+            restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(template))),
-            ).state
+            )
         except Exception as error:
             return f"its arrays cannot be read ({_brief(error)})"
-        found = _manifest(state)
-        altered = [path for path in recorded if found[path] != recorded[path]]
-        if altered:
-            return f"digest mismatch in {_some(altered)}"
-        return Restored(state, extra, step)
+        return _verified(restored.state, recorded, manifest["extra"], step)
+
+    def _attempt_part(self, step: int, part: str, template: PyTree) -> "Restored | str":
+        folder = self.directory / str(step)
+        try:
+            manifest = read_manifest(folder)
+        except ValueError as error:
+            return str(error)
+        recorded = part_entries(manifest["arrays"], part)
+        if not recorded:
+            raise ValueError(
+                f"checkpoint {folder} has no part {part!r}, expected names and positions that "
+                f"lead to arrays, such as {some(list(manifest['arrays']))}; correct the part."
+            )
+        _check_template(recorded, template, folder)
+        try:
+            branch = read_part(folder / "state", part, template)
+        except Exception as error:
+            return f"its arrays cannot be read ({_brief(error)})"
+        return _verified(branch, recorded, manifest["extra"], step)
 
     def _set_aside(self, faults: dict[int, str], used: int) -> None:
         for step, fault in faults.items():
@@ -221,12 +281,12 @@ class Checkpoints:
                 moved,
             )
         if faults and not self._read_only:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints set aside")
             self._manager.reload()
 
     def _save_failure(self, error: Exception) -> CheckpointError:
-        sound = sorted(
-            int(entry.name) for entry in self.directory.glob("*") if entry.name.isdigit()
-        )
+        sound = sorted(step_folders(self.directory))
         return CheckpointError(
             f"saving a checkpoint to {self.directory} failed ({_brief(error)}), expected room and "
             f"permission to write; the earlier checkpoints {sound} are untouched: free some disk "
@@ -247,49 +307,43 @@ def _copied(leaf: Array | np.ndarray) -> Array | np.ndarray:
     return np.array(leaf, copy=True)
 
 
-def _on_host(leaf: Array | np.ndarray) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-    return np.asarray(leaf)
+def newest_extra(directory: str | Path, template: PyTree) -> tuple[int, dict[str, Any]] | None:
+    """Return (step, extra) of the newest checkpoint whose manifest is sound; None if there is none.
+
+    Opens nothing but that file, so that a run can be refused before anything is written.
+
+    Args:
+      directory: of the checkpoints.
+      template: what the state must look like.
+
+    Raises:
+      ValueError: if the checkpoint is of another structure, or there are symbolic links.
+    """
+    refuse_links(Path(directory))
+    for step, folder in step_folders(Path(directory)).items():
+        try:
+            manifest = read_manifest(folder)
+        except ValueError:
+            continue  # restoring will say so, and set it aside
+        _check_template(manifest["arrays"], template, folder)
+        return step, manifest["extra"]
+    return None
 
 
-def _paths(tree: PyTree) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _manifest(state: PyTree) -> dict[str, dict[str, Any]]:
-    """Describe every array as {path: {shape, dtype, digest}}."""
-    manifest = {}
-    for path, leaf in _paths(state).items():
-        array = np.ascontiguousarray(_on_host(leaf))
-        digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
-        manifest[path] = {
-            "shape": list(np.shape(leaf)),
-            "dtype": str(array.dtype),
-            "digest": digest,
-        }
-    return manifest
+def _verified(
+    state: PyTree, recorded: dict[str, Any], extra: dict[str, Any], step: int
+) -> "Restored | str":
+    found = array_entries(state)
+    altered = [path for path in recorded if found[path] != recorded[path]]
+    return f"digest mismatch in {some(altered)}" if altered else Restored(state, extra, step)
 
 
 def _check_template(recorded: dict[str, Any], template: PyTree, folder: Path) -> None:
-    expected = {
-        path: (list(leaf.shape), str(np.dtype(leaf.dtype)))
-        for path, leaf in _paths(template).items()
-    }
-    found = {path: (entry["shape"], entry["dtype"]) for path, entry in recorded.items()}
-    missing = sorted(expected.keys() - found.keys())
-    surplus = sorted(found.keys() - expected.keys())
-    differing = [
-        f"{path} is {found[path]}, expected {expected[path]}"
-        for path in sorted(expected.keys() & found.keys())
-        if expected[path] != found[path]
-    ]
-    if missing or surplus or differing:
+    differences = mismatches(recorded, template)
+    if differences:
         raise ValueError(
-            f"checkpoint {folder} has another structure than this config makes: "
-            f"{len(missing)} arrays missing {_some(missing)}, {len(surplus)} too many "
-            f"{_some(surplus)}, {len(differing)} differing {_some(differing)}; run with the "
-            f"config it was made with, or choose another --workdir."
+            f"checkpoint {folder} has another structure than this config makes: {differences}; "
+            f"run with the config it was made with, or choose another --workdir."
         )
 
 
@@ -300,11 +354,6 @@ def _abstract(template: PyTree) -> PyTree:
         ),
         template,
     )
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"[{', '.join(names[:most])}]{more}"
 
 
 def _brief(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or an error says why not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints, state_bytes
+from dmd2_jax.runtime.integrity import read_manifest, sealed
 from dmd2_jax.typing import PyTree
 
 
@@ -137,10 +139,11 @@ def test_restore_falls_back_to_the_newest_good_step(
 
 def test_restore_names_the_altered_array(tmp_path: Path) -> None:
     directory = saved(tmp_path / "c", (1,))
-    manifest = directory / "1" / "meta" / "metadata"
-    text = manifest.read_text()
-    digest = text.split("['w']")[1].split('"digest":')[1].split('"')[1]
-    manifest.write_text(text.replace(digest, "0" * 32))
+    manifest = read_manifest(directory / "1")
+    (name,) = (name for name in manifest["arrays"] if name.endswith("['w']"))
+    manifest["arrays"][name]["digest"] = "0" * 32
+    resealed = sealed(manifest["arrays"], manifest["extra"])
+    (directory / "1" / "meta" / "metadata").write_text(json.dumps(resealed))
     with (
         Checkpoints(directory) as checkpoints,
         pytest.raises(CheckpointError, match=r"digest mismatch in \[.*\['w'\]\]"),

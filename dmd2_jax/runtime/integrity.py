@@ -1,0 +1,174 @@
+"""What tells a sound checkpoint from a damaged one: digests, a sealed manifest, no links.
+
+Orbax restores a flipped bit without a word. So a manifest beside the arrays records the shape,
+dtype and BLAKE2b digest of each, together with everything else that the checkpoint says about
+itself, and is sealed by a digest of its own.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dmd2_jax.typing import Array, PyTree
+
+__all__ = [
+    "array_entries",
+    "mismatches",
+    "params_digest",
+    "read_manifest",
+    "refuse_links",
+    "sealed",
+    "some",
+    "step_folders",
+]
+
+Manifest = dict[str, Any]
+"""{"arrays": {path: {shape, dtype, digest}}, "extra": anything JSON holds, "seal": digest}."""
+
+
+def array_entries(tree: PyTree) -> dict[str, dict[str, Any]]:
+    """Describe every array as {path: {shape, dtype, digest}}; only the shapes of shapes."""
+    entries = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        entry = {"shape": list(np.shape(leaf)), "dtype": str(np.dtype(leaf.dtype))}
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            entry["digest"] = _digest(np.ascontiguousarray(_on_host(leaf)).tobytes())
+        entries[jax.tree_util.keystr(path)] = entry
+    return entries
+
+
+def params_digest(params: PyTree) -> str:
+    """Return one digest of a network's weights: names, shapes, types and values.
+
+    It does not depend on the file or format that they were read from.
+    """
+    return _digest(_canonical(array_entries(params)))
+
+
+def sealed(arrays: Mapping[str, Any], extra: Mapping[str, Any]) -> Manifest:
+    """Make the manifest of a checkpoint, with the digest that protects it.
+
+    Args:
+      arrays: from `array_entries`.
+      extra: anything JSON can hold.
+    """
+    content = {"arrays": dict(arrays), "extra": dict(extra)}
+    content = json.loads(json.dumps(content))  # as it will be read back: tuples become lists
+    return content | {"seal": _digest(_canonical(content))}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of one checkpoint.
+
+    Args:
+      folder: of the step.
+
+    Raises:
+      ValueError: if it is missing, no JSON, or not what was written.
+    """
+    path = folder / "meta" / "metadata"
+    try:
+        manifest = json.loads(path.read_bytes())
+        content = {"arrays": manifest["arrays"], "extra": manifest["extra"]}
+        seal = manifest["seal"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        brief = str(error).splitlines() or [""]
+        raise ValueError(
+            f"its manifest cannot be read ({type(error).__name__}: {brief[0]:.200})"
+        ) from error
+    if len(manifest) != 3 or seal != _digest(_canonical(content)):
+        raise ValueError("its manifest does not match its own digest")
+    return manifest
+
+
+def mismatches(recorded: Mapping[str, Any], template: PyTree) -> str:
+    """Say how a template differs in structure, shape or dtype from what a manifest records.
+
+    Args:
+      recorded: the manifest's arrays.
+      template: pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      One phrase; empty if nothing differs.
+    """
+    expected = {
+        jax.tree_util.keystr(path): (list(leaf.shape), str(np.dtype(leaf.dtype)))
+        for path, leaf in jax.tree.leaves_with_path(template)
+    }
+    found = {path: (entry["shape"], entry["dtype"]) for path, entry in recorded.items()}
+    missing = sorted(expected.keys() - found.keys())
+    surplus = sorted(found.keys() - expected.keys())
+    differing = [
+        f"{path} is {found[path]}, expected {expected[path]}"
+        for path in sorted(expected.keys() & found.keys())
+        if expected[path] != found[path]
+    ]
+    if not (missing or surplus or differing):
+        return ""
+    return (
+        f"{len(missing)} arrays missing {some(missing)}, {len(surplus)} too many "
+        f"{some(surplus)}, {len(differing)} differing {some(differing)}"
+    )
+
+
+def refuse_links(directory: Path) -> None:
+    """Refuse a checkpoint directory with symbolic links: what they point to is not the run's.
+
+    Reading one would load, and keeping the last n would delete, files that lie elsewhere.
+
+    Raises:
+      ValueError: naming the first link and where it points.
+    """
+    for path in _links(directory):
+        raise ValueError(
+            f"{path} is a symbolic link to {os.readlink(path)}, expected a checkpoint directory "
+            f"without links, which may point outside of it; remove the link, or choose another "
+            f"--workdir (which may itself be a link)."
+        )
+
+
+def step_folders(directory: Path) -> dict[int, Path]:
+    """Return the folders of the finished steps, good or not, newest first."""
+    if not directory.is_dir():
+        return {}
+    entries = [entry for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir()]
+    return {int(entry.name): entry for entry in sorted(entries, key=lambda e: -int(e.name))}
+
+
+def some(names: list[str], most: int = 3) -> str:
+    """List the first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"[{', '.join(names[:most])}]{more}"
+
+
+def _links(directory: Path) -> Iterator[Path]:
+    if directory.is_symlink():
+        yield directory
+        return
+    for folder, folders, files in os.walk(directory, followlinks=False):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                yield path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _on_host(leaf: Array | np.ndarray) -> np.ndarray:
+    whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    if whole or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
