@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 0.01
     config.optim.clip_norm = 10.0
     config.optim.ema_decays = (0.999,)  # per generator turn; () = none
+    config.optim.max_skipped_in_a_row = 10  # updates refused as not finite, then the run stops
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1 = all
@@ -111,11 +112,15 @@ def get_config() -> ConfigDict:
     config.log.every = 10  # cycles (teacher: steps) between metric lines
     config.log.grid_every = 50  # cycles between sample grids
     config.log.checkpoint_every = 50
-    config.log.keep = 3
+    config.log.keep = 3  # the last n checkpoints stay,
+    config.log.keep_every = 0  # and those of cycles that are multiples of this (0: none),
+    config.log.keep_best = 0  # and the m of lowest FID
+    config.log.evaluate_every = 0  # cycles between measurements of FID, each saved; 0: never
     config.log.tensorboard = False  # True: event files in WORKDIR/tensorboard too
     config.log.wandb_project = ""  # a Weights & Biases project to report to; "": none
 
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 2000
+    config.evaluate.training_samples = 1000  # for log.evaluate_every
     config.evaluate.batch_size = 250
     return config.lock()  # a misspelt key in a recipe is an error, not a new key

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, FieldReference
 __all__ = [
     "RESUME_MAY_DIFFER",
     "ConfigError",
+    "allowed_changes",
     "apply_overrides",
     "from_plain",
     "load_config",
@@ -34,12 +35,17 @@ RESUME_MAY_DIFFER = (
     "data.max_corrupt",
     "data.workers",
     "teacher.steps",
+    "teacher.weights",
     "distill.cycles",
+    "optim.max_skipped_in_a_row",
     "mesh",
     "log",
     "evaluate",
 )
-"""Keys that a resumed run may change: its length, where it runs, and what it reports."""
+"""Keys that a resumed run may change: its length, where it runs, and what it reports.
+
+The teacher may lie elsewhere; that it is the same one is checked by its weights' digest.
+"""
 
 
 class ConfigError(ValueError):
@@ -150,6 +156,23 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         node[name] = _parse(key, text, current, kind, nullable)
 
 
+def allowed_changes(config: ConfigDict, words: Sequence[str]) -> tuple[str, ...]:
+    """Read the values of --allow_change: keys (or groups) of the config, separated by commas.
+
+    Raises:
+      ConfigError: if a name is none of the config's (the nearest is named).
+    """
+    names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
+    fields = dict(_fields(config))
+    for name in names:
+        if name not in fields and not any(key.startswith(f"{name}.") for key in fields):
+            raise ConfigError(
+                f"--allow_change={name} is no key, expected one of the config's keys or groups"
+                f"{_nearest(name, fields)}."
+            )
+    return names
+
+
 def plain(config: ConfigDict) -> dict[str, Any]:
     """Return the config as nested plain Python values, for JSON."""
     return config.to_dict()
@@ -206,8 +229,17 @@ _AT_LEAST_ONE = (
     "log.checkpoint_every",
     "log.keep",
     "evaluate.batch_size",
+    "optim.max_skipped_in_a_row",
 )
-_NOT_NEGATIVE = ("model.num_classes", "teacher.warmup", "optim.warmup", "optim.weight_decay")
+_NOT_NEGATIVE = (
+    "model.num_classes",
+    "teacher.warmup",
+    "optim.warmup",
+    "optim.weight_decay",
+    "log.keep_every",
+    "log.keep_best",
+    "log.evaluate_every",
+)
 _POSITIVE = (
     "model.sigma_data",
     "teacher.lr",
@@ -244,6 +276,7 @@ def _number_faults(config: ConfigDict) -> Iterator[str]:
         (("teacher.sampler_steps",), lambda v: v >= 2, "at least 2"),
         (("schedule.num_levels",), lambda v: v >= 2, "at least 2"),
         (("evaluate.num_samples",), lambda v: v >= 2, "at least 2"),
+        (("evaluate.training_samples",), lambda v: v >= 2, "at least 2"),
         (("mesh.data",), lambda v: v == -1 or v >= 1, "-1 (all devices) or at least 1"),
     ]
     for keys, good, expected in rules:
@@ -260,6 +293,11 @@ def _number_faults(config: ConfigDict) -> Iterator[str]:
         yield (
             f"model.resolution={config.model.resolution}, expected data.resolution="
             f"{config.data.resolution}; set both alike."
+        )
+    if config.log.keep_best and not config.log.evaluate_every:
+        yield (
+            f"log.keep_best={config.log.keep_best} by FID and log.evaluate_every=0 (never), "
+            f"expected FID to be measured; set --config.log.evaluate_every, or keep_best=0."
         )
     for decay in config.optim.ema_decays:
         if not _holds(lambda v: 0 < v < 1, decay):

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data, train_student, train_teacher
 from dmd2_jax.config import apply_overrides, load_config
-from dmd2_jax.evaluate import measure, metrics_table, open_reference
+from dmd2_jax.evaluate import metrics_table
 from dmd2_jax.evaluation.pictures import class_rows, first_of_each_class
+from dmd2_jax.measure import measure, open_reference
 from dmd2_jax.recipe import Family, build_family, check, uniform_labels
 from dmd2_jax.runtime.run_folder import write_json
 from dmd2_jax.sample import Sampler, sample_images, student_sampler, teacher_sampler

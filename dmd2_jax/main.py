@@ -6,7 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dmd2_jax.config import ConfigError, apply_overrides, load_config, parse_overrides
+from dmd2_jax.config import (
+    ConfigError,
+    allowed_changes,
+    apply_overrides,
+    load_config,
+    parse_overrides,
+)
 from dmd2_jax.version import __version__
 
 __all__ = ["main"]
@@ -50,11 +56,12 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     from dmd2_jax.runtime.checkpoint import CheckpointError
     from dmd2_jax.runtime.loop import DivergedError
     from dmd2_jax.runtime.platform import prepare_backend
-    from dmd2_jax.runtime.preemption import Interrupted
+    from dmd2_jax.runtime.preemption import Interrupted, stoppable
 
     try:
-        prepare_backend()
-        function(arguments)
+        with stoppable("The same command again goes on."):
+            prepare_backend()
+            function(arguments)
     except Interrupted as stop:
         print(f"dmd2: {stop}", file=sys.stderr)
         return stop.exit_code
@@ -151,13 +158,21 @@ def _add_training(
         f"config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,\n  progress.gif, "
         f"checkpoints/, {written}.\n\n"
         "The same command again resumes where the run stopped. Ctrl-C saves first; so does\n"
-        "SIGTERM. A folder that holds a run of another config is refused.\n"
+        "SIGTERM. A folder that holds a run of another config is refused, unless what differs\n"
+        "is named by --allow_change. docs/durability.md has the details.\n"
         f"{_OVERRIDES}",
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="a recipe: configs/digits.py, or digits"
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder")
+    parser.add_argument(
+        "--allow_change",
+        action="append",
+        default=[],
+        metavar="KEYS",
+        help="keys of the config that may differ from the resumed run's: optim.critic_lr,data",
+    )
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -199,6 +214,12 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--weights", default="", metavar="FILE", help="to use instead of the run's; also .bin, .pkl"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=int,
+        metavar="STEP",
+        help="use the weights of this kept checkpoint; default: the run's latest export",
     )
 
 
@@ -314,7 +335,11 @@ def _train_teacher(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
     path = train_teacher.train(
-        config, arguments.workdir, dry_run=arguments.dry_run, profile=arguments.profile
+        config,
+        arguments.workdir,
+        dry_run=arguments.dry_run,
+        profile=arguments.profile,
+        allow_change=allowed_changes(config, arguments.allow_change),
     )
     if path is not None:
         print(f"teacher: {path}")
@@ -326,7 +351,11 @@ def _distill(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
     path = train_student.train(
-        config, arguments.workdir, dry_run=arguments.dry_run, profile=arguments.profile
+        config,
+        arguments.workdir,
+        dry_run=arguments.dry_run,
+        profile=arguments.profile,
+        allow_change=allowed_changes(config, arguments.allow_change),
     )
     if path is not None:
         print(f"student: {path}")
@@ -344,6 +373,7 @@ def _sample(arguments: argparse.Namespace) -> None:
         which=arguments.which,
         ema=arguments.ema,
         weights=arguments.weights,
+        checkpoint=arguments.checkpoint,
     )
     print(f"{arguments.num} images: {path}")
 

@@ -25,12 +25,15 @@ from dmd2_jax.recipe import (
     uniform_labels,
     weights_file,
 )
+from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.runtime.loop import CHECKPOINTS
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.run_folder import read_run
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 
 __all__ = [
     "Sampler",
+    "checkpoint_params",
     "grid_labels",
     "load_run",
     "sample_images",
@@ -154,6 +157,49 @@ def load_run(
     Raises:
       ValueError: if there is no run, or it has no such weights.
     """
+    trained, which, config = _open(workdir, which, ema)
+    if weights:
+        file = weights_file(weights, f"{which}.safetensors")
+    elif which == trained:
+        name = which if ema is None else f"{which}_ema_{ema:g}"
+        file = weights_file(str(workdir), f"{name}.safetensors")
+    else:
+        file = weights_file(config.teacher.weights, "teacher.safetensors")
+    return which, config, build_family(config), file
+
+
+def checkpoint_params(
+    workdir: str | Path, step: int | None = None, *, part: str = "", ema: float | None = None
+) -> tuple[Params, int]:
+    """Read the weights alone from a checkpoint of a run; nothing of the optimiser is built.
+
+    Args:
+      workdir: what train-teacher or distill wrote.
+      step: which checkpoint; None is the newest good one.
+      part: which branch of the state, such as "critic.params"; by default what the run exports:
+        "generator.params" of a student, "ema" of a teacher.
+      ema: the decay of the student's average to read instead.
+
+    Returns:
+      (weights, step).
+
+    Raises:
+      ValueError: if there is no run, or it has no such part.
+      CheckpointError: if there is no such checkpoint, or it is damaged.
+    """
+    trained, _, config = _open(workdir, None, ema)
+    if ema is not None:
+        part = f"ema.{tuple(config.optim.ema_decays).index(ema)}"
+    elif not part:
+        part = "ema" if trained == "teacher" else "generator.params"
+    shapes = build_family(config).param_shapes()
+    with Checkpoints(Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
+        params, _, found = checkpoints.restore_part(part, shapes, step)
+    return params, found
+
+
+def _open(workdir: str | Path, which: str | None, ema: float | None) -> tuple[str, str, ConfigDict]:
+    """Return (the network that a run trained, the one to use, the run's config)."""
     command, values = read_run(workdir)
     config = from_plain(values)
     check(config)
@@ -169,14 +215,7 @@ def load_run(
             f"--ema={ema:g}, expected one of optim.ema_decays={tuple(config.optim.ema_decays)} of "
             f"the run in {workdir}, and --which=student; leave it away for the student itself."
         )
-    if weights:
-        file = weights_file(weights, f"{which}.safetensors")
-    elif which == trained:
-        name = which if ema is None else f"{which}_ema_{ema:g}"
-        file = weights_file(str(workdir), f"{name}.safetensors")
-    else:
-        file = weights_file(config.teacher.weights, "teacher.safetensors")
-    return which, config, build_family(config), file
+    return trained, which, config
 
 
 def sample_run(
@@ -189,6 +228,7 @@ def sample_run(
     which: str | None = None,
     ema: float | None = None,
     weights: str = "",
+    checkpoint: int | None = None,
 ) -> Path:
     """Sample a run and write one PNG grid.
 
@@ -201,6 +241,7 @@ def sample_run(
       which: see `load_run`.
       ema: see `load_run`.
       weights: see `load_run`.
+      checkpoint: the step of the checkpoint to sample from; None is the run's latest export.
 
     Returns:
       The file written.
@@ -210,7 +251,16 @@ def sample_run(
     """
     if num < 1:
         raise ConfigError(f"--num={num} images, expected at least 1; try 100.")
-    which, config, family, file = load_run(workdir, which, ema, weights)
+    if checkpoint is None:
+        which, config, family, file = load_run(workdir, which, ema, weights)
+    else:
+        trained, which, config = _open(workdir, which, ema)
+        family = build_family(config)
+        if weights or which != trained:
+            raise ConfigError(
+                f"--checkpoint={checkpoint} together with --weights or --which={which}, expected "
+                f"the {trained} that the run in {workdir} trains; leave the others away."
+            )
     labels = uniform_labels(num, family.num_classes)
     if classes is not None:
         wrong = [c for c in classes if not 0 <= c < family.num_classes]
@@ -227,7 +277,10 @@ def sample_run(
         )
     make = teacher_sampler if which == "teacher" else student_sampler
     batch_size = min(num, config.evaluate.batch_size)
-    params = family.load(file)
+    if checkpoint is None:
+        params = family.load(file)
+    else:
+        params, _ = checkpoint_params(workdir, checkpoint, ema=ema)
     images = sample_images(
         make(family, config), family, params, labels, seed=seed, batch_size=batch_size
     )

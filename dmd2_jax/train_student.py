@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from dmd2_jax.distill import (
     make_cycle,
 )
 from dmd2_jax.drawing import draw_progress, draw_scores, score_comparison
+from dmd2_jax.measure import training_score
 from dmd2_jax.networks.gan_head import GanHead, discriminator
 from dmd2_jax.recipe import (
     Family,
@@ -37,11 +38,18 @@ from dmd2_jax.recipe import (
     uniform_labels,
     weights_file,
 )
-from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
-from dmd2_jax.runtime.loop import CHECKPOINTS, check_room, run_loop, start_or_resume
+from dmd2_jax.runtime.checkpoint import Checkpoints, Keep, newest_extra, state_bytes
+from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.loop import (
+    CHECKPOINTS,
+    check_room,
+    examples_counter,
+    run_loop,
+    start_or_resume,
+)
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.run_folder import open_run
+from dmd2_jax.runtime.run_folder import check_teacher, open_run
 from dmd2_jax.runtime.sharding import replicate, replicated, shard_batch
 from dmd2_jax.runtime.writers import check_writers
 from dmd2_jax.sample import (
@@ -225,21 +233,26 @@ def make_pairs(recipe: Recipe, teacher_params: Params, path: Path) -> PairPool:
     Args:
       recipe: the recipe; `distill.regression_pairs` pairs by the teacher's Heun sampler.
       teacher_params: the teacher's weights.
-      path: the .npz to keep them in; one that cannot be read is made anew, aloud.
+      path: the .npz to keep them in; one that cannot be read, or is another teacher's, is made
+        anew, aloud.
 
     Returns:
       The pairs.
     """
     config, family = recipe.config, recipe.family
     number, shape = config.distill.regression_pairs, tuple(family.image_shape)
-    labels = uniform_labels(number, family.num_classes)
+    labels, teacher = uniform_labels(number, family.num_classes), params_digest(teacher_params)
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as file:
                 pairs = PairPool(file["noise"], file["x_0"], file["labels"])
-            if pairs.noise.shape == pairs.x_0.shape == (number, *shape):
+                made_by = str(file["teacher"])
+            if made_by == teacher and pairs.noise.shape == pairs.x_0.shape == (number, *shape):
                 return pairs
-            fault = f"noise of shape {pairs.noise.shape}, expected {(number, *shape)}"
+            fault = (
+                f"noise of shape {pairs.noise.shape} by teacher {made_by}, expected "
+                f"{(number, *shape)} by {teacher}"
+            )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             fault = str(error)
         _log.warning("the teacher pairs in %s are refused (%s); making them again.", path, fault)
@@ -251,7 +264,7 @@ def make_pairs(recipe: Recipe, teacher_params: Params, path: Path) -> PairPool:
     noise = np.asarray(sample_noise(seed, np.arange(number), 1, shape)[0])
     pairs = PairPool(noise, x_0, labels)
     temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **pairs._asdict())
+    np.savez(temporary, **pairs._asdict(), teacher=teacher)
     os.replace(temporary, path)
     return pairs
 
@@ -268,6 +281,7 @@ def train(
     *,
     dry_run: bool = False,
     profile: tuple[int, int] | None = None,
+    allow_change: Sequence[str] = (),
 ) -> Path | None:
     """Distil the teacher of a config in a run folder, or resume what is there.
 
@@ -278,6 +292,7 @@ def train(
         student_ema_DECAY.safetensors for each average.
       dry_run: check everything that can be checked before the first compilation, and stop.
       profile: see `run_loop`.
+      allow_change: keys of the config that may differ from those of the run that is resumed.
 
     Returns:
       The student's file of weights; None for a dry run.
@@ -291,7 +306,9 @@ def train(
     family, mesh = recipe.family, recipe.mesh
     settings = distill_config(config, family)
     players = build_players(config, family)
-    teacher_params = family.load(weights_file(config.teacher.weights, "teacher.safetensors"))
+    teacher_file = weights_file(config.teacher.weights, "teacher.safetensors")
+    teacher_params = family.load(teacher_file)
+    teacher = {"path": str(teacher_file), "digest": params_digest(teacher_params)}
     root = jax.random.key(config.seed)
     head_key = stream_key(root, "discriminator")
 
@@ -300,9 +317,22 @@ def train(
 
     shapes = jax.eval_shape(make_state, teacher_params)
     check_writers(config.log)
-    check_room(workdir, shapes, config.log.keep)
+    keep = Keep(config.log.keep, config.log.keep_every, config.log.keep_best)
+
+    def check_saved() -> None:
+        newest = newest_extra(workdir / CHECKPOINTS, shapes)
+        if newest is not None:
+            check_teacher(newest[1].get("teacher"), teacher)
+
+    check_room(workdir, shapes, keep.most(config.distill.cycles))
     resumed = open_run(
-        workdir, "distill", plain(config), may_differ=RESUME_MAY_DIFFER, dry_run=dry_run
+        workdir,
+        "distill",
+        plain(config),
+        may_differ=RESUME_MAY_DIFFER,
+        allow=allow_change,
+        check=check_saved,
+        dry_run=dry_run,
     )
     print(_table(shapes, teacher_params), flush=True)
     cycle = make_cycle(players, settings)
@@ -316,14 +346,18 @@ def train(
         pairs = make_pairs(recipe, teacher_params, workdir / "teacher_pairs.npz")
     teacher_params = replicate(teacher_params, mesh)
 
-    def make_batch(i: int) -> HostBatch:
-        return _put(read_cycle(recipe, i, pairs), mesh)
-
-    with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
-        state, start = start_or_resume(
+    with Checkpoints(workdir / CHECKPOINTS, keep) as checkpoints:
+        resumed_from = start_or_resume(
             checkpoints, shapes, lambda: make_state(teacher_params), replicated(mesh)
         )
-        with Prefetch(make_batch, start, config.distill.cycles) as batches:
+        examples_seen = examples_counter(
+            resumed_from, config.distill.critic_turns * config.distill.batch_size
+        )
+
+        def make_batch(i: int) -> HostBatch:
+            return _put(read_cycle(recipe, i, pairs, first_example=examples_seen(i)), mesh)
+
+        with Prefetch(make_batch, resumed_from.step, config.distill.cycles) as batches:
 
             def advance(state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
                 batch = prepare(batches.take(i), family.num_classes)
@@ -331,8 +365,7 @@ def train(
 
             state = run_loop(
                 advance,
-                state,
-                start=start,
+                resumed_from,
                 total=config.distill.cycles,
                 workdir=workdir,
                 checkpoints=checkpoints,
@@ -340,7 +373,20 @@ def train(
                 unit="cycle",
                 images_per_step=config.distill.batch_size * (1 + config.distill.critic_turns),
                 updates_per_step=1 + config.distill.critic_turns,
+                max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
+                describe=lambda done: {
+                    "config": plain(config),
+                    "examples_seen": examples_seen(done),
+                    "teacher": teacher,
+                },
                 draw=_drawing(recipe, teacher_params, workdir),
+                score=training_score(
+                    config,
+                    workdir,
+                    student_sampler(family, config),
+                    family,
+                    lambda state: (state.generator.params, *state.ema)[-1],
+                ),
                 shown=("generator_loss", "critic_loss"),
                 waited=lambda: batches.waited,
                 profile=profile,

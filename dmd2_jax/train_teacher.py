@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.distill.health import average_by_level
 from dmd2_jax.drawing import draw_progress
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
+from dmd2_jax.measure import training_score
 from dmd2_jax.recipe import (
     Family,
     Recipe,
@@ -25,8 +26,14 @@ from dmd2_jax.recipe import (
     open_recipe,
     parameter_table,
 )
-from dmd2_jax.runtime.checkpoint import Checkpoints
-from dmd2_jax.runtime.loop import CHECKPOINTS, check_room, run_loop, start_or_resume
+from dmd2_jax.runtime.checkpoint import Checkpoints, Keep, newest_extra
+from dmd2_jax.runtime.loop import (
+    CHECKPOINTS,
+    check_room,
+    examples_counter,
+    run_loop,
+    start_or_resume,
+)
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.run_folder import open_run
@@ -87,6 +94,7 @@ class TeacherState(NamedTuple):
     Attributes:
       step: [] int32, steps taken.
       skipped: [] int32, of these the ones without an update, for gradients that are not finite.
+      in_a_row: [] int32, steps without an update since the last one.
       params: the weights.
       opt_state: Adam's.
       ema: the average of the weights.
@@ -94,6 +102,7 @@ class TeacherState(NamedTuple):
 
     step: Int[Array, ""]
     skipped: Int[Array, ""]
+    in_a_row: Int[Array, ""]
     params: Params
     opt_state: PyTree
     ema: Params
@@ -105,8 +114,10 @@ def init_teacher_state(params: Params) -> TeacherState:
     def copy() -> Params:
         return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
 
-    zero = jnp.zeros((), jnp.int32)
-    return TeacherState(zero, zero.copy(), copy(), _adam().init(params), copy())
+    def zero() -> Array:
+        return jnp.zeros((), jnp.int32)
+
+    return TeacherState(zero(), zero(), zero(), copy(), _adam().init(params), copy())
 
 
 def teacher_loss(
@@ -183,7 +194,7 @@ def teacher_step(
 
     Returns:
       The new state and metrics: denoising_loss, denoising_error_by_level, grad_norm, lr,
-      skipped_updates.
+      skipped_updates, skipped_in_a_row.
     """
     loss = functools.partial(teacher_loss, x0_fn=x0_fn, denoiser=denoiser, config=config)
     gradient, metrics = jax.grad(loss, has_aux=True)(state.params, x_0, cond, key)
@@ -198,8 +209,10 @@ def teacher_step(
     new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
     params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     skipped = state.skipped + ~finite
-    metrics |= {"grad_norm": norm, "lr": jnp.float32(lr), "skipped_updates": skipped}
-    return TeacherState(state.step + 1, skipped, params, opt_state, ema), metrics
+    in_a_row = jnp.where(finite, 0, state.in_a_row + 1)
+    metrics |= {"grad_norm": norm, "lr": jnp.float32(lr)}
+    metrics |= {"skipped_updates": skipped, "skipped_in_a_row": in_a_row}
+    return TeacherState(state.step + 1, skipped, in_a_row, params, opt_state, ema), metrics
 
 
 def train(
@@ -208,6 +221,7 @@ def train(
     *,
     dry_run: bool = False,
     profile: tuple[int, int] | None = None,
+    allow_change: Sequence[str] = (),
 ) -> Path | None:
     """Train the teacher of a config in a run folder, or resume what is there.
 
@@ -217,6 +231,7 @@ def train(
         progress.gif, checkpoints/, teacher.safetensors.
       dry_run: check everything that can be checked before the first compilation, and stop.
       profile: see `run_loop`.
+      allow_change: keys of the config that may differ from those of the run that is resumed.
 
     Returns:
       The file of weights; None for a dry run.
@@ -230,9 +245,16 @@ def train(
     family, mesh = recipe.family, recipe.mesh
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
     check_writers(config.log)
-    check_room(workdir, shapes, config.log.keep)
+    keep = Keep(config.log.keep, config.log.keep_every, config.log.keep_best)
+    check_room(workdir, shapes, keep.most(config.teacher.steps))
     resumed = open_run(
-        workdir, "train-teacher", plain(config), may_differ=RESUME_MAY_DIFFER, dry_run=dry_run
+        workdir,
+        "train-teacher",
+        plain(config),
+        may_differ=RESUME_MAY_DIFFER,
+        allow=allow_change,
+        check=lambda: newest_extra(workdir / CHECKPOINTS, shapes),
+        dry_run=dry_run,
     )
     step = compile_step(recipe)
     print(parameter_table({"teacher": shapes.params}), flush=True)
@@ -243,17 +265,19 @@ def train(
         return None
     root = jax.random.key(config.seed)
 
-    def make_batch(i: int) -> Batch:
-        return shard_batch(read_step(recipe, i), mesh)
-
-    with Checkpoints(workdir / CHECKPOINTS, keep=config.log.keep) as checkpoints:
-        state, start = start_or_resume(
+    with Checkpoints(workdir / CHECKPOINTS, keep) as checkpoints:
+        resumed_from = start_or_resume(
             checkpoints,
             shapes,
             lambda: init_teacher_state(family.init(stream_key(root, "init"))),
             replicated(mesh),
         )
-        with Prefetch(make_batch, start, config.teacher.steps) as batches:
+        examples_seen = examples_counter(resumed_from, config.teacher.batch_size)
+
+        def make_batch(i: int) -> Batch:
+            return shard_batch(read_step(recipe, i, first_example=examples_seen(i)), mesh)
+
+        with Prefetch(make_batch, resumed_from.step, config.teacher.steps) as batches:
 
             def advance(state: TeacherState, i: int) -> tuple[TeacherState, dict[str, Any]]:
                 x_0, cond = prepare(batches.take(i), family.num_classes)
@@ -261,15 +285,26 @@ def train(
 
             state = run_loop(
                 advance,
-                state,
-                start=start,
+                resumed_from,
                 total=config.teacher.steps,
                 workdir=workdir,
                 checkpoints=checkpoints,
                 log=config.log,
                 unit="step",
                 images_per_step=config.teacher.batch_size,
+                max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
+                describe=lambda done: {
+                    "config": plain(config),
+                    "examples_seen": examples_seen(done),
+                },
                 draw=_drawing(recipe, workdir),
+                score=training_score(
+                    config,
+                    workdir,
+                    teacher_sampler(family, config),
+                    family,
+                    lambda state: state.ema,
+                ),
                 shown=("denoising_loss",),
                 waited=lambda: batches.waited,
                 profile=profile,

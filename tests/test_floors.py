@@ -21,6 +21,7 @@ FLOORS = {
     "convert": 5,
     "drawing": 5,
     "data_command": 5,
+    "measure": 5,
     "recipe": 5,
     "families": 4,
     "distill": 3,

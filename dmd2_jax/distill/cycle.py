@@ -104,6 +104,7 @@ def run_cycle(
         "critic_turns": state.step.critic,
         "generator_turns": state.step.generator,
         "skipped_updates": state.step.skipped,
+        "skipped_in_a_row": jnp.maximum(state.step.critic_in_a_row, state.step.generator_in_a_row),
     }
     return state, generator_metrics | sum_leading(critic_metrics) | counters
 

@@ -12,14 +12,21 @@ from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 
 
 class Turns(NamedTuple):
-    """How many turns have been taken: [] int32 each, and updates refused for non-finite gradients.
+    """How many turns have been taken, and updates refused for non-finite gradients: [] int32 each.
 
     The official "iterations" count critic turns.
+
+    Attributes:
+      critic, generator: turns taken.
+      skipped: refused updates of all players.
+      critic_in_a_row, generator_in_a_row: refused updates since the player's last one taken.
     """
 
     critic: Int[Array, ""]
     generator: Int[Array, ""]
     skipped: Int[Array, ""]
+    critic_in_a_row: Int[Array, ""]
+    generator_in_a_row: Int[Array, ""]
 
 
 class Player(NamedTuple):

@@ -151,7 +151,9 @@ def generator_turn(
     (generator,), norm, taken = update_players((state.generator,), (gradient,), lr, config)
     ema = update_ema(state.ema, generator.params, state.step.generator, config)
     step = state.step._replace(
-        generator=state.step.generator + 1, skipped=state.step.skipped + ~taken
+        generator=state.step.generator + 1,
+        skipped=state.step.skipped + ~taken,
+        generator_in_a_row=jnp.where(taken, 0, state.step.generator_in_a_row + 1),
     )
     metrics |= {"generator_grad_norm": norm, "generator_lr": lr}
     metrics |= sample_statistics("generated", x_0)
@@ -238,7 +240,11 @@ def critic_turn(
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(tuple(p.params for p in trained))
     lr = config.critic_lr * learning_rate_factor(config, state.step.critic)
     updated, norm, taken = update_players(trained, gradients, lr, config)
-    step = state.step._replace(critic=state.step.critic + 1, skipped=state.step.skipped + ~taken)
+    step = state.step._replace(
+        critic=state.step.critic + 1,
+        skipped=state.step.skipped + ~taken,
+        critic_in_a_row=jnp.where(taken, 0, state.step.critic_in_a_row + 1),
+    )
     state = state._replace(step=step, critic=updated[0])
     if config.has_gan:
         state = state._replace(discriminator=updated[1])

@@ -178,14 +178,6 @@ class Checkpoints:
             f"empty --workdir."
         )
 
-    def extra(self, step: int) -> dict[str, Any]:
-        """Return what was saved beside the state of `step`; {} if there is no such checkpoint."""
-        self.wait()
-        if step not in self._manager.all_steps():
-            return {}
-        item = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=item).meta["extra"]
-
     def latest_step(self) -> int | None:
         """Return the newest step on disk, good or not; None if there is none."""
         return self._manager.latest_step()

@@ -168,7 +168,6 @@ def _canonical(content: Any) -> bytes:
 
 
 def _on_host(leaf: Array | np.ndarray) -> np.ndarray:
-    whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-    if whole or leaf.is_fully_replicated:
-        return np.asarray(leaf)
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)

@@ -5,13 +5,13 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Sharding
 
-from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
-from dmd2_jax.runtime.metrics import Progress
+from dmd2_jax.runtime.checkpoint import Checkpoints, Restored, state_bytes
+from dmd2_jax.runtime.metrics import Progress, plain_value
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted
 from dmd2_jax.runtime.profiler import Profiler
 from dmd2_jax.runtime.run_folder import check_free_space
@@ -24,6 +24,7 @@ __all__ = [
     "CHECKPOINTS",
     "DivergedError",
     "check_room",
+    "examples_counter",
     "resume_hint",
     "run_loop",
     "start_or_resume",
@@ -39,9 +40,8 @@ class DivergedError(RuntimeError):
 
 def run_loop(
     advance: Callable[[PyTree, int], tuple[PyTree, dict[str, Any]]],
-    state: PyTree,
+    resumed: Restored,
     *,
-    start: int,
     total: int,
     workdir: str | Path,
     checkpoints: Checkpoints,
@@ -49,25 +49,33 @@ def run_loop(
     unit: str,
     images_per_step: int,
     updates_per_step: int = 1,
+    max_skipped_in_a_row: int = 10,
+    describe: Callable[[int], dict[str, Any]] | None = None,
     draw: Callable[[PyTree, int], Mapping[str, Path] | None] | None = None,
+    score: Callable[[PyTree], dict[str, float]] | None = None,
     shown: tuple[str, ...] = (),
     waited: Callable[[], float] | None = None,
     profile: tuple[int, int] | None = None,
 ) -> PyTree:
-    """Take the steps `start` .. `total` - 1 of a run.
+    """Take the steps of a run that are left.
 
     Args:
       advance: (state, step) -> (state, metrics); may donate the state.
-      state: where the run stands after `start` steps.
-      start: steps taken already.
+      resumed: where the run stands, from `start_or_resume`.
       total: steps of the whole run.
       workdir: the run folder; metrics.jsonl and speed.jsonl go there.
       checkpoints: where states are saved.
-      log: `every`, `grid_every` and `checkpoint_every`, in steps; what `Writers` takes.
+      log: `every`, `grid_every`, `checkpoint_every` and `evaluate_every` (0 or absent: never), in
+        steps; what `Writers` takes.
       unit: what a step is called, for example "cycle".
       images_per_step: images a step, for the images/s figure.
-      updates_per_step: optimiser updates a step, against which `skipped_updates` is counted.
+      updates_per_step: optimiser updates a step.
+      max_skipped_in_a_row: the value of the metric `skipped_in_a_row` that stops the run.
+      describe: steps taken -> what belongs to the checkpoint beside the state: the config, the
+        position in the data. The metrics of that step are added to it.
       draw: (state, step) -> pictures by name, called every `grid_every` steps and at the end.
+      score: state -> metrics, called every `evaluate_every` steps and at the end. They are
+        reported and saved with the state, which is saved then.
       shown: names of the metrics to show in the progress display; all are in metrics.jsonl.
       waited: returns the seconds that `advance` has waited for data so far; None: not measured.
       profile: (steps to let pass, steps to trace) into WORKDIR/profile; None traces nothing.
@@ -77,12 +85,12 @@ def run_loop(
 
     Raises:
       Interrupted: after Ctrl-C or SIGTERM, when the state is saved.
-      DivergedError: if half or more of the updates since the last report were skipped for
-        gradients that are not finite. The checkpoints are then left as they are.
+      DivergedError: if too many updates in a row were skipped for gradients that are not finite.
+        None of the checkpoints is from within that row.
       CheckpointError: if a state cannot be saved.
     """
     workdir = Path(workdir)
-    skipped = 0
+    state, extra, start = resumed
     with (
         Writers(workdir, resumed_step=start, log=log) as writers,
         GracefulStop() as stop,
@@ -98,47 +106,42 @@ def run_loop(
             grid_every=log["grid_every"],
             waited=waited,
         )
-        window = Window(checkpoints.extra(start).get("window"))
-        last_report, metrics = start, {}
+        window, saver = Window(extra.get("window")), _Saver(checkpoints, describe)
+        metrics: dict[str, Any] = {}
         if start < total:
             print(f"{unit} {start + 1} of {total}: compiling ...", file=sys.stderr, flush=True)
         for step in range(start, total):
             # One step in flight: the host prepares the next batch while the device works.
             jax.block_until_ready(metrics)
+            _check_in_a_row(metrics, max_skipped_in_a_row, f"{unit} {step}", checkpoints)
             with profiler.step(step):
                 state, metrics = advance(state, step)
             window.add(metrics)
             profiler.after(metrics)
-            done = step + 1
-            last, values = done == total, None
-            reported = last or done % log["every"] == 0 or stop.requested
-            drawn = draw is not None and (last or done % log["grid_every"] == 0)
-            if step == start or drawn:  # so that the clock gives each its own time
+            done, values = step + 1, None
+            due = _agenda(done, total, log, stop.reached(done), draw, score)
+            if step == start or due.draw or due.score:  # so that the clock gives each its own time
                 jax.block_until_ready(metrics)
             watch.step_done()
-            if reported:
+            if due.report:
+                _check_in_a_row(metrics, max_skipped_in_a_row, f"{unit} {done}", checkpoints)
                 values = window.report(metrics)
-                skipped = _check_skipped(
-                    values, skipped, (done - last_report) * updates_per_step, done, unit, workdir
-                )
+                if score is not None and due.score:
+                    with watch.spending("evaluating"):
+                        values |= score(state)
                 writers.write(done, values)
-                last_report = done
-                values = {name: values[name] for name in shown if name in values}
-                if skipped:
-                    values["skipped updates"] = skipped
                 if done % log["every"] == 0:  # a report out of turn takes nothing from the next
                     window.clear()
-            progress.update(done, values)
-            if drawn:
+            progress.update(done, _displayed(values, shown))
+            if draw is not None and due.draw:
                 with watch.spending("drawing"):
                     pictures = draw(state, done)
                 writers.images(done, pictures)
-            if last or done % log["checkpoint_every"] == 0 or stop.requested:
-                with watch.spending("saving"):
-                    checkpoints.save(done, state, {"window": window.to_json()})
-            if reported:
+            with watch.spending("saving"):
+                saver.step(done, state, metrics, values, window, due)
+            if due.report:
                 writers.speed(done, watch.report())
-            if stop.requested and not last:
+            if due.stop and not due.last:
                 checkpoints.wait()
                 raise Interrupted(
                     f"stopped by {stop.requested} after {unit} {done} of {total}; saved in "
@@ -147,6 +150,75 @@ def run_loop(
                 )
     checkpoints.wait()
     return state
+
+
+class _Due(NamedTuple):
+    """What is to be done after a step."""
+
+    last: bool
+    stop: bool
+    report: bool
+    draw: bool
+    score: bool
+    save: bool
+
+
+def _agenda(
+    done: int,
+    total: int,
+    log: Mapping[str, Any],
+    stop: bool,
+    draw: Callable | None,
+    score: Callable | None,
+) -> _Due:
+    last = done == total
+
+    def at(key: str) -> bool:
+        every = log.get(key, 0)
+        return last or (bool(every) and done % every == 0)
+
+    scored = score is not None and at("evaluate_every")
+    return _Due(
+        last=last,
+        stop=stop,
+        report=at("every") or stop or scored,
+        draw=draw is not None and at("grid_every"),
+        score=scored,
+        save=at("checkpoint_every") or stop or scored,
+    )
+
+
+class _Saver:
+    """Save a state when it is due, or as soon after that as no row of updates is being refused.
+
+    Such a row may be the end of the run: until it is over, the checkpoints stay those from before.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, describe: Callable[[int], dict[str, Any]] | None
+    ) -> None:
+        self._checkpoints, self._describe = checkpoints, describe
+        self._due = False
+
+    def step(
+        self,
+        done: int,
+        state: PyTree,
+        metrics: Mapping[str, Any],
+        values: Mapping[str, Any] | None,
+        window: Window,
+        due: _Due,
+    ) -> None:
+        """Save the state of this step if it should be; `values` are the metrics as reported."""
+        self._due |= due.save
+        if not self._due or (_in_a_row(metrics) and not due.last and not due.stop):
+            return
+        values = window.report(metrics) if values is None else values
+        extra = dict(self._describe(done)) if self._describe is not None else {}
+        extra["metrics"] = {name: plain_value(value) for name, value in values.items()}
+        extra["window"] = window.to_json()
+        self._checkpoints.save(done, state, extra)
+        self._due = False
 
 
 def check_room(workdir: str | Path, state: PyTree, keep: int) -> None:
@@ -171,8 +243,8 @@ def start_or_resume(
     shapes: PyTree,
     make: Callable[[], PyTree],
     sharding: Sharding,
-) -> tuple[PyTree, int]:
-    """Return the state to go on from and the steps it has taken.
+) -> Restored:
+    """Return the state to go on from, what was saved with it, and the steps it has taken.
 
     Args:
       checkpoints: of the run.
@@ -184,12 +256,25 @@ def start_or_resume(
       CheckpointError: if there are checkpoints and none is good.
     """
     if checkpoints.latest_step() is None:
-        return jax.device_put(make(), sharding), 0
+        return Restored(jax.device_put(make(), sharding), {}, 0)
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
-    state, _, step = checkpoints.restore(template)
-    return state, step
+    return checkpoints.restore(template)
+
+
+def examples_counter(resumed: Restored, per_step: int) -> Callable[[int], int]:
+    """Return what counts the examples that a run has read: steps taken -> examples.
+
+    The count goes on from the one that was saved, so that the position in the data stays right
+    when the batch size changes on the way.
+
+    Args:
+      resumed: from `start_or_resume`.
+      per_step: examples a step reads now.
+    """
+    before = int(resumed.extra.get("examples_seen", resumed.step * per_step))
+    return lambda done: before + (done - resumed.step) * per_step
 
 
 def resume_hint() -> str:
@@ -199,14 +284,27 @@ def resume_hint() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
-def _check_skipped(
-    values: Mapping[str, Any], before: int, updates: int, done: int, unit: str, workdir: Path
-) -> int:
-    skipped = int(values.get("skipped_updates", 0))
-    if updates and 2 * (skipped - before) >= updates:
+def _in_a_row(metrics: Mapping[str, Any]) -> int:
+    return int(metrics.get("skipped_in_a_row", 0))
+
+
+def _check_in_a_row(
+    metrics: Mapping[str, Any], most: int, when: str, checkpoints: Checkpoints
+) -> None:
+    if _in_a_row(metrics) >= most:
         raise DivergedError(
-            f"{skipped - before} of the last {updates} updates before {unit} {done} had gradients "
-            f"that are not finite, expected fewer than half; the checkpoints in {workdir} are "
-            f"from before: lower the learning rates (or use float32) in a new --workdir."
+            f"{_in_a_row(metrics)} updates in a row up to {when} had gradients that are not "
+            f"finite, expected fewer than config.optim.max_skipped_in_a_row={most}; the "
+            f"checkpoints {checkpoints.all_steps()} in {checkpoints.directory} are from before: "
+            f"lower the learning rates (or use float32) in a new --workdir, or resume with "
+            f"--allow_change=optim."
         )
-    return skipped
+
+
+def _displayed(values: Mapping[str, Any] | None, shown: tuple[str, ...]) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    displayed = {name: values[name] for name in shown if name in values}
+    if values.get("skipped_in_a_row"):
+        displayed["skipped_in_a_row"] = values["skipped_in_a_row"]
+    return displayed

@@ -1,12 +1,18 @@
 """Turn Ctrl-C and SIGTERM into a request to save and stop."""
 
+import contextlib
 import logging
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["GracefulStop", "Interrupted"]
+import jax
+from jax.experimental import multihost_utils
+
+__all__ = ["GracefulStop", "Interrupted", "stoppable"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +32,14 @@ class Interrupted(Exception):
 
 
 class GracefulStop:
-    """While entered, SIGINT and SIGTERM set `requested` and do nothing else.
+    """While entered, SIGINT and SIGTERM ask the loop to stop between steps and do nothing else.
 
-    The loop looks at `requested` between steps. A second Ctrl-C kills the process at once,
-    even inside a compilation; checkpoints are renamed into place when complete, so that
-    harms none. Outside the main thread, where Python allows no handlers, it does nothing.
+    A second Ctrl-C kills the process at once, even inside a compilation; checkpoints are renamed
+    into place when complete, so that harms none. Outside the main thread, where Python allows no
+    handlers, signals are left alone.
+
+    With `jax.distributed`, XLA owns SIGTERM: the notice of any process reaches all, and all stop
+    after the same step, as saving together demands. Ctrl-C is turned into such a notice.
 
     Attributes:
       requested: "SIGINT", "SIGTERM" or None.
@@ -40,15 +49,31 @@ class GracefulStop:
         """Install nothing yet."""
         self.requested: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._together = False
 
     @property
     def exit_code(self) -> int:
         """The process's exit code for the signal that was received."""
         return 130 if self.requested == "SIGINT" else 0
 
+    def reached(self, step: int) -> bool:
+        """Return whether to save and stop after this step.
+
+        Args:
+          step: steps taken. With `jax.distributed`, every process must ask after every step.
+        """
+        if not self._together:
+            return self.requested is not None
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        self.requested = self.requested or "SIGTERM"
+        return True
+
     def __enter__(self) -> Self:
+        self._together = jax.distributed.is_initialized()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            owned = (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM)
+            for number in owned:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -65,7 +90,38 @@ class GracefulStop:
         self.requested = signal.Signals(number).name
         # The default action needs no Python to run, so it works inside compiled code too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self._together:
+            os.kill(os.getpid(), signal.SIGTERM)
         _log.warning(
             "%s received: finishing this step, then saving; Ctrl-C again aborts at once.",
             self.requested,
         )
+
+
+@contextlib.contextmanager
+def stoppable(hint: str) -> Iterator[None]:
+    """Let SIGTERM end the part of a command in which there is nothing to save.
+
+    A scheduler may take the machine back while a run starts up or writes its last files; that is
+    no failure of the run either.
+
+    Args:
+      hint: how to go on, for the message.
+
+    Raises:
+      Interrupted: with exit code 0, at SIGTERM.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(
+            f"stopped by SIGTERM outside of training; what was saved is intact. {hint}", 0
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "RunFolderError",
     "check_free_space",
+    "check_teacher",
     "open_run",
     "read_run",
     "write_json",
@@ -29,6 +30,8 @@ def open_run(
     config: Mapping[str, Any],
     *,
     may_differ: Iterable[str] = (),
+    allow: Iterable[str] = (),
+    check: Callable[[], object] | None = None,
     dry_run: bool = False,
 ) -> bool:
     """Claim `workdir` for one run, or recognise the run that is there.
@@ -39,6 +42,10 @@ def open_run(
       config: nested plain values (JSON).
       may_differ: dotted keys (or prefixes of them) that a resumed run may change, such as its
         length; config.json then takes the new values.
+      allow: dotted keys (or prefixes) that this resumption may change besides. What it does
+        change is printed, and stays in config.json under "changes".
+      check: called before a resumed run's folder is written to; raises ValueError if what is
+        saved there does not fit the config.
       dry_run: check only, leaving the disk as it was.
 
     Returns:
@@ -46,14 +53,20 @@ def open_run(
 
     Raises:
       RunFolderError: if the folder cannot be written, or holds a run of another command or
-        config. Nothing is written over.
+        config, or what is saved there does not fit. Nothing is written over.
     """
     folder = Path(workdir)
     _check_writable(folder, keep=not dry_run)
-    record = {"command": command, "config": _normal(config)}
+    record: dict[str, Any] = {"command": command, "config": _normal(config)}
     resumed = (folder / "config.json").exists()
     if resumed:
-        _refuse_another(folder, record, tuple(may_differ))
+        changes = _changes(folder, record, tuple(may_differ), tuple(allow))
+        _check_saved(changes, tuple(allow), check)
+        history = _history(folder)
+        if changes:
+            print(f"{folder} goes on with another config:\n  {_listed(changes)}", flush=True)
+            history.append({"after_step": _newest_step(folder), "changed": changes})
+        record |= {"changes": history} if history else {}
     elif folder.is_dir() and any((folder / "checkpoints").glob("[0-9]*")):
         raise RunFolderError(
             f"workdir {folder} holds checkpoints and no config.json, expected both or neither; "
@@ -62,6 +75,28 @@ def open_run(
     if not dry_run:
         write_json(folder / "config.json", record)
     return resumed
+
+
+def check_teacher(recorded: Mapping[str, str] | None, teacher: Mapping[str, str]) -> None:
+    """Refuse to go on with another teacher than a checkpoint was made with.
+
+    Args:
+      recorded: `path` and `digest` of its weights, from the checkpoint; None where it has none.
+      teacher: the same of the teacher at hand.
+
+    Raises:
+      RunFolderError: if the digests differ. The same weights at another place are fine, and said.
+    """
+    if recorded is None or recorded == teacher:
+        return
+    if recorded["digest"] != teacher["digest"]:
+        raise RunFolderError(
+            f"teacher {teacher['path']} has other weights (digest {teacher['digest']}) than the "
+            f"one of the run, {recorded['path']} (digest {recorded['digest']}), expected the "
+            f"same: a student cannot change its teacher; give the run's "
+            f"--config.teacher.weights, or choose another --workdir."
+        )
+    print(f"the teacher, {recorded['path']} before, is now {teacher['path']}: the same weights.")
 
 
 def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
@@ -134,7 +169,10 @@ def _check_writable(folder: Path, keep: bool) -> None:
         ) from error
 
 
-def _refuse_another(folder: Path, record: Mapping[str, Any], may_differ: tuple[str, ...]) -> None:
+def _changes(
+    folder: Path, record: Mapping[str, Any], may_differ: tuple[str, ...], allow: tuple[str, ...]
+) -> dict[str, list[Any]]:
+    """Return {key: [value there, value here]} of all that differs, if it may."""
     command, config = read_run(folder)
     if command != record["command"]:
         raise RunFolderError(
@@ -142,19 +180,54 @@ def _refuse_another(folder: Path, record: Mapping[str, Any], may_differ: tuple[s
             f"`{record['command']}` or an empty folder; choose another --workdir."
         )
     here, there = _flat(record["config"]), _flat(config)
-    differing = [
-        f"{key}: got {here.get(key, _MISSING)!r}, the run there has {there.get(key, _MISSING)!r}"
+    changes = {
+        key: [there.get(key, _MISSING), here.get(key, _MISSING)]
         for key in sorted(here.keys() | there.keys())
         if here.get(key, _MISSING) != there.get(key, _MISSING)
-        and not any(key == free or key.startswith(free + ".") for free in may_differ)
-    ]
-    if differing:
+    }
+    refused = {key: pair for key, pair in changes.items() if not _named(key, may_differ + allow)}
+    if refused:
         raise RunFolderError(
-            f"workdir {folder} holds a run of another config:\n  "
-            + "\n  ".join(differing)
-            + "\nexpected the same values in order to resume; choose another --workdir, or give "
-            "these keys the run's values."
+            f"workdir {folder} holds a run of another config:\n  {_listed(refused)}\n"
+            f"expected the same values in order to resume; choose another --workdir, give these "
+            f"keys the run's values, or allow the change by --allow_change={','.join(refused)}."
         )
+    return changes
+
+
+def _check_saved(
+    changes: Mapping[str, Any], allow: tuple[str, ...], check: Callable[[], object] | None
+) -> None:
+    try:
+        if check is not None:
+            check()
+    except ValueError as error:
+        allowed = [key for key in changes if _named(key, allow)]
+        if not allowed:
+            raise
+        raise RunFolderError(
+            f"--allow_change={','.join(allowed)} cannot be granted: {error}"
+        ) from error
+
+
+def _listed(changes: Mapping[str, list[Any]]) -> str:
+    return "\n  ".join(
+        f"{key}: got {here!r}, the run there has {there!r}"
+        for key, (there, here) in changes.items()
+    )
+
+
+def _named(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "config.json").read_text()).get("changes", [])
+
+
+def _newest_step(folder: Path) -> int | None:
+    names = (entry.name for entry in (folder / "checkpoints").glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

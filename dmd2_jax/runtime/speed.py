@@ -47,7 +47,7 @@ class Stopwatch:
         self._unit, self._images, self._turns = unit, images_per_step, turns_per_step
         self._grid_every, self._clock = grid_every, clock
         self._waited = waited or (lambda: math.nan)
-        self._spent = {"drawing": 0.0, "saving": 0.0}
+        self._spent = {"drawing": 0.0, "evaluating": 0.0, "saving": 0.0}
         self._began = clock()
         self._first: float | None = None
         self._drawings, self._warned = 0, False
@@ -63,7 +63,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def spending(self, what: str) -> Iterator[None]:
-        """Measure a part that is no training: "drawing" or "saving"."""
+        """Measure a part that is no training: "drawing", "evaluating" or "saving"."""
         before = self._clock()
         yield
         seconds = self._clock() - before

@@ -2,17 +2,19 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints
+from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints, Keep, Restored
 from dmd2_jax.runtime.loop import (
     CHECKPOINTS,
     DivergedError,
     check_room,
+    examples_counter,
     run_loop,
     start_or_resume,
 )
@@ -22,6 +24,7 @@ from dmd2_jax.runtime.run_folder import RunFolderError
 from dmd2_jax.runtime.summaries import Average
 
 LOG = {"every": 2, "grid_every": 4, "checkpoint_every": 3}
+KEEP = Keep(2)
 SHAPES = {"x": jax.ShapeDtypeStruct((), jnp.float32)}
 
 
@@ -33,35 +36,46 @@ def step(state: dict, i: jax.Array) -> dict:
 class Run:
     """A run of `total` steps in `workdir`, like a training command's."""
 
-    def __init__(self, workdir: Path) -> None:
-        self.workdir = workdir
+    def __init__(self, workdir: Path, log: dict = LOG, keep: Keep = KEEP) -> None:
+        self.workdir, self.log, self.keep = workdir, log, keep
         self.drawn: list[int] = []
         self.taken: list[int] = []
 
-    def to(self, total: int, at: dict[int, signal.Signals] | None = None, skip: int = 99) -> float:
+    def to(
+        self,
+        total: int,
+        at: dict[int, signal.Signals] | None = None,
+        skip: int | set[int] = 99,
+        score: Callable[[dict], dict] | None = None,
+    ) -> float:
         """Run to `total` steps; `at` sends a signal in a step, updates fail from `skip` on."""
+
+        def refused(i: int) -> int:
+            return max(0, i + 1 - skip) if isinstance(skip, int) else int(i in skip)
 
         def advance(state: dict, i: int) -> tuple[dict, dict]:
             self.taken.append(i)
             if at and i in at:
                 os.kill(os.getpid(), at[i])
             state = step(state, jnp.float32(i))
-            metrics = {"x": state["x"], "skipped_updates": max(0, i + 1 - skip)}
+            metrics = {"x": state["x"], "skipped_in_a_row": refused(i)}
             return state, metrics | {"mean_x": Average(state["x"], jnp.int32(1))}
 
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        with Checkpoints(self.workdir / CHECKPOINTS, keep=2) as checkpoints:
-            state, start = start_or_resume(
+        with Checkpoints(self.workdir / CHECKPOINTS, self.keep) as checkpoints:
+            resumed = start_or_resume(
                 checkpoints, SHAPES, lambda: {"x": jnp.float32(1.0)}, sharding
             )
             state = run_loop(
                 advance,
-                state,
-                start=start,
+                resumed,
                 total=total,
                 workdir=self.workdir,
                 checkpoints=checkpoints,
-                log=LOG,
+                log=self.log,
+                max_skipped_in_a_row=2,
+                describe=lambda done: {"examples": 10 * done},
+                score=score,
                 unit="step",
                 images_per_step=1,
                 draw=lambda state, done: self.drawn.append(done),
@@ -136,11 +150,48 @@ def test_run_loop_at_its_end_has_nothing_to_do(tmp_path: Path) -> None:
     assert run.taken == [0, 1, 2, 3]
 
 
-def test_run_loop_stops_when_updates_are_skipped(tmp_path: Path) -> None:
+def test_run_loop_stops_when_updates_in_a_row_are_skipped(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with pytest.raises(DivergedError, match="1 of the last 2 updates before step 6"):
+    with pytest.raises(DivergedError, match=r"2 updates in a row up to step 7 .*\[3\] in"):
         run.to(9, skip=5)
+    # Step 6 was due for a checkpoint, and lies within the row.
     assert run.checkpoints() == [3]
+    assert run.taken == list(range(7))
+
+
+def test_run_loop_saves_as_soon_as_a_row_of_skipped_updates_is_over(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.to(5, skip={2})
+    assert run.checkpoints() == [4, 5]
+
+
+def test_run_loop_saves_what_describes_a_checkpoint_with_it(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.to(6)
+    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
+        state, extra, step = checkpoints.restore(SHAPES, step=3)
+    assert (extra["examples"], step) == (30, 3)
+    assert extra["metrics"]["x"] == float(state["x"])
+    assert extra["metrics"]["skipped_in_a_row"] == 0
+
+
+def test_run_loop_scores_reports_and_saves_together(tmp_path: Path) -> None:
+    run = Run(tmp_path, LOG | {"evaluate_every": 5}, Keep(1, best=1, metric="half"))
+    run.to(8, score=lambda state: {"half": float(state["x"]) / 2})
+    halves = {row["step"]: row["half"] for row in run.rows() if "half" in row}
+    assert list(halves) == [5, 8]
+    assert halves[5] < halves[8]
+    # The last is kept, and of those that were scored the lowest; 3 and 6 have no score.
+    assert run.checkpoints() == [5, 8]
+    with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.restore(SHAPES, step=5).extra["metrics"]["half"] == halves[5]
+
+
+def test_examples_counter_goes_on_from_what_was_saved() -> None:
+    fresh = examples_counter(Restored(None, {}, 0), per_step=8)
+    assert [fresh(0), fresh(3)] == [0, 24]
+    wider = examples_counter(Restored(None, {"examples_seen": 24}, 3), per_step=16)
+    assert [wider(3), wider(4)] == [24, 40]
 
 
 def test_run_loop_passes_on_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
