@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from configs import common
 from dmd2_jax.config import (
     ConfigError,
+    allowed_changes,
     apply_overrides,
     from_plain,
     load_config,
@@ -161,6 +162,15 @@ def test_apply_overrides_refuses_a_group() -> None:
         apply_overrides(common.get_config(), {"optim": "1"})
 
 
+def test_allowed_changes_takes_keys_and_groups() -> None:
+    config = load_config("digits")
+    words = ["optim.critic_lr, data", "mesh"]
+    assert allowed_changes(config, words) == ("optim.critic_lr", "data", "mesh")
+    assert allowed_changes(config, []) == ()
+    with pytest.raises(ConfigError, match=r"--allow_change=dat is no key"):
+        allowed_changes(config, ["dat"])
+
+
 def test_from_plain_restores_what_json_keeps() -> None:
     config = common.get_config()
     restored = from_plain(json.loads(json.dumps(plain(config))))
@@ -197,6 +207,9 @@ def test_validate_accepts_the_base_config() -> None:
         ({"model__dtype": "float16"}, r"model.dtype='float16', expected one of"),
         ({"mesh__data": 0}, r"mesh.data=0, expected -1 \(all devices\)"),
         ({"log__keep": 0}, "log.keep=0, expected at least 1"),
+        ({"log__keep_every": -1}, "log.keep_every=-1, expected 0 or more"),
+        ({"log__keep_best": 2}, r"log.evaluate_every=0 \(never\), expected FID to be measured"),
+        ({"optim__max_skipped_in_a_row": 0}, "max_skipped_in_a_row=0, expected at least 1"),
     ],
 )
 def test_validate_refuses(overrides: dict[str, object], message: str) -> None:

@@ -245,6 +245,26 @@ def test_non_finite_gradients_skip_the_update():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
 
 
+def test_skipped_updates_in_a_row_are_counted_for_each_player():
+    config = toy.config(critic_turns=2)
+    players, state, batch = toy.players(), make_state(config), make_batch(config)
+    cycle = make_cycle(players, config, donate=False)
+    nan = jax.tree.map(lambda x: x * jnp.nan, TEACHER)
+    rows = []
+    # A poisoned teacher stops the generator's updates only; a poisoned second turn the critic's.
+    one_turn = batch.real.x_0.at[1].set(jnp.nan)
+    poisoned = batch._replace(real=batch.real._replace(x_0=one_turn))
+    for i, (teacher, given) in enumerate([(nan, batch), (nan, poisoned), (TEACHER, poisoned)]):
+        state, metrics = cycle(state, teacher, given, jax.random.key(i))
+        counts = (state.step.generator_in_a_row, state.step.critic_in_a_row)
+        rows.append([*(int(n) for n in counts), int(metrics["skipped_in_a_row"])])
+    state, metrics = cycle(state, TEACHER, batch, jax.random.key(9))
+    rows.append([*(int(n) for n in state.step[3:]), int(metrics["skipped_in_a_row"])])
+    # The first critic turn of each cycle is good, and ends the row.
+    assert rows == [[1, 0, 1], [2, 1, 2], [0, 1, 1], [0, 0, 0]]
+    assert int(state.step.skipped) == 4
+
+
 def test_generator_turn_leaves_the_critic_alone():
     config = toy.config()
     state, batch = make_state(config), make_batch(config)

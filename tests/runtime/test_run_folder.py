@@ -8,6 +8,7 @@ import pytest
 from dmd2_jax.runtime.run_folder import (
     RunFolderError,
     check_free_space,
+    check_teacher,
     open_run,
     read_run,
     write_json,
@@ -51,6 +52,59 @@ def test_open_run_lets_the_named_keys_differ(tmp_path: Path) -> None:
     longer = CONFIG | {"steps": 20}
     assert open_run(tmp_path, "distill", longer, may_differ=["steps"]) is True
     assert read_run(tmp_path)[1]["steps"] == 20
+
+
+def test_open_run_allows_by_name_and_keeps_the_history(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_run(tmp_path, "distill", CONFIG)
+    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "5").mkdir()
+    other = {"optim": {"lr": 0.2, "betas": (0.9, 0.99)}, "steps": 10}
+    assert open_run(tmp_path, "distill", other, allow=["optim.lr"]) is True
+    assert "optim.lr: got 0.2, the run there has 0.1" in capsys.readouterr().out
+    longer = other | {"steps": 20}
+    open_run(tmp_path, "distill", longer, may_differ=["steps"])
+    assert json.loads((tmp_path / "config.json").read_text())["changes"] == [
+        {"after_step": 40, "changed": {"optim.lr": [0.1, 0.2]}},
+        {"after_step": 40, "changed": {"steps": [10, 20]}},
+    ]
+
+
+def test_open_run_allows_no_more_than_is_named(tmp_path: Path) -> None:
+    open_run(tmp_path, "distill", CONFIG)
+    other = {"optim": {"lr": 0.2, "betas": (0.9, 0.99)}, "optimal": 1, "steps": 20}
+    with pytest.raises(RunFolderError) as caught:
+        open_run(tmp_path, "distill", other, allow=["optim"])
+    assert "optim.lr" not in str(caught.value)
+    assert "--allow_change=optimal,steps" in str(caught.value)
+
+
+def test_open_run_checks_what_is_saved_before_it_writes(tmp_path: Path) -> None:
+    def misfit() -> None:
+        raise ValueError("another structure")
+
+    open_run(tmp_path, "distill", CONFIG, check=misfit)  # nothing is saved there yet
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="^another structure"):
+        open_run(tmp_path, "distill", CONFIG, check=misfit)
+    other = CONFIG | {"steps": 20}
+    with pytest.raises(RunFolderError, match="--allow_change=steps cannot be granted: another"):
+        open_run(tmp_path, "distill", other, allow=["steps"], check=misfit)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_check_teacher_compares_the_weights_not_the_place(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = {"path": "a", "digest": "1"}
+    check_teacher(None, here)
+    check_teacher(here, here)
+    assert capsys.readouterr().out == ""
+    check_teacher({"path": "b", "digest": "1"}, here)
+    assert capsys.readouterr().out == "the teacher, b before, is now a: the same weights.\n"
+    with pytest.raises(RunFolderError, match="a student cannot change its teacher"):
+        check_teacher({"path": "a", "digest": "2"}, here)
 
 
 def test_open_run_dry_leaves_the_disk_alone(tmp_path: Path) -> None:
