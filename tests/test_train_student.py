@@ -137,6 +137,12 @@ def test_cycle_batch_continues_one_stream_of_real_images() -> None:
     assert first.max() <= 1
 
 
+def test_cycle_batch_from_an_example_continues_the_stream_with_another_batch_size() -> None:
+    expected = np.asarray(cycle_batch(recipe(), 3).real.x_0).reshape(-1, 8, 8, 1)
+    larger = cycle_batch(recipe(distill__batch_size="16"), 0, first_example=3 * 2 * 8)
+    np.testing.assert_array_equal(np.asarray(larger.real.x_0[0]), expected)
+
+
 def test_cycle_batch_uniform_labels_do_not_follow_the_real_ones() -> None:
     batch = cycle_batch(recipe(distill__batch_size="1000"), 3)
     fake, real = np.asarray(batch.fake_cond), np.asarray(batch.real.cond)

@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -58,44 +58,53 @@ def load(
         if split in (name, "all")
         for file, count in files
     ]
-    records = ArrayRecords(shards)
-    side, channels, classes = info["resolution"], info["channels"], info["num_classes"]
-    size = LABEL_BYTES + side * side * channels
+    images = _Images(ArrayRecords(shards), info)
+    return DecodedSource(
+        info["name"],
+        len(images.records),
+        images.read,
+        describe=images.records.describe,
+        resolution=info["resolution"],
+        num_classes=info["num_classes"],
+        options=options or Options(),
+        channels=info["channels"],
+        read_many=images.read_raw if info["encoding"] == "raw" else None,
+    )
 
-    def read_raw(indices: Int[np.ndarray, " n"]) -> Batch:
-        parts = records.read(indices)
+
+class _Images(NamedTuple):
+    """The records as images; `info` is that of info.json."""
+
+    records: ArrayRecords
+    info: dict[str, Any]
+
+    def read(self, i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
+        if self.info["encoding"] == "raw":
+            batch = self.read_raw(np.array([i]))
+            return batch["image"][0], int(batch["label"][0])
+        (record,) = self.records.read(np.array([i]))
+        label = int.from_bytes(record[:LABEL_BYTES], "little")
+        self._check_label(label)
+        name = self.records.describe(i)
+        return decode_image(record[LABEL_BYTES:], name, self.info["resolution"]), label
+
+    def read_raw(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        side, channels = self.info["resolution"], self.info["channels"]
+        size = LABEL_BYTES + side * side * channels
+        parts = self.records.read(indices)
         if any(len(part) != size for part in parts):
             raise CorruptImageError(f"a record has not {size} bytes")
         table = np.frombuffer(b"".join(parts), np.uint8).reshape(len(parts), size)
         labels = np.ascontiguousarray(table[:, :LABEL_BYTES]).view("<i4")[:, 0].astype(np.int32)
-        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-            raise CorruptImageError(f"class {labels.min()}..{labels.max()} of {classes}")
-        return {
-            "image": table[:, LABEL_BYTES:].reshape(-1, side, side, channels),
-            "label": labels,
-        }
+        for label in (labels.min(initial=0), labels.max(initial=0)):
+            self._check_label(int(label))
+        images = table[:, LABEL_BYTES:].reshape(-1, side, side, channels)
+        return {"image": images, "label": labels}
 
-    def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
-        if info["encoding"] == "raw":
-            batch = read_raw(np.array([i]))
-            return batch["image"][0], int(batch["label"][0])
-        (record,) = records.read(np.array([i]))
-        label = int.from_bytes(record[:LABEL_BYTES], "little")
+    def _check_label(self, label: int) -> None:
+        classes = self.info["num_classes"]
         if not 0 <= label < classes:
             raise CorruptImageError(f"class {label} of {classes}")
-        return decode_image(record[LABEL_BYTES:], records.describe(i), side), label
-
-    return DecodedSource(
-        info["name"],
-        len(records),
-        read,
-        describe=records.describe,
-        resolution=side,
-        num_classes=classes,
-        options=options or Options(),
-        channels=channels,
-        read_many=read_raw if info["encoding"] == "raw" else None,
-    )
 
 
 class ShardWriter:

@@ -57,14 +57,7 @@ def load(
         for key in wanted
         for part in instructions[key]
     ]
-    kinds: dict[str, Callable[[list[Shard]], Records]] = {
-        "array_record": ArrayRecords,
-        "tfrecord": TFRecords,
-    }
-    kind = builder.info.file_format.value
-    if kind not in kinds:
-        raise ValueError(f"tfds:{name} is prepared as {kind}, expected one of {sorted(kinds)}.")
-    records = kinds[kind](shards)
+    records = _open_records(name, builder.info.file_format.value, shards)
     chosen = np.arange(len(records))
     if "test" not in instructions and split != "all":
         mask = held_out(np.zeros(len(records), np.int32), options.test_fraction)
@@ -112,6 +105,19 @@ def _open_builder(name: str, path: str):
 
 def _expanded(path: str) -> str | None:
     return str(Path(path).expanduser()) if path else None
+
+
+def _open_records(name: str, kind: str, shards: list[Shard]) -> Records:
+    kinds: dict[str, Callable[[list[Shard]], Records]] = {
+        "array_record": ArrayRecords,
+        "tfrecord": TFRecords,
+    }
+    if kind not in kinds:
+        raise ValueError(
+            f"tfds:{name} is prepared as {kind}, expected one of {sorted(kinds)}; prepare it again "
+            "with: tfds build --file_format=array_record"
+        )
+    return kinds[kind](shards)
 
 
 def _keys(name: str, features) -> tuple[str, str | None, int]:

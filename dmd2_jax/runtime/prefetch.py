@@ -77,11 +77,14 @@ class Prefetch:
         return batch
 
     def close(self) -> None:
-        """Stop the thread, after the batch that it is making, and drop what was not taken."""
+        """Stop the thread, after the batch that it is making, and drop what was not taken.
+
+        A thread that hangs (a disk that does not answer) is waited for 30 seconds, and left.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(timeout=30)
         self._ready.clear()
 
     def __enter__(self) -> Self:

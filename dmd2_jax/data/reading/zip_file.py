@@ -125,6 +125,14 @@ class ZipFolder:
                 f"compresses {name!r} by method {info.compress_type}",
                 "expected stored or deflated; pack it again",
             )
+        # Deflating may add a little; more is a lie that would make us read, and allocate, at will.
+        room = info.file_size + info.file_size // 100 + 1024
+        if info.header_offset < 0 or info.compress_size > room:
+            raise self._refused(
+                f"packs {info.file_size:,} bytes of {name!r} into {info.compress_size:,} at byte "
+                f"{info.header_offset}",
+                "expected fewer, inside the file; it is damaged",
+            )
         bomb = info.file_size > _SMALL and info.file_size > MAX_RATIO * max(1, info.compress_size)
         if info.file_size > limit or bomb:
             raise self._refused(

@@ -65,6 +65,29 @@ def patch_size(path: Path, size: int) -> None:
     path.write_bytes(content)
 
 
+def test_a_member_that_claims_more_packed_bytes_than_it_can_have_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = write_zip(tmp_path / "x.zip", {"1.png": b"x" * 1000})
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2")
+    content[entry + 20 : entry + 24] = struct.pack("<I", 2**32 - 2)
+    path.write_bytes(content)
+    with pytest.raises(ZipRefusedError, match=r"packs 1,000 bytes.*into 4,294,967,294"):
+        open_zip(path)
+
+
+def test_a_member_that_lies_nowhere_is_corrupt(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {"1.png": b"x" * 1000})
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2")
+    content[entry + 42 : entry + 46] = struct.pack("<I", 2**31)
+    path.write_bytes(content)
+    it = open_zip(path)
+    with pytest.raises(CorruptImageError, match="no header"):
+        it.read("1.png", LIMIT)
+
+
 @pytest.mark.parametrize("declared", [10, 999, 1001, 5000])
 def test_a_member_that_inflates_to_another_size_is_corrupt(tmp_path: Path, declared: int) -> None:
     path = write_zip(tmp_path / "x.zip", {"1.png": bytes(range(250)) * 4}, zipfile.ZIP_DEFLATED)
@@ -76,7 +99,7 @@ def test_a_member_that_inflates_to_another_size_is_corrupt(tmp_path: Path, decla
 
 def test_a_lying_size_limits_what_is_inflated(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {"1.png": bytes(2**26)}, zipfile.ZIP_DEFLATED)
-    patch_size(path, 1000)  # so that the directory looks harmless
+    patch_size(path, 64_000)  # so that the directory looks harmless
     it = open_zip(path)
     import tracemalloc
 
