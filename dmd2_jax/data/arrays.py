@@ -14,6 +14,7 @@ without labels there is one class. .npy images stay on disk and are read as they
 """
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,17 @@ _IMAGES, _LABELS = ("images", "x", "image", "arr_0"), ("labels", "y", "label", "
 _TESTS = ("test", "val")
 _SMALL = 2**26  # bytes; constant labels of this size may be deflated by any ratio
 _MAX_RATIO = 200
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, struct.error, zlib.error)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    SyntaxError,  # this and the next of a header, which is a Python literal
+    tokenize.TokenError,
+    struct.error,
+    zlib.error,
+)
 
 Arrays = Mapping[str, np.ndarray]
 

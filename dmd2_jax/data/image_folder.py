@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.data.dataset import Options, check_split, split_indices
-from dmd2_jax.data.reading.decode import MAX_BYTES, decode_image
+from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, decode_image
 from dmd2_jax.data.reading.folder import FileTree, Folder
 from dmd2_jax.data.reading.source import DecodedSource, listed
 from dmd2_jax.data.reading.zip_file import ZipFolder
@@ -170,7 +170,7 @@ def _edm_classes(tree: FileTree, folder: str, names: list[str]) -> list[int]:
     form = 'expected {"labels": [["00000/img0.png", 3], ...]}'
     try:
         content = json.loads(tree.read(folder + LABELS, _MAX_LABEL_BYTES))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, CorruptImageError) as error:
         raise ValueError(
             f"{file} cannot be read ({type(error).__name__}: {error}), {form}; make it again."
         ) from error

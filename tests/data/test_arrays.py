@@ -158,6 +158,15 @@ def test_read_npz_refuses_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         arrays.read_npz(tmp_path / "d.npz")
 
 
+def test_load_refuses_a_header_that_is_no_python_literal(tmp_path: Path) -> None:
+    good = header((3,))
+    bad = good.replace(b"}", b"(")
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("images.npy", bad + bytes(3))
+    with pytest.raises(ValueError, match="is refused"):
+        loaded(tmp_path / "d.npz")
+
+
 def test_load_refuses_a_truncated_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=IMAGES)
     whole = (tmp_path / "d.npz").read_bytes()

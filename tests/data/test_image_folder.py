@@ -156,6 +156,15 @@ def test_load_refuses_a_dataset_json_of_the_wrong_form(
         opened(write_folder(tmp_path, files))
 
 
+def test_load_refuses_a_damaged_dataset_json_in_a_zip(tmp_path: Path) -> None:
+    files = edm_files([0, 1])
+    path = write_zip(tmp_path / "x.zip", files)
+    damaged = files["dataset.json"].replace(b"img", b"jmg")
+    path.write_bytes(path.read_bytes().replace(files["dataset.json"], damaged))
+    with pytest.raises(ValueError, match=r"dataset\.json cannot be read \(CorruptImageError"):
+        opened(path)
+
+
 def test_load_refuses_labels_of_absent_files(tmp_path: Path) -> None:
     files = edm_files([0, 1])
     labels = json.loads(files["dataset.json"])

@@ -21,6 +21,8 @@ from dmd2_jax.data.reading.folder import Wanted, hidden
 MAX_RATIO = 200
 """Of inflated to deflated bytes; ordinary files stay below 100, bombs come near 1000."""
 
+# All that zipfile raises for what is no zip, or a damaged one.
+_DAMAGE = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error)
 _SMALL = 2**20  # what a lying ratio cannot do harm with
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of name and extra field
 
@@ -45,6 +47,8 @@ class ZipFolder:
           FileNotFoundError: if there is no such file.
         """
         self.place = str(path)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         members = sorted(self._members(wanted, limit), key=lambda info: info.filename)
         self.names = [info.filename for info in members]
         for name, following in zip(self.names, self.names[1:], strict=False):
@@ -56,8 +60,6 @@ class ZipFolder:
         self._packed = np.array([info.compress_size for info in members], np.int64)
         self._sizes = np.array([info.file_size for info in members], np.int64)
         self._sums = np.array([info.CRC for info in members], np.uint32)
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a member's bytes; see `FileTree`.
@@ -72,12 +74,7 @@ class ZipFolder:
                 f"has {size:,} bytes in {name!r}", f"expected at most {limit:,} for such a file"
             )
         # pread has no position, so that threads need no lock.
-        offset = int(self._offsets[i])
-        header = os.pread(self._file, _HEADER.size, offset)
-        if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):
-            raise CorruptImageError("damaged zip member: no header where the directory says")
-        _, name_length, extra_length = _HEADER.unpack(header)
-        data = os.pread(self._file, packed, offset + _HEADER.size + name_length + extra_length)
+        data = os.pread(self._file, packed, self._start(name, int(self._offsets[i])))
         if self._deflated[i]:
             try:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
@@ -87,22 +84,50 @@ class ZipFolder:
             raise CorruptImageError("damaged zip member: not the size and checksum it should have")
         return data
 
+    def _start(self, name: str, offset: int) -> int:
+        """Return where a member's bytes begin: behind its own header, which repeats its name."""
+        header = os.pread(self._file, _HEADER.size + 4 * len(name), offset)
+        if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):
+            raise CorruptImageError("damaged zip member: no header where the directory says")
+        _, name_length, extra_length = _HEADER.unpack_from(header)
+        # The directory has no checksum; a name that it has wrong may put an image in another class.
+        there = header[_HEADER.size : _HEADER.size + name_length]
+        if there not in (name.encode(), name.encode("cp437", errors="replace")):
+            raise CorruptImageError(f"damaged zip: the directory has {name!r}, the file {there!r}")
+        return offset + _HEADER.size + name_length + extra_length
+
     def _members(self, wanted: Wanted, limit: int) -> list[zipfile.ZipInfo]:
         try:
             with zipfile.ZipFile(self.place) as archive:
                 members = archive.infolist()
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, NotImplementedError, EOFError, struct.error) as error:
+        except _DAMAGE as error:
             raise self._refused(f"cannot be read ({error})", "expected a zip") from error
-        except zipfile.BadZipFile as error:
-            raise self._refused(f"cannot be read ({error})", "expected a zip") from error
+        self._check_count(len(members))
+        chosen = []
         for info in members:
             self._check_name(info.orig_filename)
-        chosen = [i for i in members if wanted(i.filename) and not hidden(i.filename)]
-        for info in chosen:
-            self._check(info, limit)
+            if wanted(info.filename) and not hidden(info.filename):
+                self._check(info, limit)
+                chosen.append(info)
+            elif not info.is_dir():
+                try:  # It may be a damaged name that makes the member look unwanted.
+                    self._start(info.filename, info.header_offset)
+                except (CorruptImageError, OSError) as error:
+                    raise self._refused(
+                        str(error), "expected a sound zip; copy it again"
+                    ) from error
         return chosen
+
+    def _check_count(self, found: int) -> None:
+        """Refuse a directory with another number of members than the end of the zip says."""
+        size = os.fstat(self._file).st_size
+        tail = os.pread(self._file, 2**16 + 100, max(0, size - 2**16 - 100))
+        small, large = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+        (said,) = struct.unpack_from("<H", tail, small + 10)
+        if said == 0xFFFF and large >= 0:  # too many for two bytes
+            (said,) = struct.unpack_from("<Q", tail, large + 32)
+        if said != found:
+            raise self._refused(f"lists {found} members", f"expected {said}; copy it again")
 
     def _check_name(self, name: str) -> None:
         parts = name.split("/")

@@ -88,6 +88,36 @@ def test_a_member_that_lies_nowhere_is_corrupt(tmp_path: Path) -> None:
         it.read("1.png", LIMIT)
 
 
+@pytest.mark.parametrize("name", [b"1.png", b"notes.txt"])
+def test_a_name_that_the_directory_has_wrong_is_noticed(tmp_path: Path, name: bytes) -> None:
+    path = write_zip(tmp_path / "x.zip", {"1.png": b"x" * 1000, "notes.txt": b""})
+    content = bytearray(path.read_bytes())
+    content[content.rindex(name)] ^= 1
+    path.write_bytes(content)
+
+    def read() -> bytes:
+        it = ZipFolder(path, lambda name: name.endswith(".png"), LIMIT)
+        return it.read(it.names[0], LIMIT)
+
+    with pytest.raises((CorruptImageError, ZipRefusedError), match="the directory has"):
+        read()
+
+
+def test_a_directory_that_lost_members_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {f"{i}.png": b"x" * 100 for i in range(9)})
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2")
+    content[entry + 32] = 200  # a comment that swallows the members after the first
+    path.write_bytes(content)
+    with pytest.raises(ZipRefusedError, match="expected"):
+        open_zip(path)
+
+
+def test_names_of_more_members_than_two_bytes_count(tmp_path: Path) -> None:
+    it = open_zip(write_zip(tmp_path / "x.zip", {f"{i}.png": b"" for i in range(2**16)}))
+    assert len(it.names) == 2**16
+
+
 @pytest.mark.parametrize("declared", [10, 999, 1001, 5000])
 def test_a_member_that_inflates_to_another_size_is_corrupt(tmp_path: Path, declared: int) -> None:
     path = write_zip(tmp_path / "x.zip", {"1.png": bytes(range(250)) * 4}, zipfile.ZIP_DEFLATED)
