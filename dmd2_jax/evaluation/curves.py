@@ -1,5 +1,6 @@
 """One picture of a run's metrics: curves, curves by noise level, histograms over time."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,15 @@ _TOGETHER = {
     "learning rate": {"generator_lr": LINE, "critic_lr": _REAL},
 }
 """Panels of several metrics: title -> metric -> colour."""
+
+_ORDER = (
+    *("generator_loss", "dm_loss", "gan_generator_loss", "regression_loss", "generator_grad_norm"),
+    *("critic_loss", "denoising_loss", "gan_critic_loss", "critic_grad_norm"),
+    *("dm_grad_norm", "dm_normalizer", "dm_grad_norm_by_level", "critic_error_by_level"),
+    *("D logits", "logits_real_histogram", "logits_fake_histogram"),
+    *("image mean", "image std", "saturation (share)", "learning rate"),
+)
+"""Metrics (or panels of several) that stand first, in the order of reading; others follow."""
 
 _COUNTERS = frozenset({"generator_turns", "critic_turns"})
 _MOST = 400  # points of a curve: a panel has no more pixels
@@ -69,6 +79,7 @@ def loss_curves(
         panel_rows, cols, figsize=(width, height), squeeze=False, dpi=100
     )
     for axes, (title, draw) in zip(grid.flat, panels.items(), strict=False):
+        axes.margins(x=0.02)
         draw(axes)
         _dress(axes, title)
     for axes in grid.flat[len(panels) :]:
@@ -76,7 +87,7 @@ def loss_curves(
     for axes in grid.flat[max(0, len(panels) - cols) : len(panels)]:  # the lowest of each column
         axes.set_xlabel(x_label, size=9, color=INK)
     if zeros and len(zeros) <= len(curves):
-        text = "always 0: " + ", ".join(name.replace("_", " ") for name in zeros)
+        text = "always 0: " + ", ".join(_words(name) for name in zeros)
         figure.text(0.995, 0.08 / height, text, size=8, color=INK, ha="right")
     # By hand: matplotlib's own layout draws everything twice.
     figure.subplots_adjust(
@@ -86,24 +97,30 @@ def loss_curves(
 
 
 def _panels(curves: dict[str, Series], lists: dict[str, Series]) -> dict[str, Callable]:
-    """Choose the panels: title -> what draws it on given axes."""
-    panels: dict[str, Callable] = {}
+    """Choose the panels, in order: title -> what draws it on given axes."""
+    panels: dict[str, tuple[str, Callable]] = {}
     owner = {name: title for title, names in _TOGETHER.items() for name in names}
     for name, (x, y) in curves.items():
         together = _TOGETHER.get(owner.get(name), {})
         present = {other: curves[other] for other in together if other in curves}
         if len(present) > 1:
             colours = {other: together[other] for other in present}
-            panels[owner[name]] = lambda axes, p=present, c=colours: _several(axes, p, c)
+            draw = functools.partial(_several, curves=present, colours=colours)
+            panels[owner[name]] = (owner[name], draw)
         elif name not in _COUNTERS:
-            panels[name.replace("_", " ")] = lambda axes, x=x, y=y: _single(axes, x, y)
+            panels[name] = (_words(name), functools.partial(_single, x=x, y=y))
     for name, (x, y) in lists.items():
-        title = name.replace("_", " ")
         if name.endswith("_by_level"):
-            panels[f"{title} (0 %: least noise)"] = lambda axes, x=x, y=y: _levels(axes, x, y)
+            title = f"{_words(name)} (0 %: least noise)"
+            panels[name] = (title, functools.partial(_levels, x=x, y=y))
         elif name.endswith("_histogram"):
-            panels[title] = lambda axes, x=x, y=y: _heat_map(axes, x, y)
-    return panels
+            panels[name] = (_words(name), functools.partial(_heat_map, x=x, y=y))
+    first = [name for name in _ORDER if name in panels]
+    return dict(panels[name] for name in dict.fromkeys([*first, *panels]))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
@@ -142,10 +159,10 @@ def _single(axes, x: np.ndarray, y: np.ndarray) -> None:
 
 def _several(axes, curves: dict[str, Series], colours: dict[str, str]) -> None:
     for name, (x, y) in curves.items():
-        label = name.replace("_", " ").removeprefix("logits ").rsplit(" ", 1)
-        axes.plot(*_median(x, y), color=colours[name], lw=1.4, label=label[0])
-    axes.legend(fontsize=7, frameon=False, ncols=len(curves), loc="best")
+        label = _words(name).removeprefix("logits ").split(" ")[0]
+        axes.plot(*_median(x, y), color=colours[name], lw=1.4, label=label)
     _scale(axes, np.concatenate([y for _, y in curves.values()]))
+    _legend(axes)
 
 
 def _levels(axes, x: np.ndarray, y: np.ndarray) -> None:
@@ -157,10 +174,9 @@ def _levels(axes, x: np.ndarray, y: np.ndarray) -> None:
         if there.any():
             label = f"{100 * i // bins}-{100 * (i + 1) // bins} %"
             axes.plot(*_median(x[there], y[there, i]), color=colours[i], lw=1.3, label=label)
-    if axes.lines:
-        axes.legend(fontsize=6.5, frameon=False, ncols=bins, handlelength=0.8, columnspacing=0.7)
-        axes.margins(y=0.15)  # room for the legend
     _scale(axes, y[np.isfinite(y)])
+    if axes.lines:
+        _legend(axes)
 
 
 def _heat_map(axes, x: np.ndarray, y: np.ndarray) -> None:
@@ -174,6 +190,16 @@ def _heat_map(axes, x: np.ndarray, y: np.ndarray) -> None:
         np.concatenate([[begin], ends]), histogram_edges(y.shape[1]), share.T, cmap="Blues"
     )
     axes.axhline(0.0, color=INK, lw=0.5, ls=":")
+
+
+def _legend(axes) -> None:
+    """Name the lines in one row at the top, in room of its own."""
+    names = len(axes.lines)
+    axes.legend(
+        fontsize=7, frameon=False, ncols=names, loc="upper right", handlelength=0.8,
+        columnspacing=0.7, borderaxespad=0.1,
+    )  # fmt: skip
+    axes.margins(y=0.16)
 
 
 def _places(n: int) -> np.ndarray:
@@ -198,9 +224,12 @@ def _scale(axes, y: np.ndarray) -> None:
 
 
 def _dress(axes, title: str) -> None:
-    axes.set_title(title, size=10, color=INK, loc="left")
+    # Ticks and the search for a free place of a title are what a picture's time goes into.
+    axes.set_title(title, size=10, color=INK, loc="left", y=1.02)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "linear":
+            axis.get_major_locator().set_params(nbins=4)
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(True, color="#e6e6e6", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.02)

@@ -25,8 +25,11 @@ __all__ = [
     "sum_leading",
 ]
 
-HISTOGRAM_LIMIT = 10.0
-"""A histogram's bins share [-limit, limit] evenly; the first and the last are open outwards."""
+HISTOGRAM_LIMIT = 5.0
+"""A histogram's bins share [-limit, limit] evenly; the first and the last are open outwards.
+
+It is made for logits: a sigmoid of 5 is 0.993, and beyond there is little left to tell apart.
+"""
 
 
 class Average(NamedTuple):

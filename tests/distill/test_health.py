@@ -73,7 +73,7 @@ def test_cycle_reports_the_critic_error_of_every_level(cycle: tuple) -> None:
 def test_cycle_counts_the_logits_of_all_critic_turns(cycle: tuple) -> None:
     *_, metrics = cycle
     for name in ("logits_real", "logits_fake"):
-        expected, _ = np.histogram(metrics[name], bins=20, range=(-10.0, 10.0))
+        expected, _ = np.histogram(metrics[name], bins=20, range=(-5.0, 5.0))
         np.testing.assert_array_equal(metrics[f"{name}_histogram"].counts, expected)
 
 
