@@ -226,6 +226,7 @@ _AT_LEAST_ONE = (
     "distill.regression_pairs",
     "log.every",
     "log.grid_every",
+    "log.teacher_grid_every",
     "log.checkpoint_every",
     "log.keep",
     "evaluate.batch_size",

@@ -27,7 +27,14 @@ GAIN = 4.0
 
 
 def draw_progress(
-    recipe: Recipe, sampler: Sampler, params: Params, workdir: Path, done: int, *, unit: str
+    recipe: Recipe,
+    sampler: Sampler,
+    params: Params,
+    workdir: Path,
+    done: int,
+    *,
+    unit: str,
+    rows: int = 8,
 ) -> tuple[Float[np.ndarray, "n h w c"], dict[str, Path]]:
     """Draw the sample grid and the curves of a run, and at its end the animation of all grids.
 
@@ -38,11 +45,12 @@ def draw_progress(
       workdir: the run folder; grid_STEP.png, curves.png and progress.gif go there.
       done: steps taken.
       unit: what a step is called, for example "cycle".
+      rows: of the grid.
 
     Returns:
       The images of the grid (float, see `grid_labels` for their order) and the pictures by name.
     """
-    labels, columns = grid_labels(recipe.family.num_classes)
+    labels, columns = grid_labels(recipe.family.num_classes, rows)
     images = sample_images(
         sampler,
         recipe.family,
@@ -52,7 +60,7 @@ def draw_progress(
         batch_size=len(labels),
     )
     pictures = {"grid": workdir / f"grid_{done:07d}.png", "curves": workdir / "curves.png"}
-    image_grid(images, pictures["grid"], rows=len(labels) // columns, cols=columns)
+    image_grid(images, pictures["grid"], rows=rows, cols=columns)
     loss_curves(workdir / "metrics.jsonl", pictures["curves"], x_label=unit)
     if done == (recipe.config.distill.cycles if unit == "cycle" else recipe.config.teacher.steps):
         animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")

@@ -298,6 +298,7 @@ def train(
                     "examples_seen": examples_seen(done),
                 },
                 draw=_drawing(recipe, workdir),
+                draw_key="teacher_grid_every",
                 score=training_score(
                     config,
                     workdir,
@@ -383,7 +384,8 @@ def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], dic
 
     def draw(state: TeacherState, done: int) -> dict[str, Path]:
         _export(recipe.family, state, workdir)
-        _, pictures = draw_progress(recipe, sampler, state.ema, workdir, done, unit="step")
+        # Half of the student's rows: the sampler calls the network many times.
+        _, pictures = draw_progress(recipe, sampler, state.ema, workdir, done, unit="step", rows=4)
         return pictures
 
     return draw

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = 1
     config.log.every = 1
     config.log.grid_every = 4
+    config.log.teacher_grid_every = 4
     config.log.checkpoint_every = 2
     config.evaluate.num_samples = 60
     config.evaluate.batch_size = 30

@@ -52,6 +52,7 @@ def run_loop(
     max_skipped_in_a_row: int = 10,
     describe: Callable[[int], dict[str, Any]] | None = None,
     draw: Callable[[PyTree, int], Mapping[str, Path] | None] | None = None,
+    draw_key: str = "grid_every",
     score: Callable[[PyTree], dict[str, float]] | None = None,
     shown: tuple[str, ...] = (),
     waited: Callable[[], float] | None = None,
@@ -65,7 +66,7 @@ def run_loop(
       total: steps of the whole run.
       workdir: the run folder; metrics.jsonl and speed.jsonl go there.
       checkpoints: where states are saved.
-      log: `every`, `grid_every`, `checkpoint_every` and `evaluate_every` (0 or absent: never), in
+      log: `every`, `draw_key`, `checkpoint_every` and `evaluate_every` (0 or absent: never), in
         steps; what `Writers` takes.
       unit: what a step is called, for example "cycle".
       images_per_step: images a step, for the images/s figure.
@@ -73,7 +74,8 @@ def run_loop(
       max_skipped_in_a_row: the value of the metric `skipped_in_a_row` that stops the run.
       describe: steps taken -> what belongs to the checkpoint beside the state: the config, the
         position in the data. The metrics of that step are added to it.
-      draw: (state, step) -> pictures by name, called every `grid_every` steps and at the end.
+      draw: (state, step) -> pictures by name, called from time to time and at the end.
+      draw_key: the key of `log` that says every how many steps.
       score: state -> metrics, called every `evaluate_every` steps and at the end. They are
         reported and saved with the state, which is saved then.
       shown: names of the metrics to show in the progress display; all are in metrics.jsonl.
@@ -103,7 +105,8 @@ def run_loop(
             unit=unit,
             images_per_step=images_per_step,
             turns_per_step=updates_per_step,
-            grid_every=log["grid_every"],
+            draw_every=log[draw_key],
+            draw_key=f"log.{draw_key}",
             waited=waited,
         )
         window, saver = Window(extra.get("window")), _Saver(checkpoints, describe)
@@ -119,7 +122,7 @@ def run_loop(
             window.add(metrics)
             profiler.after(metrics)
             done, values = step + 1, None
-            due = _agenda(done, total, log, stop.reached(done), draw, score)
+            due = _agenda(done, total, log, stop.reached(done), draw and draw_key, score)
             if step == start or due.draw or due.score:  # so that the clock gives each its own time
                 jax.block_until_ready(metrics)
             watch.step_done()
@@ -168,7 +171,7 @@ def _agenda(
     total: int,
     log: Mapping[str, Any],
     stop: bool,
-    draw: Callable | None,
+    draw_key: str | None,
     score: Callable | None,
 ) -> _Due:
     last = done == total
@@ -182,7 +185,7 @@ def _agenda(
         last=last,
         stop=stop,
         report=at("every") or stop or scored,
-        draw=draw is not None and at("grid_every"),
+        draw=draw_key is not None and at(draw_key),
         score=scored,
         save=at("checkpoint_every") or stop or scored,
     )

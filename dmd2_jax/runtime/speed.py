@@ -30,7 +30,8 @@ class Stopwatch:
         unit: str,
         images_per_step: int,
         turns_per_step: int,
-        grid_every: int,
+        draw_every: int,
+        draw_key: str,
         waited: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,12 +41,13 @@ class Stopwatch:
           unit: what a step is called, for example "cycle".
           images_per_step: images a step.
           turns_per_step: optimiser updates a step.
-          grid_every: steps between two drawings.
+          draw_every: steps between two drawings.
+          draw_key: the key of the config that says so.
           waited: returns the seconds spent waiting for data so far, where that is known.
           clock: returns seconds.
         """
         self._unit, self._images, self._turns = unit, images_per_step, turns_per_step
-        self._grid_every, self._clock = grid_every, clock
+        self._draw_every, self._draw_key, self._clock = draw_every, draw_key, clock
         self._waited = waited or (lambda: math.nan)
         self._spent = {"drawing": 0.0, "evaluating": 0.0, "saving": 0.0}
         self._began = clock()
@@ -112,18 +114,19 @@ class Stopwatch:
         if self._drawings < 2 or self._warned or not self._steps:
             return
         per_step = self._per_step()
-        share = seconds / (seconds + self._grid_every * per_step)
+        share = seconds / (seconds + self._draw_every * per_step)
         if share > DRAWING_SHARE:
             self._warned = True
             enough = math.ceil(seconds * (1 / DRAWING_SHARE - 1) / per_step)
             _log.warning(
                 "drawing takes %.1f s every %d %ss, %.0f %% of the time, expected at most %.0f %%; "
-                "raise it with --config.log.grid_every=%d.",
+                "raise it with --config.%s=%d.",
                 seconds,
-                self._grid_every,
+                self._draw_every,
                 self._unit,
                 100 * share,
                 100 * DRAWING_SHARE,
+                self._draw_key,
                 enough,
             )
 

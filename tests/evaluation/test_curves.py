@@ -76,16 +76,16 @@ def rows_of_a_run(reports=60):
     return rows
 
 
-def test_panels_group_what_belongs_together():
+def test_panels_group_what_belongs_together_in_the_order_of_reading():
     rows = rows_of_a_run()
     titles = list(curves._panels(curves._curves(rows), curves._lists(rows)))
     assert titles == [
         "generator loss",
-        "skipped updates",
-        "image std",
+        "dm grad norm by level (0 %: least noise)",
         "logits real histogram",
         "logits fake histogram",
-        "dm grad norm by level (0 %: least noise)",
+        "image std",
+        "skipped updates",
     ]
 
 

@@ -17,7 +17,8 @@ class Clock:
         return self.now
 
     def stopwatch(self, **changes) -> Stopwatch:
-        settings = {"unit": "cycle", "images_per_step": 12, "turns_per_step": 4, "grid_every": 10}
+        settings = {"unit": "cycle", "images_per_step": 12, "turns_per_step": 4}
+        settings |= {"draw_every": 10, "draw_key": "log.grid_every"}
         return Stopwatch(**(settings | changes), clock=self)
 
     def steps(self, watch: Stopwatch, number: int, seconds: float) -> None:
