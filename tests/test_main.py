@@ -126,7 +126,9 @@ def test_signal_saves_says_how_to_resume_and_the_same_command_does(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     words = ["train-teacher", f"--config={RECIPE}", f"--workdir={tmp_path / 'run'}"]
-    process = python_m(*words, "--config.teacher.steps=1000000", "--config.log.teacher_grid_every=1000000")
+    process = python_m(
+        *words, "--config.teacher.steps=1000000", "--config.log.teacher_grid_every=1000000"
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
