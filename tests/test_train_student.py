@@ -58,6 +58,15 @@ def test_distill_reports_every_sample_of_the_cycles_between_reports(tmp_path: Pa
     assert len(row["dm_grad_norm_by_level"]) == len(row["critic_error_by_level"]) == 5
 
 
+def test_monitoring_explains_every_metric() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "monitoring.md").read_text()
+    for run in (student_run(), teacher_run()):
+        for file in ("metrics.jsonl", "speed.jsonl"):
+            names = {name for row in read_metrics(run / file) for name in row} - {"step"}
+            assert names
+            assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
 def test_distill_moves_the_student_away_from_the_teacher() -> None:
     teacher = load_file(teacher_run() / "teacher.safetensors")
     student = load_file(student_run() / "student.safetensors")

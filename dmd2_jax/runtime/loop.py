@@ -308,6 +308,7 @@ def _displayed(values: Mapping[str, Any] | None, shown: tuple[str, ...]) -> dict
     if values is None:
         return None
     displayed = {name: values[name] for name in shown if name in values}
-    if values.get("skipped_in_a_row"):
-        displayed["skipped_in_a_row"] = values["skipped_in_a_row"]
+    for name in ("skipped_updates", "skipped_in_a_row"):
+        if values.get(name):
+            displayed[name] = values[name]
     return displayed

@@ -78,9 +78,9 @@ class Stopwatch:
         """Return the figures since the last report, and begin again; {} if no step was timed.
 
         Returns:
-          images_per_second, seconds_per_UNIT and seconds_per_turn (without drawing and saving),
-          data_wait_share, drawing_share and saving_share (of all the time), memory in MB, and in
-          the first report first_UNIT_seconds, which is mostly compilation.
+          images_per_second, seconds_per_UNIT and seconds_per_turn (without drawing, evaluating and
+          saving); data_wait_share, drawing_share, evaluating_share and saving_share (of all the
+          time); memory in MB; in the first report first_UNIT_seconds, mostly compilation.
         """
         if not self._steps:
             return {}
@@ -91,9 +91,9 @@ class Stopwatch:
             f"seconds_per_{self._unit}": per_step,
             "seconds_per_turn": per_step / self._turns,
             "data_wait_share": (self._waited() - self._waited_before) / wall,
-            "drawing_share": self._spent["drawing"] / wall,
-            "saving_share": self._spent["saving"] / wall,
-        } | memory()
+            **{f"{what}_share": seconds / wall for what, seconds in self._spent.items()},
+            **memory(),
+        }
         if self._first:
             figures[f"first_{self._unit}_seconds"] = self._first
             self._first = 0.0

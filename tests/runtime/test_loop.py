@@ -59,6 +59,7 @@ class Run:
                 os.kill(os.getpid(), at[i])
             state = step(state, jnp.float32(i))
             metrics = {"x": state["x"], "skipped_in_a_row": refused(i)}
+            metrics["skipped_updates"] = sum(refused(j) > 0 for j in range(i + 1))
             return state, metrics | {"mean_x": Average(state["x"], jnp.int32(1))}
 
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -157,6 +158,16 @@ def test_run_loop_stops_when_updates_in_a_row_are_skipped(tmp_path: Path) -> Non
     # Step 6 was due for a checkpoint, and lies within the row.
     assert run.checkpoints() == [3]
     assert run.taken == list(range(7))
+
+
+def test_run_loop_shows_skipped_updates_once_there_are_some(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    run = Run(tmp_path)
+    run.to(2)
+    assert "skipped" not in capfd.readouterr().err
+    run.to(5, skip={2})
+    assert capfd.readouterr().err.splitlines()[-1].endswith("skipped_updates 1")
 
 
 def test_run_loop_saves_as_soon_as_a_row_of_skipped_updates_is_over(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_report_tells_the_first_step_from_the_others() -> None:
             "seconds_per_cycle": 2.0,
             "seconds_per_turn": 0.5,
             "drawing_share": 0.0,
+            "evaluating_share": 0.0,
             "saving_share": 0.0,
             "first_cycle_seconds": 60.0,
         }
