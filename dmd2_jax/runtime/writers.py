@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,7 +130,10 @@ class _TensorBoard:
     """Event files, written by CLU."""
 
     def __init__(self, folder: Path) -> None:
-        # TensorFlow takes seconds to import and says much while at it.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow greets at length
+        with contextlib.suppress(RuntimeError):  # it is in use already, and this was done
+            # Else it takes all memory of the GPUs that JAX computes on.
+            importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
         self._writer = importlib.import_module("clu.metric_writers").SummaryWriter(str(folder))
 
     def write(self, step: int, scalars: dict[str, float], histograms: dict[str, Any]) -> None:
