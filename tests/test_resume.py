@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -192,6 +193,20 @@ def test_training_measures_fid_and_keeps_the_best(tmp_path: Path) -> None:
     # Measuring changes nothing of the training.
     name = "teacher.safetensors"
     assert (tmp_path / name).read_bytes() == (teacher_run() / name).read_bytes()
+
+
+def test_run_moved_from_one_device_to_four_to_two_equals_one_that_stayed(tmp_path: Path) -> None:
+    for devices, done in ((1, 2), (4, 4), (2, 6)):
+        more = (f"--config.mesh.data={devices}", f"--config.teacher.steps={done}")
+        assert dmd2(*train(tmp_path, *more)) == 0
+    for part in ("params", "ema"):
+        moved, _ = checkpoint_params(tmp_path, part=part)
+        stayed, _ = checkpoint_params(teacher_run(), part=part)
+        for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(stayed), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    before, after = (read_metrics(run / "metrics.jsonl") for run in (teacher_run(), tmp_path))
+    losses = [[row["denoising_loss"] for row in rows] for rows in (before, after)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
 def test_run_that_diverges_stops_with_its_checkpoints(

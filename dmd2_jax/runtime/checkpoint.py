@@ -119,8 +119,8 @@ class Checkpoints:
         """Read the newest good checkpoint, or exactly `step`, into the form of `template`.
 
         Args:
-          template: pytree of arrays or `jax.ShapeDtypeStruct`s; a leaf's sharding, where it has
-            one, is where the array is put.
+          template: pytree of arrays or `jax.ShapeDtypeStruct`s; a leaf's sharding is where the
+            array is put, whatever it was saved from; without one, the first local device.
           step: the step to read; None reads the newest that passes, and sets aside (as
             `damaged-STEP`) the newer ones that do not.
 
@@ -340,12 +340,18 @@ def _check_template(recorded: dict[str, Any], template: PyTree, folder: Path) ->
 
 
 def _abstract(template: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
-        ),
-        template,
-    )
+    # Orbax would put a leaf without a sharding where it was saved from, which may be a machine that
+    # is not there any more.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(leaf, "sharding", None)
+        # On a device a NumPy array of 64 bits would lose half of them.
+        if sharding is None and jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype:
+            sharding = here
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(abstract, template)
 
 
 def _brief(error: Exception) -> str:

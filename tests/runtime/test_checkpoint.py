@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints, state_bytes
 from dmd2_jax.runtime.integrity import read_manifest, sealed
@@ -103,6 +106,22 @@ def test_restore_puts_leaves_on_the_template_sharding(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "c") as checkpoints:
         state = checkpoints.restore(template).state
     assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {sharding}
+
+
+def test_restore_moves_to_another_number_of_devices(tmp_path: Path) -> None:
+    def split(devices: int, leaf: jax.Array) -> NamedSharding:
+        mesh = Mesh(np.asarray(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
+        return NamedSharding(mesh, PartitionSpec("data") if leaf.ndim else PartitionSpec())
+
+    state = make_state(1)
+    for step, devices in enumerate((1, 4, 2, 8)):
+        state = jax.tree.map(lambda x, n=devices: jax.device_put(x, split(n, x)), state)
+        with Checkpoints(tmp_path / "c") as checkpoints:
+            if step:
+                state = checkpoints.restore(state, step=step - 1).state
+            assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {devices}
+            checkpoints.save(step, state)
+    assert_equal(state, make_state(1))
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no manifest", "empty folder"])
@@ -203,6 +222,34 @@ def test_save_on_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
         assert_equal(state, make_state(1))
 
 
+def test_save_on_a_full_file_system_leaves_earlier_checkpoints(tmp_path: Path) -> None:
+    code = f"""
+        import numpy as np
+        from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints
+        small, large = {{"w": np.ones(1000)}}, {{"w": np.random.RandomState(0).rand(500_000)}}
+        try:
+            with Checkpoints({str(tmp_path / "c")!r}, keep=1) as checkpoints:
+                checkpoints.save(1, small)
+                checkpoints.save(2, large)
+        except CheckpointError as error:
+            print("REFUSED", error)
+        with Checkpoints({str(tmp_path / "c")!r}, keep=1) as checkpoints:
+            print("RESTORED", checkpoints.restore(small).step, checkpoints.all_steps())
+            checkpoints.save(3, small)
+        print("SAVED", checkpoints.all_steps())
+    """
+    # A file system of 2 MB that only this process sees, where that is permitted.
+    mount = f'mount -t tmpfs -o size=2m tmpfs {tmp_path} && exec "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], check=False).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    output = run_python(code, prefix)
+    assert "REFUSED saving a checkpoint" in output
+    assert "[1] are untouched" in output
+    assert "RESTORED 1 [1]" in output
+    assert "SAVED [3]" in output
+
+
 def test_kill_during_a_save_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     directory = saved(tmp_path / "c", (1,))
     code = f"""
@@ -241,10 +288,10 @@ def test_keep_below_one_is_refused(tmp_path: Path) -> None:
         Checkpoints(tmp_path, keep=0)
 
 
-def run_python(code: str) -> str:
+def run_python(code: str, prefix: Sequence[str] = ()) -> str:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [*prefix, sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
         env=environment,

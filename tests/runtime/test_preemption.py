@@ -2,13 +2,19 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from dmd2_jax.runtime.preemption import GracefulStop
+from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.runtime.preemption import GracefulStop, Interrupted, stoppable
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -37,3 +43,96 @@ def test_second_ctrl_c_ends_the_process_at_once() -> None:
     )
     assert done.returncode == -signal.SIGINT
     assert done.stdout == "SIGINT\n"
+
+
+def test_stoppable_ends_what_has_nothing_to_save() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    expected = pytest.raises(Interrupted, match=r"outside of training; .* Try again\.")
+    with expected as caught, stoppable("Try again."):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_stoppable_gives_way_to_a_running_loop() -> None:
+    with stoppable("Try again."), GracefulStop() as stop:
+        assert not stop.reached(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reached(2)
+
+
+PROCESS = """
+    import sys, time
+    from pathlib import Path
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from dmd2_jax.runtime.checkpoint import Checkpoints
+    from dmd2_jax.runtime.loop import run_loop, start_or_resume
+    from dmd2_jax.runtime.preemption import Interrupted
+
+    port, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    shapes = {"w": jax.ShapeDtypeStruct((6,), jnp.float32)}
+
+    @jax.jit
+    def step(state, i):
+        return {"w": state["w"] * 0.5 + i}
+
+    def advance(state, i):
+        time.sleep(0.01)
+        if i == 2:
+            print("TRAINING", flush=True)
+        state = step(state, jnp.float32(i))
+        return state, {"mean": jnp.mean(state["w"])}
+
+    workdir = folder / f"process-{number}"
+    workdir.mkdir()
+    try:
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            resumed = start_or_resume(checkpoints, shapes, lambda: {"w": jnp.arange(6.0)}, split)
+            run_loop(
+                advance, resumed, total=10_000, workdir=workdir, checkpoints=checkpoints,
+                log={"every": 5, "grid_every": 10_000, "checkpoint_every": 10_000},
+                unit="step", images_per_step=1,
+            )
+    except Interrupted as stop:
+        print(stop, flush=True)
+        sys.exit(stop.exit_code)
+"""
+
+
+def test_sigterm_to_one_process_of_two_stops_and_saves_both(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROCESS), port, str(number), str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert "TRAINING\n" in iter(process.stdout.readline, "")  # Gloo speaks there too
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0]
+    assert all("stopped by SIGTERM after step" in text for text in said)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        state, _, step = checkpoints.restore({"w": jax.ShapeDtypeStruct((6,), jnp.float32)})
+    assert all(f"after step {step} of" in text for text in said)
+    w = np.arange(6, dtype=np.float32)
+    for i in range(step):
+        w = w * np.float32(0.5) + np.float32(i)
+    np.testing.assert_array_equal(np.asarray(state["w"]), w)
