@@ -22,7 +22,7 @@ from dmd2_jax.evaluation.features import (
     train_classifier,
 )
 from dmd2_jax.evaluation.fid import FeatureStatistics
-from dmd2_jax.recipe import Family, uniform_labels
+from dmd2_jax.recipe import Family, Recipe, uniform_labels
 from dmd2_jax.sample import Sampler, sample_images
 from dmd2_jax.typing import Params, PyTree
 
@@ -99,10 +99,9 @@ def measure(
 
 
 def training_score(
-    config: ConfigDict,
+    recipe: Recipe,
     workdir: str | Path,
     sampler: Sampler,
-    family: Family,
     choose: Callable[[PyTree], Params],
 ) -> Callable[[PyTree], dict[str, float]] | None:
     """Return what measures a run as it trains: state -> fid, class_accuracy.
@@ -110,16 +109,16 @@ def training_score(
     The same noise every time, and no clock in the figures: a resumed run reports the same.
 
     Args:
-      config: `log.evaluate_every`, `evaluate` and `data` count.
+      recipe: of its config, `log.evaluate_every`, `evaluate` and `data` count.
       workdir: the run folder; the classifier of the real images is kept there, as by
         `dmd2 evaluate`.
       sampler: of the network that trains.
-      family: the networks.
       choose: state -> the weights to measure.
 
     Returns:
       The function; None if `log.evaluate_every` is 0.
     """
+    config, family = recipe.config, recipe.family
     if not config.log.evaluate_every:
         return None
     reference = open_reference(config, Path(workdir) / "classifier")

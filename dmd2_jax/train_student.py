@@ -1,9 +1,6 @@
 """Distil a teacher into a few-step student: `dmd2 distill`."""
 
 import dataclasses
-import logging
-import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
-from dmd2_jax.config import RESUME_MAY_DIFFER, plain
 from dmd2_jax.distill import (
     CycleBatch,
     DistillConfig,
@@ -29,61 +25,37 @@ from dmd2_jax.distill import (
 from dmd2_jax.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.measure import training_score
 from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.pairs import PairPool, make_pairs, pair_shapes
 from dmd2_jax.recipe import (
     Family,
     Recipe,
     one_hot,
     open_recipe,
     parameter_table,
-    uniform_labels,
     weights_file,
 )
-from dmd2_jax.runtime.checkpoint import Checkpoints, Keep, newest_extra, state_bytes
+from dmd2_jax.runtime.checkpoint import state_bytes
 from dmd2_jax.runtime.integrity import params_digest
-from dmd2_jax.runtime.loop import (
-    CHECKPOINTS,
-    check_room,
-    examples_counter,
-    run_loop,
-    start_or_resume,
-)
-from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.run_folder import check_teacher, open_run
-from dmd2_jax.runtime.sharding import replicate, replicated, shard_batch
-from dmd2_jax.runtime.writers import check_writers
+from dmd2_jax.runtime.sharding import replicate, shard_batch
 from dmd2_jax.sample import (
     grid_labels,
-    sample_images,
-    sample_noise,
     student_sampler,
-    teacher_sampler,
 )
+from dmd2_jax.training import open_training, run_training
 from dmd2_jax.typing import Key, Params
 
 __all__ = [
     "HostBatch",
-    "PairPool",
     "build_players",
     "cycle_batch",
     "distill_config",
     "initial_state",
-    "make_pairs",
     "prepare",
     "read_cycle",
     "student_files",
     "train",
 ]
-
-_log = logging.getLogger(__name__)
-
-
-class PairPool(NamedTuple):
-    """Teacher ODE pairs on the host: noise [n, h, w, c] -> x_0 [n, h, w, c], labels [n]."""
-
-    noise: np.ndarray
-    x_0: np.ndarray
-    labels: np.ndarray
 
 
 class HostBatch(NamedTuple):
@@ -227,48 +199,6 @@ def _put(batch: HostBatch, mesh: Mesh) -> HostBatch:
     return images._replace(pairs=shard_batch(batch.pairs, mesh))
 
 
-def make_pairs(recipe: Recipe, teacher_params: Params, path: Path) -> PairPool:
-    """Make the teacher's ODE pairs, or read the ones that were made before.
-
-    Args:
-      recipe: the recipe; `distill.regression_pairs` pairs by the teacher's Heun sampler.
-      teacher_params: the teacher's weights.
-      path: the .npz to keep them in; one that cannot be read, or is another teacher's, is made
-        anew, aloud.
-
-    Returns:
-      The pairs.
-    """
-    config, family = recipe.config, recipe.family
-    number, shape = config.distill.regression_pairs, tuple(family.image_shape)
-    labels, teacher = uniform_labels(number, family.num_classes), params_digest(teacher_params)
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                pairs = PairPool(file["noise"], file["x_0"], file["labels"])
-                made_by = str(file["teacher"])
-            if made_by == teacher and pairs.noise.shape == pairs.x_0.shape == (number, *shape):
-                return pairs
-            fault = (
-                f"noise of shape {pairs.noise.shape} by teacher {made_by}, expected "
-                f"{(number, *shape)} by {teacher}"
-            )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            fault = str(error)
-        _log.warning("the teacher pairs in %s are refused (%s); making them again.", path, fault)
-    _log.warning("making %d teacher pairs for the regression loss.", number)
-    seed = config.seed + 1  # the sample grids use config.seed
-    batch_size = min(number, config.evaluate.batch_size)
-    sampler = teacher_sampler(family, config)
-    x_0 = sample_images(sampler, family, teacher_params, labels, seed=seed, batch_size=batch_size)
-    noise = np.asarray(sample_noise(seed, np.arange(number), 1, shape)[0])
-    pairs = PairPool(noise, x_0, labels)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **pairs._asdict(), teacher=teacher)
-    os.replace(temporary, path)
-    return pairs
-
-
 def student_files(config: ConfigDict) -> tuple[str, ...]:
     """Return the names of the files of weights that a run writes: the student, its averages."""
     averages = (f"student_ema_{decay:g}.safetensors" for decay in config.optim.ema_decays)
@@ -316,28 +246,21 @@ def train(
         return initial_state(players, settings, family, params, head_key)
 
     shapes = jax.eval_shape(make_state, teacher_params)
-    check_writers(config.log)
-    keep = Keep(config.log.keep, config.log.keep_every, config.log.keep_best)
-
-    def check_saved() -> None:
-        newest = newest_extra(workdir / CHECKPOINTS, shapes)
-        if newest is not None:
-            check_teacher(newest[1].get("teacher"), teacher)
-
-    check_room(workdir, shapes, keep.most(config.distill.cycles))
-    resumed = open_run(
+    total = config.distill.cycles
+    resumed = open_training(
+        config,
         workdir,
         "distill",
-        plain(config),
-        may_differ=RESUME_MAY_DIFFER,
-        allow=allow_change,
-        check=check_saved,
+        shapes,
+        total=total,
+        teacher=teacher,
+        allow_change=allow_change,
         dry_run=dry_run,
     )
     print(_table(shapes, teacher_params), flush=True)
     cycle = make_cycle(players, settings)
     if dry_run:
-        batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, _pair_shapes(recipe)))
+        batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, pair_shapes(recipe)))
         jax.eval_shape(cycle, shapes, teacher_params, batch, root)
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
@@ -346,51 +269,31 @@ def train(
         pairs = make_pairs(recipe, teacher_params, workdir / "teacher_pairs.npz")
     teacher_params = replicate(teacher_params, mesh)
 
-    with Checkpoints(workdir / CHECKPOINTS, keep) as checkpoints:
-        resumed_from = start_or_resume(
-            checkpoints, shapes, lambda: make_state(teacher_params), replicated(mesh)
-        )
-        examples_seen = examples_counter(
-            resumed_from, config.distill.critic_turns * config.distill.batch_size
-        )
+    def advance(state: TrainState, batch: HostBatch, i: int) -> tuple[TrainState, dict[str, Any]]:
+        prepared = prepare(batch, family.num_classes)
+        return cycle(state, teacher_params, prepared, stream_key(root, "cycle", i))
 
-        def make_batch(i: int) -> HostBatch:
-            return _put(read_cycle(recipe, i, pairs, first_example=examples_seen(i)), mesh)
-
-        with Prefetch(make_batch, resumed_from.step, config.distill.cycles) as batches:
-
-            def advance(state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
-                batch = prepare(batches.take(i), family.num_classes)
-                return cycle(state, teacher_params, batch, stream_key(root, "cycle", i))
-
-            state = run_loop(
-                advance,
-                resumed_from,
-                total=config.distill.cycles,
-                workdir=workdir,
-                checkpoints=checkpoints,
-                log=config.log,
-                unit="cycle",
-                images_per_step=config.distill.batch_size * (1 + config.distill.critic_turns),
-                updates_per_step=1 + config.distill.critic_turns,
-                max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
-                describe=lambda done: {
-                    "config": plain(config),
-                    "examples_seen": examples_seen(done),
-                    "teacher": teacher,
-                },
-                draw=_drawing(recipe, teacher_params, workdir),
-                score=training_score(
-                    config,
-                    workdir,
-                    student_sampler(family, config),
-                    family,
-                    lambda state: (state.generator.params, *state.ema)[-1],
-                ),
-                shown=("generator_loss", "critic_loss"),
-                waited=lambda: batches.waited,
-                profile=profile,
-            )
+    b, turns = config.distill.batch_size, config.distill.critic_turns
+    state = run_training(
+        advance,
+        recipe,
+        workdir,
+        shapes,
+        total=total,
+        make_state=lambda: make_state(teacher_params),
+        make_batch=lambda i, first: _put(read_cycle(recipe, i, pairs, first_example=first), mesh),
+        examples_per_step=turns * b,
+        teacher=teacher,
+        unit="cycle",
+        images_per_step=b * (1 + turns),
+        updates_per_step=1 + turns,
+        draw=_drawing(recipe, teacher_params, workdir),
+        score=training_score(
+            recipe, workdir, student_sampler(family, config), lambda state: _versions(state)[-1]
+        ),
+        shown=("generator_loss", "critic_loss"),
+        profile=profile,
+    )
     _export(recipe, state, workdir)
     return workdir / student_files(config)[0]
 
@@ -402,15 +305,6 @@ def _table(shapes: TrainState, teacher_params: Params) -> str:
         networks["discriminator"] = shapes.discriminator.params
     size = state_bytes(shapes) / 1e6
     return f"{parameter_table(networks)}\ntraining state, one checkpoint: {size:,.1f} MB"
-
-
-def _pair_shapes(recipe: Recipe) -> PairPool | None:
-    """Return pairs of zeros of the right size, for tracing; None without a regression loss."""
-    if recipe.config.distill.regression_weight is None:
-        return None
-    number = recipe.config.distill.regression_pairs
-    images = np.zeros((number, *recipe.family.image_shape), np.float32)
-    return PairPool(images, images, np.zeros(number, np.int32))
 
 
 def _drawing(
@@ -443,7 +337,11 @@ def _drawing(
     return draw
 
 
+def _versions(state: TrainState) -> tuple[Params, ...]:
+    """Return the student and its averages, in the order of `student_files`."""
+    return (state.generator.params, *state.ema)
+
+
 def _export(recipe: Recipe, state: TrainState, workdir: Path) -> None:
-    versions = (state.generator.params, *state.ema)
-    for name, params in zip(student_files(recipe.config), versions, strict=True):
+    for name, params in zip(student_files(recipe.config), _versions(state), strict=True):
         recipe.family.save(jax.device_get(params), workdir / name)

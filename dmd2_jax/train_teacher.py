@@ -12,7 +12,6 @@ import optax
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
-from dmd2_jax.config import RESUME_MAY_DIFFER, plain
 from dmd2_jax.data import Batch
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.distill.health import average_by_level
@@ -26,20 +25,10 @@ from dmd2_jax.recipe import (
     open_recipe,
     parameter_table,
 )
-from dmd2_jax.runtime.checkpoint import Checkpoints, Keep, newest_extra
-from dmd2_jax.runtime.loop import (
-    CHECKPOINTS,
-    check_room,
-    examples_counter,
-    run_loop,
-    start_or_resume,
-)
-from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.run_folder import open_run
-from dmd2_jax.runtime.sharding import replicated, shard_batch
-from dmd2_jax.runtime.writers import check_writers
+from dmd2_jax.runtime.sharding import shard_batch
 from dmd2_jax.sample import teacher_sampler
+from dmd2_jax.training import open_training, run_training
 from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree, expand
 
 __all__ = [
@@ -244,16 +233,13 @@ def train(
     recipe = open_recipe(config, config.teacher.batch_size)
     family, mesh = recipe.family, recipe.mesh
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
-    check_writers(config.log)
-    keep = Keep(config.log.keep, config.log.keep_every, config.log.keep_best)
-    check_room(workdir, shapes, keep.most(config.teacher.steps))
-    resumed = open_run(
+    resumed = open_training(
+        config,
         workdir,
         "train-teacher",
-        plain(config),
-        may_differ=RESUME_MAY_DIFFER,
-        allow=allow_change,
-        check=lambda: newest_extra(workdir / CHECKPOINTS, shapes),
+        shapes,
+        total=config.teacher.steps,
+        allow_change=allow_change,
         dry_run=dry_run,
     )
     step = compile_step(recipe)
@@ -265,51 +251,29 @@ def train(
         return None
     root = jax.random.key(config.seed)
 
-    with Checkpoints(workdir / CHECKPOINTS, keep) as checkpoints:
-        resumed_from = start_or_resume(
-            checkpoints,
-            shapes,
-            lambda: init_teacher_state(family.init(stream_key(root, "init"))),
-            replicated(mesh),
-        )
-        examples_seen = examples_counter(resumed_from, config.teacher.batch_size)
+    def advance(state: TeacherState, batch: Batch, i: int) -> tuple[TeacherState, dict[str, Any]]:
+        x_0, cond = prepare(batch, family.num_classes)
+        return step(state, x_0, cond, stream_key(root, "teacher", i))
 
-        def make_batch(i: int) -> Batch:
-            return shard_batch(read_step(recipe, i, first_example=examples_seen(i)), mesh)
-
-        with Prefetch(make_batch, resumed_from.step, config.teacher.steps) as batches:
-
-            def advance(state: TeacherState, i: int) -> tuple[TeacherState, dict[str, Any]]:
-                x_0, cond = prepare(batches.take(i), family.num_classes)
-                return step(state, x_0, cond, stream_key(root, "teacher", i))
-
-            state = run_loop(
-                advance,
-                resumed_from,
-                total=config.teacher.steps,
-                workdir=workdir,
-                checkpoints=checkpoints,
-                log=config.log,
-                unit="step",
-                images_per_step=config.teacher.batch_size,
-                max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
-                describe=lambda done: {
-                    "config": plain(config),
-                    "examples_seen": examples_seen(done),
-                },
-                draw=_drawing(recipe, workdir),
-                draw_key="teacher_grid_every",
-                score=training_score(
-                    config,
-                    workdir,
-                    teacher_sampler(family, config),
-                    family,
-                    lambda state: state.ema,
-                ),
-                shown=("denoising_loss",),
-                waited=lambda: batches.waited,
-                profile=profile,
-            )
+    state = run_training(
+        advance,
+        recipe,
+        workdir,
+        shapes,
+        total=config.teacher.steps,
+        make_state=lambda: init_teacher_state(family.init(stream_key(root, "init"))),
+        make_batch=lambda i, first: shard_batch(read_step(recipe, i, first_example=first), mesh),
+        examples_per_step=config.teacher.batch_size,
+        unit="step",
+        images_per_step=config.teacher.batch_size,
+        draw=_drawing(recipe, workdir),
+        draw_key="teacher_grid_every",
+        score=training_score(
+            recipe, workdir, teacher_sampler(family, config), lambda state: state.ema
+        ),
+        shown=("denoising_loss",),
+        profile=profile,
+    )
     _export(family, state, workdir)
     return workdir / NAME
 

@@ -22,6 +22,8 @@ FLOORS = {
     "drawing": 5,
     "data_command": 5,
     "measure": 5,
+    "pairs": 5,
+    "training": 5,
     "recipe": 5,
     "families": 4,
     "distill": 3,

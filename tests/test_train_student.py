@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dmd2_jax.config import apply_overrides
+from dmd2_jax.pairs import make_pairs
 from dmd2_jax.recipe import Recipe, open_recipe, weights_file
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.train_student import (
@@ -17,7 +18,6 @@ from dmd2_jax.train_student import (
     cycle_batch,
     distill_config,
     initial_state,
-    make_pairs,
 )
 from tests.tiny import distill_words, dmd2, get_config, student_run, teacher_run
 
