@@ -19,6 +19,7 @@ from dmd2_jax.runtime.loop import (
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.run_folder import check_teacher, open_run
 from dmd2_jax.runtime.sharding import replicated
+from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.runtime.writers import check_writers
 from dmd2_jax.typing import PyTree
 
@@ -63,7 +64,7 @@ def open_training(
 
     check_writers(config.log)
     check_room(workdir, shapes, _keep(config).most(total))
-    return open_run(
+    resumed = open_run(
         workdir,
         command,
         plain(config),
@@ -72,6 +73,9 @@ def open_training(
         check=check_saved,
         dry_run=dry_run,
     )
+    if resumed and not dry_run:
+        clear_partial(workdir)
+    return resumed
 
 
 def run_training(

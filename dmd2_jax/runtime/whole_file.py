@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["whole_file"]
+__all__ = ["clear_partial", "whole_file"]
 
 
 @contextlib.contextmanager
@@ -30,3 +30,13 @@ def whole_file(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what `whole_file` left in a folder when its process was killed.
+
+    Args:
+      folder: one that nobody else writes to at the moment.
+    """
+    for left in folder.glob(".*.partial.*"):
+        left.unlink(missing_ok=True)
