@@ -20,9 +20,14 @@ def test_whole_file_replaces_the_target_at_the_end(tmp_path: Path) -> None:
 def test_whole_file_leaves_the_target_alone_on_failure(tmp_path: Path) -> None:
     target = tmp_path / "weights.bin"
     target.write_text("old")
-    with pytest.raises(OSError, match="full"), whole_file(target) as partial:
-        partial.write_text("half")
-        raise OSError("full")
+
+    def write() -> None:
+        with whole_file(target) as partial:
+            partial.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
