@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from dmd2_jax.config import (
@@ -59,7 +60,9 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     from dmd2_jax.runtime.preemption import Interrupted, stoppable
 
     try:
-        with stoppable("The same command again goes on."):
+        # What cannot be resumed has not done what it was asked when it is stopped.
+        resumable = arguments.command in ("train-teacher", "distill", "demo")
+        with stoppable("The same command again goes on.") if resumable else nullcontext():
             prepare_backend()
             function(arguments)
     except Interrupted as stop:

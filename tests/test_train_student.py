@@ -207,6 +207,15 @@ def test_make_pairs_replaces_a_damaged_file(
     np.testing.assert_array_equal(make_pairs(it, teacher, path).x_0, pairs.x_0)
 
 
+def test_make_pairs_replaces_those_of_another_teacher(tmp_path: Path) -> None:
+    it, path = recipe(), tmp_path / "pairs.npz"
+    teacher = it.family.load(weights_file(str(teacher_run()), "teacher.safetensors"))
+    pairs = make_pairs(it, teacher, path)
+    other = make_pairs(it, jax.tree.map(lambda p: p * 1.01, teacher), path)
+    np.testing.assert_array_equal(other.noise, pairs.noise)
+    assert not np.array_equal(other.x_0, pairs.x_0)
+
+
 def test_config_json_holds_the_command_and_the_whole_config() -> None:
     record = json.loads((student_run() / "config.json").read_text())
     assert record["command"] == "distill"
