@@ -16,6 +16,7 @@ from dmd2_jax.networks.layers import (
     num_groups,
     positional_embedding,
 )
+from dmd2_jax.networks.unet import UNet
 from dmd2_jax.networks.unet_block import BlockInits, UNetBlock
 from dmd2_jax.typing import Array, Float
 
@@ -29,7 +30,7 @@ _INITS = BlockInits(
 )
 
 
-class AdmUNet(nn.Module):
+class AdmUNet(UNet):
     """ADM: adaptive group norm, multi-head attention, raw input and output F.
 
     A block has channels // 64 attention heads, so none below 64 channels, wherever
@@ -131,44 +132,6 @@ class AdmUNet(nn.Module):
                 )
         return layers
 
-    def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        noise_labels: Float[Array, " b"],
-        class_labels: Float[Array, "b n"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Return the raw network output F, float32.
-
-        Args:
-          x: [b, h, w, c], the scaled noisy image.
-          noise_labels: [b], ln(sigma) / 4.
-          class_labels: [b, label_dim] one-hot, zeros or None: no class.
-        """
-        return self.call_with_bottleneck(x, noise_labels, class_labels)[0]
-
-    def bottleneck(
-        self,
-        x: Float[Array, "b h w c"],
-        noise_labels: Float[Array, " b"],
-        class_labels: Float[Array, "b n"] | None = None,
-    ) -> Float[Array, "b h2 w2 d"]:
-        """Return the output of the last encoder block, float32; no decoder is traced."""
-        embedding = self._embed(noise_labels, class_labels)
-        return self._encode(x, embedding)[-1].astype(jnp.float32)
-
-    def call_with_bottleneck(
-        self,
-        x: Float[Array, "b h w c"],
-        noise_labels: Float[Array, " b"],
-        class_labels: Float[Array, "b n"] | None = None,
-    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h2 w2 d"]]:
-        """Return (F, bottleneck) from one pass, both float32."""
-        embedding = self._embed(noise_labels, class_labels)
-        skips = self._encode(x, embedding)
-        h = self._decode(skips, embedding)
-        output = self.out_conv(nn.silu(self.out_norm(h)))
-        return output.astype(jnp.float32), skips[-1].astype(jnp.float32)
-
     def embed_noise(self, noise_labels: Float[Array, " b"]) -> Float[Array, "b d"]:
         """Return the noise level's embedding, cosines first, before any learned layer."""
         return positional_embedding(noise_labels, self.model_channels, endpoint=False)
@@ -201,4 +164,4 @@ class AdmUNet(nn.Module):
             if "_block" in name:
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
             x = layer(x, embedding)
-        return x
+        return self.out_conv(nn.silu(self.out_norm(x)))

@@ -17,6 +17,7 @@ from dmd2_jax.networks.layers import (
     num_groups,
     positional_embedding,
 )
+from dmd2_jax.networks.unet import UNet
 from dmd2_jax.networks.unet_block import BlockInits, UNetBlock
 from dmd2_jax.typing import Array, Float
 
@@ -31,7 +32,7 @@ _INITS = BlockInits(
 )
 
 
-class SongUNet(nn.Module):
+class SongUNet(UNet):
     """DDPM++ and NCSN++: single-head attention, sums divided by sqrt(2), raw output F.
 
     | setting            | DDPM++     | NCSN++       |
@@ -157,43 +158,6 @@ class SongUNet(nn.Module):
             self.image_channels, kernel_init=_INITS.last_kernel
         )
         return layers
-
-    def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        noise_labels: Float[Array, " b"],
-        class_labels: Float[Array, "b n"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Return the raw network output F, float32.
-
-        Args:
-          x: [b, h, w, c], the scaled noisy image.
-          noise_labels: [b], ln(sigma) / 4.
-          class_labels: [b, label_dim] one-hot, zeros or None: no class.
-        """
-        return self.call_with_bottleneck(x, noise_labels, class_labels)[0]
-
-    def bottleneck(
-        self,
-        x: Float[Array, "b h w c"],
-        noise_labels: Float[Array, " b"],
-        class_labels: Float[Array, "b n"] | None = None,
-    ) -> Float[Array, "b h2 w2 d"]:
-        """Return the output of the last encoder block, float32; no decoder is traced."""
-        embedding = self._embed(noise_labels, class_labels)
-        return self._encode(x, embedding)[-1].astype(jnp.float32)
-
-    def call_with_bottleneck(
-        self,
-        x: Float[Array, "b h w c"],
-        noise_labels: Float[Array, " b"],
-        class_labels: Float[Array, "b n"] | None = None,
-    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h2 w2 d"]]:
-        """Return (F, bottleneck) from one pass, both float32."""
-        embedding = self._embed(noise_labels, class_labels)
-        skips = self._encode(x, embedding)
-        output = self._decode(skips, embedding)
-        return output.astype(jnp.float32), skips[-1].astype(jnp.float32)
 
     def embed_noise(self, noise_labels: Float[Array, " b"]) -> Float[Array, "b d"]:
         """Return the noise level's embedding, cosines first, before any learned layer."""
