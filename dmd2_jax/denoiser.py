@@ -84,3 +84,28 @@ class Discriminator(NamedTuple):
 
     init: Callable[..., Params]
     logits: Callable[[Params, tuple[Array, ...]], Array]
+
+
+def map_params(denoiser: Denoiser, change: Callable[[Params], Params]) -> Denoiser:
+    """Return the denoiser whose functions apply `change` to their parameters first.
+
+    Args:
+      denoiser: the denoiser.
+      change: pure, for example the gathering of sharded parameters or a cast.
+
+    Returns:
+      A Denoiser of the same parameters.
+    """
+
+    def x0(params: Params, x_t: Array, t: Array, cond: PyTree) -> Array:
+        return denoiser.x0(change(params), x_t, t, cond)
+
+    def features(params: Params, x_t: Array, t: Array, cond: PyTree) -> tuple[Array, ...]:
+        return denoiser.features(change(params), x_t, t, cond)
+
+    def x0_and_features(
+        params: Params, x_t: Array, t: Array, cond: PyTree
+    ) -> tuple[Array, tuple[Array, ...]]:
+        return denoiser.x0_and_features(change(params), x_t, t, cond)
+
+    return denoiser._replace(x0=x0, features=features, x0_and_features=x0_and_features)

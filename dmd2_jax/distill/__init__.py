@@ -1,7 +1,7 @@
 """Distribution matching distillation as pure functions; knows no network, dataset, file or mesh."""
 
 from dmd2_jax.distill.config import DistillConfig, Players
-from dmd2_jax.distill.cycle import CycleBatch, make_cycle, run_cycle
+from dmd2_jax.distill.cycle import CycleBatch, CycleShardings, make_cycle, run_cycle
 from dmd2_jax.distill.draws import (
     CriticDraws,
     CycleDraws,
@@ -18,6 +18,7 @@ __all__ = [
     "CriticDraws",
     "CycleBatch",
     "CycleDraws",
+    "CycleShardings",
     "DistillConfig",
     "GeneratorDraws",
     "Noising",

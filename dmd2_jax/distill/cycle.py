@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,12 +151,29 @@ def _fresh_samples(
     return jnp.moveaxis(x_0.reshape((-1, turns, *x_0.shape[1:])), 1, 0)
 
 
+class CycleShardings(NamedTuple):
+    """Where a cycle's arguments lie, as trees (or prefixes of trees) of `jax.sharding.Sharding`.
+
+    Attributes:
+      state: of the TrainState, before and after.
+      teacher: of the teacher's parameters.
+      batch: of the CycleBatch.
+      key: of the cycle's key.
+    """
+
+    state: PyTree
+    teacher: PyTree
+    batch: PyTree
+    key: PyTree
+
+
 def make_cycle(
     players: Players,
     config: DistillConfig,
     *,
     distance: Distance = squared_error,
     donate: bool = True,
+    shardings: CycleShardings | None = None,
 ) -> Callable[[TrainState, Params, CycleBatch, Key], tuple[TrainState, Metrics]]:
     """Make the jitted program of one cycle.
 
@@ -165,10 +182,11 @@ def make_cycle(
       config: the settings.
       distance: the regression's distance.
       donate: reuse the old state's memory for the new one. The old state is unusable afterwards.
+      shardings: where arguments and results lie; None: where the arguments are given.
 
     Returns:
       cycle(state, teacher_params, batch, key) -> (state, metrics). `key` is the cycle's own,
-      `stream_key(root, "cycle", cycle_index)`. Shardings follow the arguments'.
+      `stream_key(root, "cycle", cycle_index)`.
 
     Raises:
       ValueError: if there is a GAN but no discriminator in `players`.
@@ -179,7 +197,9 @@ def make_cycle(
             "give a Discriminator or set both GAN weights to None."
         )
 
-    @functools.partial(jax.jit, donate_argnums=(0,) if donate else ())
+    options = {} if shardings is None else _jit_shardings(shardings)
+
+    @functools.partial(jax.jit, donate_argnums=(0,) if donate else (), **options)
     def cycle(
         state: TrainState, teacher_params: Params, batch: CycleBatch, key: Key
     ) -> tuple[TrainState, Metrics]:
@@ -195,3 +215,8 @@ def make_cycle(
         )
 
     return cycle
+
+
+def _jit_shardings(shardings: CycleShardings) -> dict[str, Any]:
+    # Metrics are left to the compiler: scalars, wherever they arise.
+    return {"in_shardings": tuple(shardings), "out_shardings": (shardings.state, None)}

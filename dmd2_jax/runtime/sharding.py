@@ -1,53 +1,228 @@
-"""One mesh with named axes; today the batch is split over it and everything else replicated."""
+"""One mesh with named axes, and what lies where on it.
 
-from collections.abc import Mapping
+Batches are split over `data` and `fsdp` together. Parameters, optimiser states and averages are
+split over `fsdp` (fully sharded data parallelism: gathered where they are used, their gradients
+scattered back) and over `tensor` (split where they are used, too); with both of size 1 they are
+replicated.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dmd2_jax.typing import PyTree
+from dmd2_jax.typing import Array, PyTree
 
-__all__ = ["check_batch_size", "make_mesh", "replicate", "replicated", "shard_batch"]
+__all__ = [
+    "AXES",
+    "Rules",
+    "batch_sharding",
+    "check_batch_size",
+    "check_rules",
+    "gather",
+    "make_mesh",
+    "partition_spec",
+    "replicate",
+    "replicated",
+    "shard_batch",
+    "tree_shardings",
+]
+
+AXES = ("data", "fsdp", "tensor")
+"""The mesh's axes, outermost first."""
+
+BATCH_AXES = ("data", "fsdp")
+"""The axes that a batch is split over."""
+
+Rules = Sequence[tuple[str, Sequence[str | None]]]
+"""(regular expression for a path such as "params/enc_8x8_conv/kernel", one mesh axis or None for
+each axis of the array); the first that is found in the path counts, else the default."""
+
+_SMALLEST = 2**11  # elements; below it the default rule replicates: latency outweighs the memory
 
 
 def make_mesh(config: Mapping[str, Any]) -> Mesh:
     """Make the mesh ("data", "fsdp", "tensor") of the run.
 
     Args:
-      config: `config.mesh`; its `data` is the number of devices along the batch, -1 all.
+      config: `config.mesh`: the sizes of the axes; one of them may be -1, which is all the
+        devices that the others leave. An axis that is not named has size 1.
 
     Returns:
-      A mesh of shape [data, 1, 1].
+      The mesh.
 
     Raises:
-      ValueError: if there are fewer devices than asked for.
+      ValueError: if the sizes do not fit the devices there are.
     """
     devices = jax.devices()
-    wanted = int(config["data"])
-    count = len(devices) if wanted == -1 else wanted
-    if not 1 <= count <= len(devices):
+    sizes = {axis: int(config.get(axis, 1)) for axis in AXES}
+    text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    here = f"the {len(devices)} {devices[0].platform} devices here"
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(
-            f"config.mesh.data={wanted} devices, expected -1 (all) or 1..{len(devices)}, the "
-            f"{devices[0].platform} devices here; try -1."
+            f"config.mesh has {text}, expected sizes of at least 1 and at most one -1 (the rest); "
+            f"try data=-1, fsdp=1, tensor=1 for {here}."
         )
-    grid = np.asarray(devices[:count]).reshape(count, 1, 1)
-    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // fixed
+    count = int(np.prod(list(sizes.values())))
+    if not 1 <= count <= len(devices) or (open_axes and count != len(devices)):
+        raise ValueError(
+            f"config.mesh has {text}, which takes "
+            f"{f'a multiple of {fixed}' if open_axes else count} devices, expected a mesh for "
+            f"{here}; try data=-1 with fsdp x tensor a divisor of {len(devices)}."
+        )
+    grid = np.asarray(devices[:count]).reshape(*sizes.values())
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Check that the batch splits evenly over the data axis.
+    """Check that the batch splits evenly over the axes data and fsdp.
 
     Raises:
       ValueError: if it does not, naming the nearest size that does.
     """
-    shards = mesh.shape["data"]
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % shards:
         nearest = max(shards, round(batch_size / shards) * shards)
         raise ValueError(
             f"batch_size={batch_size} must be divisible by data shards={shards}; try {nearest}."
         )
+
+
+def check_rules(rules: Rules, tree: PyTree, mesh: Mesh) -> None:
+    """Check that the rules make sense for a tree of parameters.
+
+    Args:
+      rules: from the config.
+      tree: the parameters, or their shapes.
+      mesh: from `make_mesh`.
+
+    Raises:
+      ValueError: if a rule names an axis that does not exist, matches nothing or does not fit what
+        it matches, or if the mesh splits something over an axis that no rule uses.
+    """
+    specs = {path: (spec, rule) for path, spec, rule in _specs(tree, mesh, rules)}
+    for rule in rules:
+        unknown = [axis for axis in rule[1] if axis not in (None, *AXES)]
+        if unknown:
+            raise ValueError(
+                f"config.mesh.rules: {rule} names {unknown}, expected axes of {AXES} or None; "
+                "correct the names."
+            )
+        if not any(used == rule for _, used in specs.values()):
+            raise ValueError(
+                f"config.mesh.rules: no parameter's path matches {rule[0]!r}, expected for example "
+                f"{next(iter(specs))!r}; correct the pattern or remove the rule."
+            )
+    used = {axis for spec, _ in specs.values() for axis in spec}
+    for axis in ("fsdp", "tensor"):
+        if mesh.shape[axis] > 1 and axis not in used:
+            raise ValueError(
+                f"config.mesh.{axis}={mesh.shape[axis]}, but no parameter is split over it, "
+                f"expected some rule to use it; set {axis}=1 or add a rule with {axis!r}."
+            )
+
+
+def partition_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules = ()) -> PartitionSpec:
+    """Return over which mesh axes one array is split.
+
+    By default `tensor` takes the last axis (the output features) of matrices and kernels, and
+    `fsdp` the largest axis that is left; each only where it divides, and arrays with fewer than
+    2,048 elements are replicated.
+
+    Args:
+      path: of the array in its tree, for example "params/enc_8x8_conv/kernel".
+      shape: of the array.
+      mesh: from `make_mesh`.
+      rules: what overrides the default.
+
+    Returns:
+      One axis name or None for each axis of the array.
+
+    Raises:
+      ValueError: if a rule does not fit the array.
+    """
+    return _spec_and_rule(path, tuple(shape), mesh, rules)[0]
+
+
+def tree_shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
+    """Return where each array of a tree of parameters, or of a whole training state, lies.
+
+    An optimiser's moments and the averages have the paths of their parameters at the end of
+    their own, and the same shapes, so they lie where their parameters lie.
+
+    Args:
+      tree: arrays or ShapeDtypeStructs.
+      mesh: from `make_mesh`.
+      rules: see `partition_spec`.
+
+    Returns:
+      The same tree of NamedShardings.
+
+    Raises:
+      ValueError: if a rule does not fit an array.
+    """
+    specs = [NamedSharding(mesh, spec) for _, spec, _ in _specs(tree, mesh, rules)]
+    return jax.tree.unflatten(jax.tree.structure(tree), specs)
+
+
+def gather(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
+    """Gather parameters from the fsdp axis for their use, inside jit.
+
+    Each array is gathered by itself, so that the compiler can do it just before the layer that
+    needs it, and its gradient is scattered back. Nothing happens when fsdp has size 1.
+
+    Args:
+      params: the parameters.
+      mesh: from `make_mesh`.
+      rules: see `partition_spec`.
+
+    Returns:
+      The same parameters, split over `tensor` only.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    gathered = []
+    for leaf, (_, spec, _) in zip(
+        jax.tree.leaves(params), _specs(params, mesh, rules), strict=True
+    ):
+        whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+        split = NamedSharding(mesh, spec)
+        gathered.append(
+            leaf if whole == spec else _gather(NamedSharding(mesh, whole), split, leaf)
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), gathered)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(whole: NamedSharding, split: NamedSharding, leaf: Array) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+def _gather_forward(whole: NamedSharding, split: NamedSharding, leaf: Array) -> tuple[Array, None]:
+    return _gather(whole, split, leaf), None
+
+
+def _gather_backward(
+    whole: NamedSharding, split: NamedSharding, residual: None, gradient: Array
+) -> tuple[Array]:
+    # The plain transpose would keep the gradient whole on every device.
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Return the sharding of arrays whose axis number `axis` is the batch."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -61,7 +236,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
-    """Split every array of `batch` over the data axis.
+    """Split every array of `batch` over the axes data and fsdp.
 
     Args:
       batch: pytree of arrays that share the batch axis; in a run of several processes, this one's
@@ -75,10 +250,54 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
     Raises:
       ValueError: if the batch does not split evenly.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    sharding = batch_sharding(mesh, axis)
     processes = jax.process_count()
     for leaf in jax.tree.leaves(batch):
         check_batch_size(leaf.shape[axis] * processes, mesh)
     if processes == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _specs(
+    tree: PyTree, mesh: Mesh, rules: Rules
+) -> list[tuple[str, PartitionSpec, tuple[str, Sequence[str | None]] | None]]:
+    """Return (path, spec, the rule that gave it) of every leaf, in the tree's order."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found.append((name, *_spec_and_rule(name, tuple(leaf.shape), mesh, rules)))
+    return found
+
+
+def _spec_and_rule(
+    path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
+) -> tuple[PartitionSpec, tuple[str, Sequence[str | None]] | None]:
+    for rule in rules:
+        pattern, axes = rule
+        if not re.search(pattern, path):
+            continue
+        fits = len(axes) == len(shape) and all(
+            size % mesh.shape.get(axis, 1) == 0 for size, axis in zip(shape, axes, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"config.mesh.rules: {pattern!r} -> {tuple(axes)} does not fit {path} of shape "
+                f"{shape}, expected one axis or None for each of its {len(shape)} axes, of a size "
+                f"that divides; the mesh is {dict(mesh.shape)}."
+            )
+        return PartitionSpec(*axes), rule
+    return _default_spec(shape, mesh), None
+
+
+def _default_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    axes: list[str | None] = [None] * len(shape)
+    if np.prod(shape, dtype=np.int64) < _SMALLEST:
+        return PartitionSpec(*axes)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    if tensor > 1 and len(shape) > 1 and shape[-1] % tensor == 0:
+        axes[-1] = "tensor"
+    free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % fsdp == 0]
+    if fsdp > 1 and free:
+        axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*axes)

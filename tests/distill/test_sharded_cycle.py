@@ -1,0 +1,182 @@
+"""The cycle of a real U-Net on meshes of eight devices: the numbers of one device."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from dmd2_jax.denoiser import map_params
+from dmd2_jax.diffusion import schedules
+from dmd2_jax.distill import (
+    CycleBatch,
+    CycleShardings,
+    DistillConfig,
+    Players,
+    Samples,
+    init_state,
+    make_cycle,
+)
+from dmd2_jax.families import edm
+from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.runtime.sharding import batch_sharding, gather, make_mesh, replicated, tree_shardings
+
+CYCLES = 5
+CLASSES = 4
+BATCH = 8
+ONE_STEP = (80.0,)
+FEW_STEP = (80.0, 20.0, 2.0)
+
+
+@functools.cache
+def family() -> Any:
+    model = {
+        "network": "adm",
+        "resolution": 8,
+        "image_channels": 1,
+        "num_classes": CLASSES,
+        "model_channels": 16,
+        "channel_mult": (1,),
+        "num_blocks": 1,
+        "attention_resolutions": (),
+        "dropout": 0.0,
+        "dtype": "float32",
+        "remat": False,
+        "sigma_data": 0.5,
+    }
+    schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 100}
+    return edm.build(model, schedule)
+
+
+@functools.cache
+def settings(times: tuple[float, ...]) -> DistillConfig:
+    return DistillConfig(
+        sample_shape=(8, 8, 1),
+        batch_size=BATCH,
+        critic_turns=2,
+        student_times=times,
+        generator_lr=1e-4,
+        critic_lr=1e-4,
+        warmup=0,
+        ema_decays=(0.9,),
+    )
+
+
+def batch_of(i: int) -> CycleBatch:
+    keys = jax.random.split(jax.random.key(100 + i), 3)
+    labels = [jax.random.randint(key, (2, BATCH), 0, CLASSES) for key in keys[:2]]
+    real = jax.random.normal(keys[2], (2, BATCH, 8, 8, 1)) * 0.5
+    one_hot = [jax.nn.one_hot(label, CLASSES) for label in labels]
+    return CycleBatch(Samples(real, one_hot[0]), one_hot[1])
+
+
+@functools.cache
+def run(sizes: tuple[int, int, int] | None, times: tuple[float, ...]) -> dict[str, Any]:
+    """Run the cycles on a mesh (None: on one device); return losses, parameters and the program."""
+    config, fam = settings(times), family()
+    head = discriminator(GanHead(hidden=8))
+    teacher = fam.init(jax.random.key(0))
+    # The ADM's last layers begin at zero, which would hide most of the network.
+    teacher = jax.tree.map(
+        lambda p: p + 0.02 * jax.random.normal(jax.random.key(p.size), p.shape), teacher
+    )
+    head_params = head.init(jax.random.key(1), fam.feature_shapes(1))
+    state = init_state(config, generator=teacher, critic=teacher, discriminator=head_params)
+    denoiser, shardings = fam.denoiser, None
+    if sizes is not None:
+        mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+        denoiser = map_params(denoiser, functools.partial(gather, mesh=mesh))
+        shardings = shardings_on(mesh, state, teacher)
+        state, teacher = jax.device_put((state, teacher), (shardings.state, shardings.teacher))
+    players = Players(denoiser, denoiser, denoiser, head)
+    cycle = make_cycle(players, config, donate=False, shardings=shardings)
+    key = jax.random.key(2)
+    lowered = cycle.lower(state, teacher, place(batch_of(0), shardings), stream_key(key, "c", 0))
+    program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1})
+    losses = []
+    for i in range(CYCLES):
+        batch, cycle_key = place(batch_of(i), shardings), stream_key(key, "c", i)
+        if shardings is not None:
+            cycle_key = jax.device_put(cycle_key, shardings.key)
+        state, metrics = program(state, teacher, batch, cycle_key)
+        losses += [metrics["generator_loss"], *metrics["critic_loss"]]
+    return {"losses": np.stack(losses), "state": state, "text": program.as_text()}
+
+
+def shardings_on(mesh: Mesh, state: Any, teacher: Any) -> CycleShardings:
+    return CycleShardings(
+        tree_shardings(state, mesh),
+        tree_shardings(teacher, mesh),
+        batch_sharding(mesh, axis=1),
+        replicated(mesh),
+    )
+
+
+def place(batch: CycleBatch, shardings: CycleShardings | None) -> CycleBatch:
+    return batch if shardings is None else jax.device_put(batch, shardings.batch)
+
+
+MESHES = {
+    "data_8": ((8, 1, 1), ONE_STEP),
+    "data_2_fsdp_4": ((2, 4, 1), ONE_STEP),
+    "data_2_fsdp_2_tensor_2": ((2, 2, 2), ONE_STEP),
+    "few_step_data_2_fsdp_2_tensor_2": ((2, 2, 2), FEW_STEP),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_cycle_on_a_mesh_equals_one_device(name: str) -> None:
+    sizes, times = MESHES[name]
+    alone, spread = run(None, times), run(sizes, times)
+    np.testing.assert_allclose(spread["losses"], alone["losses"], rtol=1e-5)
+    for player in ("generator", "critic", "discriminator"):
+        got, expected = (getattr(it["state"], player).params for it in (spread, alone))
+        assert relative_error(got, expected) <= 1e-5, player
+
+
+def relative_error(got: Any, expected: Any) -> float:
+    squares = [
+        (np.sum((np.asarray(a, np.float64) - b) ** 2), np.sum(np.asarray(b, np.float64) ** 2))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+    ]
+    wrong, right = np.sum(squares, axis=0)
+    return float(np.sqrt(wrong / right))
+
+
+@pytest.mark.slow
+def test_sharded_state_stays_sharded() -> None:
+    state = run((2, 4, 1), ONE_STEP)["state"]
+    split = [
+        leaf
+        for leaf in jax.tree.leaves(state)
+        if leaf.addressable_shards[0].data.size < leaf.size
+    ]
+    kept = sum(leaf.size for leaf in split) / sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert kept > 0.8
+    assert all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
+
+
+@pytest.mark.slow
+def test_data_parallel_cycle_gathers_nothing() -> None:
+    text = run((8, 1, 1), ONE_STEP)["text"]
+    assert " all-gather(" not in text
+    assert " all-reduce(" in text
+    assert "all-to-all(" not in text
+
+
+def test_map_params_changes_what_every_function_sees() -> None:
+    fam = family()
+    params = fam.init(jax.random.key(0))
+    doubled = map_params(fam.denoiser, lambda p: jax.tree.map(lambda x: 2 * x, p))
+    x, t, cond = jnp.ones((1, 8, 8, 1)), jnp.ones(1), jnp.zeros((1, CLASSES))
+    twice = jax.tree.map(lambda p: 2 * p, params)
+    for name in ("x0", "features", "x0_and_features"):
+        got = getattr(doubled, name)(params, x, t, cond)
+        expected = getattr(fam.denoiser, name)(twice, x, t, cond)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
