@@ -195,9 +195,7 @@ def gather(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
     ):
         whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
         split = NamedSharding(mesh, spec)
-        gathered.append(
-            leaf if whole == spec else _gather(NamedSharding(mesh, whole), split, leaf)
-        )
+        gathered.append(leaf if whole == spec else _gather(NamedSharding(mesh, whole), split, leaf))
     return jax.tree.unflatten(jax.tree.structure(params), gathered)
 
 

@@ -152,9 +152,7 @@ def relative_error(got: Any, expected: Any) -> float:
 def test_sharded_state_stays_sharded() -> None:
     state = run((2, 4, 1), ONE_STEP)["state"]
     split = [
-        leaf
-        for leaf in jax.tree.leaves(state)
-        if leaf.addressable_shards[0].data.size < leaf.size
+        leaf for leaf in jax.tree.leaves(state) if leaf.addressable_shards[0].data.size < leaf.size
     ]
     kept = sum(leaf.size for leaf in split) / sum(leaf.size for leaf in jax.tree.leaves(state))
     assert kept > 0.8
