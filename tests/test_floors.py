@@ -25,6 +25,8 @@ FLOORS = {
     "pairs": 5,
     "training": 5,
     "recipe": 5,
+    "parallel": 5,
+    "plan": 5,
     "families": 4,
     "distill": 3,
     "evaluation": 3,

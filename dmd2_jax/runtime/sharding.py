@@ -45,12 +45,13 @@ each axis of the array); the first that is found in the path counts, else the de
 _SMALLEST = 2**11  # elements; below it the default rule replicates: latency outweighs the memory
 
 
-def make_mesh(config: Mapping[str, Any]) -> Mesh:
+def make_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make the mesh ("data", "fsdp", "tensor") of the run.
 
     Args:
       config: `config.mesh`: the sizes of the axes; one of them may be -1, which is all the
         devices that the others leave. An axis that is not named has size 1.
+      devices: to choose from, in this order; None: this run's devices.
 
     Returns:
       The mesh.
@@ -58,7 +59,7 @@ def make_mesh(config: Mapping[str, Any]) -> Mesh:
     Raises:
       ValueError: if the sizes do not fit the devices there are.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = {axis: int(config.get(axis, 1)) for axis in AXES}
     text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     here = f"the {len(devices)} {devices[0].platform} devices here"

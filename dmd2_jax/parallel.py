@@ -1,0 +1,68 @@
+"""How a distillation is spread over a mesh: the players, the state and the batches."""
+
+import functools
+
+import jax
+from jax.sharding import Mesh
+
+from dmd2_jax.denoiser import map_params
+from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState
+from dmd2_jax.runtime.sharding import (
+    Rules,
+    batch_sharding,
+    gather,
+    replicated,
+    tree_shardings,
+)
+from dmd2_jax.typing import Array, Params
+
+__all__ = ["cycle_shardings", "spread_players"]
+
+
+def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
+    """Return players that gather their parameters from the fsdp axis where they use them.
+
+    Args:
+      players: the players.
+      mesh: from `make_mesh`; with an fsdp axis of size 1 the players are returned as they are.
+      rules: where the parameters lie.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return players
+    change = functools.partial(gather, mesh=mesh, rules=rules)
+    head = players.discriminator
+    if head is not None:
+        logits = head.logits
+
+        def gathered_logits(params: Params, features: tuple[Array, ...]) -> Array:
+            return logits(change(params), features)
+
+        head = head._replace(logits=gathered_logits)
+    return Players(
+        map_params(players.teacher, change),
+        map_params(players.generator, change),
+        map_params(players.critic, change),
+        head,
+    )
+
+
+def cycle_shardings(
+    state: TrainState, teacher_params: Params, batch: CycleBatch, mesh: Mesh, rules: Rules = ()
+) -> CycleShardings:
+    """Return where everything that a cycle takes lies.
+
+    Args:
+      state: the state, or its shapes.
+      teacher_params: the teacher's parameters, or their shapes.
+      batch: a batch, or its shapes: [K, b, ...] real samples and conditions, [b, ...] pairs.
+      mesh: from `make_mesh`.
+      rules: where parameters lie.
+    """
+    turns = jax.tree.map(lambda _: batch_sharding(mesh, axis=1), (batch.real, batch.fake_cond))
+    pairs = jax.tree.map(lambda _: batch_sharding(mesh), batch.pairs)
+    return CycleShardings(
+        state=tree_shardings(state, mesh, rules),
+        teacher=tree_shardings(teacher_params, mesh, rules),
+        batch=CycleBatch(turns[0], turns[1], pairs),
+        key=replicated(mesh),
+    )
