@@ -11,7 +11,7 @@ from `dmd2 train-teacher --config=configs/cifar10.py` (EDM's settings, without i
 cifar10_ve.py takes the VE teacher (NCSN++).
 
 Length: 20,000 cycles = 100,000 critic turns of batch 2048. Published for these settings (NVIDIA
-FastGen, PyTorch; the DMD2 paper has no CIFAR-10): FID 1.99 against the teacher's 1.79 with 35 calls.
+FastGen, PyTorch; the DMD2 paper has no CIFAR-10): FID 1.99; the teacher's is 1.79 with 35 calls.
 Not run here. Arithmetic: 40 GFLOP a network call, 2.8 PFLOP a cycle, 5.7e19 in all: 16 hours on
 8 A100 in bfloat16 at 40 % of their peak.
 """

@@ -11,8 +11,9 @@ Data: EDM's zip or folder of PNGs with dataset.json (data.name=image_folder), or
 `dmd2 train-teacher --config=configs/imagenet64.py` (EDM's settings, without its augmentation).
 
 Length: 40,000 cycles = 200,000 critic turns. Published: FID 1.51 (one call; the teacher 2.32 with
-511) on 7 A100. Not run here. Arithmetic: 201 GFLOP a network call, 1.8 PFLOP a cycle, 7.3e19 in all:
-20 hours on 8 A100 at 40 % of their peak. Follow-ups: imagenet64_no_gan.py, imagenet64_resume_gan.py.
+511) on 7 A100. Not run here. Arithmetic: 201 GFLOP a network call, 1.8 PFLOP a cycle, 7.3e19 in
+all: 20 hours on 8 A100 at 40 % of their peak. The paper's other rows: imagenet64_no_gan.py, then
+imagenet64_resume_gan.py.
 """
 
 from ml_collections import ConfigDict

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax.distill import CycleBatch, DistillConfig, Pairs, Players, Samples, make_cycle
+from dmd2_jax.distill import CycleBatch, DistillConfig, Pairs, Samples, make_cycle
 from dmd2_jax.parallel import cycle_shardings, spread_players
 from dmd2_jax.recipe import Family, aligned, build_family, check
 from dmd2_jax.runtime.chips import Chip, topology
@@ -107,10 +106,10 @@ def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) ->
     """Return the shapes of what a cycle of a recipe reads, without any data."""
     turns, b, classes = settings.critic_turns, settings.batch_size, family.num_classes
 
-    def labels(*lead: int) -> jax.ShapeDtypeStruct | None:
+    def labels(*lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, classes), np.float32) if classes else None
 
-    def images(*lead: int) -> jax.ShapeDtypeStruct:
+    def images(*lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *family.image_shape), np.float32)
 
     noised_real = not settings.backward_simulation and len(settings.student_times) > 1
@@ -146,7 +145,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
     check_rules(rules, teacher, mesh)
     batch = batch_shapes(config, family, settings)
     shardings = cycle_shardings(state, teacher, batch, mesh, rules)
-    cycle = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)
+    cycle: Any = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)
     start = time.perf_counter()
     traced = cycle.trace(state, teacher, batch, jax.eval_shape(lambda: key))
     compiled, refusal = _compiled(traced)
@@ -250,7 +249,7 @@ def plan_table(plan: Plan) -> str:
         return "\n".join(lines)
     lines.append(f"memory traffic  at most {_si(plan.num_bytes)}B a device and cycle")
     for kind, collective in plan.collectives.items():
-        lines.append(f"  {kind}: {collective.count} a cycle, {_si(collective.num_bytes)}B a device")
+        lines.append(f"  {kind}: {collective.number} a cycle, {_si(collective.num_bytes)}B a device")
     if plan.chip is not None and plan.seconds and plan.mfu is not None:
         bounds = ", ".join(f"{what} {1e3 * s:.3g} ms" for what, s in plan.bounds.items())
         days = plan.seconds * plan.cycles / 86400

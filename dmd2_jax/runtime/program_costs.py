@@ -55,7 +55,7 @@ _FREE = frozenset(
 class Collective(NamedTuple):
     """All collectives of one kind: how many run in one execution, and their result bytes."""
 
-    count: int
+    number: int
     num_bytes: int
 
 

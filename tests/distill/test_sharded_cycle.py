@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import Mesh
 
 from dmd2_jax.denoiser import map_params
-from dmd2_jax.diffusion import schedules
 from dmd2_jax.distill import (
     CycleBatch,
     CycleShardings,

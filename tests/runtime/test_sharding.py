@@ -10,7 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from dmd2_jax.runtime.sharding import check_batch_size, make_mesh, replicate, shard_batch
+from dmd2_jax.runtime.sharding import (
+    Rules,
+    check_batch_size,
+    check_rules,
+    gather,
+    make_mesh,
+    partition_spec,
+    replicate,
+    shard_batch,
+    tree_shardings,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,10 +30,93 @@ def test_make_mesh_has_three_named_axes() -> None:
     assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
 
 
-@pytest.mark.parametrize("data", [0, -2, 4096])
-def test_make_mesh_refuses_devices_that_are_not_there(data: int) -> None:
-    with pytest.raises(ValueError, match=rf"config.mesh.data={data} devices, expected -1 \(all\)"):
-        make_mesh({"data": data})
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ({"data": -1, "fsdp": 4}, (2, 4, 1)),
+        ({"data": 2, "fsdp": 2, "tensor": -1}, (2, 2, 2)),
+        ({"data": 3}, (3, 1, 1)),
+    ],
+)
+def test_make_mesh_gives_the_rest_to_minus_one(sizes: dict, shape: tuple) -> None:
+    assert tuple(make_mesh(sizes).shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": 4096}, {"data": -1, "fsdp": 3}, {"data": 2, "fsdp": 2, "tensor": 4}]
+)
+def test_make_mesh_refuses_devices_that_are_not_there(sizes: dict) -> None:
+    with pytest.raises(ValueError, match="expected a mesh for the 8 cpu devices here"):
+        make_mesh(sizes)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 0}, {"data": -2}, {"data": -1, "fsdp": -1}])
+def test_make_mesh_refuses_sizes_that_make_no_mesh(sizes: dict) -> None:
+    with pytest.raises(ValueError, match="expected sizes of at least 1 and at most one -1"):
+        make_mesh(sizes)
+
+
+def spec(shape: tuple[int, ...], sizes: dict, path: str = "w", rules: Rules = ()) -> tuple:
+    return tuple(partition_spec(path, shape, make_mesh(sizes), rules))
+
+
+MIXED = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "expected"),
+    [
+        ((3, 3, 64, 32), {"fsdp": 4}, (None, None, "fsdp", None)),  # the largest axis
+        ((3, 3, 64, 128), MIXED, (None, None, "fsdp", "tensor")),
+        ((4096,), MIXED, ("fsdp",)),  # vectors have no output features
+        ((3, 3, 63, 31), MIXED, (None, None, None, None)),  # nothing divides
+        ((3, 3, 63, 64), MIXED, (None, None, None, "tensor")),
+        ((8, 8), MIXED, (None, None)),  # too small to be worth it
+        ((256, 256), {"data": 8}, (None, None)),
+    ],
+)
+def test_partition_spec_by_default(shape: tuple, sizes: dict, expected: tuple) -> None:
+    assert spec(shape, sizes) == expected
+
+
+def test_partition_spec_takes_the_first_rule_that_matches() -> None:
+    rules = ((r"head/kernel$", (None, "fsdp")), (r"kernel", ("fsdp", None)))
+    assert spec((64, 64), {"fsdp": 2}, "a/head/kernel", rules) == (None, "fsdp")
+    assert spec((64, 64), {"fsdp": 2}, "a/body/kernel", rules) == ("fsdp", None)
+    assert spec((64, 64), {"fsdp": 2}, "a/body/other", rules) == ("fsdp", None)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((63, 64), ("fsdp", None)), ((64,), (None, "fsdp"))])
+def test_partition_spec_refuses_a_rule_that_does_not_fit(shape: tuple, axes: tuple) -> None:
+    with pytest.raises(ValueError, match=r"does not fit w of shape"):
+        spec(shape, {"fsdp": 2}, rules=(("w", axes),))
+
+
+@pytest.mark.parametrize(
+    ("rules", "sizes", "message"),
+    [
+        ((("w", ("model", None)),), {"fsdp": 2}, r"names \['model'\]"),
+        ((("nothing", ("fsdp", None)),), {"fsdp": 2}, "no parameter's path matches 'nothing'"),
+        ((("w", (None, None)),), {"fsdp": 2}, "no parameter is split over it"),
+    ],
+)
+def test_check_rules_refuses(rules: Rules, sizes: dict, message: str) -> None:
+    tree = {"w": jax.ShapeDtypeStruct((64, 64), np.float32)}
+    with pytest.raises(ValueError, match=message):
+        check_rules(rules, tree, make_mesh(sizes))
+
+
+def test_gather_keeps_values_and_splits_gradients() -> None:
+    mesh = make_mesh({"fsdp": 8})
+    w = np.arange(64.0 * 64, dtype=np.float32).reshape(64, 64)
+    sharded = jax.device_put({"w": w}, tree_shardings({"w": w}, mesh))
+
+    def loss(params: dict) -> jax.Array:
+        return (gather(params, mesh)["w"] ** 2).sum()
+
+    gradient = jax.jit(jax.grad(loss))(sharded)["w"]
+    np.testing.assert_array_equal(gradient, 2 * w)
+    assert {shard.data.shape for shard in gradient.addressable_shards} == {(8, 64)}
 
 
 def test_shard_batch_keeps_the_values() -> None:
