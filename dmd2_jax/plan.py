@@ -249,7 +249,8 @@ def plan_table(plan: Plan) -> str:
         return "\n".join(lines)
     lines.append(f"memory traffic  at most {_si(plan.num_bytes)}B a device and cycle")
     for kind, collective in plan.collectives.items():
-        lines.append(f"  {kind}: {collective.number} a cycle, {_si(collective.num_bytes)}B a device")
+        moved = f"{_si(collective.num_bytes)}B a device"
+        lines.append(f"  {kind}: {collective.number} a cycle, {moved}")
     if plan.chip is not None and plan.seconds and plan.mfu is not None:
         bounds = ", ".join(f"{what} {1e3 * s:.3g} ms" for what, s in plan.bounds.items())
         days = plan.seconds * plan.cycles / 86400

@@ -225,10 +225,9 @@ def _walk(
             counts[opcode][0] += times
             counts[opcode][1] += times * instruction.num_bytes
         if instruction.opcode == "while":
-            trips = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', instruction.text)
             body = re.search(r"body=%?([\w.\-]+)", instruction.text)
             if body:
-                inner = times * (int(trips[1]) if trips else 1)
+                inner = times * _trips(computations, instruction)
                 total += _walk(computations, body[1], inner, counts)
         elif instruction.opcode in ("call", "conditional", "async-start"):
             for called in re.findall(
@@ -244,6 +243,18 @@ def _walk(
             )
             total += times * (instruction.num_bytes + read)
     return total
+
+
+def _trips(computations: dict[str, dict[str, _Instruction]], loop: _Instruction) -> int:
+    """Return how often a loop runs: as the compiler notes it, or from `i < N` in its condition."""
+    noted = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', loop.text)
+    if noted:
+        return int(noted[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
+    inside = computations.get(condition[1], {}) if condition else {}
+    limits = [re.match(r"(\d+)\)", i.text) for i in inside.values() if i.opcode == "constant"]
+    found = [int(limit[1]) for limit in limits if limit]
+    return found[0] if len(found) == 1 else 1
 
 
 def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str | None]:
