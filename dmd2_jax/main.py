@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_data(commands)
     _add_demo(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -316,6 +317,38 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--config", default="digits", metavar="FILE", help="default: digits")
 
 
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "plan",
+        _plan,
+        "what a recipe needs on a TPU slice that need not be there",
+        "Compile a recipe's real cycle ahead of time for a TPU slice (none needed) or for this\n"
+        "machine, and print whether it fits, the memory by owner, arithmetic, memory traffic,\n"
+        "collectives, the least time a cycle can take, and days and chip-hours of the recipe.\n"
+        "Data and weights are not opened. TPU slices need the extra [plan].\n\nexamples:\n"
+        "  dmd2 plan --config=configs/imagenet64.py --topology=v5p:4x4x4\n"
+        "  dmd2 plan --config=configs/imagenet64.py --sweep=v5e:8x8,v6e:4x4,v5p:2x4x4\n"
+        "  dmd2 plan --config=configs/imagenet64.py --topology=v5e:8x8 --config.mesh.fsdp=8\n"
+        f"{_OVERRIDES}",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a recipe")
+    parser.add_argument(
+        "--topology", default="local", metavar="CHIP:SHAPE", help="default: local, this machine"
+    )
+    parser.add_argument(
+        "--sweep", metavar="A,B,...", help="several topologies, compared in one table"
+    )
+    parser.add_argument(
+        "--batches", metavar="N,M,...", help="several global batch sizes, in the same table"
+    )
+    parser.add_argument(
+        "--remedy",
+        action="store_true",
+        help="where it does not fit, compile variants until one does (minutes each)",
+    )
+
+
 def _classes(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part.strip()]
@@ -433,6 +466,22 @@ def _demo(arguments: argparse.Namespace) -> None:
     from dmd2_jax import demo
 
     demo.run(arguments.workdir, config=arguments.config, overrides=arguments.overrides)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from dmd2_jax import plan
+
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    if arguments.sweep or arguments.batches:
+        topologies = (arguments.sweep or arguments.topology).split(",")
+        batches = [int(b) for b in (arguments.batches or "").split(",") if b]
+        print(plan.sweep_table(plan.sweep(config, topologies, batches)))
+        return
+    made = plan.make_plan(config, arguments.topology)
+    print(plan.plan_table(made))
+    if not made.fits and arguments.remedy:
+        print(plan.find_remedy(config, made))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ of the scan over critic turns counted as often as it runs. Times are lower bound
 peaks: no program reaches all of them at once.
 """
 
+import itertools
 import math
 import re
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ from dmd2_jax.runtime.sharding import check_batch_size, check_rules, make_mesh
 from dmd2_jax.train_student import build_players, distill_config, initial_state
 from dmd2_jax.typing import PyTree
 
-__all__ = ["LOCAL", "Plan", "batch_shapes", "make_plan", "plan_table", "sweep_table"]
+__all__ = ["LOCAL", "Plan", "batch_shapes", "make_plan", "plan_table", "sweep", "sweep_table"]
 
 LOCAL = "local"
 """The topology that is this machine."""
@@ -170,6 +172,41 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
         collectives=costs.collectives if costs else {},
         compile_seconds=time.perf_counter() - start,
     )
+
+
+def sweep(
+    config: ConfigDict, topologies: Sequence[str], batch_sizes: Sequence[int] = ()
+) -> list[Plan]:
+    """Plan one recipe for several machines and batch sizes, saying on standard error how far it is.
+
+    Args:
+      config: the whole config.
+      topologies: names as for `make_plan`.
+      batch_sizes: global batch sizes; () is the recipe's.
+
+    Returns:
+      The plans, topologies outermost.
+
+    Raises:
+      ValueError: see `make_plan`.
+    """
+    plans: list[Plan] = []
+    pairs = list(itertools.product(topologies, batch_sizes or [config.distill.batch_size]))
+    start = time.perf_counter()
+    for number, (name, batch_size) in enumerate(pairs):
+        left = ""
+        if number:
+            seconds = (time.perf_counter() - start) / number * (len(pairs) - number)
+            left = f", about {seconds / 60:.0f} minutes left"
+        print(
+            f"plan {number + 1} of {len(pairs)}: {name}, batch {batch_size}: compiling{left} ...",
+            file=sys.stderr,
+            flush=True,
+        )
+        variant = config.copy_and_resolve_references()
+        variant.distill.batch_size = batch_size
+        plans.append(make_plan(variant, name))
+    return plans
 
 
 def _machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
