@@ -1,0 +1,66 @@
+"""Exact gradient accumulation: the gradient of one large batch from several small ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dmd2_jax.runtime.summaries import Average, Histogram, sum_leading
+from dmd2_jax.typing import Array, PyTree
+
+
+def accumulated_grad(
+    loss_fn: Callable[[PyTree, PyTree], tuple[Array, tuple[PyTree, dict[str, Any]]]],
+    params: PyTree,
+    inputs: PyTree,
+    microbatches: int,
+) -> tuple[PyTree, PyTree, dict[str, Any]]:
+    """Return the gradient of a mean over samples, computed a microbatch at a time.
+
+        gradient = 1/n sum_j grad loss(params, inputs_j)
+
+    Equal to the gradient on the whole batch when the loss is a mean over samples, as all losses
+    here are; the activations of one microbatch at a time are kept.
+
+    Args:
+      loss_fn: (params, inputs) -> (loss, (per-sample outputs with leading axis b, metrics)).
+      params: what the gradient is taken for.
+      inputs: pytree of arrays with leading axis b.
+      microbatches: n, a divisor of b; 1 takes the batch whole.
+
+    Returns:
+      The gradient; the per-sample outputs in the batch's order; the metrics: numbers averaged,
+      counts, averages and histograms summed over the microbatches.
+    """
+    if microbatches == 1:
+        gradient, (samples, metrics) = jax.grad(loss_fn, has_aux=True)(params, inputs)
+        return gradient, samples, metrics
+
+    def step(total: PyTree, one: PyTree) -> tuple[PyTree, tuple[PyTree, dict[str, Any]]]:
+        gradient, aux = jax.grad(loss_fn, has_aux=True)(params, one)
+        return jax.tree.map(jnp.add, total, gradient), aux
+
+    # Every n-th sample, so that a batch that is spread over devices stays where it is.
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape((-1, microbatches, *x.shape[1:])), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    total, (samples, metrics) = jax.lax.scan(step, zero, jax.tree.map(split, inputs))
+    gradient = jax.tree.map(lambda g: g / microbatches, total)
+    return gradient, jax.tree.map(join, samples), _merged(metrics)
+
+
+def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Merge metrics with a leading axis of microbatches."""
+
+    def merge(value: Any) -> Any:
+        if isinstance(value, Average | Histogram):
+            return value  # summed already
+        counts = jnp.issubdtype(value.dtype, jnp.integer)
+        return jnp.sum(value, axis=0, dtype=value.dtype) if counts else jnp.mean(value, axis=0)
+
+    return {name: merge(value) for name, value in sum_leading(metrics).items()}
