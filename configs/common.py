@@ -70,6 +70,8 @@ def get_config() -> ConfigDict:
     config.distill = ConfigDict()
     config.distill.cycles = 200  # one cycle = one generator turn + critic_turns critic turns
     config.distill.batch_size = 128
+    config.distill.microbatches = 1  # parts of a batch, one after another: same result, less memory
+    config.distill.start_from = ""  # RUN or RUN@CYCLE: a distillation's weights to begin with
     config.distill.critic_turns = 5  # K of TTUR; 1 = no TTUR
     config.distill.student_times = (80.0,)  # decreasing times of the student's steps
     config.distill.backward_simulation = True
@@ -106,7 +108,10 @@ def get_config() -> ConfigDict:
     config.optim.max_skipped_in_a_row = 10  # updates refused as not finite, then the run stops
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices along the batch; -1 = all
+    config.mesh.data = -1  # devices along the batch; -1 = all that the others leave
+    config.mesh.fsdp = 1  # devices that share batch and weights, each holding a part of both
+    config.mesh.tensor = 1  # devices that split every layer's output features
+    config.mesh.rules = ()  # "PATTERN=AXIS,..." where the default placement is not wanted
 
     config.log = ConfigDict()
     config.log.every = 10  # cycles (teacher: steps) between metric lines

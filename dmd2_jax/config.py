@@ -222,6 +222,7 @@ _AT_LEAST_ONE = (
     "teacher.batch_size",
     "distill.cycles",
     "distill.batch_size",
+    "distill.microbatches",
     "distill.gan_head_channels",
     "distill.regression_pairs",
     "log.every",
@@ -232,6 +233,7 @@ _AT_LEAST_ONE = (
     "evaluate.batch_size",
     "optim.max_skipped_in_a_row",
 )
+_MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
 _NOT_NEGATIVE = (
     "model.num_classes",
     "teacher.warmup",
@@ -278,7 +280,7 @@ def _number_faults(config: ConfigDict) -> Iterator[str]:
         (("schedule.num_levels",), lambda v: v >= 2, "at least 2"),
         (("evaluate.num_samples",), lambda v: v >= 2, "at least 2"),
         (("evaluate.training_samples",), lambda v: v >= 2, "at least 2"),
-        (("mesh.data",), lambda v: v == -1 or v >= 1, "-1 (all devices) or at least 1"),
+        (_MESH, lambda v: v == -1 or v >= 1, "-1 (all devices) or at least 1"),
     ]
     for keys, good, expected in rules:
         for key in keys:

@@ -1,10 +1,13 @@
 """How a distillation is spread over a mesh: the players, the state and the batches."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from dmd2_jax.config import ConfigError
 from dmd2_jax.denoiser import map_params
 from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState
 from dmd2_jax.runtime.sharding import (
@@ -16,7 +19,28 @@ from dmd2_jax.runtime.sharding import (
 )
 from dmd2_jax.typing import Array, Params
 
-__all__ = ["cycle_shardings", "spread_players"]
+__all__ = ["cycle_shardings", "mesh_rules", "spread_players"]
+
+
+def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
+    """Return the sharding rules that `config.mesh.rules` spells: "PATTERN=axis,axis,...".
+
+    An axis is "data", "fsdp", "tensor" or "-" for none, one for each axis of the arrays.
+
+    Raises:
+      ValueError: if one is spelled otherwise.
+    """
+    rules = []
+    for text in mesh_config["rules"]:
+        pattern, equals, axes = text.rpartition("=")
+        if not equals or not pattern:
+            raise ConfigError(
+                f"config.mesh.rules has {text!r}, expected PATTERN=AXIS,AXIS,... such as "
+                f"'map_label/kernel=-,fsdp'; correct it."
+            )
+        names = [axis.strip() for axis in axes.split(",")]
+        rules.append((pattern, tuple(None if axis == "-" else axis for axis in names)))
+    return tuple(rules)
 
 
 def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax.distill import CycleBatch, DistillConfig, Pairs, Samples, make_cycle
-from dmd2_jax.parallel import cycle_shardings, spread_players
+from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
 from dmd2_jax.recipe import Family, aligned, build_family, check
 from dmd2_jax.runtime.chips import Chip, topology
 from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops, read_program
@@ -27,7 +27,16 @@ from dmd2_jax.runtime.sharding import check_batch_size, check_rules, make_mesh
 from dmd2_jax.train_student import build_players, distill_config, initial_state
 from dmd2_jax.typing import PyTree
 
-__all__ = ["LOCAL", "Plan", "batch_shapes", "make_plan", "plan_table", "sweep", "sweep_table"]
+__all__ = [
+    "LOCAL",
+    "Plan",
+    "batch_shapes",
+    "find_remedy",
+    "make_plan",
+    "plan_table",
+    "sweep",
+    "sweep_table",
+]
 
 LOCAL = "local"
 """The topology that is this machine."""
@@ -143,7 +152,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
     settings, players = distill_config(config, family), build_players(config, family)
     teacher, key = family.param_shapes(), jax.random.key(0)
     state = jax.eval_shape(lambda p: initial_state(players, settings, family, p, key), teacher)
-    rules = tuple(config.mesh.get("rules", ()))
+    rules = mesh_rules(config.mesh)
     check_rules(rules, teacher, mesh)
     batch = batch_shapes(config, family, settings)
     shardings = cycle_shardings(state, teacher, batch, mesh, rules)
@@ -207,6 +216,38 @@ def sweep(
         variant.distill.batch_size = batch_size
         plans.append(make_plan(variant, name))
     return plans
+
+
+def find_remedy(config: ConfigDict, plan: Plan) -> str:
+    """Compile variants of a recipe that does not fit until one does.
+
+    Args:
+      config: the whole config.
+      plan: its plan.
+
+    Returns:
+      Which change makes it fit, or that none of those tried does.
+    """
+    shards = plan.mesh["data"] * plan.mesh["fsdp"]
+    batch = config.distill.batch_size // shards
+    halves = [n for n in (2, 4, 8, 16) if batch % n == 0]
+    variants: list[dict[str, Any]] = [{"model.remat": True}]
+    variants += [{"model.remat": True, "distill.microbatches": n} for n in halves]
+    if plan.mesh["fsdp"] < shards:
+        spread = {"mesh.data": 1, "mesh.fsdp": shards, "model.remat": True}
+        variants += [spread] + [spread | {"distill.microbatches": n} for n in halves[-1:]]
+    for changes in variants:
+        text = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+        print(f"trying {text} ...", file=sys.stderr, flush=True)
+        variant = config.copy_and_resolve_references()
+        variant.update_from_flattened_dict(changes)
+        tried = make_plan(variant, plan.topology)
+        if tried.fits:
+            return f"it fits with {text}: {_verdict(tried)}"
+    return (
+        f"none of {len(variants)} variants (rematerialisation, microbatches, fsdp) fits "
+        f"{plan.topology}; try a larger slice or a smaller batch (`dmd2 plan --sweep`)."
+    )
 
 
 def _machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:

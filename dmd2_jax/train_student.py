@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax import data
+from dmd2_jax.config import ConfigError
+from dmd2_jax.cycle_data import HostBatch, cycle_batch, prepare, put_batch, read_cycle
 from dmd2_jax.distill import (
     CycleBatch,
+    CycleShardings,
     DistillConfig,
-    Pairs,
     Players,
-    Samples,
     TrainState,
     init_state,
     make_cycle,
@@ -25,7 +23,8 @@ from dmd2_jax.distill import (
 from dmd2_jax.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.measure import training_score
 from dmd2_jax.networks.gan_head import GanHead, discriminator
-from dmd2_jax.pairs import PairPool, make_pairs, pair_shapes
+from dmd2_jax.pairs import make_pairs, pair_shapes
+from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
 from dmd2_jax.recipe import (
     Family,
     Recipe,
@@ -34,10 +33,12 @@ from dmd2_jax.recipe import (
     parameter_table,
     weights_file,
 )
-from dmd2_jax.runtime.checkpoint import state_bytes
+from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.loop import CHECKPOINTS
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.sharding import replicate, shard_batch
+from dmd2_jax.runtime.run_folder import read_run
+from dmd2_jax.runtime.sharding import check_rules
 from dmd2_jax.sample import (
     grid_labels,
     student_sampler,
@@ -46,32 +47,13 @@ from dmd2_jax.training import open_training, run_training
 from dmd2_jax.typing import Key, Params
 
 __all__ = [
-    "HostBatch",
     "build_players",
-    "cycle_batch",
     "distill_config",
     "initial_state",
-    "prepare",
-    "read_cycle",
+    "starting_weights",
     "student_files",
     "train",
 ]
-
-
-class HostBatch(NamedTuple):
-    """What a cycle reads, as it travels to the devices: bytes and numbers.
-
-    Attributes:
-      image: uint8 [K, b, h, w, c] real images; None where no loss needs them.
-      label: int32 [K, b], their classes.
-      fake_label: int32 [K, b], the classes of the student's samples.
-      pairs: teacher ODE pairs of the generator turn; None without a regression loss.
-    """
-
-    image: np.ndarray | None
-    label: np.ndarray
-    fake_label: np.ndarray
-    pairs: PairPool | None
 
 
 def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
@@ -101,7 +83,12 @@ def build_players(config: ConfigDict, family: Family) -> Players:
 
 
 def initial_state(
-    players: Players, settings: DistillConfig, family: Family, teacher_params: Params, key: Key
+    players: Players,
+    settings: DistillConfig,
+    family: Family,
+    teacher_params: Params,
+    key: Key,
+    start: tuple[Params, Params] | None = None,
 ) -> TrainState:
     """Make the state of cycle 0: generator and critic are copies of the teacher.
 
@@ -111,92 +98,46 @@ def initial_state(
       family: the networks.
       teacher_params: the teacher's weights.
       key: of the GAN head's weights.
+      start: weights of generator and critic to begin with instead.
     """
     head = None
     if players.discriminator is not None:
         head = players.discriminator.init(key, family.feature_shapes(1))
-    return init_state(settings, generator=teacher_params, critic=teacher_params, discriminator=head)
+    generator, critic = start or (teacher_params, teacher_params)
+    return init_state(settings, generator=generator, critic=critic, discriminator=head)
 
 
-def read_cycle(
-    recipe: Recipe, cycle: int, pairs: PairPool | None = None, *, first_example: int | None = None
-) -> HostBatch:
-    """Read what cycle number `cycle` needs: a function of (config, data, arguments) alone.
+def starting_weights(place: str, family: Family) -> tuple[Params, Params] | None:
+    """Read the weights of generator and critic of another distillation, to go on from.
 
     Args:
-      recipe: the recipe.
-      cycle: 0, 1, ...
-      pairs: teacher ODE pairs, for the regression loss.
-      first_example: how many real examples were read before; by default `cycle` times those of
-        a cycle.
+      place: `config.distill.start_from`: a run folder, or RUN@CYCLE for one of its checkpoints;
+        empty: the teacher's.
+      family: the networks.
 
     Returns:
-      This process's rows of the global batch.
+      Weights of (generator, critic), or None for the teacher's.
+
+    Raises:
+      ValueError: if there is no such run, or its networks are others.
+      CheckpointError: if no checkpoint of it is good.
     """
-    config, classes = recipe.config, recipe.family.num_classes
-    distill, seed = config.distill, config.seed
-    turns, b = distill.critic_turns, distill.batch_size
-    rows = data.process_rows(b, jax.process_index(), jax.process_count())
-    if first_example is None:
-        first_example = cycle * turns * b
-    noised_real = not distill.backward_simulation and len(distill.student_times) > 1
-    needs_images = distill.gan_critic_weight is not None or noised_real
-    image, label = None, np.zeros((turns, b), np.int32)[:, rows]
-    if needs_images or distill.fake_labels == "real":
-        batch = data.batches_from(
-            recipe.dataset, first_example, turns, batch_size=b, seed=seed, rows=rows
+    if not place:
+        return None
+    folder, at, cycle = place.rpartition("@")
+    folder = folder if at and cycle.isdecimal() else place
+    command, _ = read_run(folder)
+    if command != "distill":
+        raise ConfigError(
+            f"config.distill.start_from={place} is a run of `{command}`, expected one of "
+            f"`distill`; a teacher is given by config.teacher.weights."
         )
-        image, label = batch["image"] if needs_images else None, batch["label"]
-    fake_label = label
-    if distill.fake_labels == "uniform" and classes:
-        # RandomState, whose streams NumPy has frozen; the 1 keeps it apart from the data's order.
-        drawn = np.random.RandomState([seed, cycle, 1]).randint(0, classes, (turns, b))
-        fake_label = drawn.astype(np.int32)[:, rows]
-    if pairs is not None:
-        chosen = data.example_indices(
-            len(pairs.labels), start=first_example // turns, count=b, seed=seed
-        )[rows]
-        pairs = PairPool(*(array[chosen] for array in pairs))
-    return HostBatch(image, label, fake_label, pairs)
-
-
-def prepare(batch: HostBatch, num_classes: int) -> CycleBatch:
-    """Turn bytes into images in [-1, 1] and class numbers into conditions, where the batch is.
-
-    Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
-
-    Args:
-      batch: from `read_cycle`.
-      num_classes: of the family; 0 for an unconditional model.
-    """
-    real = pairs = None
-    if batch.image is not None:
-        real = Samples(data.to_model(batch.image), one_hot(batch.label, num_classes))
-    if batch.pairs is not None:
-        noise, x_0, labels = batch.pairs
-        pairs = Pairs(jnp.asarray(noise), jnp.asarray(x_0), one_hot(labels, num_classes))
-    return CycleBatch(real, one_hot(batch.fake_label, num_classes), pairs)
-
-
-def cycle_batch(
-    recipe: Recipe, cycle: int, pairs: PairPool | None = None, *, first_example: int | None = None
-) -> CycleBatch:
-    """Return `read_cycle`'s batch prepared: real images where a loss needs them, conditions, pairs.
-
-    Args:
-      recipe: the recipe.
-      cycle: see `read_cycle`.
-      pairs: see `read_cycle`.
-      first_example: see `read_cycle`.
-    """
-    batch = read_cycle(recipe, cycle, pairs, first_example=first_example)
-    return prepare(batch, recipe.family.num_classes)
-
-
-def _put(batch: HostBatch, mesh: Mesh) -> HostBatch:
-    """Put a batch on the devices, as the bytes and numbers that it is."""
-    images = shard_batch(batch._replace(pairs=None), mesh, axis=1)
-    return images._replace(pairs=shard_batch(batch.pairs, mesh))
+    template, step = family.param_shapes(), int(cycle) if folder != place else None
+    with Checkpoints(Path(folder) / CHECKPOINTS, read_only=True) as checkpoints:
+        generator, _, step = checkpoints.restore_part("generator.params", template, step)
+        critic, _, step = checkpoints.restore_part("critic.params", template, step)
+    print(f"generator and critic begin with the weights of {folder}, cycle {step}.", flush=True)
+    return generator, critic
 
 
 def student_files(config: ConfigDict) -> tuple[str, ...]:
@@ -233,57 +174,109 @@ def train(
     """
     workdir = Path(workdir)
     recipe = open_recipe(config, config.distill.batch_size)
-    family, mesh = recipe.family, recipe.mesh
-    settings = distill_config(config, family)
-    players = build_players(config, family)
-    teacher_file = weights_file(config.teacher.weights, "teacher.safetensors")
-    teacher_params = family.load(teacher_file)
-    teacher = {"path": str(teacher_file), "digest": params_digest(teacher_params)}
-    root = jax.random.key(config.seed)
-    head_key = stream_key(root, "discriminator")
-
-    def make_state(params: Params) -> TrainState:
-        return initial_state(players, settings, family, params, head_key)
-
-    shapes = jax.eval_shape(make_state, teacher_params)
-    total = config.distill.cycles
+    job = _open(recipe)
     resumed = open_training(
         config,
         workdir,
         "distill",
-        shapes,
-        total=total,
-        teacher=teacher,
+        job.shapes,
+        total=config.distill.cycles,
+        teacher=job.teacher,
         allow_change=allow_change,
         dry_run=dry_run,
     )
-    print(_table(shapes, teacher_params), flush=True)
-    cycle = make_cycle(players, settings)
+    print(_table(job.shapes, job.teacher_params), flush=True)
     if dry_run:
-        batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, pair_shapes(recipe)))
-        jax.eval_shape(cycle, shapes, teacher_params, batch, root)
+        jax.eval_shape(job.cycle, job.shapes, job.teacher_params, job.batch, job.root)
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
+    state = _run(job, recipe, workdir, profile)
+    _export(recipe, state, workdir)
+    return workdir / student_files(config)[0]
+
+
+class _Job(NamedTuple):
+    """A distillation that is checked; nothing of it is compiled or written yet.
+
+    Attributes:
+      teacher_params: the teacher's weights.
+      teacher: their path and digest.
+      make_state: teacher's weights -> the state of cycle 0.
+      shapes: the state's.
+      batch: the shapes of what a cycle reads.
+      shardings: where all of this lies on the mesh.
+      cycle: the program.
+      root: the key that all random numbers come from.
+    """
+
+    teacher_params: Params
+    teacher: dict[str, str]
+    make_state: Callable[[Params], TrainState]
+    shapes: TrainState
+    batch: CycleBatch
+    shardings: CycleShardings
+    cycle: Callable[..., tuple[TrainState, dict[str, Any]]]
+    root: Key
+
+
+def _open(recipe: Recipe) -> _Job:
+    """Check everything that can be checked without compiling or writing."""
+    config, family, mesh = recipe.config, recipe.family, recipe.mesh
+    rules = mesh_rules(config.mesh)
+    settings, players = distill_config(config, family), build_players(config, family)
+    file = weights_file(config.teacher.weights, "teacher.safetensors")
+    teacher_params = family.load(file)
+    check_rules(rules, teacher_params, mesh)
+    start = starting_weights(config.distill.start_from, family)
+    root = jax.random.key(config.seed)
+    head_key = stream_key(root, "discriminator")
+
+    def make_state(params: Params) -> TrainState:
+        return initial_state(players, settings, family, params, head_key, start)
+
+    shapes = jax.eval_shape(make_state, teacher_params)
+    batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, pair_shapes(recipe)))
+    shardings = cycle_shardings(shapes, teacher_params, batch, mesh, rules)
+    return _Job(
+        teacher_params,
+        {"path": str(file), "digest": params_digest(teacher_params)},
+        make_state,
+        shapes,
+        batch,
+        shardings,
+        make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings),
+        root,
+    )
+
+
+def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | None) -> TrainState:
+    """Run the cycles that are left; return the last state, which is checkpointed."""
+    config, family, mesh = recipe.config, recipe.family, recipe.mesh
     pairs = None
-    if settings.regression_weight is not None:
-        pairs = make_pairs(recipe, teacher_params, workdir / "teacher_pairs.npz")
-    teacher_params = replicate(teacher_params, mesh)
+    if config.distill.regression_weight is not None:
+        pairs = make_pairs(recipe, job.teacher_params, workdir / "teacher_pairs.npz")
+    teacher_params = jax.device_put(job.teacher_params, job.shardings.teacher)
+
+    def make_batch(i: int, first_example: int) -> HostBatch:
+        return put_batch(read_cycle(recipe, i, pairs, first_example=first_example), mesh)
 
     def advance(state: TrainState, batch: HostBatch, i: int) -> tuple[TrainState, dict[str, Any]]:
-        prepared = prepare(batch, family.num_classes)
-        return cycle(state, teacher_params, prepared, stream_key(root, "cycle", i))
+        # The second step moves nothing: the batch lies there already.
+        prepared = jax.device_put(prepare(batch, family.num_classes), job.shardings.batch)
+        return job.cycle(state, teacher_params, prepared, stream_key(job.root, "cycle", i))
 
     b, turns = config.distill.batch_size, config.distill.critic_turns
-    state = run_training(
+    return run_training(
         advance,
         recipe,
         workdir,
-        shapes,
-        total=total,
-        make_state=lambda: make_state(teacher_params),
-        make_batch=lambda i, first: _put(read_cycle(recipe, i, pairs, first_example=first), mesh),
+        job.shapes,
+        shardings=job.shardings.state,
+        total=config.distill.cycles,
+        make_state=lambda: job.make_state(job.teacher_params),
+        make_batch=make_batch,
         examples_per_step=turns * b,
-        teacher=teacher,
+        teacher=job.teacher,
         unit="cycle",
         images_per_step=b * (1 + turns),
         updates_per_step=1 + turns,
@@ -294,8 +287,6 @@ def train(
         shown=("generator_loss", "critic_loss"),
         profile=profile,
     )
-    _export(recipe, state, workdir)
-    return workdir / student_files(config)[0]
 
 
 def _table(shapes: TrainState, teacher_params: Params) -> str:

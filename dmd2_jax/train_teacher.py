@@ -26,7 +26,7 @@ from dmd2_jax.recipe import (
     parameter_table,
 )
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.sharding import shard_batch
+from dmd2_jax.runtime.sharding import replicated, shard_batch
 from dmd2_jax.sample import teacher_sampler
 from dmd2_jax.training import open_training, run_training
 from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree, expand
@@ -260,6 +260,7 @@ def train(
         recipe,
         workdir,
         shapes,
+        shardings=replicated(mesh),
         total=config.teacher.steps,
         make_state=lambda: init_teacher_state(family.init(stream_key(root, "init"))),
         make_batch=lambda i, first: shard_batch(read_step(recipe, i, first_example=first), mesh),

@@ -18,7 +18,6 @@ from dmd2_jax.runtime.loop import (
 )
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.run_folder import check_teacher, open_run
-from dmd2_jax.runtime.sharding import replicated
 from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.runtime.writers import check_writers
 from dmd2_jax.typing import PyTree
@@ -85,6 +84,7 @@ def run_training(
     shapes: PyTree,
     *,
     total: int,
+    shardings: PyTree,
     make_state: Callable[[], PyTree],
     make_batch: Callable[[int, int], PyTree],
     examples_per_step: int,
@@ -98,6 +98,7 @@ def run_training(
       recipe: the recipe.
       workdir: from `open_training`, as are `shapes`, `total` and `teacher`.
       shapes: of the state.
+      shardings: where it lies: a tree of Shardings, or one for all.
       total: steps of the whole run.
       make_state: makes the state of step 0.
       make_batch: (step, examples read before) -> the batch, on the devices; called ahead of time,
@@ -116,7 +117,7 @@ def run_training(
     config = recipe.config
     identity = {} if teacher is None else {"teacher": dict(teacher)}
     with Checkpoints(workdir / CHECKPOINTS, _keep(config)) as checkpoints:
-        resumed = start_or_resume(checkpoints, shapes, make_state, replicated(recipe.mesh))
+        resumed = start_or_resume(checkpoints, shapes, make_state, shardings)
         examples_seen = examples_counter(resumed, examples_per_step)
 
         def describe(done: int) -> dict[str, Any]:

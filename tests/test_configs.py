@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.config import apply_overrides, load_config
+from dmd2_jax.cycle_data import cycle_batch
 from dmd2_jax.data import ImageDataset
 from dmd2_jax.distill import make_cycle
 from dmd2_jax.recipe import Recipe, build_family, check
 from dmd2_jax.runtime.sharding import make_mesh
-from dmd2_jax.train_student import build_players, cycle_batch, distill_config, initial_state
+from dmd2_jax.train_student import build_players, distill_config, initial_state
 from dmd2_jax.train_teacher import compile_step, init_teacher_state, teacher_batch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,6 +25,7 @@ FLOORS = {
     "pairs": 5,
     "training": 5,
     "recipe": 5,
+    "cycle_data": 5,
     "parallel": 5,
     "plan": 5,
     "families": 4,

@@ -10,12 +10,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from dmd2_jax.config import apply_overrides
+from dmd2_jax.cycle_data import cycle_batch
 from dmd2_jax.pairs import make_pairs
 from dmd2_jax.recipe import Recipe, open_recipe, weights_file
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.train_student import (
     build_players,
-    cycle_batch,
     distill_config,
     initial_state,
 )

@@ -30,8 +30,9 @@ def accumulated_grad(
       microbatches: n, a divisor of b; 1 takes the batch whole.
 
     Returns:
-      The gradient; the per-sample outputs in the batch's order; the metrics: numbers averaged,
-      counts, averages and histograms summed over the microbatches.
+      The gradient; the per-sample outputs in the batch's order; the metrics of the whole batch:
+      values of each sample in its order, numbers averaged (L2 norms, named *_norm, by their
+      squares' sum), counts, averages and histograms summed.
     """
     if microbatches == 1:
         gradient, (samples, metrics) = jax.grad(loss_fn, has_aux=True)(params, inputs)
@@ -41,26 +42,31 @@ def accumulated_grad(
         gradient, aux = jax.grad(loss_fn, has_aux=True)(params, one)
         return jax.tree.map(jnp.add, total, gradient), aux
 
-    # Every n-th sample, so that a batch that is spread over devices stays where it is.
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape((-1, microbatches, *x.shape[1:])), 1, 0)
-
-    def join(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
-
     zero = jax.tree.map(jnp.zeros_like, params)
-    total, (samples, metrics) = jax.lax.scan(step, zero, jax.tree.map(split, inputs))
+    parts = jax.tree.map(lambda x: _split(x, microbatches), inputs)
+    total, (samples, metrics) = jax.lax.scan(step, zero, parts)
     gradient = jax.tree.map(lambda g: g / microbatches, total)
-    return gradient, jax.tree.map(join, samples), _merged(metrics)
+    merged = {name: _merge(name, value) for name, value in sum_leading(metrics).items()}
+    return gradient, jax.tree.map(_join, samples), merged
 
 
-def _merged(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Merge metrics with a leading axis of microbatches."""
+# Every n-th sample, so that a batch that is spread over devices stays where it is.
+def _split(x: Array, parts: int) -> Array:
+    return jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0)
 
-    def merge(value: Any) -> Any:
-        if isinstance(value, Average | Histogram):
-            return value  # summed already
-        counts = jnp.issubdtype(value.dtype, jnp.integer)
-        return jnp.sum(value, axis=0, dtype=value.dtype) if counts else jnp.mean(value, axis=0)
 
-    return {name: merge(value) for name, value in sum_leading(metrics).items()}
+def _join(x: Array) -> Array:
+    return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
+
+
+def _merge(name: str, value: Any) -> Any:
+    """Merge one metric with a leading axis of microbatches."""
+    if isinstance(value, Average | Histogram):
+        return value  # summed already
+    if value.ndim > 1:
+        return _join(value)
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        return jnp.sum(value, dtype=value.dtype)
+    if name.endswith("_norm"):
+        return jnp.sqrt(jnp.sum(jnp.square(value)))
+    return jnp.mean(value)

@@ -34,6 +34,7 @@ class DistillConfig:
     Attributes:
       sample_shape: shape of one sample, for example (64, 64, 3).
       batch_size: global batch of each turn.
+      microbatches: parts that each batch is computed in, one after another; a divisor of it.
       critic_turns: K, critic updates for each generator update (TTUR); 1 = no TTUR.
       student_times: the student's steps as decreasing times of its schedule: (80.0,) is one step.
       backward_simulation: make the input of later steps by rolling out the student itself;
@@ -70,6 +71,7 @@ class DistillConfig:
 
     sample_shape: tuple[int, ...]
     batch_size: int
+    microbatches: int = 1
     critic_turns: int = 5
     student_times: tuple[float, ...] = (80.0,)
     backward_simulation: bool = True
@@ -113,6 +115,11 @@ class DistillConfig:
             len(times) > 0 and all(a > b for a, b in itertools.pairwise(times)),
             f"student_times={times} must be strictly decreasing, for example (999, 749, 499, 249).",
         )
+        _require(
+            self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
+            f"microbatches={self.microbatches} must divide batch_size={self.batch_size}; try "
+            f"{_divisor(self.batch_size, self.microbatches)}.",
+        )
         for name in ("dm_range", "gan_range"):
             low, high = getattr(self, name)
             _require(
@@ -147,6 +154,11 @@ class DistillConfig:
             f"lr_schedule={self.lr_schedule!r} needs total_turns={self.total_turns} to be "
             "positive; set it to cycles * critic_turns.",
         )
+
+
+def _divisor(number: int, near: int) -> int:
+    """Return the divisor of `number` that is nearest to `near`."""
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.schedules import add_noise
+from dmd2_jax.distill.accumulate import accumulated_grad
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CriticDraws, GeneratorDraws, RolloutDraws, noised
 from dmd2_jax.distill.health import average_by_level, sample_statistics
@@ -130,8 +131,10 @@ def generator_turn(
     Source: DMD2 (arXiv 2405.14867) section 4, algorithm as in the official training script.
     """
 
-    def loss_fn(params: Params) -> tuple[Array, tuple[Array, Metrics]]:
-        x_0 = student_samples(players, params, rollout, cond, real, config)
+    def loss_fn(params: Params, part: tuple) -> tuple[Array, tuple[Array, Metrics]]:
+        noise, cond, draws, real, pairs = part
+        inputs = RolloutDraws(jnp.moveaxis(noise, 0, 1), rollout.step)
+        x_0 = student_samples(players, params, inputs, cond, real, config)
         loss, metrics = _generator_losses(
             x_0, cond, state, teacher_params, draws, players=players, config=config
         )
@@ -146,7 +149,10 @@ def generator_turn(
             metrics |= m
         return loss, (x_0, metrics)
 
-    gradient, (x_0, metrics) = jax.grad(loss_fn, has_aux=True)(state.generator.params)
+    whole = (jnp.moveaxis(rollout.noise, 1, 0), cond, draws, real, pairs)
+    gradient, x_0, metrics = accumulated_grad(
+        loss_fn, state.generator.params, whole, config.microbatches
+    )
     lr = config.generator_lr * learning_rate_factor(config, state.step.critic)
     (generator,), norm, taken = update_players((state.generator,), (gradient,), lr, config)
     ema = update_ema(state.ema, generator.params, state.step.generator, config)
@@ -233,11 +239,15 @@ def critic_turn(
     """
     fake = jax.lax.stop_gradient(fake)
 
-    def loss_fn(params: tuple) -> tuple[Array, Metrics]:
-        return _critic_losses(params, fake, real, draws, players=players, config=config)
+    def loss_fn(params: tuple, part: tuple) -> tuple[Array, tuple[None, Metrics]]:
+        fake, real, draws = part
+        loss, metrics = _critic_losses(params, fake, real, draws, players=players, config=config)
+        return loss, (None, metrics)
 
     trained = (state.critic,) if not config.has_gan else (state.critic, state.discriminator)
-    gradients, metrics = jax.grad(loss_fn, has_aux=True)(tuple(p.params for p in trained))
+    gradients, _, metrics = accumulated_grad(
+        loss_fn, tuple(p.params for p in trained), (fake, real, draws), config.microbatches
+    )
     lr = config.critic_lr * learning_rate_factor(config, state.step.critic)
     updated, norm, taken = update_players(trained, gradients, lr, config)
     step = state.step._replace(

@@ -245,7 +245,7 @@ def start_or_resume(
     checkpoints: Checkpoints,
     shapes: PyTree,
     make: Callable[[], PyTree],
-    sharding: Sharding,
+    shardings: PyTree,
 ) -> Restored:
     """Return the state to go on from, what was saved with it, and the steps it has taken.
 
@@ -253,15 +253,19 @@ def start_or_resume(
       checkpoints: of the run.
       shapes: the state's shapes.
       make: makes the state of step 0; called only where there is no checkpoint.
-      sharding: where every leaf is put.
+      shardings: where the leaves are put: a tree as the state, or one Sharding for all.
 
     Raises:
       CheckpointError: if there are checkpoints and none is good.
     """
     if checkpoints.latest_step() is None:
-        return Restored(jax.device_put(make(), sharding), {}, 0)
+        return Restored(jax.device_put(make(), shardings), {}, 0)
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
     template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
     )
     return checkpoints.restore(template)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -289,3 +290,24 @@ def test_generator_turn_leaves_the_critic_alone():
 def test_make_cycle_refuses_a_gan_without_discriminator():
     with pytest.raises(ValueError, match=r"players\.discriminator is None"):
         make_cycle(toy.players()._replace(discriminator=None), toy.config())
+
+
+@pytest.mark.parametrize("name", ["official", "few_step", "shared_pass", "no_gan"])
+def test_microbatches_equal_one_large_batch(name):
+    with jax.enable_x64(True):
+        config = toy.config(**VARIANTS[name])
+        players = toy.players()
+        double = functools.partial(jax.tree.map, lambda x: _doubled(x))
+        state, teacher, batch = double((make_state(config), TEACHER, make_batch(config)))
+        draws = double(draw_cycle(jax.random.key(7), config, toy.SCHEDULE))
+        whole, metrics = run_cycle(state, teacher, batch, draws, players=players, config=config)
+        assert whole.critic.params["in"].dtype == jnp.float64
+        parts = dataclasses.replace(config, microbatches=4)
+        split, in_parts = run_cycle(state, teacher, batch, draws, players=players, config=parts)
+        assert_trees_close(whole, split, 1e-6)
+        assert metrics.keys() == in_parts.keys()
+        assert_trees_close(metrics, in_parts, 1e-5)
+
+
+def _doubled(x):
+    return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
