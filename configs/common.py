@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1  # devices along the batch; -1 = all that the others leave
     config.mesh.fsdp = 1  # devices that share batch and weights, each holding a part of both
     config.mesh.tensor = 1  # devices that split every layer's output features
-    config.mesh.rules = ()  # "PATTERN=AXIS,..." where the default placement is not wanted
+    config.mesh.rules = ()  # "PATTERN=AXIS:AXIS:..." where the default placement is not wanted
 
     config.log = ConfigDict()
     config.log.every = 10  # cycles (teacher: steps) between metric lines

@@ -23,7 +23,7 @@ __all__ = ["cycle_shardings", "mesh_rules", "spread_players"]
 
 
 def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
-    """Return the sharding rules that `config.mesh.rules` spells: "PATTERN=axis,axis,...".
+    """Return the sharding rules that `config.mesh.rules` spells: "PATTERN=axis:axis:...".
 
     An axis is "data", "fsdp", "tensor" or "-" for none, one for each axis of the arrays.
 
@@ -35,10 +35,10 @@ def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
         pattern, equals, axes = text.rpartition("=")
         if not equals or not pattern:
             raise ConfigError(
-                f"config.mesh.rules has {text!r}, expected PATTERN=AXIS,AXIS,... such as "
-                f"'map_label/kernel=-,fsdp'; correct it."
+                f"config.mesh.rules has {text!r}, expected PATTERN=AXIS:AXIS:... such as "
+                f"'map_label/kernel=-:fsdp'; correct it."
             )
-        names = [axis.strip() for axis in axes.split(",")]
+        names = [axis.strip() for axis in axes.split(":")]
         rules.append((pattern, tuple(None if axis == "-" else axis for axis in names)))
     return tuple(rules)
 

@@ -16,9 +16,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax.distill import CycleBatch, DistillConfig, Pairs, Samples, make_cycle
+from dmd2_jax.distill import (
+    CycleBatch,
+    CycleShardings,
+    DistillConfig,
+    Pairs,
+    Samples,
+    TrainState,
+    make_cycle,
+)
 from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
 from dmd2_jax.recipe import Family, aligned, build_family, check
 from dmd2_jax.runtime.chips import Chip, topology
@@ -36,6 +45,7 @@ __all__ = [
     "plan_table",
     "sweep",
     "sweep_table",
+    "trace_cycle",
 ]
 
 LOCAL = "local"
@@ -144,8 +154,56 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
     Raises:
       ValueError: if the config or the topology is refused, or they do not fit each other.
     """
-    check(config)
+    start = time.perf_counter()
     chip, devices, num_chips = _machine(name)
+    cycle = trace_cycle(config, devices)
+    compiled, refusal = _compiled(cycle.traced)
+    memory = None if compiled is None else compiled.memory_analysis()
+    costs = read_program(compiled.as_text()) if compiled is not None else None
+    size = cycle.mesh.size
+    return Plan(
+        name=config.name,
+        topology=name,
+        chip=chip,
+        num_devices=size,
+        num_chips=num_chips * size // len(devices),
+        mesh=dict(cycle.mesh.shape),
+        batch_size=config.distill.batch_size,
+        images=config.distill.batch_size * (1 + config.distill.critic_turns),
+        cycles=config.distill.cycles,
+        owners=_owners(cycle),
+        peak_bytes=_peak(memory) if memory is not None else _asked_for(refusal),
+        limit_bytes=_limit(chip, devices, num_chips),
+        refusal=refusal,
+        flops=jaxpr_flops(cycle.traced.jaxpr) / size,
+        num_bytes=costs.num_bytes if costs else 0,
+        collectives=costs.collectives if costs else {},
+        compile_seconds=time.perf_counter() - start,
+    )
+
+
+class TracedCycle(NamedTuple):
+    """A recipe's cycle, traced for a mesh and not compiled, and the shapes of what it takes."""
+
+    traced: Any
+    mesh: Mesh
+    state: TrainState
+    teacher: PyTree
+    batch: CycleBatch
+    shardings: CycleShardings
+
+
+def trace_cycle(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> TracedCycle:
+    """Trace a recipe's cycle without its data and weights.
+
+    Args:
+      config: the whole config.
+      devices: to make the mesh of; None: this machine's.
+
+    Raises:
+      ValueError: if the config is refused or does not fit the devices.
+    """
+    check(config)
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.distill.batch_size, mesh)
     family = build_family(config)
@@ -157,30 +215,8 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
     batch = batch_shapes(config, family, settings)
     shardings = cycle_shardings(state, teacher, batch, mesh, rules)
     cycle: Any = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)
-    start = time.perf_counter()
     traced = cycle.trace(state, teacher, batch, jax.eval_shape(lambda: key))
-    compiled, refusal = _compiled(traced)
-    memory = None if compiled is None else compiled.memory_analysis()
-    costs = read_program(compiled.as_text()) if compiled is not None else None
-    return Plan(
-        name=config.name,
-        topology=name,
-        chip=chip,
-        num_devices=mesh.size,
-        num_chips=num_chips * mesh.size // len(devices),
-        mesh=dict(mesh.shape),
-        batch_size=settings.batch_size,
-        images=settings.batch_size * (1 + settings.critic_turns),
-        cycles=config.distill.cycles,
-        owners=_owners(state, teacher, batch, shardings),
-        peak_bytes=_peak(memory) if memory is not None else _asked_for(refusal),
-        limit_bytes=_limit(chip, devices, num_chips),
-        refusal=refusal,
-        flops=jaxpr_flops(traced.jaxpr) / mesh.size,
-        num_bytes=costs.num_bytes if costs else 0,
-        collectives=costs.collectives if costs else {},
-        compile_seconds=time.perf_counter() - start,
-    )
+    return TracedCycle(traced, mesh, state, teacher, batch, shardings)
 
 
 def sweep(
@@ -288,7 +324,9 @@ def _limit(chip: Chip | None, devices: Sequence[jax.Device], num_chips: int) -> 
     return statistics.get("bytes_limit")
 
 
-def _owners(state: Any, teacher: PyTree, batch: CycleBatch, shardings: Any) -> dict[str, Any]:
+def _owners(cycle: TracedCycle) -> dict[str, Any]:
+    state, shardings = cycle.state, cycle.shardings
+
     def held(tree: PyTree, places: PyTree) -> int:
         sizes = jax.tree.map(
             lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
@@ -297,7 +335,7 @@ def _owners(state: Any, teacher: PyTree, batch: CycleBatch, shardings: Any) -> d
         )
         return sum(jax.tree.leaves(sizes))
 
-    owners = {"teacher": {"params": held(teacher, shardings.teacher)}}
+    owners = {"teacher": {"params": held(cycle.teacher, shardings.teacher)}}
     for name in ("generator", "critic", "discriminator"):
         player, places = getattr(state, name), getattr(shardings.state, name)
         if player is not None:
@@ -306,7 +344,7 @@ def _owners(state: Any, teacher: PyTree, batch: CycleBatch, shardings: Any) -> d
                 "optimiser": held(player.opt_state, places.opt_state),
             }
     owners["generator"]["average"] = held(state.ema, shardings.state.ema)
-    owners["batch"] = {"params": held(batch, shardings.batch)}
+    owners["batch"] = {"params": held(cycle.batch, shardings.batch)}
     return owners
 
 

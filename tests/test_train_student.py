@@ -1,6 +1,7 @@
 """Distillation as a run: its folder, its resumption, its batches and its pairs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from dmd2_jax.train_student import (
     build_players,
     distill_config,
     initial_state,
+    starting_weights,
 )
 from tests.tiny import distill_words, dmd2, get_config, student_run, teacher_run
 
@@ -87,8 +89,12 @@ def test_distill_resumed_equals_never_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_distill_on_eight_devices_equals_one(tmp_path: Path) -> None:
-    more = ("--config.mesh.data=8", "--config.distill.cycles=1")
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_distill_on_eight_devices_equals_one(mesh: dict[str, int], tmp_path: Path) -> None:
+    more = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    more += [
+        "--config.distill.cycles=1",
+    ]
     assert dmd2(*distill_words(tmp_path, *more)) == 0
     expected = read_metrics(student_run() / "metrics.jsonl")[0]
     (got,) = read_metrics(tmp_path / "metrics.jsonl")
@@ -221,3 +227,37 @@ def test_config_json_holds_the_command_and_the_whole_config() -> None:
     assert record["command"] == "distill"
     assert record["config"]["teacher"]["weights"] == str(teacher_run())
     assert record["config"]["optim"]["ema_decays"] == [0.9]
+
+
+def test_starting_weights_are_those_of_the_run() -> None:
+    it = recipe()
+    generator, critic = starting_weights(str(student_run()), it.family)
+    exported = it.family.load(student_run() / "student.safetensors")
+    for got, expected in zip(jax.tree.leaves(generator), jax.tree.leaves(exported), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    earlier, _ = starting_weights(f"{student_run()}@2", it.family)
+    assert not np.array_equal(jax.tree.leaves(earlier)[0], jax.tree.leaves(generator)[0])
+    players, settings = build_players(it.config, it.family), distill_config(it.config, it.family)
+    state = initial_state(
+        players, settings, it.family, exported, jax.random.key(0), (generator, critic)
+    )
+    for got, expected in zip(
+        jax.tree.leaves(state.critic.params), jax.tree.leaves(critic), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (lambda: teacher_run(), "is a run of `train-teacher`, expected one of `distill`"),
+        (lambda: f"{student_run()}@3", "no checkpoint of step 3"),
+        (lambda: "nowhere", "no run in workdir nowhere"),
+    ],
+)
+def test_distill_refuses_to_start_from(
+    place: Callable[[], object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = distill_words(tmp_path, f"--config.distill.start_from={place()}", "--dry_run")
+    assert dmd2(*words) != 0
+    assert message in capsys.readouterr().err

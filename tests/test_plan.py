@@ -1,0 +1,160 @@
+"""Plans: the compiler's own figures, shard sizes by hand, and the command."""
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from dmd2_jax.config import ConfigError, apply_overrides
+from dmd2_jax.plan import LOCAL, Plan, make_plan, plan_table, sweep_table, trace_cycle
+from dmd2_jax.runtime.chips import CHIPS
+from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops
+from tests.tiny import RECIPE, dmd2, get_config
+
+
+def recipe(**changes: str) -> ConfigDict:
+    config = get_config()
+    apply_overrides(config, {key.replace("__", "."): text for key, text in changes.items()})
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Plan:
+    return make_plan(recipe())
+
+
+def test_plan_counts_the_owners_bytes(one_device: Plan) -> None:
+    teacher = one_device.owners["teacher"]["params"]
+    generator = one_device.owners["generator"]
+    assert teacher == generator["params"] == generator["average"]
+    # Adam's two moments and its count of updates.
+    assert generator["optimiser"] == 2 * teacher + 4
+    # [K, b] images of 8 x 8 and two sets of one-hot classes, float32.
+    assert one_device.owners["batch"]["params"] == 4 * 2 * 8 * (64 + 2 * 10)
+
+
+def test_plan_holds_at_least_what_its_owners_hold(one_device: Plan) -> None:
+    known = sum(sum(held.values()) for held in one_device.owners.values())
+    assert known < one_device.peak_bytes < 40 * known
+    assert one_device.limit_bytes is None
+    assert one_device.fits
+    assert one_device.collectives == {}
+
+
+def flops(**changes: str) -> float:
+    return jaxpr_flops(trace_cycle(recipe(**changes)).traced.jaxpr)
+
+
+def test_plan_flops_agree_with_the_compilers() -> None:
+    # One critic turn: the compiler counts a loop's body once, so the two may be compared.
+    traced = trace_cycle(recipe(distill__critic_turns="1")).traced
+    options = {"xla_backend_optimization_level": 0}
+    counted = traced.lower().compile(compiler_options=options).cost_analysis()["flops"]
+    # Both count products alike; what elementwise work costs is a convention.
+    assert jaxpr_flops(traced.jaxpr) == pytest.approx(counted, rel=0.2)
+
+
+def test_plan_counts_critic_turns(one_device: Plan) -> None:
+    two, four, six = (flops(distill__critic_turns=k) for k in "246")
+    assert one_device.flops == two
+    assert six - four == pytest.approx(four - two, rel=1e-6)
+
+
+def test_plan_on_a_mesh_divides_flops_and_weights() -> None:
+    spread = make_plan(recipe(mesh__data="2", mesh__fsdp="4", model__model_channels="16"))
+    alone = trace_cycle(recipe(model__model_channels="16"))
+    assert spread.num_devices == 8
+    assert spread.flops == pytest.approx(jaxpr_flops(alone.traced.jaxpr) / 8, rel=1e-3)
+    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(alone.state.critic.opt_state))
+    held = spread.owners["critic"]["optimiser"] / whole
+    assert 1 / 4 <= held < 0.45  # the small arrays are on every device
+    assert spread.collectives["all-gather"].number > 0
+
+
+def example(**changes: object) -> Plan:
+    plan = Plan(
+        name="x",
+        topology="v5e:2x4",
+        chip=CHIPS["v5e"],
+        num_devices=8,
+        num_chips=8,
+        mesh={"data": 8, "fsdp": 1, "tensor": 1},
+        batch_size=64,
+        images=384,
+        cycles=36_000,
+        owners={"teacher": {"params": 10**9}},
+        peak_bytes=12 * 10**9,
+        limit_bytes=16e9,
+        refusal="",
+        flops=197e12 * 0.05,
+        num_bytes=int(819e9 * 0.1),
+        collectives={"all-reduce": Collective(6, int(200e9 * 0.02))},
+        compile_seconds=1.0,
+    )
+    return plan._replace(**changes)
+
+
+def test_plan_takes_the_slowest_bound() -> None:
+    plan = example()
+    assert plan.bounds == pytest.approx({"arithmetic": 0.05, "memory": 0.1, "links": 0.02})
+    assert plan.seconds == pytest.approx(0.1)
+    assert plan.mfu == pytest.approx(0.5)
+    text = plan_table(plan)
+    assert "FITS: needs 12 GB a device, 16 GB there are" in text
+    assert "3,840 images/s, MFU at most 50%" in text
+    assert "at least 0.0417 days, 8 chip-hours" in text
+
+
+def test_plan_of_half_a_chip_has_half_its_peaks() -> None:
+    assert example(num_chips=4).seconds == pytest.approx(0.2)
+
+
+def test_plan_that_was_refused_says_so() -> None:
+    plan = example(refusal="RESOURCE_EXHAUSTED", peak_bytes=35 * 10**9)
+    assert not plan.fits
+    assert "DOES NOT FIT: needs 35 GB a device" in plan_table(plan)
+    assert "NO" in sweep_table([plan, example()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh__data": "3", "mesh__fsdp": "4"}, "which takes 12 devices"),
+        ({"mesh__data": "8", "distill__batch_size": "12"}, "try 16"),
+        ({"mesh__rules": "'nothing=-:fsdp'"}, "no parameter's path matches 'nothing'"),
+        ({"mesh__rules": "'kernel'"}, "expected PATTERN=AXIS:AXIS"),
+        ({"distill__microbatches": "3"}, "microbatches=3 must divide batch_size=8; try 2"),
+    ],
+)
+def test_make_plan_refuses_before_it_compiles(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(recipe(**changes))
+
+
+@pytest.mark.parametrize("name", ["v5x:4x4", "v5e", "v5e:16", "gpu:8"])
+def test_make_plan_names_the_nearest_topology(name: str) -> None:
+    with pytest.raises(ValueError, match="expected CHIP:SHAPE with a chip of .* did you mean"):
+        make_plan(recipe(), name)
+
+
+def test_plan_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dmd2("plan", f"--config={RECIPE}") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("tiny on local: 1 chips, 1 devices, mesh data=1, fsdp=1, tensor=1")
+    for word in ("discriminator", "arithmetic", "compiled in"):
+        assert word in text
+
+
+def test_plan_command_compares_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dmd2("plan", f"--config={RECIPE}", "--batches=8", f"--sweep={LOCAL},{LOCAL}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == 2 * [["local", "1", "8"]]
+
+
+def test_plan_command_refuses_an_unknown_topology(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dmd2("plan", f"--config={RECIPE}", "--topology=v9:2x2") == 2
+    assert "--topology=v9:2x2, expected CHIP:SHAPE" in capsys.readouterr().err
+
+
+def test_recipes_mesh_keys_are_checked() -> None:
+    with pytest.raises(ConfigError, match="mesh.fsdp=0, expected -1"):
+        make_plan(recipe(mesh__fsdp="0"))
