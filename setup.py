@@ -47,6 +47,7 @@ EXTRAS = {
         "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],
+    "plan": ["libtpu"],  # TPU's compiler, for `dmd2 plan --topology=v5e:4x4`; needs no TPU
     "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path
     # clu writes TensorBoard's event files with TensorFlow.
     "tensorboard": [

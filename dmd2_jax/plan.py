@@ -312,9 +312,12 @@ def _peak(memory: Any) -> int:
 
 
 def _asked_for(refusal: str) -> int:
-    """Read "Used 34.90G of 15.75G hbm" off the compiler's refusal."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", refusal)
-    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else 0
+    """Read what a program would need off the compiler's refusal."""
+    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds|[Uu]sed ([\d.]+)([KMGT]) of", refusal)
+    if not found:
+        return 0
+    number, unit = found[1] or found[3], found[2] or found[4]
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
 
 
 def _limit(chip: Chip | None, devices: Sequence[jax.Device], num_chips: int) -> float | None:

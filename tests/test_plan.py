@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import ConfigError, apply_overrides
-from dmd2_jax.plan import LOCAL, Plan, make_plan, plan_table, sweep_table, trace_cycle
+from dmd2_jax.plan import LOCAL, Plan, _asked_for, make_plan, plan_table, sweep_table, trace_cycle
 from dmd2_jax.runtime.chips import CHIPS
 from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops
 from tests.tiny import RECIPE, dmd2, get_config
@@ -113,6 +113,18 @@ def test_plan_that_was_refused_says_so() -> None:
     assert not plan.fits
     assert "DOES NOT FIT: needs 35 GB a device" in plan_table(plan)
     assert "NO" in sweep_table([plan, example()])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (34.50G) exceeds available HBM (15.75G). HLO module: jit_cycle.",
+        "Ran out of memory in memory space hbm. Used 34.50G of 15.75G hbm.",
+    ],
+)
+def test_plan_reads_what_the_compiler_asked_for(text: str) -> None:
+    assert _asked_for(text) == int(34.5 * 2**30)
 
 
 @pytest.mark.parametrize(

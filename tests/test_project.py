@@ -42,6 +42,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "text2image",
         "tfds",
         "hub",
+        "plan",
         "tensorboard",
         "benchmarks",
         "dev",
