@@ -470,16 +470,17 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from dmd2_jax import plan
+    from dmd2_jax.plan_tables import plan_table, sweep_table
 
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
     if arguments.sweep or arguments.batches:
         topologies = (arguments.sweep or arguments.topology).split(",")
         batches = [int(b) for b in (arguments.batches or "").split(",") if b]
-        print(plan.sweep_table(plan.sweep(config, topologies, batches)))
+        print(sweep_table(plan.sweep(config, topologies, batches)))
         return
     made = plan.make_plan(config, arguments.topology)
-    print(plan.plan_table(made))
+    print(plan_table(made))
     if not made.fits and arguments.remedy:
         print(plan.find_remedy(config, made))
 

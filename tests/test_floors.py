@@ -28,6 +28,7 @@ FLOORS = {
     "cycle_data": 5,
     "parallel": 5,
     "plan": 5,
+    "plan_tables": 5,
     "families": 4,
     "distill": 3,
     "evaluation": 3,

@@ -5,7 +5,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import ConfigError, apply_overrides
-from dmd2_jax.plan import LOCAL, Plan, _asked_for, make_plan, plan_table, sweep_table, trace_cycle
+from dmd2_jax.plan import LOCAL, _asked_for, make_plan, trace_cycle
+from dmd2_jax.plan_tables import Plan, plan_table, sweep_table
 from dmd2_jax.runtime.chips import CHIPS
 from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops
 from tests.tiny import RECIPE, dmd2, get_config

@@ -1,0 +1,163 @@
+"""A plan's figures, and how they are shown."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dmd2_jax.recipe import aligned
+from dmd2_jax.runtime.chips import Chip
+from dmd2_jax.runtime.program_costs import Collective
+
+__all__ = ["Plan", "plan_table", "sweep_table", "verdict"]
+
+
+class Plan(NamedTuple):
+    """What one cycle costs. Bytes and FLOPs are those of one device.
+
+    Attributes:
+      name: the recipe.
+      topology: what it is planned for, for example "v5p:4x4x4".
+      chip: the peaks; None on this machine, whose peaks are not known.
+      num_devices: devices of the mesh.
+      num_chips: chips of the slice.
+      mesh: the sizes of the axes.
+      batch_size: of one turn, global.
+      images: images that one cycle trains on, global.
+      cycles: length of the recipe.
+      owners: owner -> {"params", "optimiser", "average"} -> bytes.
+      peak_bytes: the compiler's figure for everything together; where the program was refused, what
+        the compiler says it would need.
+      limit_bytes: what a device has; None if not known.
+      refusal: what the compiler said; "" if the program compiled.
+      flops: in one cycle.
+      num_bytes: read and written in one cycle.
+      collectives: by kind, in one cycle.
+      compile_seconds: what planning took.
+    """
+
+    name: str
+    topology: str
+    chip: Chip | None
+    num_devices: int
+    num_chips: int
+    mesh: dict[str, int]
+    batch_size: int
+    images: int
+    cycles: int
+    owners: dict[str, dict[str, int]]
+    peak_bytes: int
+    limit_bytes: float | None
+    refusal: str
+    flops: float
+    num_bytes: int
+    collectives: dict[str, Collective]
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program compiled and stays below the memory there is."""
+        return not self.refusal and (not self.limit_bytes or self.peak_bytes <= self.limit_bytes)
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Seconds a cycle takes at least, by what bounds it; {} where no peaks are known."""
+        if self.chip is None or self.refusal:
+            return {}
+        share = self.num_chips / self.num_devices  # of a chip that a device is
+        linked = sum(collective.num_bytes for collective in self.collectives.values())
+        return {
+            "arithmetic": self.flops / (self.chip.flops * share),
+            "memory": self.num_bytes / (self.chip.memory_bandwidth * share),
+            "links": linked / (self.chip.link_bandwidth * share),
+        }
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that a cycle takes at least."""
+        return max(self.bounds.values()) if self.bounds else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOP utilisation at that time: the part of the arithmetic peak that is used."""
+        return self.bounds["arithmetic"] / self.seconds if self.seconds else None
+
+
+def plan_table(plan: Plan) -> str:
+    """Return a plan as text for the terminal."""
+    sizes = ", ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    lines = [
+        f"{plan.name} on {plan.topology}: {plan.num_chips} chips, {plan.num_devices} devices, "
+        f"mesh {sizes}, batch {plan.batch_size}",
+        verdict(plan),
+        "",
+        _memory_table(plan),
+        "",
+        f"arithmetic    {_si(plan.flops * plan.num_devices)}FLOP a cycle, "
+        f"{_si(plan.flops)}FLOP a device",
+    ]
+    if plan.refusal:
+        return "\n".join(lines)
+    lines.append(f"memory traffic  at most {_si(plan.num_bytes)}B a device and cycle")
+    for kind, collective in plan.collectives.items():
+        moved = f"{_si(collective.num_bytes)}B a device"
+        lines.append(f"  {kind}: {collective.number} a cycle, {moved}")
+    if plan.chip is not None and plan.seconds and plan.mfu is not None:
+        bounds = ", ".join(f"{what} {1e3 * s:.3g} ms" for what, s in plan.bounds.items())
+        days = plan.seconds * plan.cycles / 86400
+        lines += [
+            f"time          at least {1e3 * plan.seconds:.3g} ms a cycle ({bounds}), "
+            f"{plan.images / plan.seconds:,.0f} images/s, MFU at most {plan.mfu:.0%}",
+            f"the recipe    {plan.cycles:,} cycles: at least {days:.3g} days, "
+            f"{days * 24 * plan.num_chips:,.0f} chip-hours",
+            f"peaks used    {plan.chip.name}, a chip: {_si(plan.chip.flops)}FLOP/s bfloat16, "
+            f"{_si(plan.chip.memory)}B, {_si(plan.chip.memory_bandwidth)}B/s, links "
+            f"{_si(plan.chip.link_bandwidth)}B/s",
+        ]
+    lines.append(f"compiled in {plan.compile_seconds:.0f} s")
+    return "\n".join(lines)
+
+
+def verdict(plan: Plan) -> str:
+    """Return whether a plan fits, and what it needs, in one line."""
+    needed = f"{_si(plan.peak_bytes)}B a device"
+    if plan.limit_bytes is None:
+        return f"needs {needed}; how much there is, this backend does not say"
+    there = f"{_si(plan.limit_bytes)}B there are"
+    return f"{'FITS' if plan.fits else 'DOES NOT FIT'}: needs {needed}, {there}"
+
+
+def _memory_table(plan: Plan) -> str:
+    columns = ("params", "optimiser", "average")
+    rows: list[tuple[object, ...]] = [("memory a device, MB", *columns)]
+    for owner, held in plan.owners.items():
+        cells = [f"{held[c] / 1e6:,.1f}" if c in held else "-" for c in columns]
+        rows.append((owner, *cells))
+    known = sum(sum(held.values()) for held in plan.owners.values())
+    rest = max(plan.peak_bytes - known, 0) / 1e6
+    rows.append(("activations, gradients, the rest", f"{rest:,.1f}", "", ""))
+    rows.append(("together", f"{plan.peak_bytes / 1e6:,.1f}", "", ""))
+    return aligned(rows)
+
+
+def sweep_table(plans: Sequence[Plan]) -> str:
+    """Return several plans as one table, one a line."""
+    rows: list[tuple[object, ...]] = [
+        ("topology", "chips", "batch", "GB", "of", "fits", "ms/cycle", "MFU", "days", "chip-hours")
+    ]
+    for plan in plans:
+        limit = f"{plan.limit_bytes / 1e9:.1f}" if plan.limit_bytes else "?"
+        start = (plan.topology, plan.num_chips, plan.batch_size, f"{plan.peak_bytes / 1e9:.2f}")
+        verdict = "yes" if plan.fits else "NO"
+        if plan.seconds and plan.mfu is not None:
+            hours = plan.seconds * plan.cycles / 3600
+            times = (f"{1e3 * plan.seconds:.3g}", f"{plan.mfu:.0%}", f"{hours / 24:.3g}")
+            rows.append((*start, limit, verdict, *times, f"{hours * plan.num_chips:,.0f}"))
+        else:
+            rows.append((*start, limit, verdict, "-", "-", "-", "-"))
+    return aligned(rows)
+
+
+def _si(number: float) -> str:
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number / 1e3:.3g} k"
