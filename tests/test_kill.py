@@ -125,7 +125,9 @@ def torment(victim: Victim, signals: list[signal.Signals], dice: random.Random) 
                 # SIGTERM is handled as soon as the command has imported what handles it.
                 assert code == -number or (number == signal.SIGTERM and code == 0), said
                 kills.append(f"{number.name} {after[0] if after else '-'}")
-        if not ended:
+        if ended:
+            victim.life *= 0.9  # the machine has become faster than it was: aim earlier
+        else:
             assert "damaged" not in victim.finish(workdir)
         assert results(workdir) == victim.expected
     return kills
