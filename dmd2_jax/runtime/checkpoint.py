@@ -8,6 +8,7 @@ newest good one, aloud.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,8 @@ from dmd2_jax.runtime.retention import Keep, Retention
 from dmd2_jax.typing import Array, PyTree
 
 __all__ = ["CheckpointError", "Checkpoints", "Keep", "Restored", "newest_extra", "state_bytes"]
+
+_DISCARDED = "discarded"
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +84,10 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            # Renamed first, removed by us: a process killed in the midst leaves no half a step.
+            todelete_subdir=None if read_only else _DISCARDED,
         )
+        self._sweep()
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any] | None = None) -> None:
@@ -103,6 +109,7 @@ class Checkpoints:
         """
         self.wait()
         refuse_links(self.directory)
+        self._sweep()
         if step in self._manager.all_steps():
             return
         # Own copies: on CPU a view would share the buffer that the next step overwrites.
@@ -202,6 +209,7 @@ class Checkpoints:
         """Finish the last save and release the directory."""
         try:
             self.wait()
+            self._sweep()
         finally:
             self._manager.close()
 
@@ -215,6 +223,11 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _sweep(self) -> None:
+        """Remove the checkpoints that are not to be kept."""
+        if not self._read_only and jax.process_index() == 0:
+            shutil.rmtree(self.directory / _DISCARDED, ignore_errors=True)
 
     def _attempt(self, step: int, template: PyTree) -> "Restored | str":
         """Read one step; return what is wrong with it as text if it is damaged."""

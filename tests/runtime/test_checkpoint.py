@@ -92,6 +92,18 @@ def test_save_keeps_the_latest(tmp_path: Path) -> None:
         assert checkpoints.latest_step() == 4
 
 
+def test_save_removes_old_steps_by_a_rename_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:  # before anything of the renamed step is removed
+        killed.setattr("dmd2_jax.runtime.checkpoint.shutil.rmtree", lambda *a, **k: None)
+        saved(tmp_path / "c", (1, 2), keep=1)
+    assert sorted(entry.name for entry in (tmp_path / "c").iterdir()) == ["2", "discarded"]
+    assert (tmp_path / "c" / "discarded" / "1" / "meta").is_dir()
+    Checkpoints(tmp_path / "c").close()
+    assert [entry.name for entry in (tmp_path / "c").iterdir()] == ["2"]
+
+
 def test_save_leaves_an_existing_step_alone(tmp_path: Path) -> None:
     saved(tmp_path / "c", (1,))
     with Checkpoints(tmp_path / "c") as checkpoints:
