@@ -8,7 +8,7 @@
     dmd2 evaluate --workdir=runs/fashion_student
 
 Data: the four IDX files, for example of the Debian package dataset-fashion-mnist. Meant for one
-GPU or TPU chip; two CPU cores need days.
+GPU or TPU chip, and not run here; two CPU cores need days: fashion_mnist_small.py is for them.
 """
 
 from ml_collections import ConfigDict
