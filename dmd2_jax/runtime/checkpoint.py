@@ -11,14 +11,14 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.integrity import (
     array_entries,
     mismatches,
@@ -51,7 +51,7 @@ class Restored(NamedTuple):
     step: int
 
 
-class Checkpoints:
+class Checkpoints(Closing):
     """Save and restore one run's state under one directory.
 
     Example:
@@ -212,17 +212,6 @@ class Checkpoints:
             self._sweep()
         finally:
             self._manager.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _sweep(self) -> None:
         """Remove the checkpoints that are not to be kept."""

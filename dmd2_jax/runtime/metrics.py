@@ -7,18 +7,18 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
+from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.summaries import Average, Histogram
 
 __all__ = ["MetricsWriter", "Progress", "plain_value", "read_metrics"]
 
 
-class MetricsWriter:
+class MetricsWriter(Closing):
     """Append one JSON object a line to `metrics.jsonl`, each flushed as it is written.
 
     Opening drops the lines beyond `resumed_step` (they belong to work that will be done again)
@@ -54,17 +54,6 @@ class MetricsWriter:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl, ignoring a last line that was cut short."""
@@ -83,7 +72,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Progress:
+class Progress(Closing):
     """Show progress: a bar with ETA, images/s and losses, or on no terminal a line now and then."""
 
     def __init__(
@@ -151,17 +140,6 @@ class Progress:
         """Leave the display in its last state."""
         if self._bar is not None:
             self._bar.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _postfix(self) -> str:
         shown = [f"{name} {value:.4g}" for name, value in self._values.items()]

@@ -4,15 +4,14 @@ import collections
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
+from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.typing import PyTree
 
 __all__ = ["Prefetch"]
 
 
-class Prefetch:
+class Prefetch(Closing):
     """Make the batches of a range of steps in one background thread, in order.
 
     What `make` returns is a function of the step alone, so reading ahead changes no result. It
@@ -86,17 +85,6 @@ class Prefetch:
             self._changed.notify_all()
         self._thread.join(timeout=30)
         self._ready.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self, start: int, total: int) -> None:
         for i in range(start, total):

@@ -11,11 +11,11 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
+from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.metrics import MetricsWriter, plain_value
 from dmd2_jax.runtime.summaries import Histogram, histogram_edges
 
@@ -56,7 +56,7 @@ def check_writers(log: Mapping[str, Any]) -> None:
             )
 
 
-class Writers:
+class Writers(Closing):
     """All writers of one run.
 
     Example:
@@ -105,17 +105,6 @@ class Writers:
             stack.callback(self._speed.close)
             for board in self._boards:
                 stack.callback(board.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _show(self, step: int, metrics: Mapping[str, Any]) -> None:
         if not self._boards:
