@@ -43,6 +43,7 @@ EXTRAS = {
     # (which comes with grain) or tensorflow-datasets.
     "tfds": [
         "tensorflow-datasets>=4.9.10",
+        "importlib_resources>=6",  # tensorflow-datasets imports it and does not declare it
         "grain>=0.2.18,<0.3",
         "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",

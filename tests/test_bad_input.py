@@ -39,7 +39,7 @@ def train(workdir: Path, *more: str) -> list[str]:
         ("schedule.sigma_min=100", "expected sigma_min < sigma_max"),
         ("distill.batch_size=0", "expected at least 1"),
         ("optim.critic_lr=-1", "expected a positive number"),
-        ("mesh.data=4096", "config.mesh.data=4096 devices"),
+        ("mesh.data=4096", "which takes 4096 devices, expected a mesh for the 8 cpu devices"),
         ("model.num_classes=7", "expected 10 as in digits, or 0"),
         ("model.image_channels=3", "expected 1 as in the images of digits"),
         ("model.channel_mult=1,2,4,8,16", "must be divisible by 16"),
