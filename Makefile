@@ -73,6 +73,6 @@ $(VENV)/.installed: setup.py | $(BIN)/pip
 	@touch $@
 
 $(VENV)/.installed-dev: setup.py | $(BIN)/pip
-	@echo "installing dmd2_jax[dev] into $(VENV) (a minute or two and 1 GB, once)"
+	@echo "installing dmd2_jax[dev] into $(VENV) (a minute or two and 3 GB, once)"
 	@$(PIP) install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
