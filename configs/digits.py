@@ -8,8 +8,8 @@
 Data: scikit-learn's 1,797 digits; no download. `dmd2 demo` runs all three.
 
 Measured here (2 CPU cores, 2026-11-21): 7 minutes in all; FID in the digits classifier's features:
-teacher 3.26 with 35 network calls, student 2.97 with one, a random half of the real images against
-the other 5.32; class accuracy of the student 96.7 %.
+teacher 3.26 with 35 network calls, student 3.03 with one, a random half of the real images against
+the other 5.32; class accuracy of the student 97.2 %.
 """
 
 from ml_collections import ConfigDict
@@ -41,4 +41,6 @@ def get_config() -> ConfigDict:
     config.optim.warmup = 20
     config.optim.b1 = 0.5
     config.optim.ema_decays = (0.97,)
+
+    config.log.grid_every = 90  # a picture takes a second, these cycles 38
     return config

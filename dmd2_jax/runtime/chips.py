@@ -19,7 +19,7 @@ class Chip(NamedTuple):
       flops: bfloat16 FLOP/s.
       memory: bytes of high-bandwidth memory.
       memory_bandwidth: bytes/s.
-      link_bandwidth: bytes/s of all its links to other chips together.
+      link_bandwidth: bytes/s that all its links to other chips send together.
       shapes: slices that are sold, as the topology's sizes.
     """
 
@@ -34,13 +34,14 @@ class Chip(NamedTuple):
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
-# Google Cloud's TPU documentation, system architecture pages (read 2026-11).
+# As Google Cloud's TPU documentation states them; checked there in 2026-11: v5e and v6e. It gives
+# links in both directions together, of which this is half.
 CHIPS = {
     "v4": Chip("TPU v4", 275e12, 32e9, 1228e9, 300e9, _CUBE),
     "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, _FLAT),
     "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, _CUBE),
-    "v6e": Chip("TPU v6e", 918e12, 32e9, 1640e9, 448e9, _FLAT),
-    "tpu7x": Chip("TPU7x", 2307e12, 192e9, 7370e9, 1200e9, _CUBE),
+    "v6e": Chip("TPU v6e", 918e12, 32e9, 1638e9, 400e9, _FLAT),
+    "tpu7x": Chip("TPU7x", 2307e12, 192e9, 7370e9, 600e9, _CUBE),
 }
 """Name in a topology, such as "v5p" of "v5p:4x4x4" -> the chip."""
 
