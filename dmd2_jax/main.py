@@ -5,13 +5,10 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
+from dmd2_jax import commands as run
 from dmd2_jax.config import (
     ConfigError,
-    allowed_changes,
-    apply_overrides,
-    load_config,
     parse_overrides,
 )
 from dmd2_jax.version import __version__
@@ -101,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(
         commands,
         "train-teacher",
-        _train_teacher,
+        run.train_teacher,
         "train a diffusion model with EDM's objective",
         "dmd2 train-teacher --config=configs/digits.py --workdir=runs/teacher",
         "teacher.safetensors (the moving average of the weights)",
@@ -109,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(
         commands,
         "distill",
-        _distill,
+        run.distill,
         "distil a teacher into a student of one or a few steps",
         "dmd2 distill --config=configs/digits.py --workdir=runs/student \\\n"
         "    --config.teacher.weights=runs/teacher",
@@ -197,7 +194,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
         "sample",
-        _sample,
+        run.sample,
         "draw images from a run into one PNG",
         "Draw images from a run into one PNG.\n\nexample:\n"
         "  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png\n\n"
@@ -231,7 +228,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
         "convert",
-        _convert,
+        run.convert,
         "convert weights between EDM .pkl, PyTorch .bin and .safetensors",
         "Convert weights of the original names between files. SRC is a .safetensors, PyTorch's\n"
         ".bin, .pt or .pth, EDM's .pkl, hf://owner/repository/file, or the --workdir of a run; DST "
@@ -264,7 +261,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
         "evaluate",
-        _evaluate,
+        run.evaluate,
         "measure a run against the real data",
         "Measure what a run trained (and a student's teacher): FID to the real images and class\n"
         "accuracy in the feature space of a small classifier, network calls and time an image.\n\n"
@@ -279,7 +276,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
         "data",
-        _data,
+        run.data,
         "list the data sources, check one from end to end, or write it as array_record",
         "Without --config, list the sources: the values of config.data.name.\n\n"
         "With --config, read every image of the data that it names, and print counts, shapes, a\n"
@@ -306,7 +303,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
         "demo",
-        _demo,
+        run.demo,
         "train, distil, sample and measure on handwritten digits, in minutes",
         "Train a teacher on 1,797 real handwritten digits, distil it to ONE step, sample and\n"
         "measure both, and print one table. Needs no network and no accelerator.\n\n"
@@ -321,7 +318,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands,
         "plan",
-        _plan,
+        run.plan,
         "what a recipe needs on a TPU slice that need not be there",
         "Compile a recipe's real cycle ahead of time for a TPU slice (none needed) or for this\n"
         "machine, and print whether it fits, the memory by owner, arithmetic, memory traffic,\n"
@@ -363,126 +360,6 @@ def _span(text: str) -> tuple[int, int]:
             f"{text!r}, expected START:COUNT with START >= 0 and COUNT >= 1, for example 1:3"
         )
     return int(start), int(count)
-
-
-def _train_teacher(arguments: argparse.Namespace) -> None:
-    from dmd2_jax import train_teacher
-
-    config = load_config(arguments.config)
-    apply_overrides(config, arguments.overrides)
-    path = train_teacher.train(
-        config,
-        arguments.workdir,
-        dry_run=arguments.dry_run,
-        profile=arguments.profile,
-        allow_change=allowed_changes(config, arguments.allow_change),
-    )
-    if path is not None:
-        print(f"teacher: {path}")
-
-
-def _distill(arguments: argparse.Namespace) -> None:
-    from dmd2_jax import train_student
-
-    config = load_config(arguments.config)
-    apply_overrides(config, arguments.overrides)
-    path = train_student.train(
-        config,
-        arguments.workdir,
-        dry_run=arguments.dry_run,
-        profile=arguments.profile,
-        allow_change=allowed_changes(config, arguments.allow_change),
-    )
-    if path is not None:
-        print(f"student: {path}")
-
-
-def _sample(arguments: argparse.Namespace) -> None:
-    from dmd2_jax.sample import sample_run
-
-    path = sample_run(
-        arguments.workdir,
-        arguments.out,
-        num=arguments.num,
-        seed=arguments.seed,
-        classes=arguments.classes,
-        which=arguments.which,
-        ema=arguments.ema,
-        weights=arguments.weights,
-        checkpoint=arguments.checkpoint,
-    )
-    print(f"{arguments.num} images: {path}")
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from dmd2_jax.convert import convert, recipe_lines
-
-    if arguments.config is None and arguments.overrides:
-        raise ConfigError(
-            f"--config.{next(iter(arguments.overrides))} changes a recipe, expected one; add "
-            "--config=FILE."
-        )
-    if arguments.target is None:
-        print(recipe_lines(arguments.source))
-        return
-    config = None
-    if arguments.config is not None:
-        config = load_config(arguments.config)
-        apply_overrides(config, arguments.overrides)
-    options = {name: getattr(arguments, name) for name in ("which", "ema", "prefix", "force")}
-    print(convert(arguments.source, arguments.target, config=config, **options))
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from dmd2_jax.evaluate import evaluate_run, metrics_table
-
-    cache = Path(arguments.workdir) / "classifier"
-    metrics = evaluate_run(arguments.workdir, seed=arguments.seed, cache=cache)
-    print(metrics_table(metrics))
-    print(f"figures: {arguments.workdir}/metrics.json")
-
-
-def _data(arguments: argparse.Namespace) -> None:
-    from dmd2_jax import data_command
-
-    if arguments.config is None:
-        if arguments.overrides or arguments.write:
-            raise ConfigError(
-                "`dmd2 data` has no --config, expected --config=FILE in order to check or write a "
-                "source; add it."
-            )
-        print(data_command.list_sources())
-        return
-    config = load_config(arguments.config)
-    apply_overrides(config, arguments.overrides)
-    if arguments.write:
-        print(data_command.write_shards(config, arguments.write, encoding=arguments.encoding))
-        return
-    data_command.check_source(config, arguments.out)
-    print(f"first images: {arguments.out}")
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from dmd2_jax import demo
-
-    demo.run(arguments.workdir, config=arguments.config, overrides=arguments.overrides)
-
-
-def _plan(arguments: argparse.Namespace) -> None:
-    from dmd2_jax import plan
-    from dmd2_jax.plan_tables import plan_table, sweep_table
-
-    config = load_config(arguments.config)
-    apply_overrides(config, arguments.overrides)
-    if arguments.sweep or arguments.batches:
-        topologies = (arguments.sweep or arguments.topology).split(",")
-        batches = [int(b) for b in (arguments.batches or "").split(",") if b]
-        print(sweep_table(plan.sweep(config, topologies, batches)))
-        return
-    made = plan.make_plan(config, arguments.topology)
-    print(plan_table(made))
-    if not made.fits and arguments.remedy:
-        print(plan.find_remedy(config, made))
 
 
 if __name__ == "__main__":

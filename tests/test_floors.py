@@ -13,6 +13,7 @@ PACKAGE = ROOT / "dmd2_jax"
 
 FLOORS = {
     "main": 7,
+    "commands": 7,
     "demo": 6,
     "evaluate": 6,
     "train_teacher": 5,

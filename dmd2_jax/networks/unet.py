@@ -53,10 +53,10 @@ class UNet(nn.Module):
     def _embed(
         self, noise_labels: Float[Array, " b"], class_labels: Float[Array, "b n"] | None
     ) -> Float[Array, "b d"]:
-        raise NotImplementedError
+        raise NotImplementedError  # the subclass knows the layers
 
     def _encode(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b d"]) -> list[Array]:
-        raise NotImplementedError
+        raise NotImplementedError  # the subclass knows the layers
 
     def _decode(self, skips: list[Array], embedding: Float[Array, "b d"]) -> Array:
-        raise NotImplementedError
+        raise NotImplementedError  # the subclass knows the layers

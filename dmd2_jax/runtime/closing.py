@@ -9,7 +9,7 @@ class Closing:
 
     def close(self) -> None:
         """Release the resource."""
-        raise NotImplementedError
+        raise NotImplementedError  # the subclass has the resource
 
     def __enter__(self) -> Self:
         return self

@@ -98,7 +98,7 @@ def persistence() -> types.ModuleType:
     module = types.ModuleType("torch_utils.persistence")
 
     def _reconstruct_persistent_obj(meta):
-        raise NotImplementedError("only files are made here")
+        raise NotImplementedError("only files are made here")  # pickle only needs its name
 
     _reconstruct_persistent_obj.__module__ = module.__name__
     _reconstruct_persistent_obj.__qualname__ = _reconstruct_persistent_obj.__name__

@@ -1,0 +1,134 @@
+"""What each `dmd2` command does with its flags: one call of a lower floor."""
+
+import argparse
+from pathlib import Path
+
+from dmd2_jax.config import ConfigError, allowed_changes, apply_overrides, load_config
+
+
+def train_teacher(arguments: argparse.Namespace) -> None:
+    """Train a teacher."""
+    from dmd2_jax import train_teacher
+
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    path = train_teacher.train(
+        config,
+        arguments.workdir,
+        dry_run=arguments.dry_run,
+        profile=arguments.profile,
+        allow_change=allowed_changes(config, arguments.allow_change),
+    )
+    if path is not None:
+        print(f"teacher: {path}")
+
+
+def distill(arguments: argparse.Namespace) -> None:
+    """Distil a teacher."""
+    from dmd2_jax import train_student
+
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    path = train_student.train(
+        config,
+        arguments.workdir,
+        dry_run=arguments.dry_run,
+        profile=arguments.profile,
+        allow_change=allowed_changes(config, arguments.allow_change),
+    )
+    if path is not None:
+        print(f"student: {path}")
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Draw images from a run."""
+    from dmd2_jax.sample import sample_run
+
+    path = sample_run(
+        arguments.workdir,
+        arguments.out,
+        num=arguments.num,
+        seed=arguments.seed,
+        classes=arguments.classes,
+        which=arguments.which,
+        ema=arguments.ema,
+        weights=arguments.weights,
+        checkpoint=arguments.checkpoint,
+    )
+    print(f"{arguments.num} images: {path}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Convert weights."""
+    from dmd2_jax.convert import convert, recipe_lines
+
+    if arguments.config is None and arguments.overrides:
+        raise ConfigError(
+            f"--config.{next(iter(arguments.overrides))} changes a recipe, expected one; add "
+            "--config=FILE."
+        )
+    if arguments.target is None:
+        print(recipe_lines(arguments.source))
+        return
+    config = None
+    if arguments.config is not None:
+        config = load_config(arguments.config)
+        apply_overrides(config, arguments.overrides)
+    options = {name: getattr(arguments, name) for name in ("which", "ema", "prefix", "force")}
+    print(convert(arguments.source, arguments.target, config=config, **options))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure a run."""
+    from dmd2_jax.evaluate import evaluate_run, metrics_table
+
+    cache = Path(arguments.workdir) / "classifier"
+    metrics = evaluate_run(arguments.workdir, seed=arguments.seed, cache=cache)
+    print(metrics_table(metrics))
+    print(f"figures: {arguments.workdir}/metrics.json")
+
+
+def data(arguments: argparse.Namespace) -> None:
+    """List, check or write data."""
+    from dmd2_jax import data_command
+
+    if arguments.config is None:
+        if arguments.overrides or arguments.write:
+            raise ConfigError(
+                "`dmd2 data` has no --config, expected --config=FILE in order to check or write a "
+                "source; add it."
+            )
+        print(data_command.list_sources())
+        return
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    if arguments.write:
+        print(data_command.write_shards(config, arguments.write, encoding=arguments.encoding))
+        return
+    data_command.check_source(config, arguments.out)
+    print(f"first images: {arguments.out}")
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Run the demonstration."""
+    from dmd2_jax import demo
+
+    demo.run(arguments.workdir, config=arguments.config, overrides=arguments.overrides)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Plan a cycle."""
+    from dmd2_jax import plan
+    from dmd2_jax.plan_tables import plan_table, sweep_table
+
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    if arguments.sweep or arguments.batches:
+        topologies = (arguments.sweep or arguments.topology).split(",")
+        batches = [int(b) for b in (arguments.batches or "").split(",") if b]
+        print(sweep_table(plan.sweep(config, topologies, batches)))
+        return
+    made = plan.make_plan(config, arguments.topology)
+    print(plan_table(made))
+    if not made.fits and arguments.remedy:
+        print(plan.find_remedy(config, made))
