@@ -6,11 +6,35 @@ classifier's 48 go through the same functions.
 
 import warnings
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64
 
 from dmd2_jax.typing import Float
+
+
+class Moments(Protocol):
+    """What the distance needs of a set of features.
+
+    Attributes:
+      count: n, vectors; None where a file does not say.
+      dimension: d, features a vector.
+      mean: [d] float64.
+      covariance: [d, d] float64, unbiased.
+    """
+
+    @property
+    def count(self) -> int | None: ...  # noqa: D102 (documented above)
+
+    @property
+    def dimension(self) -> int: ...  # noqa: D102
+
+    @property
+    def mean(self) -> np.ndarray: ...  # noqa: D102
+
+    @property
+    def covariance(self) -> np.ndarray: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -194,7 +218,7 @@ def frechet_distance(
     return float(max(distance, 0.0))
 
 
-def fid(statistics_1: FeatureStatistics, statistics_2: FeatureStatistics) -> float:
+def fid(statistics_1: Moments, statistics_2: Moments) -> float:
     """Return the Fréchet distance of two sets of features.
 
     Finite sets are further apart than their distributions, by about a constant times
@@ -211,7 +235,7 @@ def fid(statistics_1: FeatureStatistics, statistics_2: FeatureStatistics) -> flo
       ValueError: if a side has fewer than 2 vectors or the dimensions differ.
     """
     for statistics in (statistics_1, statistics_2):
-        if 2 <= statistics.count <= statistics.dimension:
+        if statistics.count is not None and 2 <= statistics.count <= statistics.dimension:
             warnings.warn(
                 f"{statistics.count} feature vectors of dimension {statistics.dimension}: the "
                 "covariance lacks rank and the distance is far too large; evaluate more than "
@@ -221,3 +245,35 @@ def fid(statistics_1: FeatureStatistics, statistics_2: FeatureStatistics) -> flo
     return frechet_distance(
         statistics_1.mean, statistics_1.covariance, statistics_2.mean, statistics_2.covariance
     )
+
+
+def fid_bias(statistics: Moments, count: int) -> float:
+    """Return the distance to expect between a Gaussian and `count` samples of itself.
+
+    To second order in the errors of mean and covariance, in the axes of the covariance with
+    variances v_i,
+
+        (1 / n) (sum_i v_i + 1/2 sum_ij (1 + [i = j]) v_i v_j / (v_i + v_j))
+
+    which for d equal variances is (v / n) (d + d (d + 1) / 4): it grows with the square of d. It
+    holds for n well above d; below, the distance has no more to grow than the variances
+    themselves, and the expression is cut at twice their sum.
+
+    Args:
+      statistics: of the reference.
+      count: n >= 1, samples.
+
+    Returns:
+      What a perfect generator would show, in squared feature units.
+
+    Source: expectation of the second-order expansion of the Bures distance under Wishart errors,
+    E[(S - C)_ij^2] = (1 + [i = j]) v_i v_j / n.
+    """
+    variances = np.maximum(np.linalg.eigvalsh(statistics.covariance), 0.0)
+    total = variances.sum()
+    sums = variances[:, None] + variances
+    harmonic = np.divide(
+        np.outer(variances, variances), sums, out=np.zeros_like(sums), where=sums > 0
+    )
+    bias = (total + 0.5 * (harmonic.sum() + np.trace(harmonic))) / count
+    return float(min(bias, 2.0 * total))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from dmd2_jax.evaluation.fid import FeatureStatistics, feature_statistics, fid, frechet_distance
 
@@ -51,6 +52,32 @@ def test_frechet_distance_of_rank_deficient_covariances_in_rotated_axes():
     cov1, cov2 = (q * s1**2) @ q.T, (q * s2**2) @ q.T
     distance = frechet_distance(np.zeros(4), cov1, np.zeros(4), cov2)
     np.testing.assert_allclose(distance, 4.0 + 1.0 + 4.0, atol=1e-6)
+
+
+def spectrum(values, seed):
+    """A covariance with these eigenvalues, in random axes."""
+    q = rotation(len(values), seed)
+    return (q * values) @ q.T
+
+
+COVARIANCES = {
+    "well conditioned": np.cov(features(500, 32, 1).T),
+    "condition 1e8": spectrum(np.logspace(-4, 4, 32), 2),
+    "condition 1e16": spectrum(np.logspace(-14, 2, 32), 3),
+    "fewer samples than dimensions": np.cov(features(20, 32, 4).T),
+    "constant features": np.cov(np.where(np.arange(32) < 5, 3.3, features(100, 32, 5)).T),
+}
+
+
+@pytest.mark.parametrize("first", sorted(COVARIANCES))
+@pytest.mark.parametrize("second", ["well conditioned", "fewer samples than dimensions"])
+def test_frechet_distance_equals_the_square_root_by_scipy(first, second):
+    """The reference implementations' route: sqrtm of the product, which is not symmetric."""
+    mu1, mu2 = np.zeros(32), np.linspace(0, 1, 32)  # 11 apart: also what is equal has a figure
+    cov1, cov2 = COVARIANCES[first], COVARIANCES[second]
+    root = scipy.linalg.sqrtm(cov1 @ cov2)
+    expected = np.sum((mu1 - mu2) ** 2) + np.trace(cov1 + cov2) - 2 * np.trace(root).real
+    np.testing.assert_allclose(frechet_distance(mu1, cov1, mu2, cov2), expected, rtol=1e-6)
 
 
 def test_frechet_distance_is_symmetric():

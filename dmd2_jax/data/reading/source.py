@@ -115,6 +115,10 @@ class DecodedSource:
                 pass
         return {"image": images, "label": labels}
 
+    def describe(self, index: int) -> str:
+        """Return the file of an image, for messages."""
+        return self._describe(index)
+
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._workers, thread_name_prefix=f"read {self.name}")

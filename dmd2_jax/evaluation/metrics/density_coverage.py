@@ -1,0 +1,33 @@
+"""Density (fidelity) and coverage (variety): precision and recall that outliers do not sway."""
+
+from dmd2_jax.evaluation.extractor import FeatureSet
+from dmd2_jax.evaluation.neighbours import balls, count_inside
+
+REAL, FAKE = ("features",), ("features",)
+
+
+def compute(real: FeatureSet, fake: FeatureSet, *, k: int = 5) -> dict[str, float]:
+    """Return how many real balls a generated sample lies in, and how many real balls have one.
+
+        density = sum_j |{i: y_j in B(x_i)}| / (k m)
+        coverage = |{i: some y_j in B(x_i)}| / n
+
+    B(x_i) reaches to the k-th nearest real neighbour of x_i, its border included. (The authors'
+    program leaves the border out, which matters for duplicates alone: with it, a set covers a
+    copy of itself also where all vectors are equal.)
+
+    Args:
+      real: features, n.
+      fake: features, m.
+      k: which neighbour.
+
+    Returns:
+      density >= 0, about 1 for equal distributions, and coverage, 0..1.
+
+    Raises:
+      ValueError: if the real side has no more than k vectors.
+
+    Source: Naeem et al. 2020 (2002.09797), eq. 4 and 5.
+    """
+    of_fake, of_balls = count_inside(balls(real.features, k), fake.features)
+    return {"density": float(of_fake.mean() / k), "coverage": float((of_balls > 0).mean())}

@@ -1,0 +1,93 @@
+"""Folders and zips of images to evaluate: read in order, and refused by name."""
+
+import numpy as np
+import pytest
+
+from dmd2_jax.evaluation.images import check_comparable, image_batches, open_images
+from tests.data.images import edm_files, picture, png, write_folder, write_zip
+
+
+def files(count, side=8):
+    return {f"img{i:02d}.png": png(picture(i, side)) for i in range(count)}
+
+
+@pytest.fixture(params=["folder", "zip"])
+def place(request, tmp_path):
+    """Writes files as a folder or as a zip."""
+    if request.param == "folder":
+        return lambda contents: write_folder(tmp_path / "made", contents)
+    return lambda contents: write_zip(tmp_path / "made.zip", contents)
+
+
+def test_image_batches_go_through_all_images_once(place):
+    source = open_images(place(files(7)))
+    batches = list(image_batches(source, 3))
+    assert [len(batch["image"]) for batch in batches] == [3, 3, 1]
+    expected = np.stack([picture(i) for i in range(7)])
+    np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches]), expected)
+
+
+def test_image_batches_stop_at_the_limit(place):
+    batches = list(image_batches(open_images(place(files(7))), 3, limit=5))
+    assert [len(batch["image"]) for batch in batches] == [3, 2]
+
+
+def test_open_images_takes_the_classes_of_edm_s_layout(place):
+    source = open_images(place(edm_files([2, 0, 1, 2, 0])))
+    (batch,) = image_batches(source, 10)
+    np.testing.assert_array_equal(batch["label"], [2, 0, 1, 2, 0])
+
+
+def test_open_images_describes_a_number_by_its_file(place):
+    assert open_images(place(files(3))).describe(2).endswith("/img02.png")
+
+
+def test_open_images_refuses_an_empty_folder(place):
+    with pytest.raises(ValueError, match=r"made.* has no file ending in \.png"):
+        open_images(place({"notes.txt": b"nothing here"}))
+
+
+def test_open_images_refuses_what_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere' do not exist"):
+        open_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_unreadable_image_is_named(place, number):
+    broken = files(2) | {f"img{number:02d}.png": b"no image"}
+    with pytest.raises(ValueError, match=f"img0{number}.png"):
+        list(image_batches(open_images(place(broken)), 2))
+
+
+def test_a_truncated_image_is_named(place):
+    contents = files(40)  # beyond those that opening looks at
+    contents["img38.png"] = contents["img38.png"][:80]
+    with pytest.raises(ValueError, match=r"img38\.png"):
+        list(image_batches(open_images(place(contents)), 40))
+
+
+def test_an_image_of_another_size_is_named(tmp_path):
+    contents = files(70) | {"img01.png": png(picture(1, 9))}
+    source = open_images(write_folder(tmp_path / "made", contents))
+    with pytest.raises(ValueError, match=r"img01\.png is 9 x 9 pixels.*its first, which is 8 x 8"):
+        list(image_batches(source, 70))
+
+
+def test_check_comparable_refuses_another_resolution(tmp_path):
+    real, fake = (
+        open_images(write_folder(tmp_path / name, files(2, side)))
+        for name, side in (("real", 8), ("fake", 16))
+    )
+    with pytest.raises(ValueError, match=r"fake has images of .*\(16, 16, 3\), expected \(8, 8, 3"):
+        check_comparable(real, fake)
+    check_comparable(real, real)
+
+
+def test_check_comparable_refuses_grey_against_colour(tmp_path):
+    grey = {"a.png": png(picture(0, 8, 1))}
+    real, fake = (
+        open_images(write_folder(tmp_path / name, contents))
+        for name, contents in (("real", files(1)), ("fake", grey))
+    )
+    with pytest.raises(ValueError, match=r"\(8, 8, 1\), expected \(8, 8, 3\)"):
+        check_comparable(real, fake)

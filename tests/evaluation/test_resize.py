@@ -1,0 +1,130 @@
+"""Each reference's resizing, against the library that it calls."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmd2_jax.evaluation.resize import PREPARATIONS, prepare, resize_matrix
+
+SIDES = [32, 299, 320, 700]
+"""Enlarged, unchanged, and shrunk by less and more than the kernel's width."""
+
+
+def images(side, channels=3, seed=0):
+    random = np.random.RandomState(seed)
+    return random.randint(0, 256, (2, side, side + 3, channels)).astype(np.uint8)
+
+
+def bytes_again(name, prepared):
+    """Undo the map to [-1, 1]."""
+    prepared = np.asarray(prepared, np.float64)
+    return prepared * 128 + 128 if name in ("clean_fid", "edm") else (prepared + 1) * 127.5
+
+
+def tensorflow1(image, size=299):
+    """TF1's bilinear by its definition, pixel by pixel: src = i * in / out, no half pixels."""
+    h, w, _ = image.shape
+    out = np.empty((size, size, image.shape[-1]))
+    for i in range(size):
+        y, fy = divmod(i * h / size, 1)
+        y0, y1 = int(y), min(int(y) + 1, h - 1)
+        row = image[y0] * (1 - fy) + image[y1] * fy
+        for j in range(size):
+            x, fx = divmod(j * w / size, 1)
+            x0, x1 = int(x), min(int(x) + 1, w - 1)
+            out[i, j] = row[x0] * (1 - fx) + row[x1] * fx
+    return out
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_prepare_pytorch_fid_equals_torch_interpolate(side):
+    torch = pytest.importorskip("torch")
+    given = images(side)
+    floats = torch.from_numpy(given).permute(0, 3, 1, 2).float() / 255
+    resized = torch.nn.functional.interpolate(
+        floats, size=(299, 299), mode="bilinear", align_corners=False
+    )
+    expected = (2 * resized - 1).permute(0, 2, 3, 1).numpy()
+    # torch's places are float32: one unit in the last place of 300 is 3e-5 of a pixel.
+    np.testing.assert_allclose(prepare("pytorch_fid", given), expected, atol=6e-5)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_prepare_clean_fid_equals_pillow(side):
+    given = images(side)
+    expected = np.empty((2, 299, 299, 3))
+    for b in range(2):
+        for c in range(3):
+            channel = Image.fromarray(given[b, :, :, c].astype(np.float32))
+            resized = np.asarray(channel.resize((299, 299), Image.Resampling.BICUBIC))
+            expected[b, :, :, c] = resized.clip(0, 255)
+    got = bytes_again("clean_fid", prepare("clean_fid", given))
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [32, 320])
+def test_prepare_edm_equals_tensorflow_1(side):
+    given = images(side)
+    got = bytes_again("edm", prepare("edm", given))
+    np.testing.assert_allclose(got[0], tensorflow1(given[0].astype(float)), atol=1e-3)
+
+
+def test_prepare_edm_equals_the_shifted_grid_of_torch():
+    """StyleGAN's network samples a grid whose corner is moved so that pixel 0 lies on pixel 0."""
+    torch = pytest.importorskip("torch")
+    given = images(48)
+    x = torch.from_numpy(given).permute(0, 3, 1, 2).double()
+    h, w = x.shape[2:]
+    theta = torch.eye(2, 3, dtype=torch.float64)
+    theta[0, 2] = 1 / w - 1 / 299
+    theta[1, 2] = 1 / h - 1 / 299
+    grid = torch.nn.functional.affine_grid(
+        theta[None].repeat(2, 1, 1), [2, 3, 299, 299], align_corners=False
+    )
+    sampled = torch.nn.functional.grid_sample(
+        x, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    got = bytes_again("edm", prepare("edm", given))
+    np.testing.assert_allclose(got, sampled.permute(0, 2, 3, 1).numpy(), atol=1e-3)
+
+
+def test_prepare_patch_cuts_the_centre():
+    given = images(400)
+    got = bytes_again("patch", prepare("patch", given))
+    np.testing.assert_allclose(got, given[:, 50:349, 52:351], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(PREPARATIONS))
+def test_prepare_repeats_grey(name):
+    grey = images(320, channels=1)
+    np.testing.assert_array_equal(prepare(name, grey), prepare(name, np.repeat(grey, 3, axis=-1)))
+
+
+def test_preparations_differ():
+    """The point of the names: the same picture, four inputs to the network."""
+    given = images(320)
+    prepared = [np.asarray(prepare(name, given)) for name in sorted(PREPARATIONS)]
+    for i, one in enumerate(prepared):
+        for other in prepared[:i]:
+            assert np.abs(one - other).mean() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["half_pixel", "tensorflow1", "bicubic"])
+@pytest.mark.parametrize("size", [1, 2, 31, 1024])
+def test_resize_matrix_keeps_constants(kind, size):
+    np.testing.assert_allclose(resize_matrix(kind, size, 299).sum(axis=1), 1.0, rtol=1e-12)
+
+
+def test_prepare_refuses_an_unknown_name():
+    with pytest.raises(ValueError, match=r"resize='area', expected one of .*pytorch_fid"):
+        prepare("area", images(32))
+
+
+def test_prepare_refuses_four_channels():
+    with pytest.raises(ValueError, match=r"c = 1 or 3"):
+        prepare("edm", images(32, channels=4))
+
+
+def test_prepare_refuses_patches_of_small_images():
+    with pytest.raises(ValueError, match="298 x 301 pixels, expected at least 299"):
+        prepare("patch", images(298))
