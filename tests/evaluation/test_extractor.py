@@ -15,10 +15,15 @@ from dmd2_jax.runtime.sharding import make_mesh
 
 
 def untrained(seed):
-    """A classifier of digits with initial weights: a feature space like any other."""
-    module = ConvClassifier(10, num_features=5, width=2)
-    params = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))["params"]
-    return Classifier(module, params, (8, 8, 1), float("nan"))
+    """A classifier of digits with random weights: a feature space like any other."""
+    module, random = ConvClassifier(10, num_features=5, width=2), np.random.RandomState(seed)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+
+    def draw(leaf):
+        fan_in = np.prod(leaf.shape[:-1], initial=1.0)
+        return (random.standard_normal(leaf.shape) * (2 / fan_in) ** 0.5).astype(np.float32)
+
+    return Classifier(module, jax.tree.map(draw, shapes), (8, 8, 1), float("nan"))
 
 
 def apply(params, images):
