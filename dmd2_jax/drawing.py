@@ -139,4 +139,4 @@ def draw_scores(x_0: Float[np.ndarray, "b h w c"], scores: Comparison, path: Pat
 
 
 def _on_one_device(params: Params) -> Params:
-    return jax.device_put(params, jax.devices()[0])
+    return jax.device_put(params, jax.local_devices()[0])

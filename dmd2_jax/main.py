@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -52,19 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Call the command, turning what the user can mend into a message and an exit code."""
     from dmd2_jax.runtime.checkpoint import CheckpointError
+    from dmd2_jax.runtime.distributed import PeerError
     from dmd2_jax.runtime.loop import DivergedError
     from dmd2_jax.runtime.platform import prepare_backend
     from dmd2_jax.runtime.preemption import Interrupted, stoppable
 
     try:
-        # What cannot be resumed has not done what it was asked when it is stopped.
-        resumable = arguments.command in ("train-teacher", "distill", "demo")
+        together = _joined(arguments)
+        # What cannot be resumed has not done what it was asked when it is stopped. Processes that
+        # have joined hear SIGTERM in the training loop, together.
+        resumable = arguments.command in ("train-teacher", "distill", "demo") and not together
         with stoppable("The same command again goes on.") if resumable else nullcontext():
-            prepare_backend()
+            if not together:
+                prepare_backend()
             function(arguments)
     except Interrupted as stop:
         print(f"dmd2: {stop}", file=sys.stderr)
-        return stop.exit_code
+        return stop.exit_code or int(os.environ.get("DMD2_EXIT_WHEN_SAVED") or 0)
     except KeyboardInterrupt:
         print("dmd2: interrupted before there was anything to save.", file=sys.stderr)
         return 130
@@ -72,12 +77,35 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         if arguments.debug:
             raise
         return _refuse(error)
-    except (CheckpointError, DivergedError, OSError) as error:
+    except (CheckpointError, DivergedError, PeerError, OSError) as error:
         if arguments.debug:
             raise
         print(f"dmd2: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _joined(arguments: argparse.Namespace) -> bool:
+    """Join the other processes of the run, if there are any; return whether there are."""
+    from dmd2_jax.runtime.distributed import JoinError, Place, find_place, join
+    from dmd2_jax.runtime.platform import prepare_backend
+    from dmd2_jax.runtime.supervisor import supervise
+
+    names = Place._fields
+    place = find_place(Place(*(getattr(arguments, name, None) for name in names)))
+    if place is None:
+        return False
+    if not hasattr(arguments, "coordinator"):
+        raise JoinError(
+            f"`dmd2 {arguments.command}` is the work of one process, got an environment of "
+            f"several (DMD2_COORDINATOR or DMD2_DISTRIBUTED), expected none; unset them."
+        )
+    supervise(
+        "The same command again, in as many processes as are left, goes on from the last one."
+    )
+    prepare_backend()
+    join(place)
+    return True
 
 
 def _refuse(error: Exception) -> int:
@@ -179,6 +207,14 @@ def _add_training(
         action="store_true",
         help="check config, data, weights, devices and disk, print sizes, and stop",
     )
+    group = parser.add_argument_group(
+        "several processes",
+        "one run of several machines: the same command in each, with the same --workdir on a\n"
+        "shared disk; or from the environment, see docs/scaling.md and launch/",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num_processes", metavar="N", help="how many there are")
+    group.add_argument("--process_id", metavar="I", help="this one's number, 0 to N-1")
     parser.add_argument(
         "--profile",
         nargs="?",

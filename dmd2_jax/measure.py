@@ -23,6 +23,7 @@ from dmd2_jax.evaluation.features import (
 )
 from dmd2_jax.evaluation.fid import FeatureStatistics
 from dmd2_jax.recipe import Family, Recipe, uniform_labels
+from dmd2_jax.runtime.distributed import from_first, on_first, to_host
 from dmd2_jax.sample import Sampler, sample_images
 from dmd2_jax.typing import Params, PyTree
 
@@ -121,18 +122,23 @@ def training_score(
     config, family = recipe.config, recipe.family
     if not config.log.evaluate_every:
         return None
-    reference = open_reference(config, Path(workdir) / "classifier")
+    reference = on_first(lambda: open_reference(config, Path(workdir) / "classifier"))
     number = config.evaluate.training_samples
     labels = uniform_labels(number, family.num_classes)
 
-    def score(state: PyTree) -> dict[str, float]:
-        params = jax.device_put(choose(state), jax.devices()[0])
+    def measured(weights: Params) -> dict[str, float]:
+        assert reference is not None  # nobody else calls this
+        params = jax.device_put(weights, jax.local_devices()[0])
         batch_size = min(number, config.evaluate.batch_size)
         images = sample_images(
             sampler, family, params, labels, seed=config.seed, batch_size=batch_size
         )
         report = _judged(reference, family, images, labels)
         return {name: report[name] for name in ("fid", "class_accuracy") if name in report}
+
+    def score(state: PyTree) -> dict[str, float]:
+        weights = to_host(choose(state))
+        return from_first(lambda: measured(weights))
 
     return score
 

@@ -1,7 +1,6 @@
 """The teacher's ODE pairs for the regression loss: made once, kept beside the run."""
 
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.recipe import Recipe, uniform_labels
+from dmd2_jax.runtime.distributed import on_first
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.sample import sample_images, sample_noise, teacher_sampler
 from dmd2_jax.typing import Params
 
@@ -40,32 +41,47 @@ def make_pairs(recipe: Recipe, teacher_params: Params, path: Path) -> PairPool:
     """
     config, family = recipe.config, recipe.family
     number, shape = config.distill.regression_pairs, tuple(family.image_shape)
-    labels, teacher = uniform_labels(number, family.num_classes), params_digest(teacher_params)
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                pairs = PairPool(file["noise"], file["x_0"], file["labels"])
-                made_by = str(file["teacher"])
-            if made_by == teacher and pairs.noise.shape == pairs.x_0.shape == (number, *shape):
-                return pairs
-            fault = (
+    teacher = params_digest(teacher_params)
+
+    def read() -> PairPool:
+        with np.load(path, allow_pickle=False) as file:
+            pairs = PairPool(file["noise"], file["x_0"], file["labels"])
+            made_by = str(file["teacher"])
+        if made_by != teacher or not pairs.noise.shape == pairs.x_0.shape == (number, *shape):
+            raise ValueError(
                 f"noise of shape {pairs.noise.shape} by teacher {made_by}, expected "
                 f"{(number, *shape)} by {teacher}"
             )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            fault = str(error)
-        _log.warning("the teacher pairs in %s are refused (%s); making them again.", path, fault)
+        return pairs
+
+    def make_file() -> None:
+        if path.exists():
+            try:
+                read()
+                return
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                _log.warning(
+                    "the teacher pairs in %s are refused (%s); making them again.", path, error
+                )
+        pairs = _sampled(recipe, teacher_params)
+        with whole_file(path) as partial:
+            np.savez(partial, **pairs._asdict(), teacher=teacher)
+
+    on_first(make_file)
+    return read()
+
+
+def _sampled(recipe: Recipe, teacher_params: Params) -> PairPool:
+    config, family = recipe.config, recipe.family
+    number, shape = config.distill.regression_pairs, tuple(family.image_shape)
+    labels = uniform_labels(number, family.num_classes)
     _log.warning("making %d teacher pairs for the regression loss.", number)
     seed = config.seed + 1  # the sample grids use config.seed
     batch_size = min(number, config.evaluate.batch_size)
     sampler = teacher_sampler(family, config)
     x_0 = sample_images(sampler, family, teacher_params, labels, seed=seed, batch_size=batch_size)
     noise = np.asarray(sample_noise(seed, np.arange(number), 1, shape)[0])
-    pairs = PairPool(noise, x_0, labels)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **pairs._asdict(), teacher=teacher)
-    os.replace(temporary, path)
-    return pairs
+    return PairPool(noise, x_0, labels)
 
 
 def pair_shapes(recipe: Recipe) -> PairPool | None:

@@ -34,6 +34,7 @@ from dmd2_jax.recipe import (
     weights_file,
 )
 from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
+from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.loop import CHECKPOINTS
 from dmd2_jax.runtime.random import stream_key
@@ -191,7 +192,8 @@ def train(
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
     state = _run(job, recipe, workdir, profile)
-    _export(recipe, state, workdir)
+    versions = to_host(_versions(state))
+    on_first(lambda: _export(recipe, versions, workdir))
     return workdir / student_files(config)[0]
 
 
@@ -255,7 +257,8 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
     pairs = None
     if config.distill.regression_weight is not None:
         pairs = make_pairs(recipe, job.teacher_params, workdir / "teacher_pairs.npz")
-    teacher_params = jax.device_put(job.teacher_params, job.shardings.teacher)
+    teacher_params = put(job.teacher_params, job.shardings.teacher)
+    cycle = in_step(job.cycle)
 
     def make_batch(i: int, first_example: int) -> HostBatch:
         return put_batch(read_cycle(recipe, i, pairs, first_example=first_example), mesh)
@@ -263,7 +266,7 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
     def advance(state: TrainState, batch: HostBatch, i: int) -> tuple[TrainState, dict[str, Any]]:
         # The second step moves nothing: the batch lies there already.
         prepared = jax.device_put(prepare(batch, family.num_classes), job.shardings.batch)
-        return job.cycle(state, teacher_params, prepared, stream_key(job.root, "cycle", i))
+        return cycle(state, teacher_params, prepared, stream_key(job.root, "cycle", i))
 
     b, turns = config.distill.batch_size, config.distill.critic_turns
     return run_training(
@@ -280,7 +283,7 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
         unit="cycle",
         images_per_step=b * (1 + turns),
         updates_per_step=1 + turns,
-        draw=_drawing(recipe, teacher_params, workdir),
+        draw=_drawing(recipe, job.teacher_params, workdir),
         score=training_score(
             recipe, workdir, student_sampler(family, config), lambda state: _versions(state)[-1]
         ),
@@ -311,19 +314,20 @@ def _drawing(
     labels, columns = grid_labels(family.num_classes)
     cond = one_hot(labels[:columns], family.num_classes)
 
-    def draw(state: TrainState, done: int) -> dict[str, Path]:
-        _export(recipe, state, workdir)
-        images, pictures = draw_progress(
-            recipe, sampler, state.generator.params, workdir, done, unit="cycle"
-        )
-        if config.distill.train_critic:
+    def drawn(versions: tuple[Params, ...], critic: Params | None, done: int) -> dict[str, Path]:
+        _export(recipe, versions, workdir)
+        images, pictures = draw_progress(recipe, sampler, versions[0], workdir, done, unit="cycle")
+        if critic is not None:
             x_0 = images[:columns]
-            teacher, critic = jax.device_put(
-                (teacher_params, state.critic.params), jax.devices()[0]
-            )
+            teacher, critic = jax.device_put((teacher_params, critic), jax.local_devices()[0])
             pictures["scores"] = workdir / f"scores_{done:07d}.png"
             draw_scores(x_0, compare(teacher, critic, jnp.asarray(x_0), cond), pictures["scores"])
         return pictures
+
+    def draw(state: TrainState, done: int) -> dict[str, Path]:
+        versions = to_host(_versions(state))
+        critic = to_host(state.critic.params) if config.distill.train_critic else None
+        return on_first(lambda: drawn(versions, critic, done)) or {}
 
     return draw
 
@@ -333,6 +337,6 @@ def _versions(state: TrainState) -> tuple[Params, ...]:
     return (state.generator.params, *state.ema)
 
 
-def _export(recipe: Recipe, state: TrainState, workdir: Path) -> None:
-    for name, params in zip(student_files(recipe.config), _versions(state), strict=True):
-        recipe.family.save(jax.device_get(params), workdir / name)
+def _export(recipe: Recipe, versions: tuple[Params, ...], workdir: Path) -> None:
+    for name, params in zip(student_files(recipe.config), versions, strict=True):
+        recipe.family.save(params, workdir / name)

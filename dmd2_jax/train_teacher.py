@@ -19,12 +19,12 @@ from dmd2_jax.drawing import draw_progress
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.measure import training_score
 from dmd2_jax.recipe import (
-    Family,
     Recipe,
     one_hot,
     open_recipe,
     parameter_table,
 )
+from dmd2_jax.runtime.distributed import in_step, on_first, to_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import replicated, shard_batch
 from dmd2_jax.sample import teacher_sampler
@@ -249,7 +249,7 @@ def train(
         jax.eval_shape(step, shapes, x_0, cond, jax.random.key(0))
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
-    root = jax.random.key(config.seed)
+    root, step = jax.random.key(config.seed), in_step(step)
 
     def advance(state: TeacherState, batch: Batch, i: int) -> tuple[TeacherState, dict[str, Any]]:
         x_0, cond = prepare(batch, family.num_classes)
@@ -275,7 +275,8 @@ def train(
         shown=("denoising_loss",),
         profile=profile,
     )
-    _export(family, state, workdir)
+    weights = to_host(state.ema)
+    on_first(lambda: family.save(weights, workdir / NAME))
     return workdir / NAME
 
 
@@ -347,14 +348,13 @@ def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], dic
     """Return what exports the weights and draws the progress, from the same noise each time."""
     sampler = teacher_sampler(recipe.family, recipe.config)
 
-    def draw(state: TeacherState, done: int) -> dict[str, Path]:
-        _export(recipe.family, state, workdir)
+    def drawn(weights: Params, done: int) -> dict[str, Path]:
+        recipe.family.save(weights, workdir / NAME)
         # Half of the student's rows: the sampler calls the network many times.
-        _, pictures = draw_progress(recipe, sampler, state.ema, workdir, done, unit="step", rows=4)
-        return pictures
+        return draw_progress(recipe, sampler, weights, workdir, done, unit="step", rows=4)[1]
+
+    def draw(state: TeacherState, done: int) -> dict[str, Path]:
+        weights = to_host(state.ema)
+        return on_first(lambda: drawn(weights, done)) or {}
 
     return draw
-
-
-def _export(family: Family, state: TeacherState, workdir: Path) -> None:
-    family.save(jax.device_get(state.ema), workdir / NAME)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config import RESUME_MAY_DIFFER, plain
 from dmd2_jax.recipe import Recipe
 from dmd2_jax.runtime.checkpoint import Checkpoints, Keep, newest_extra
+from dmd2_jax.runtime.distributed import from_first
 from dmd2_jax.runtime.loop import (
     CHECKPOINTS,
     check_room,
@@ -61,20 +62,23 @@ def open_training(
         if newest is not None and teacher is not None:
             check_teacher(newest[1].get("teacher"), teacher)
 
-    check_writers(config.log)
-    check_room(workdir, shapes, _keep(config).most(total))
-    resumed = open_run(
-        workdir,
-        command,
-        plain(config),
-        may_differ=RESUME_MAY_DIFFER,
-        allow=allow_change,
-        check=check_saved,
-        dry_run=dry_run,
-    )
-    if resumed and not dry_run:
-        clear_partial(workdir)
-    return resumed
+    def open_folder() -> bool:
+        check_writers(config.log)
+        check_room(workdir, shapes, _keep(config).most(total))
+        resumed = open_run(
+            workdir,
+            command,
+            plain(config),
+            may_differ=RESUME_MAY_DIFFER,
+            allow=allow_change,
+            check=check_saved,
+            dry_run=dry_run,
+        )
+        if resumed and not dry_run:
+            clear_partial(workdir)
+        return resumed
+
+    return from_first(open_folder)
 
 
 def run_training(

@@ -158,7 +158,7 @@ class CycleShardings(NamedTuple):
       state: of the TrainState, before and after.
       teacher: of the teacher's parameters.
       batch: of the CycleBatch.
-      key: of the cycle's key.
+      key: of the cycle's key, and of its metrics.
     """
 
     state: PyTree
@@ -218,5 +218,5 @@ def make_cycle(
 
 
 def _jit_shardings(shardings: CycleShardings) -> dict[str, Any]:
-    # Metrics are left to the compiler: scalars, wherever they arise.
-    return {"in_shardings": tuple(shardings), "out_shardings": (shardings.state, None)}
+    # Metrics are few numbers, which every process reads: they go where the key is, everywhere.
+    return {"in_shardings": tuple(shardings), "out_shardings": (shardings.state, shardings.key)}

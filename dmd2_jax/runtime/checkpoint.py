@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from dmd2_jax.runtime.closing import Closing
+from dmd2_jax.runtime.distributed import from_all, is_first
 from dmd2_jax.runtime.integrity import (
     array_entries,
     mismatches,
@@ -215,7 +216,7 @@ class Checkpoints(Closing):
 
     def _sweep(self) -> None:
         """Remove the checkpoints that are not to be kept."""
-        if not self._read_only and jax.process_index() == 0:
+        if not self._read_only and is_first():
             shutil.rmtree(self.directory / _DISCARDED, ignore_errors=True)
 
     def _attempt(self, step: int, template: PyTree) -> "Restored | str":
@@ -227,13 +228,18 @@ class Checkpoints(Closing):
             return str(error)
         recorded = manifest["arrays"]
         _check_template(recorded, template, folder)
+        fault = ""
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(template))),
             )
         except Exception as error:
-            return f"its arrays cannot be read ({_brief(error)})"
+            fault = f"its arrays cannot be read ({_brief(error)})"
+        # Each process reads its own part: what one cannot read, none may go on from.
+        faults = [fault for fault in from_all(fault) if fault]
+        if faults:
+            return faults[0]
         return _verified(restored.state, recorded, manifest["extra"], step)
 
     def _attempt_part(self, step: int, part: str, template: PyTree) -> "Restored | str":
@@ -258,7 +264,7 @@ class Checkpoints(Closing):
     def _set_aside(self, faults: dict[int, str], used: int) -> None:
         for step, fault in faults.items():
             moved = ""
-            if not self._read_only and jax.process_index() == 0:
+            if not self._read_only and is_first():
                 target = self.directory / f"damaged-{step}"
                 for number in range(1, 1000):
                     if not target.exists():
@@ -275,8 +281,7 @@ class Checkpoints(Closing):
                 moved,
             )
         if faults and not self._read_only:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            from_all("set aside")
             self._manager.reload()
 
     def _save_failure(self, error: Exception) -> CheckpointError:
@@ -297,7 +302,8 @@ def state_bytes(state: PyTree) -> int:
 
 def _copied(leaf: Array | np.ndarray) -> Array | np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return leaf  # on an accelerator pod Orbax copies each host's shards itself
+        # Orbax copies each host's shards from accelerators itself; on CPU see `save`.
+        return jnp.copy(leaf) if jax.default_backend() == "cpu" else leaf
     return np.array(leaf, copy=True)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from dmd2_jax.typing import Array, PyTree
+from dmd2_jax.runtime.distributed import to_host
+from dmd2_jax.typing import PyTree
 
 __all__ = [
     "array_entries",
@@ -39,7 +39,7 @@ def array_entries(tree: PyTree) -> dict[str, dict[str, Any]]:
     for path, leaf in jax.tree.leaves_with_path(tree):
         entry = {"shape": list(np.shape(leaf)), "dtype": str(np.dtype(leaf.dtype))}
         if not isinstance(leaf, jax.ShapeDtypeStruct):
-            entry["digest"] = _digest(np.ascontiguousarray(_on_host(leaf)).tobytes())
+            entry["digest"] = _digest(np.ascontiguousarray(to_host(leaf)).tobytes())
         entries[jax.tree_util.keystr(path)] = entry
     return entries
 
@@ -165,9 +165,3 @@ def _digest(content: bytes) -> str:
 
 def _canonical(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _on_host(leaf: Array | np.ndarray) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-    return np.asarray(leaf)

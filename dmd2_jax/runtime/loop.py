@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Sharding
 
 from dmd2_jax.runtime.checkpoint import Checkpoints, Restored, state_bytes
+from dmd2_jax.runtime.distributed import is_first, put, say
 from dmd2_jax.runtime.metrics import Progress, plain_value
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted
 from dmd2_jax.runtime.profiler import Profiler
@@ -99,7 +100,7 @@ def run_loop(
         Progress(
             total=total, initial=start, description=unit, images_per_step=images_per_step
         ) as progress,
-        Profiler(workdir / "profile", profile, unit=unit) as profiler,
+        Profiler(workdir / "profile", profile if is_first() else None, unit=unit) as profiler,
     ):
         watch = Stopwatch(
             unit=unit,
@@ -112,7 +113,7 @@ def run_loop(
         window, saver = Window(extra.get("window")), _Saver(checkpoints, describe)
         metrics: dict[str, Any] = {}
         if start < total:
-            print(f"{unit} {start + 1} of {total}: compiling ...", file=sys.stderr, flush=True)
+            say(f"{unit} {start + 1} of {total}: compiling ...")
         for step in range(start, total):
             # One step in flight: the host prepares the next batch while the device works.
             jax.block_until_ready(metrics)
@@ -259,7 +260,7 @@ def start_or_resume(
       CheckpointError: if there are checkpoints and none is good.
     """
     if checkpoints.latest_step() is None:
-        return Restored(jax.device_put(make(), shardings), {}, 0)
+        return Restored(put(make(), shardings), {}, 0)
     if isinstance(shardings, Sharding):
         shardings = jax.tree.map(lambda _: shardings, shapes)
     template = jax.tree.map(

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dmd2_jax.runtime.closing import Closing
+from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.summaries import Average, Histogram
 
 __all__ = ["MetricsWriter", "Progress", "plain_value", "read_metrics"]
@@ -73,7 +74,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 class Progress(Closing):
-    """Show progress: a bar with ETA, images/s and losses, or on no terminal a line now and then."""
+    """Show progress: a bar with ETA, images/s and losses, or on no terminal a line now and then.
+
+    Of several processes the first one shows it.
+    """
 
     def __init__(
         self,
@@ -111,7 +115,7 @@ class Progress(Closing):
                 file=self._stream,
                 dynamic_ncols=True,
             )
-            if terminal
+            if terminal and is_first()
             else None
         )
 
@@ -130,6 +134,8 @@ class Progress(Closing):
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix(), refresh=False)
             self._bar.update(advanced)
+            return
+        if not is_first():
             return
         now = time.monotonic()
         if now - self._last_line >= self._every or done == self._total:

@@ -1,11 +1,12 @@
 """A trace of a few steps of a run for a profiler, on demand: `--profile=START:COUNT`."""
 
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import jax
+
+from dmd2_jax.runtime.distributed import say
 
 __all__ = ["Profiler"]
 
@@ -57,7 +58,7 @@ class Profiler:
         if self._running:
             self._stop()
         elif self._span is not None and self._taken <= self._span[0] and kind is None:
-            _say(
+            say(
                 f"--profile: no trace, this process took {self._taken} {self._unit}s and let "
                 f"{self._span[0]} pass; lower START of --profile=START:COUNT."
             )
@@ -65,12 +66,8 @@ class Profiler:
     def _stop(self) -> None:
         jax.profiler.stop_trace()
         self._running = False
-        _say(
+        say(
             f"profile written to {self._folder}. To look at it: `tensorboard --logdir "
             f"{self._folder}` with the tensorboard-plugin-profile package, or open the "
             f"perfetto_trace.json.gz in it at https://ui.perfetto.dev"
         )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dmd2_jax.runtime.closing import Closing
+from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.metrics import MetricsWriter, plain_value
 from dmd2_jax.runtime.summaries import Histogram, histogram_edges
 
@@ -57,7 +58,7 @@ def check_writers(log: Mapping[str, Any]) -> None:
 
 
 class Writers(Closing):
-    """All writers of one run.
+    """All writers of one run; of several processes, the first one writes.
 
     Example:
       with Writers(workdir, resumed_step=0, log=config.log) as writers:
@@ -69,9 +70,12 @@ class Writers(Closing):
     ) -> None:
         """Open the files, and the displays that `log` (see `check_writers`) asks for."""
         workdir, log = Path(workdir), log or {}
+        self._boards: list[_Board] = []
+        self._metrics = self._speed = None
+        if not is_first():
+            return
         self._metrics = MetricsWriter(workdir, resumed_step)
         self._speed = MetricsWriter(workdir, resumed_step, "speed.jsonl")
-        self._boards: list[_Board] = []
         if log.get("tensorboard"):
             self._boards.append(_TensorBoard(workdir / "tensorboard"))
         if log.get("wandb_project"):
@@ -79,12 +83,13 @@ class Writers(Closing):
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write what is a function of config, seed and data; see `MetricsWriter.write`."""
-        self._metrics.write(step, metrics)
+        if self._metrics is not None:
+            self._metrics.write(step, metrics)
         self._show(step, metrics)
 
     def speed(self, step: int, figures: Mapping[str, float]) -> None:
         """Write what the clock says; nothing if there are no figures."""
-        if figures:
+        if figures and self._speed is not None:
             self._speed.write(step, figures)
             self._show(step, {f"speed/{name}": value for name, value in figures.items()})
 
@@ -101,8 +106,9 @@ class Writers(Closing):
     def close(self) -> None:
         """Close all."""
         with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
-            stack.callback(self._metrics.close)
-            stack.callback(self._speed.close)
+            for file in (self._metrics, self._speed):
+                if file is not None:
+                    stack.callback(file.close)
             for board in self._boards:
                 stack.callback(board.close)
 

@@ -1,0 +1,313 @@
+"""Several processes as one run: how they join, agree and talk; the first one writes and speaks.
+
+Processes talk through the store of JAX's coordination service, not through the devices: it takes
+text, and a process may wait in it for as long as another one draws pictures.
+"""
+
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from dmd2_jax.typing import PyTree
+
+__all__ = [
+    "JoinError",
+    "PeerError",
+    "Place",
+    "find_place",
+    "from_all",
+    "from_first",
+    "in_step",
+    "is_first",
+    "join",
+    "on_first",
+    "put",
+    "say",
+    "to_host",
+]
+
+T = TypeVar("T")
+
+VARIABLES = ("DMD2_COORDINATOR", "DMD2_NUM_PROCESSES", "DMD2_PROCESS_ID")
+"""The environment's names of `Place`'s fields."""
+
+_WAIT = 24 * 3600 * 1000  # milliseconds; a process that dies ends the wait of the others
+_SHUTDOWN = 30  # seconds that a process that ends waits for the others to end too
+_talks = itertools.count()
+
+
+class JoinError(ValueError):
+    """The processes of a run do not fit each other, or cannot reach each other."""
+
+
+class PeerError(RuntimeError):
+    """Another process of this run failed at what all were waiting for."""
+
+
+class Place(NamedTuple):
+    """One process's place among those of a run; without a coordinator JAX finds all three.
+
+    Attributes:
+      coordinator: HOST:PORT that process 0 listens on, and that all can reach.
+      num_processes: how many there are.
+      process_id: 0 .. num_processes - 1, each once.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def find_place(given: Place, environment: Mapping[str, str] = os.environ) -> Place | None:
+    """Return this process's place, from flags or else from the environment.
+
+    Args:
+      given: the flags, as numbers or text; what is None is looked up.
+      environment: `DMD2_COORDINATOR`, `DMD2_NUM_PROCESSES` and `DMD2_PROCESS_ID`, or
+        `DMD2_DISTRIBUTED=1`, with which JAX asks SLURM, the TPU VM or Kubernetes.
+
+    Returns:
+      The place; None where this process is alone.
+
+    Raises:
+      JoinError: if only a part is given, or the numbers do not fit each other.
+    """
+    values = [
+        environment.get(name) or None if flag is None else str(flag)
+        for name, flag in zip(VARIABLES, given, strict=True)
+    ]
+    text = ", ".join(f"{name}={value}" for name, value in zip(VARIABLES, values, strict=True))
+    if not any(values):
+        automatic = environment.get("DMD2_DISTRIBUTED", "0")
+        if automatic not in ("", "0", "1"):
+            raise JoinError(f"DMD2_DISTRIBUTED={automatic}, expected 0 or 1; correct it.")
+        return Place() if automatic == "1" else None
+    coordinator, count, number = values
+    if not (coordinator and count and number):
+        raise JoinError(
+            f"got {text}, expected all three or none; give the rest, or DMD2_DISTRIBUTED=1 alone "
+            f"where SLURM, a TPU VM or Kubernetes says who is who."
+        )
+    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise JoinError(
+            f"got {text}, expected whole numbers with 0 <= process id < number of processes; "
+            f"number the processes from 0."
+        )
+    if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdecimal():
+        raise JoinError(f"got {text}, expected the coordinator as HOST:PORT; correct it.")
+    return Place(coordinator, int(count), int(number))
+
+
+def join(place: Place) -> None:
+    """Join the other processes of the run; call it before JAX touches a device.
+
+    Afterwards `jax.devices()` are those of all of them. Processes but the first print nothing
+    to standard output, and log errors only.
+
+    Args:
+      place: from `find_place`.
+
+    Raises:
+      JoinError: if the others cannot be reached, or were told other counts.
+    """
+    options = {} if place.coordinator is None else place._asdict()
+    if options:
+        options["coordinator_address"] = options.pop("coordinator")
+    # How long the others may miss a sign of life before the run ends, and a place be waited for.
+    heartbeat = int(os.environ.get("DMD2_HEARTBEAT_SECONDS", "100"))
+    timeout = int(os.environ.get("DMD2_JOIN_SECONDS", "300"))
+    try:
+        jax.distributed.initialize(
+            **options,
+            heartbeat_timeout_seconds=heartbeat,
+            initialization_timeout=timeout,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
+        _check_counts(timeout)
+    except JoinError:
+        raise
+    except Exception as error:  # of many kinds, by cluster and version
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise JoinError(
+            f"process {place.process_id if options else '(found by JAX)'} cannot join the others "
+            f"({lines[0]:.300}), expected {place.num_processes or 'all'} processes with the same "
+            f"coordinator and count, each with its own number, within {timeout} seconds "
+            f"(DMD2_JOIN_SECONDS); start them all, and give all the same coordinator and count."
+        ) from error
+    if not is_first():
+        logging.getLogger().setLevel(logging.ERROR)
+    _tidy_output(keep=is_first())
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes and speaks: number 0, or the only one."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Print to standard error, once a run."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def from_all(value: Any) -> list[Any]:
+    """Return what every process of the run gives, in their order; every process must call it.
+
+    Args:
+      value: this one's; anything JSON holds.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    key = f"dmd2/{next(_talks)}"
+    _store().key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    texts = [
+        _store().blocking_key_value_get(f"{key}/{number}", _WAIT)
+        for number in range(jax.process_count())
+    ]
+    return [json.loads(text) for text in texts]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Return what `make` returns in the first process, which alone calls it; all must ask.
+
+    Args:
+      make: returns anything JSON holds.
+
+    Raises:
+      Exception: in the first process, what `make` raises.
+      PeerError: in the others, if it raises.
+    """
+    if jax.process_count() == 1:
+        return make()
+    key = f"dmd2/{next(_talks)}"
+    if not is_first():
+        told = json.loads(_store().blocking_key_value_get(key, _WAIT))
+        if "error" in told:
+            raise PeerError(f"the first process stopped ({told['error']}); see its message.")
+        return told["value"]
+    try:
+        value = make()
+    except BaseException as error:
+        told = {"error": f"{type(error).__name__}: {error}"[:1000]}
+        _store().key_value_set(key, json.dumps(told))
+        raise
+    _store().key_value_set(key, json.dumps({"value": value}))
+    return value
+
+
+def on_first(act: Callable[[], T]) -> T | None:
+    """Call `act` in the first process while the others wait; they return None.
+
+    Raises:
+      Exception: see `from_first`.
+    """
+    result: list[T] = []
+    from_first(lambda: result.append(act()))
+    return result[0] if result else None
+
+
+def in_step(program: Any) -> Callable[..., Any]:
+    """Return a jitted function that is not run before every process has compiled it.
+
+    Compilations differ by more than the 30 seconds that Gloo, on CPU, waits for a peer.
+    """
+    compiled = jax.process_count() == 1
+
+    def call(*arguments: Any) -> Any:
+        nonlocal compiled
+        if not compiled:
+            program.lower(*arguments).compile()  # the call below finds it in JAX's cache
+            from_all("compiled")
+            compiled = True
+        return program(*arguments)
+
+    return call
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Return a tree's arrays whole, as NumPy arrays, in every process; all must ask.
+
+    Array by array, so that the devices hold one of them whole at a time.
+    """
+
+    def whole(leaf: Any) -> np.ndarray:
+        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if spread and not leaf.is_fully_replicated:
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Put arrays that every process has whole where they belong on the devices of all.
+
+    Args:
+      tree: arrays of this process.
+      shardings: a tree of Shardings that is a prefix of `tree`, or one for all.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def piecewise(leaf: Any, sharding: Sharding) -> jax.Array:
+        here = np.asarray(leaf)
+        return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
+
+    def below(sharding: Sharding, branch: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: piecewise(leaf, sharding), branch)
+
+    return jax.tree.map(below, shardings, tree, is_leaf=lambda x: isinstance(x, Sharding))
+
+
+def _tidy_output(keep: bool) -> None:
+    """Keep standard output for our own words, or for none: what libraries print goes to errors.
+
+    Gloo announces each of its connections there, from below Python.
+    """
+    sys.stdout.flush()
+    ours = os.dup(1) if keep else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", buffering=1)
+
+
+def _check_counts(timeout: int) -> None:
+    """Check what all were told, before anything waits for the devices of all."""
+    state, store = _state(), _store()
+    store.key_value_set(f"dmd2/told/{state.process_id}", str(state.num_processes))
+
+    def told_to(number: int) -> int:
+        return int(store.blocking_key_value_get(f"dmd2/told/{number}", timeout * 1000))
+
+    numbers = range(told_to(0))
+    told = [told_to(number) for number in numbers]
+    if set(told) != {len(told)}:
+        raise JoinError(
+            f"the processes {list(numbers)} were told of {told} processes, expected the same "
+            f"number each; correct DMD2_NUM_PROCESSES (--num_processes)."
+        )
+    counts = from_all(jax.local_device_count())
+    if len(set(counts)) > 1:
+        raise JoinError(
+            f"the processes have {counts} devices, expected equally many each, since each reads "
+            f"an equal part of every batch; start them on machines of one kind."
+        )
+
+
+def _state() -> Any:
+    # JAX has no public name for the store of its coordination service.
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+def _store() -> Any:
+    return _state().client

@@ -1,0 +1,151 @@
+"""Finding one's place; talk within one process; a parent that explains."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dmd2_jax.runtime.distributed import (
+    JoinError,
+    Place,
+    find_place,
+    from_all,
+    from_first,
+    on_first,
+    put,
+    to_host,
+)
+
+ALL = {"DMD2_COORDINATOR": "host:1234", "DMD2_NUM_PROCESSES": "4", "DMD2_PROCESS_ID": "3"}
+
+
+def test_find_place_reads_the_environment() -> None:
+    assert find_place(Place(), ALL) == Place("host:1234", 4, 3)
+
+
+def test_find_place_prefers_flags() -> None:
+    assert find_place(Place(process_id=0), ALL) == Place("host:1234", 4, 0)
+
+
+@pytest.mark.parametrize("environment", [{}, {"DMD2_DISTRIBUTED": "0"}, {"DMD2_PROCESS_ID": ""}])
+def test_find_place_is_none_for_one_process(environment: dict[str, str]) -> None:
+    assert find_place(Place(), environment) is None
+
+
+def test_find_place_leaves_it_to_jax() -> None:
+    assert find_place(Place(), {"DMD2_DISTRIBUTED": "1"}) == Place()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"DMD2_NUM_PROCESSES": ""}, "expected all three or none"),
+        ({"DMD2_PROCESS_ID": "4"}, "0 <= process id < number of processes"),
+        ({"DMD2_PROCESS_ID": "-1"}, "0 <= process id < number of processes"),
+        ({"DMD2_NUM_PROCESSES": "four"}, "0 <= process id < number of processes"),
+        ({"DMD2_COORDINATOR": "host"}, "HOST:PORT"),
+        ({"DMD2_COORDINATOR": ":99"}, "HOST:PORT"),
+    ],
+)
+def test_find_place_refuses_what_does_not_fit(changes: dict[str, str], expected: str) -> None:
+    with pytest.raises(JoinError, match=expected):
+        find_place(Place(), ALL | changes)
+
+
+def test_find_place_refuses_an_unknown_switch() -> None:
+    with pytest.raises(JoinError, match="DMD2_DISTRIBUTED=yes"):
+        find_place(Place(), {"DMD2_DISTRIBUTED": "yes"})
+
+
+def test_one_process_talks_to_itself() -> None:
+    assert from_all({"a": 1}) == [{"a": 1}]
+    assert from_first(lambda: 3) == 3
+    assert on_first(lambda: "made") == "made"
+
+
+def test_from_first_raises_what_was_raised() -> None:
+    with pytest.raises(KeyError, match="lost"):
+        from_first(lambda: {}["lost"])
+
+
+def test_put_and_to_host_keep_the_numbers() -> None:
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    tree = {"a": jnp.arange(4.0), "b": np.arange(6).reshape(2, 3)}
+    placed = put(tree, split)
+    assert placed["a"].sharding == split
+    for name, array in to_host(placed).items():
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, tree[name])
+
+
+SUPERVISED = """
+import os, signal, sys, time
+from dmd2_jax.runtime.supervisor import supervise
+supervise("Do it again.")
+print(os.getpid(), flush=True)
+{body}
+"""
+
+
+def supervised(body: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SUPERVISED.format(body=body)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_supervise_explains_an_abort() -> None:
+    _, errors = (process := supervised("os.abort()")).communicate(timeout=60)
+    assert process.returncode == 1
+    assert "another process of this run has most likely died" in errors
+    assert "Do it again." in errors
+
+
+def test_supervise_returns_the_exit_code() -> None:
+    process = supervised("sys.exit(75)")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (75, "")
+
+
+def test_supervise_passes_signals_on() -> None:
+    body = "signal.signal(signal.SIGTERM, lambda n, f: os._exit(9)); print('x', flush=True)\n"
+    process = supervised(body + "time.sleep(60)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 9
+    process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's service is Linux's")
+def test_supervise_leaves_no_child_behind_when_it_is_killed() -> None:
+    process = supervised("time.sleep(60)")
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not alive(child):
+            break
+        time.sleep(0.1)
+    assert not alive(child)
+    process.communicate()
+
+
+def alive(number: int) -> bool:
+    """Return whether a process runs; one that nobody has waited for has ended all the same."""
+    try:
+        with open(f"/proc/{number}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_alive_knows_this_process() -> None:
+    assert alive(os.getpid())

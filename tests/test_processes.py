@@ -1,0 +1,216 @@
+"""Two processes of four devices each, as one run, through the command."""
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dmd2_jax.runtime.metrics import read_metrics
+from tests.tiny import RECIPE, cache_folder, dmd2, scratch
+
+ROOT = RECIPE.parent.parent
+MODEL = ("--config.model.model_channels=16",)  # some arrays are large enough to be split
+MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
+SAVED = 75
+
+
+def start(*words: object, count: int = 2, told: tuple[int, ...] = (2, 2), **more: str) -> list[Any]:
+    """Start the processes of one run of `dmd2 WORDS`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={8 // count}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
+        "DMD2_COORDINATOR": f"127.0.0.1:{port}",
+        "DMD2_HEARTBEAT_SECONDS": "10",
+        "DMD2_EXIT_WHEN_SAVED": str(SAVED),
+        **more,
+    }
+    command = [sys.executable, "-m", "dmd2_jax.main", *map(str, words)]
+    return [
+        subprocess.Popen(
+            command,
+            env=environment | {"DMD2_NUM_PROCESSES": str(told[i]), "DMD2_PROCESS_ID": str(i)},
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(processes: list[Any], timeout: float = 400) -> list[tuple[int, str, str]]:
+    """Return (exit code, standard output, standard error) of each."""
+    ended = []
+    for process in processes:
+        out, errors = process.communicate(timeout=timeout)
+        ended.append((process.returncode, out, errors))
+    return ended
+
+
+def together(*words: object) -> list[tuple[int, str, str]]:
+    ended = finish(start(*words))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    return ended
+
+
+def distill(workdir: Path, *more: object) -> list[object]:
+    return [
+        "distill",
+        f"--config={RECIPE}",
+        f"--workdir={workdir}",
+        f"--config.teacher.weights={teacher()}",
+        *MODEL,
+        *MESH,
+        *more,
+    ]
+
+
+@functools.cache
+def teacher() -> Path:
+    """Train a teacher in one process of eight devices."""
+    workdir = scratch() / "teacher"
+    words = ["train-teacher", f"--config={RECIPE}", f"--workdir={workdir}", *MODEL]
+    assert dmd2(*words, "--config.mesh.data=-1") == 0
+    return workdir
+
+
+@functools.cache
+def alone() -> Path:
+    """Distil in one process of eight devices."""
+    workdir = scratch() / "alone"
+    assert dmd2(*distill(workdir)) == 0
+    return workdir
+
+
+@functools.cache
+def both() -> tuple[Path, list[tuple[int, str, str]]]:
+    """Distil in two processes of four devices."""
+    workdir = scratch() / "both"
+    return workdir, together(*distill(workdir))
+
+
+def weights(workdir: Path) -> np.ndarray:
+    tensors = load_file(workdir / "student.safetensors")
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)]).astype(np.float64)
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one() -> None:
+    got, expected = both()[0], alone()
+    assert relative(weights(got), weights(expected)) <= 1e-5
+    for name in ("generator_loss", "critic_loss", "gan_generator_loss"):
+        np.testing.assert_allclose(
+            [row[name] for row in read_metrics(got / "metrics.jsonl")],
+            [row[name] for row in read_metrics(expected / "metrics.jsonl")],
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.slow
+def test_only_the_first_process_speaks_and_writes_each_line_once() -> None:
+    workdir, ended = both()
+    (_, first, _), (_, second, errors) = ended
+    assert "student.safetensors" in first
+    assert second == ""
+    assert "cycle" not in errors
+    assert [row["step"] for row in read_metrics(workdir / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_checkpoint_of_two_processes_restores_in_one_bit_for_bit(capsys: Any) -> None:
+    # The digests in its manifest are of the arrays as the two processes held them.
+    workdir = both()[0]
+    before = weights(workdir)
+    (workdir / "student.safetensors").unlink()
+    assert dmd2(*distill(workdir)) == 0  # it is at its end: restored, exported, no cycle taken
+    assert "damaged" not in capsys.readouterr().err
+    np.testing.assert_array_equal(weights(workdir), before)
+
+
+@pytest.mark.slow
+def test_checkpoint_of_one_process_restores_in_two_bit_for_bit() -> None:
+    workdir = alone()
+    before = weights(workdir)
+    (workdir / "student.safetensors").unlink()
+    ended = together(*distill(workdir))
+    assert not any("damaged" in errors for _, _, errors in ended)
+    np.testing.assert_array_equal(weights(workdir), before)
+
+
+def wait_for_checkpoint(workdir: Path, after: int, processes: list[Any]) -> int:
+    """Return the number of a finished checkpoint beyond `after`."""
+    for _ in range(3000):
+        steps = [int(path.name) for path in workdir.glob("checkpoints/[0-9]*")]
+        done = [step for step in steps if step > after]
+        if done:
+            return max(done)
+        if any(process.poll() is not None for process in processes):
+            raise AssertionError(finish(processes))
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint in 300 seconds")
+
+
+@pytest.mark.slow
+def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
+    workdir = scratch() / "interrupted"
+    endless = distill(workdir, "--config.distill.cycles=100000", "--config.log.keep=1")
+
+    # A notice to one process stops both, after the same cycle, with a checkpoint of it.
+    processes = start(*endless)
+    step = wait_for_checkpoint(workdir, 0, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert [code for code, _, _ in ended] == [SAVED, SAVED], ended
+    assert "To resume" in ended[0][2]
+
+    # The death of one ends the other with a message, and leaves the finished checkpoints.
+    processes = start(*endless)
+    stopped = max(int(path.name) for path in workdir.glob("checkpoints/[0-9]*"))
+    assert stopped >= step
+    reached = wait_for_checkpoint(workdir, stopped, processes)
+    processes[1].kill()
+    ended = finish(processes)
+    assert ended[0][0] == 1
+    assert "another process of this run has most likely died" in ended[0][2]
+
+    # One process alone goes on from there.
+    last = max(int(path.name) for path in workdir.glob("checkpoints/[0-9]*"))
+    assert last >= reached
+    assert (
+        dmd2(*distill(workdir, f"--config.distill.cycles={last + 1}", "--config.log.keep=1")) == 0
+    )
+    assert read_metrics(workdir / "metrics.jsonl")[-1]["step"] == last + 1
+
+
+@pytest.mark.slow
+def test_processes_told_different_counts_are_refused() -> None:
+    words = ["train-teacher", f"--config={RECIPE}", f"--workdir={scratch() / 'never'}"]
+    ended = finish(start(*words, told=(2, 3), DMD2_JOIN_SECONDS="20"))
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    for _, _, errors in ended:
+        assert "told of [2, 3] processes, expected the same" in errors
+
+
+@pytest.mark.slow
+def test_commands_of_one_process_refuse_to_be_several() -> None:
+    ended = finish(start("sample", "--workdir=nowhere", count=1, told=(1,)))
+    assert ended[0][0] == 2
+    assert "`dmd2 sample` is the work of one process" in ended[0][2]
