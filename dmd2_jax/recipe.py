@@ -19,7 +19,7 @@ from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.weight_files import Weights
 from dmd2_jax.runtime import hub
 from dmd2_jax.runtime.checkpoint import state_bytes
-from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
+from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
 from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree
 
 __all__ = [
@@ -104,6 +104,7 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     """
     check(config)
     mesh = make_mesh(config.mesh)
+    check_processes(mesh)
     check_batch_size(batch_size, mesh)
     dataset = data.load(config.data, "train")
     model = config.model

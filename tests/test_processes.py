@@ -210,6 +210,14 @@ def test_processes_told_different_counts_are_refused() -> None:
 
 
 @pytest.mark.slow
+def test_mesh_without_rows_for_each_process_is_refused() -> None:
+    words = ["train-teacher", f"--config={RECIPE}", f"--workdir={scratch() / 'never'}", "--dry_run"]
+    ended = finish(start(*words, "--config.mesh.data=1", "--config.mesh.tensor=8"))
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    assert "data x fsdp a multiple of 2" in ended[0][2]
+
+
+@pytest.mark.slow
 def test_commands_of_one_process_refuse_to_be_several() -> None:
     ended = finish(start("sample", "--workdir=nowhere", count=1, told=(1,)))
     assert ended[0][0] == 2

@@ -22,6 +22,7 @@ __all__ = [
     "Rules",
     "batch_sharding",
     "check_batch_size",
+    "check_processes",
     "check_rules",
     "gather",
     "make_mesh",
@@ -94,6 +95,23 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         nearest = max(shards, round(batch_size / shards) * shards)
         raise ValueError(
             f"batch_size={batch_size} must be divisible by data shards={shards}; try {nearest}."
+        )
+
+
+def check_processes(mesh: Mesh) -> None:
+    """Check that every process of the run has an equal part of the batch, and of the mesh.
+
+    Raises:
+      ValueError: if devices of some are left out, or if the tensor axis, along which nothing of a
+        batch is split, leaves too few parts of it.
+    """
+    processes, shards = jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
+    if processes > 1 and (mesh.size != jax.device_count() or shards % processes):
+        raise ValueError(
+            f"the mesh {dict(mesh.shape)} over {jax.device_count()} devices of {processes} "
+            f"processes, expected one over all of them with data x fsdp a multiple of {processes}, "
+            f"since every process reads its own part of the batch; lower config.mesh.tensor, or "
+            f"set config.mesh.data=-1."
         )
 
 
