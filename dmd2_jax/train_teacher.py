@@ -18,6 +18,7 @@ from dmd2_jax.distill.health import average_by_level
 from dmd2_jax.drawing import draw_progress
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.measure import training_score
+from dmd2_jax.parallel import mesh_rules
 from dmd2_jax.recipe import (
     Recipe,
     one_hot,
@@ -26,7 +27,14 @@ from dmd2_jax.recipe import (
 )
 from dmd2_jax.runtime.distributed import in_step, on_first, to_host
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.sharding import replicated, shard_batch
+from dmd2_jax.runtime.sharding import (
+    batch_sharding,
+    check_rules,
+    gather,
+    replicated,
+    shard_batch,
+    tree_shardings,
+)
 from dmd2_jax.sample import teacher_sampler
 from dmd2_jax.training import open_training, run_training
 from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree, expand
@@ -39,6 +47,7 @@ __all__ = [
     "init_teacher_state",
     "prepare",
     "read_step",
+    "state_shardings",
     "teacher_batch",
     "teacher_loss",
     "teacher_step",
@@ -233,6 +242,7 @@ def train(
     recipe = open_recipe(config, config.teacher.batch_size)
     family, mesh = recipe.family, recipe.mesh
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
+    shardings = state_shardings(recipe)
     resumed = open_training(
         config,
         workdir,
@@ -252,7 +262,8 @@ def train(
     root, step = jax.random.key(config.seed), in_step(step)
 
     def advance(state: TeacherState, batch: Batch, i: int) -> tuple[TeacherState, dict[str, Any]]:
-        x_0, cond = prepare(batch, family.num_classes)
+        # The second step moves nothing: the batch lies there already.
+        x_0, cond = jax.device_put(prepare(batch, family.num_classes), batch_sharding(mesh))
         return step(state, x_0, cond, stream_key(root, "teacher", i))
 
     state = run_training(
@@ -260,7 +271,7 @@ def train(
         recipe,
         workdir,
         shapes,
-        shardings=replicated(mesh),
+        shardings=shardings,
         total=config.teacher.steps,
         make_state=lambda: init_teacher_state(family.init(stream_key(root, "init"))),
         make_batch=lambda i, first: shard_batch(read_step(recipe, i, first_example=first), mesh),
@@ -294,9 +305,25 @@ def _adam() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
+def state_shardings(recipe: Recipe) -> TeacherState:
+    """Return where the training state of a recipe lies on its mesh.
+
+    Raises:
+      ValueError: if a rule is wrong, or nothing is split over an axis that the mesh has.
+    """
+    family, mesh, rules = recipe.family, recipe.mesh, mesh_rules(recipe.config.mesh)
+    check_rules(rules, family.param_shapes(), mesh)
+    return tree_shardings(jax.eval_shape(init_teacher_state, family.param_shapes()), mesh, rules)
+
+
 def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Any]]]:
-    """Return `teacher_step` with a recipe's settings, jitted: (state, x_0, cond, key), donating."""
-    family, teacher = recipe.family, recipe.config.teacher
+    """Return `teacher_step` with a recipe's settings, jitted: (state, x_0, cond, key), donating.
+
+    State and batch lie where `state_shardings` and `batch_sharding` say; the weights are gathered
+    from the fsdp axis where they are used, and their gradients are scattered back.
+    """
+    family, teacher, mesh = recipe.family, recipe.config.teacher, recipe.mesh
+    change = functools.partial(gather, mesh=mesh, rules=mesh_rules(recipe.config.mesh))
     names = {field.name for field in dataclasses.fields(TeacherConfig)} - {"sigma_data"}
     config = TeacherConfig(
         **{name: teacher[name] for name in names}, sigma_data=recipe.config.model.sigma_data
@@ -305,9 +332,19 @@ def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, 
     def without_dropout(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
         return family.denoiser.x0(params, x_t, t, cond)
 
-    x0_fn = family.x0_with_dropout if recipe.config.model.dropout > 0 else without_dropout
+    chosen = family.x0_with_dropout if recipe.config.model.dropout > 0 else without_dropout
+
+    def x0_fn(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
+        return chosen(change(params), x_t, t, cond, key)
+
     step = functools.partial(teacher_step, x0_fn=x0_fn, denoiser=family.denoiser, config=config)
-    return jax.jit(step, donate_argnums=0)
+    state, batch, everywhere = state_shardings(recipe), batch_sharding(mesh), replicated(mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state, batch, batch, everywhere),
+        out_shardings=(state, everywhere),
+    )
 
 
 def read_step(recipe: Recipe, i: int, *, first_example: int | None = None) -> Batch:

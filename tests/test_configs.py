@@ -16,7 +16,12 @@ from dmd2_jax.distill import make_cycle
 from dmd2_jax.recipe import Recipe, build_family, check
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.train_student import build_players, distill_config, initial_state
-from dmd2_jax.train_teacher import compile_step, init_teacher_state, teacher_batch
+from dmd2_jax.train_teacher import (
+    compile_step,
+    init_teacher_state,
+    state_shardings,
+    teacher_batch,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
@@ -78,7 +83,11 @@ def test_config_traces_at_full_size(config: ConfigDict) -> None:
     recipe = recipe_of(config)
     params = recipe.family.param_shapes()
     x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
-    state = jax.eval_shape(init_teacher_state, params)
+    state = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(init_teacher_state, params),
+        state_shardings(recipe),
+    )
     after, _ = jax.eval_shape(compile_step(recipe), state, x_0, cond, jax.random.key(0))
     assert after == state
 

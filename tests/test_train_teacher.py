@@ -1,5 +1,6 @@
 """Teacher training: the objective, and a run that stops and goes on."""
 
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -10,15 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd2_jax.config import apply_overrides
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.schedules import edm
 from dmd2_jax.families import edm as edm_family
+from dmd2_jax.recipe import open_recipe
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.train_teacher import (
     TeacherConfig,
     TeacherState,
+    compile_step,
     init_teacher_state,
+    state_shardings,
+    teacher_batch,
     teacher_loss,
     teacher_step,
 )
@@ -171,3 +177,46 @@ def test_train_teacher_resumed_equals_never_stopped(tmp_path: Path) -> None:
     assert dmd2(*words) == 0
     for name in ("teacher.safetensors", "metrics.jsonl"):
         assert (tmp_path / name).read_bytes() == (teacher_run() / name).read_bytes(), name
+
+
+@functools.cache
+def steps_on(data: int, fsdp: int, tensor: int) -> tuple[TeacherState, np.ndarray]:
+    """Take five steps of the tiny recipe on a mesh; return the state and the losses."""
+    config = get_config()
+    mesh = f"mesh.data={data} mesh.fsdp={fsdp} mesh.tensor={tensor} model.model_channels=16"
+    apply_overrides(config, dict(word.split("=") for word in mesh.split()))
+    recipe = open_recipe(config, config.teacher.batch_size)
+    # The ADM's last layers begin at zero, which would hide most of the network.
+    random = np.random.RandomState(0)
+    params = jax.tree.map(
+        lambda leaf: np.float32(0.1 * random.standard_normal(leaf.shape)),
+        recipe.family.param_shapes(),
+    )
+    state = jax.device_put(init_teacher_state(params), state_shardings(recipe))
+    lowered = compile_step(recipe).lower(state, *teacher_batch(recipe, 0), jax.random.key(0))
+    step = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+    losses = []
+    for i in range(5):
+        state, metrics = step(state, *teacher_batch(recipe, i), jax.random.key(i))
+        losses.append(metrics["denoising_loss"])
+    return state, np.stack(losses)
+
+
+@pytest.mark.parametrize("mesh", [(2, 4, 1), (2, 2, 2)])
+def test_teacher_step_on_eight_devices_equals_one(mesh: tuple[int, int, int]) -> None:
+    (alone, losses_alone), (spread, losses_spread) = steps_on(1, 1, 1), steps_on(*mesh)
+    np.testing.assert_allclose(losses_spread, losses_alone, rtol=1e-5)
+    for part in ("params", "ema"):
+        expected, got = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(getattr(state, part))])
+            for state in (alone, spread)
+        )
+        assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected), part
+
+
+def test_teacher_state_is_split_and_stays_split() -> None:
+    leaves = jax.tree.leaves(steps_on(2, 4, 1)[0])
+    held = [leaf.addressable_shards[0].data.size for leaf in leaves]
+    split = [(leaf, part) for leaf, part in zip(leaves, held, strict=True) if part < leaf.size]
+    assert all(part * 4 == leaf.size for leaf, part in split)
+    assert sum(leaf.size for leaf, _ in split) > 0.8 * sum(leaf.size for leaf in leaves)
