@@ -191,12 +191,15 @@ class Collector:
         Args:
           extractor: the feature network.
           keep: what to keep of each sample, of `KEEP`; 50,000 vectors of 2,048 take 0.4 GB.
+            "statistics", which are always kept, may be among them, as in what `metrics.needs`
+            returns.
           describe: number of a sample -> its name for messages, its file for example.
 
         Raises:
           ValueError: if `keep` names something else.
         """
-        unknown = sorted(set(keep) - set(KEEP))
+        keep = set(keep) - {"statistics"}
+        unknown = sorted(keep - set(KEEP))
         if unknown:
             raise ValueError(f"keep={unknown}, expected names of {KEEP}; see `metrics.needs`.")
         self._extractor, self._keep = extractor, tuple(keep)

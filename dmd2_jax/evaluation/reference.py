@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from dmd2_jax.evaluation.extractor import Extractor, FeatureSet
 from dmd2_jax.evaluation.fid import Moments
 from dmd2_jax.runtime.whole_file import whole_file
 
-__all__ = ["ReferenceStatistics", "read_statistics", "write_statistics"]
+__all__ = ["ReferenceStatistics", "read_reference", "read_statistics", "write_statistics"]
 
 _LOG = logging.getLogger(__name__)
 _UNNAMED = "inception_v3/edm"
@@ -76,6 +77,23 @@ def write_statistics(statistics: Moments, extractor: str, path: str | os.PathLik
         entries["count"] = np.array(statistics.count)
     with whole_file(path) as partial:
         np.savez(partial, **entries)
+
+
+def read_reference(path: str | os.PathLike, extractor: Extractor) -> FeatureSet:
+    """Read statistics as the real side of metrics that need no more of it.
+
+    Args:
+      path: the .npz file, ours or EDM's.
+      extractor: of the generated side.
+
+    Returns:
+      A set with statistics alone.
+
+    Raises:
+      ValueError: see `read_statistics`.
+    """
+    statistics = read_statistics(path, extractor.name, extractor.dimension)
+    return FeatureSet(extractor.name, statistics)
 
 
 def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> ReferenceStatistics:

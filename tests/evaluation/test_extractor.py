@@ -122,7 +122,7 @@ def test_collect_streams_the_statistics_of_all_batches(monkeypatch):
 
 def test_collect_keeps_what_is_asked_for_and_no_more():
     batches = [{"image": images(3, i), "label": np.full(3, i)} for i in range(2)]
-    got = collect(extractor(), batches, keep=("features", "labels"))
+    got = collect(extractor(), batches, keep=("statistics", "features", "labels"))
     np.testing.assert_array_equal(got.features, sums(np.concatenate([images(3), images(3, 1)])))
     np.testing.assert_array_equal(got.labels, [0, 0, 0, 1, 1, 1])
     assert got.logits is None

@@ -7,8 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from dmd2_jax.evaluation import metrics
+from dmd2_jax.evaluation.extractor import Extractor, FeatureSet
 from dmd2_jax.evaluation.fid import feature_statistics, fid
-from dmd2_jax.evaluation.reference import read_statistics, write_statistics
+from dmd2_jax.evaluation.reference import read_reference, read_statistics, write_statistics
 
 NAME = "inception_v3/edm"
 
@@ -45,6 +47,15 @@ def test_fid_against_a_file_equals_fid_against_the_features(tmp_path):
     got = read_statistics(write_edm(tmp_path / "edm.npz"), NAME, 4)
     assert got.count is None
     assert fid(got, other) == fid(statistics(), other)
+
+
+def test_metrics_take_a_file_for_the_real_side(tmp_path):
+    network = Extractor(NAME, 4, lambda params, images: (images, None), {})
+    fake = FeatureSet(NAME, feature_statistics(np.random.RandomState(1).standard_normal((50, 4))))
+    real = read_reference(write_edm(tmp_path / "edm.npz"), network)
+    got = metrics.compute(["fid"], real, fake)
+    assert got == metrics.compute(["fid"], FeatureSet(NAME, statistics()), fake)
+    assert metrics.compute(["fid"], fake, real) == {"fid": pytest.approx(got["fid"], rel=1e-9)}
 
 
 def test_read_statistics_refuses_another_extractor(tmp_path):

@@ -53,7 +53,7 @@ def needs(names: Collection[str]) -> Needs:
       names: of `available()`.
 
     Returns:
-      The union over the metrics; pass its parts, less "statistics", as `keep` of `collect`.
+      The union over the metrics; pass its parts as `keep` of `collect`.
 
     Raises:
       ValueError: if there is no such metric.

@@ -24,7 +24,7 @@ def compute(
 
     Returns:
       fid >= 0, and fid_bias: what that many generated samples of the real Gaussian itself would
-      show (`fid.fid_bias`).
+      show (`fid.fid_bias`); the latter only where it is known how many there are.
 
     Raises:
       ValueError: if there are too few samples or the dimensions differ.
@@ -34,20 +34,22 @@ def compute(
     dimension = fake.statistics.dimension
     floor = max(2, dimension // _FLOOR if min_samples is None else min_samples)
     for side, statistics in (("real", real.statistics), ("generated", fake.statistics)):
-        count = statistics.count
-        if count is not None and count < floor:
+        if statistics.count is not None and statistics.count < floor:
             raise ValueError(
-                f"{count} {side} samples for FID in {dimension} dimensions, expected at least "
-                f"{floor}, better {10 * dimension:,}; evaluate more samples, or use kid, which is "
-                "unbiased."
+                f"{statistics.count} {side} samples for FID in {dimension} dimensions, expected "
+                f"at least {floor}, better {10 * dimension:,}; evaluate more samples, or use kid, "
+                "which is unbiased."
             )
     with warnings.catch_warnings():  # said below with the figure of this case
         warnings.simplefilter("ignore", UserWarning)
         value = distance.fid(real.statistics, fake.statistics)
-    bias = distance.fid_bias(real.statistics, fake.statistics.count)
-    if fake.statistics.count <= dimension:
+    count = fake.statistics.count
+    if count is None:
+        return {"fid": value}
+    bias = distance.fid_bias(real.statistics, count)
+    if count <= dimension:
         warnings.warn(
-            f"FID of {fake.statistics.count} samples in {dimension} dimensions: about {bias:.3g} "
+            f"FID of {count} samples in {dimension} dimensions: about {bias:.3g} "
             f"of {value:.3g} is owed to their number; evaluate more than {10 * dimension:,} "
             "samples, or compare kid, which is unbiased.",
             stacklevel=2,
