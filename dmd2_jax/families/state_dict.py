@@ -1,8 +1,9 @@
 """Between a checkpoint's flat dict of tensors and a pytree of Flax variables.
 
 A checkpoint has one name a tensor and torch's layouts: convolution kernels OIHW, linear weights
-[out, in]. A family says how the path of a Flax leaf is spelled there (`Naming`) and which further
-tensors, its `buffers`, belong to the checkpoint although they are no variables.
+[out, in], tables of embeddings [row, feature] as in Flax. A family says how the path of a Flax leaf
+is spelled there (`Naming`) and which further tensors, its `buffers`, belong to the checkpoint
+although they are no variables.
 """
 
 import os
@@ -22,7 +23,8 @@ Naming = Callable[[tuple[str, ...]], str]
 Tensors = Mapping[str, np.ndarray]
 """Tensors by their checkpoint names, in torch's layouts."""
 
-_LEAF_NAMES = {"kernel": "weight", "scale": "weight"}
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_KEPT = "embedding"  # leaves of this name are laid out as in torch
 _LISTED = 10  # names a message lists of each kind of mismatch
 _BUFFER_RTOL = 1e-5
 
@@ -76,7 +78,9 @@ def write_safetensors(tensors: Tensors, path: str | os.PathLike) -> None:
     from safetensors.numpy import save
 
     with whole_file(path) as partial:
-        partial.write_bytes(save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
+        contiguous = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+        # transformers refuses a file that does not say whose layouts it has.
+        partial.write_bytes(save(contiguous, metadata={"format": "pt"}))
 
 
 def to_tensors(
@@ -96,7 +100,10 @@ def to_tensors(
       ValueError: if two leaves have one name.
     """
     leaves = _named_leaves(params, naming)
-    tensors = {name: _transpose(np.asarray(leaf)) for name, leaf in leaves.items()}
+    tensors = {
+        name: np.asarray(leaf) if kept else _transpose(np.asarray(leaf))
+        for name, (leaf, kept) in leaves.items()
+    }
     return dict(sorted({**tensors, **(buffers or {})}.items()))
 
 
@@ -111,7 +118,10 @@ def tensor_shapes(
       buffers: further tensors of the checkpoint.
     """
     leaves = _named_leaves(template, naming)
-    shapes = {name: _torch_shape(leaf.shape) for name, leaf in leaves.items()}
+    shapes = {
+        name: leaf.shape if kept else _torch_shape(leaf.shape)
+        for name, (leaf, kept) in leaves.items()
+    }
     return shapes | {name: buffer.shape for name, buffer in (buffers or {}).items()}
 
 
@@ -140,23 +150,25 @@ def to_params(
     leaves = _named_leaves(template, naming)
     buffers = buffers or {}
     _check(tensors, tensor_shapes(template, naming, buffers), buffers)
-    values = [
-        jnp.asarray(_untranspose(np.asarray(tensors[name], dtype=np.float32))) for name in leaves
-    ]
+    values = []
+    for name, (_, kept) in leaves.items():
+        tensor = np.asarray(tensors[name], dtype=np.float32)
+        values.append(jnp.asarray(tensor if kept else _untranspose(tensor)))
     return jax.tree.unflatten(jax.tree.structure(template), values)
 
 
-def _named_leaves(tree: PyTree, naming: Naming) -> dict[str, Array]:
-    """Return the tree's leaves by their checkpoint names, in the tree's order."""
-    named: dict[str, Array] = {}
+def _named_leaves(tree: PyTree, naming: Naming) -> dict[str, tuple[Array, bool]]:
+    """Return (leaf, whether it is laid out as in torch) by checkpoint name, in the tree's order."""
+    named: dict[str, tuple[Array, bool]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = naming(tuple(str(entry.key) for entry in path))
+        keys = tuple(str(entry.key) for entry in path)
+        name = naming(keys)
         if name in named:
             raise ValueError(
                 f"two variables are named {name!r}, expected one name each; "
                 "give a `naming` that tells them apart."
             )
-        named[name] = leaf
+        named[name] = (leaf, keys[-1] == _KEPT)
     return named
 
 

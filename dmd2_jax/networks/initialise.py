@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dmd2_jax.networks.layers import Conv, FourierEmbedding, GroupNorm, Linear
+from dmd2_jax.networks.layers import (
+    Conv,
+    Embedding,
+    FourierEmbedding,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+)
 from dmd2_jax.typing import Key, Params
 
 
@@ -67,9 +74,9 @@ def _draw(
             if init.distribution == "normal":
                 return init.scale(kernel_shape) * generator.standard_normal(shape)
             return init.scale(kernel_shape) * generator.uniform(-1.0, 1.0, shape)
-        case GroupNorm():
+        case GroupNorm() | LayerNorm():
             return np.ones(shape) if name == "scale" else np.zeros(shape)
-        case FourierEmbedding():
+        case FourierEmbedding() | Embedding():
             return layer.scale * generator.standard_normal(shape)
     raise ValueError(
         f"variable {name!r} belongs to a {type(layer).__name__}, expected a layer of "

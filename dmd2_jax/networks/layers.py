@@ -18,7 +18,7 @@ import numpy as np
 
 from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.conv import conv2d
-from dmd2_jax.typing import Array, Float, Key
+from dmd2_jax.typing import Array, Float, Int, Key
 
 
 class Init(NamedTuple):
@@ -88,7 +88,7 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """A 2-D convolution with bias.
+    """A 2-D convolution.
 
     Attributes:
       features: output channels.
@@ -97,6 +97,7 @@ class Conv(nn.Module):
       padding: zeros on every side.
       down_filter: taps of a low-pass filter; if given, the convolution is followed by filtering
         and halving before the bias is added (the fused form of EDM's auxiliary residual path).
+      use_bias: whether a bias is added.
       kernel_init, bias_init, dtype: as in `Linear`.
     """
 
@@ -105,6 +106,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     down_filter: Sequence[int] | None = None
+    use_bias: bool = True
     kernel_init: Init = FAN_IN
     bias_init: Init = FAN_IN
     dtype: jnp.dtype = jnp.float32
@@ -120,7 +122,9 @@ class Conv(nn.Module):
         y = conv2d(x.astype(self.dtype), kernel, stride=self.stride, padding=pad)
         if self.down_filter is not None:
             y = downsample(y, self.down_filter, padding=0)
-        return y + self.param("bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
+        return y
 
 
 def group_norm(
@@ -178,6 +182,53 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return group_norm(x, scale, bias, groups=self.groups, eps=self.eps)
+
+
+class LayerNorm(nn.Module):
+    """Normalise the last axis to mean 0 and variance 1, with a learned scale and bias.
+
+    y = (x - mean) / sqrt(variance + eps) * scale + bias, in float32.
+
+    Attributes:
+      eps: added to the variance.
+
+    Source: Ba et al. 2016 (1607.06450).
+    """
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Normalise `x`; the result has its dtype."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        centred = x.astype(jnp.float32)
+        centred -= centred.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of vectors, one a row.
+
+    Attributes:
+      rows: number of vectors.
+      features: size of a vector.
+      scale: standard deviation of the normal initial values.
+      dtype: type of the output.
+    """
+
+    rows: int
+    features: int
+    scale: float = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, index: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+        """Return the rows of `index`; an index outside the table gives NaN, never another row."""
+        init = nn.initializers.normal(self.scale)
+        table = self.param("embedding", init, (self.rows, self.features), jnp.float32)
+        return table.at[index].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
 def num_groups(channels: int) -> int:

@@ -1,0 +1,75 @@
+"""Reading a model's config.json: absent keys have their library's defaults, and a value that our
+network does not compute is refused instead of ignored.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+__all__ = ["per_level", "read_config"]
+
+
+def read_config(
+    config: Mapping[str, Any],
+    *,
+    class_name: str,
+    defaults: Mapping[str, Any],
+    supported: Mapping[str, Collection[Any]],
+    ignored: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return the settings that a network needs, or say what it cannot do.
+
+    Args:
+      config: what config.json holds; names that begin with "_" are the library's own notes.
+      class_name: the model's class, for the messages.
+      defaults: the settings that the network takes, with the library's defaults.
+      supported: further settings: the values that mean what the network does, the library's
+        default first.
+      ignored: settings that do not change what the network computes.
+
+    Returns:
+      The values of `defaults`' settings, lists as tuples.
+
+    Raises:
+      ValueError: if a setting has a value that is not supported, or is none the network knows and
+        not switched off.
+    """
+    problems = []
+    for key, value in config.items():
+        if key in defaults or key in ignored or key.startswith("_"):
+            continue
+        if key not in supported and value not in (None, False):
+            problems.append(f"{key}={value!r} is no setting this version knows")
+        elif key in supported and _plain(value) not in supported[key]:
+            expected = " or ".join(repr(choice) for choice in supported[key])
+            problems.append(f"{key}={value!r}, expected {expected}")
+    if problems:
+        raise ValueError(
+            f"config of a {class_name} asks for what is not built here: {'; '.join(problems)}. "
+            "Use a model without it; SD 1.x, SD 2.x and SDXL and their relatives have none of it."
+        )
+    return {key: _plain(config.get(key, default)) for key, default in defaults.items()}
+
+
+def per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
+    """Give a setting's value to every level of a U-Net, finest first.
+
+    Args:
+      name: of the setting, for the message.
+      value: one value for all levels, or a sequence of one a level.
+      levels: their number.
+
+    Raises:
+      ValueError: if a sequence has another length.
+    """
+    if not isinstance(value, list | tuple):
+        return (value,) * levels
+    if len(value) != levels:
+        raise ValueError(
+            f"{name}={list(value)} has {len(value)} entries, expected one value or one for each "
+            f"of the {levels} levels of block_out_channels; correct config.json."
+        )
+    return tuple(value)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(_plain(entry) for entry in value) if isinstance(value, list | tuple) else value

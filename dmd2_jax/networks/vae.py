@@ -1,0 +1,285 @@
+"""Stable Diffusion's autoencoder: images in [-1, 1] <-> latents of an eighth of the size.
+
+Modules are called as the published weights of diffusers' AutoencoderKL call them, with `_0` for
+`.0`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dmd2_jax.networks.layers import Conv, GroupNorm
+from dmd2_jax.networks.published_config import read_config
+from dmd2_jax.networks.sd_resnet import Downsample, ResnetBlock, Upsample
+from dmd2_jax.networks.sd_transformer import MultiHeadAttention
+from dmd2_jax.typing import Array, Float
+
+__all__ = ["AutoencoderKL", "Gaussian", "example_vae_inputs", "vae_from_config"]
+
+_EPS = 1e-6
+_LOGVAR_RANGE = (-30.0, 20.0)
+
+_DEFAULTS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "force_upcast": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+_SUPPORTED = {
+    "act_fn": ("silu", "swish"),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions of the entries of a latent.
+
+    Attributes:
+      mean: [b, h, w, c], float32.
+      logvar: [b, h, w, c], logarithm of the variance, within [-30, 20], float32.
+    """
+
+    mean: Float[Array, "b h w c"]
+    logvar: Float[Array, "b h w c"]
+
+    @property
+    def std(self) -> Float[Array, "b h w c"]:
+        """Standard deviation."""
+        return jnp.exp(0.5 * self.logvar)
+
+    def sample(self, eps: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return mean + std eps, with standard normal `eps`."""
+        return self.mean + self.std * eps
+
+
+class _MidBlock(nn.Module):
+    """Attention of the pixels to each other, with one head, between two residual blocks."""
+
+    groups: int
+    attend: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        x = ResnetBlock(channels, self.groups, _EPS, self.dtype, name="resnets_0")(x)
+        if self.attend:
+            attend = MultiHeadAttention(1, True, self.groups, self.dtype, name="attentions_0")
+            x += attend(x.reshape(x.shape[0], -1, channels)).reshape(x.shape)
+        return ResnetBlock(channels, self.groups, _EPS, self.dtype, name="resnets_1")(x)
+
+
+class _Level(nn.Module):
+    """Residual blocks, then half (encoder) or twice (decoder) the resolution, or neither."""
+
+    channels: int
+    layers: int
+    groups: int
+    resample: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        for index in range(self.layers):
+            name = f"resnets_{index}"
+            x = ResnetBlock(self.channels, self.groups, _EPS, self.dtype, name=name)(x)
+        if self.resample == "down":
+            return Downsample(symmetric=False, dtype=self.dtype, name="downsamplers_0")(x)
+        if self.resample == "up":
+            return Upsample(dtype=self.dtype, name="upsamplers_0")(x)
+        return x
+
+
+class _Coder(nn.Module):
+    """The encoder, or the decoder, which is its mirror image with one more block a level."""
+
+    out_channels: int
+    block_channels: tuple[int, ...]
+    layers: int
+    groups: int
+    attend: bool
+    decode: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        widths = self.block_channels[::-1] if self.decode else self.block_channels
+        middle = _MidBlock(self.groups, self.attend, self.dtype, name="mid_block")
+        x = Conv(widths[0], padding=1, dtype=self.dtype, name="conv_in")(x)
+        if self.decode:
+            x = middle(x)
+        for index, width in enumerate(widths):
+            resample = "" if index == len(widths) - 1 else "up" if self.decode else "down"
+            name = f"up_blocks_{index}" if self.decode else f"down_blocks_{index}"
+            x = _Level(width, self.layers, self.groups, resample, self.dtype, name=name)(x)
+        if not self.decode:
+            x = middle(x)
+        x = nn.silu(GroupNorm(self.groups, _EPS, name="conv_norm_out")(x))
+        return Conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(x)
+
+
+class AutoencoderKL(nn.Module):
+    """The autoencoder of latent diffusion.
+
+    A diffusion model's latents are `(z - shift_factor) * scaling_factor`, z a sample of `encode`;
+    `decode` takes z.
+
+    Attributes:
+      in_channels, out_channels: of the images.
+      latent_channels: of z.
+      block_channels: one width a level, finest first; each level but the last halves the image.
+      layers: residual blocks a level of the encoder (one more in the decoder).
+      groups: of the group norms.
+      attend: whether the pixels of the coarsest level attend to each other.
+      quantise, post_quantise: whether there is a 1x1 convolution after the encoder, before the
+        decoder.
+      scaling_factor, shift_factor: see above.
+      force_upcast: whether the publisher says that float16 overflows; bfloat16 does not.
+      dtype: type of the computation; parameters and outputs are float32.
+
+    Source: Rombach et al. 2022 (2112.10752), section 3.1 and appendix G.
+    """
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    block_channels: tuple[int, ...]
+    layers: int
+    groups: int = 32
+    attend: bool = True
+    quantise: bool = True
+    post_quantise: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    force_upcast: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Name the layers as the published weights do."""
+
+        def coder(channels: int, *, decode: bool) -> _Coder:
+            return _Coder(
+                channels,
+                self.block_channels,
+                self.layers + int(decode),
+                self.groups,
+                self.attend,
+                decode,
+                self.dtype,
+            )
+
+        self.encoder = coder(2 * self.latent_channels, decode=False)
+        self.decoder = coder(self.out_channels, decode=True)
+        if self.quantise:
+            self.quant_conv = Conv(2 * self.latent_channels, 1, dtype=self.dtype)
+        if self.post_quantise:
+            self.post_quant_conv = Conv(self.latent_channels, 1, dtype=self.dtype)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the images decoded from the means of their latents, float32."""
+        return self.decode(self.encode(images).mean)
+
+    def encode(self, images: Float[Array, "b h w c"]) -> Gaussian:
+        """Return the distribution of z, float32.
+
+        Args:
+          images: [b, h, w, c] in [-1, 1], h and w divisible by 2^(levels - 1).
+
+        Raises:
+          ValueError: if the shape does not fit.
+        """
+        unit = 2 ** (len(self.block_channels) - 1)
+        _, height, width, channels = images.shape
+        if height % unit or width % unit or channels != self.in_channels:
+            raise ValueError(
+                f"images have shape {images.shape}, expected [b, h, w, {self.in_channels}] with h "
+                f"and w divisible by {unit}; resize or crop them."
+            )
+        moments = self.encoder(images)
+        if self.quantise:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return Gaussian(mean, jnp.clip(logvar, *_LOGVAR_RANGE))
+
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Return the images of `latents` z, about [-1, 1] (not clipped), float32.
+
+        Raises:
+          ValueError: if the shape does not fit.
+        """
+        if latents.ndim != 4 or latents.shape[3] != self.latent_channels:
+            raise ValueError(
+                f"latents have shape {latents.shape}, expected [b, h, w, {self.latent_channels}]; "
+                "check that they are this autoencoder's, in NHWC."
+            )
+        if self.post_quantise:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents).astype(jnp.float32)
+
+
+def vae_from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> AutoencoderKL:
+    """Build the autoencoder that a config.json of an AutoencoderKL describes.
+
+    Args:
+      config: the file's contents; absent settings have diffusers' defaults.
+      dtype: type of the computation.
+
+    Raises:
+      ValueError: if the config asks for what this network does not do.
+    """
+    c = read_config(
+        config,
+        class_name="AutoencoderKL",
+        defaults=_DEFAULTS,
+        supported=_SUPPORTED,
+        ignored=("sample_size",),
+    )
+    widths = c["block_out_channels"]
+    down = ("DownEncoderBlock2D",) * len(widths)
+    up = ("UpDecoderBlock2D",) * len(widths)
+    if c["down_block_types"] != down or c["up_block_types"] != up:
+        raise ValueError(
+            f"down_block_types={c['down_block_types']}, up_block_types={c['up_block_types']}, "
+            f"expected {down} and {up} for block_out_channels={widths}; use the autoencoder of "
+            "SD 1.x, SD 2.x or SDXL."
+        )
+    if any(width % c["norm_num_groups"] for width in widths):
+        raise ValueError(
+            f"block_out_channels={widths}, expected multiples of norm_num_groups="
+            f"{c['norm_num_groups']}; correct config.json."
+        )
+    return AutoencoderKL(
+        in_channels=c["in_channels"],
+        out_channels=c["out_channels"],
+        latent_channels=c["latent_channels"],
+        block_channels=widths,
+        layers=c["layers_per_block"],
+        groups=c["norm_num_groups"],
+        attend=c["mid_block_add_attention"],
+        quantise=c["use_quant_conv"],
+        post_quantise=c["use_post_quant_conv"],
+        scaling_factor=c["scaling_factor"],
+        shift_factor=c["shift_factor"] or 0.0,
+        force_upcast=c["force_upcast"],
+        dtype=dtype,
+    )
+
+
+def example_vae_inputs(vae: AutoencoderKL) -> tuple[jax.ShapeDtypeStruct]:
+    """Return the smallest images that reach every parameter."""
+    size = 2 ** (len(vae.block_channels) - 1)
+    return (jax.ShapeDtypeStruct((1, size, size, vae.in_channels), jnp.float32),)
