@@ -24,9 +24,14 @@ if [[ "${1:-}" == --dry_run ]]; then
   shift
 fi
 case "${1:-}" in
-  "" | -h | --help)
+  -h | --help)
     usage
     exit 0
+    ;;
+  "" | -*)
+    echo "launch/local.sh: got '${1:-}', expected a COMMAND such as demo; see below" >&2
+    usage >&2
+    exit 2
     ;;
 esac
 
