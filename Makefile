@@ -29,9 +29,10 @@ install: $(VENV)/.installed ## create the environment and install the package
 
 install-dev: $(VENV)/.installed-dev ## the same with the tools of development
 
-lint: install-dev ## ruff: rules and format
+lint: install-dev ## ruff: rules and format; shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck launch/*.sh .ci/run
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 typecheck: install-dev ## mypy

