@@ -123,12 +123,23 @@ def plan(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
-    if arguments.sweep or arguments.batches:
-        topologies = (arguments.sweep or arguments.topology).split(",")
-        batches = [int(b) for b in (arguments.batches or "").split(",") if b]
-        print(sweep_table(plan.sweep(config, topologies, batches)))
+    several = arguments.sweep or arguments.batches
+    if arguments.sweep and arguments.topology is not None:
+        raise ConfigError(
+            f"got --topology={arguments.topology} and --sweep, expected one of them; name all "
+            "slices in --sweep."
+        )
+    if several and arguments.remedy:
+        raise ConfigError(
+            "got --remedy with --sweep or --batches, expected it with one plan; leave it away, "
+            "or plan one slice with one batch size."
+        )
+    topology = plan.LOCAL if arguments.topology is None else arguments.topology
+    if several:
+        plans = plan.sweep(config, arguments.sweep or [topology], arguments.batches or [])
+        print(sweep_table(plans))
         return
-    made = plan.make_plan(config, arguments.topology)
+    made = plan.make_plan(config, topology)
     print(plan_table(made))
     if not made.fits and arguments.remedy:
         print(plan.find_remedy(config, made))

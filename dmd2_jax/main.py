@@ -366,14 +366,15 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         f"{_OVERRIDES}",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a recipe")
+    parser.add_argument("--topology", metavar="CHIP:SHAPE", help="default: local, this machine")
     parser.add_argument(
-        "--topology", default="local", metavar="CHIP:SHAPE", help="default: local, this machine"
+        "--sweep", type=_slices, metavar="A,B,...", help="several topologies, compared in one table"
     )
     parser.add_argument(
-        "--sweep", metavar="A,B,...", help="several topologies, compared in one table"
-    )
-    parser.add_argument(
-        "--batches", metavar="N,M,...", help="several global batch sizes, in the same table"
+        "--batches",
+        type=_batch_sizes,
+        metavar="N,M,...",
+        help="several global batch sizes, in the same table",
     )
     parser.add_argument(
         "--remedy",
@@ -387,6 +388,20 @@ def _classes(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}, expected numbers like 0,1,2") from None
+
+
+def _slices(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected topologies like v5e:8x8,v6e:4x4")
+    return names
+
+
+def _batch_sizes(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers from 1 like 64,128")
+    return [int(part) for part in parts]
 
 
 def _span(text: str) -> tuple[int, int]:

@@ -160,12 +160,13 @@ def sweep(
       The plans, topologies outermost.
 
     Raises:
-      ValueError: see `make_plan`.
+      ValueError: see `make_plan`; any of them is refused before the first is compiled.
     """
     plans: list[Plan] = []
     pairs = list(itertools.product(topologies, batch_sizes or [config.distill.batch_size]))
+    variants = [_with_batch(config, name, batch_size) for name, batch_size in pairs]
     start = time.perf_counter()
-    for number, (name, batch_size) in enumerate(pairs):
+    for number, ((name, batch_size), variant) in enumerate(zip(pairs, variants, strict=True)):
         left = ""
         if number:
             seconds = (time.perf_counter() - start) / number * (len(pairs) - number)
@@ -175,8 +176,6 @@ def sweep(
             file=sys.stderr,
             flush=True,
         )
-        variant = config.copy_and_resolve_references()
-        variant.distill.batch_size = batch_size
         plans.append(make_plan(variant, name))
     return plans
 
@@ -211,6 +210,19 @@ def find_remedy(config: ConfigDict, plan: Plan) -> str:
         f"none of {len(variants)} variants (rematerialisation, microbatches, fsdp) fits "
         f"{plan.topology}; try a larger slice or a smaller batch (`dmd2 plan --sweep`)."
     )
+
+
+def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
+    """Return the config with another batch, checked against a machine; nothing is compiled."""
+    variant = config.copy_and_resolve_references()
+    variant.distill.batch_size = batch_size
+    _, devices, _ = _machine(name)
+    try:
+        check(variant)
+        check_batch_size(batch_size, make_mesh(variant.mesh, devices))
+    except ValueError as error:
+        raise ValueError(f"{name}, batch {batch_size}: {error}") from error
+    return variant
 
 
 def _machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:

@@ -1,5 +1,7 @@
 """Plans: the compiler's own figures, shard sizes by hand, and the command."""
 
+import sys
+
 import jax
 import pytest
 from ml_collections import ConfigDict
@@ -163,9 +165,77 @@ def test_plan_command_compares_batches(capsys: pytest.CaptureFixture[str]) -> No
     assert [line.split()[:3] for line in lines[1:]] == 2 * [["local", "1", "8"]]
 
 
-def test_plan_command_refuses_an_unknown_topology(capsys: pytest.CaptureFixture[str]) -> None:
-    assert dmd2("plan", f"--config={RECIPE}", "--topology=v9:2x2") == 2
-    assert "--topology=v9:2x2, expected CHIP:SHAPE" in capsys.readouterr().err
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trace(*arguments: object) -> None:
+        raise AssertionError("a program is traced")
+
+    monkeypatch.setattr("dmd2_jax.plan.trace_cycle", trace)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert dmd2("plan", f"--config={RECIPE}", *words) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("v5e:3x5", "v5e:4x4"),
+        ("v5litepod-16", "v5e:4x4"),
+        ("v7:2x2", "tpu7x:2x2x1"),
+        ("V5E:4x4", "v5e:4x4"),
+        ("", "v5e:1x1"),
+    ],
+)
+def test_plan_command_names_the_nearest_topology(
+    capsys: pytest.CaptureFixture[str], name: str, meant: str
+) -> None:
+    text = refusal(capsys, f"--topology={name}")
+    assert f"--topology={name}, expected CHIP:SHAPE" in text
+    assert f"did you mean one of ['{meant}'" in text
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_plan_command_names_the_extra_of_a_missing_compiler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    text = refusal(capsys, "--topology=v5e:4x4")
+    assert "--topology=v5e:4x4 needs TPU's compiler, libtpu, which is not installed" in text
+    assert 'pip install -e ".[plan]"' in text
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sweep="], "argument --sweep: '', expected topologies like"),
+        (["--sweep=local,"], "argument --sweep: 'local,', expected topologies like"),
+        (["--sweep=local,v5e:3x5"], "--topology=v5e:3x5, expected CHIP:SHAPE"),
+        (["--batches="], "argument --batches: '', expected whole numbers from 1"),
+        (["--batches=8,-8"], "argument --batches: '8,-8', expected whole numbers from 1"),
+        (["--batches=0"], "argument --batches: '0', expected whole numbers from 1"),
+        (["--batches=8.5"], "argument --batches: '8.5', expected whole numbers from 1"),
+        (
+            ["--batches=16,12", "--config.mesh.data=8"],
+            "local, batch 12: batch_size=12 must be divisible by data shards=8; try 16",
+        ),
+        (
+            ["--batches=12,10", "--config.distill.microbatches=4"],
+            "local, batch 10: distill.microbatches=4 must divide batch_size=10",
+        ),
+        (["--topology=local", "--sweep=local"], "got --topology=local and --sweep, expected one"),
+        (["--remedy", "--batches=8"], "got --remedy with --sweep or --batches, expected it with"),
+        (["--remedy=yes"], "argument --remedy: ignored explicit argument 'yes'"),
+    ],
+)
+def test_plan_command_refuses_nonsense_before_it_compiles(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert message in refusal(capsys, *words)
 
 
 def test_recipes_mesh_keys_are_checked() -> None:

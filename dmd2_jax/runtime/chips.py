@@ -1,6 +1,8 @@
 """The accelerators that can be planned for without having one, and their published peaks."""
 
 import difflib
+import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-__all__ = ["CHIPS", "Chip", "topology"]
+__all__ = ["CHIPS", "Chip", "nearest", "topology"]
 
 
 class Chip(NamedTuple):
@@ -45,6 +47,20 @@ CHIPS = {
 }
 """Name in a topology, such as "v5p" of "v5p:4x4x4" -> the chip."""
 
+_LARGEST = 9216  # chips of the largest pod there is, one of TPU7x
+
+_OTHER_NAMES = {
+    "v5": ("v5e", "v5p"),
+    "v5lite": ("v5e",),
+    "v5litepod": ("v5e",),
+    "v6": ("v6e",),
+    "trillium": ("v6e",),
+    "tpu7": ("tpu7x",),
+    "v7": ("tpu7x",),
+    "v7x": ("tpu7x",),
+    "ironwood": ("tpu7x",),
+}
+
 
 def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     """Return the chip and the devices of a TPU slice that need not be there.
@@ -58,13 +74,16 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     Raises:
       ValueError: if there is no such topology (the nearest is named), or libtpu is not installed.
     """
-    known = [f"{kind}:{shape}" for kind, chip in CHIPS.items() for shape in chip.shapes]
     kind, _, shape = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+    if not _exists(kind, shape):
         raise ValueError(
-            f"--topology={name}, expected CHIP:SHAPE with a chip of {sorted(CHIPS)}; did you mean "
-            f"one of {nearest}? `local` is this machine."
+            f"--topology={name}, expected CHIP:SHAPE with a chip of {sorted(CHIPS)} and a shape "
+            f"that it is sold in; did you mean one of {nearest(name)}? `local` is this machine."
+        )
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise ValueError(
+            f"--topology={name} needs TPU's compiler, libtpu, which is not installed; "
+            'install it with: pip install -e ".[plan]" (0.6 GB; no TPU is needed).'
         )
     # libtpu asks a metadata server where it runs unless it is told.
     for key, value in {
@@ -80,14 +99,48 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:
-        if "libtpu" in str(error).lower() and "topology" not in str(error).lower():
-            raise ValueError(
-                f"--topology={name} needs TPU's compiler, which is not installed; "
-                'install it with: pip install -e ".[plan]" (0.6 GB; no TPU is needed).'
-            ) from error
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
         raise ValueError(
             f"--topology={name} is refused by TPU's compiler ({str(error).splitlines()[0]}), "
-            f"expected a slice that exists; did you mean one of {nearest}?"
+            f"expected a slice that exists; did you mean one of {nearest(name)}?"
         ) from error
     return CHIPS[kind], found.devices
+
+
+def nearest(name: str, count: int = 3) -> list[str]:
+    """Return the slices that someone who wrote `name` most likely meant.
+
+    Args:
+      name: anything; names of accelerator types such as "v5litepod-16" are understood.
+      count: how many.
+    """
+    words = name.strip().lower().removeprefix("tpu ")
+    text, separator, rest = re.fullmatch(r"(?s)([^:_ -]*)([:_ -]*)(.*)", words).groups()
+    known = {kind: (kind,) for kind in CHIPS} | _OTHER_NAMES
+    matches = [text] if text in known else difflib.get_close_matches(text, known, n=1)
+    kinds = known[matches[0]] if matches else tuple(CHIPS)
+    sizes = [int(size) for size in re.findall(r"[1-9]\d*", rest)]
+    # Accelerator types of these count TensorCores, two a chip.
+    cores = len(sizes) == 1 and separator == "-" and kinds in (("v4",), ("v5p",))
+    chips = max(1, math.prod(sizes) // (2 if cores else 1))
+
+    def distance(found: str) -> float:
+        return abs(math.log(_num_chips(found.partition(":")[2]) / chips))
+
+    # Sorting is stable: without sizes the smallest come first.
+    names = [f"{kind}:{shape}" for kind in kinds for shape in CHIPS[kind].shapes]
+    return sorted(names, key=distance)[:count]
+
+
+def _num_chips(shape: str) -> int:
+    return math.prod(int(size) for size in shape.split("x"))
+
+
+def _exists(kind: str, shape: str) -> bool:
+    """Return whether a slice is sold: one that is listed, or a larger one made of 4x4x4 cubes."""
+    if kind not in CHIPS or shape in CHIPS[kind].shapes:
+        return kind in CHIPS
+    if CHIPS[kind].shapes is not _CUBE or not re.fullmatch(r"[1-9]\d?(x[1-9]\d?){2}", shape):
+        return False
+    sizes = [int(size) for size in shape.split("x")]
+    cubes = sizes == sorted(sizes) and all(size % 4 == 0 for size in sizes)
+    return cubes and _num_chips(shape) <= _LARGEST
