@@ -220,6 +220,7 @@ def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
     try:
         check(variant)
         check_batch_size(batch_size, make_mesh(variant.mesh, devices))
+        distill_config(variant, build_family(variant))
     except ValueError as error:
         raise ValueError(f"{name}, batch {batch_size}: {error}") from error
     return variant

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dmd2_jax.runtime.metrics import read_metrics
 from tests.launching import (
     COMMAND,
     PLACES,
@@ -25,6 +26,7 @@ from tests.launching import (
     told,
     variables,
 )
+from tests.tiny import cache_folder
 
 
 def test_every_script_is_tested() -> None:
@@ -215,3 +217,23 @@ class TestLocalProcesses:
             out, err = process.communicate(timeout=20)
         assert process.returncode == expected
         assert (out, err) == ("", "")
+
+
+@needs_make
+def test_local_processes_train_one_teacher(tmp_path: Path) -> None:
+    folder, run = environment(tmp_path, 'exec {python} "$@"'), tmp_path / "run"
+    words = ["train-teacher", "--config=tests/tiny.py", f"--workdir={run}"]
+    words += ["--config.teacher.steps=2", "--config.mesh.data=2"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())}
+    with subprocess.Popen(
+        [ROOT / "launch" / "local_processes.sh", "--devices_per_process=1", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=variables(VENV=str(folder), **cache),
+    ) as process:
+        text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+    assert f"\nteacher: {run}/teacher.safetensors\n" in text
+    assert "[1] teacher:" not in text
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]

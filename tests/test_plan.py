@@ -225,7 +225,7 @@ def test_plan_command_names_the_extra_of_a_missing_compiler(
         ),
         (
             ["--batches=12,10", "--config.distill.microbatches=4"],
-            "local, batch 10: distill.microbatches=4 must divide batch_size=10",
+            "local, batch 10: microbatches=4 must divide batch_size=10",
         ),
         (["--topology=local", "--sweep=local"], "got --topology=local and --sweep, expected one"),
         (["--remedy", "--batches=8"], "got --remedy with --sweep or --batches, expected it with"),
