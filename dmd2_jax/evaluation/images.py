@@ -13,6 +13,7 @@ from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, ImageRefu
 from dmd2_jax.data.reading.folder import FileTree, Folder
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.data.reading.zip_file import ZipFolder
+from dmd2_jax.runtime.prefetch import Prefetch
 
 __all__ = ["check_comparable", "image_batches", "open_images"]
 
@@ -69,7 +70,7 @@ def _first_width(tree: FileTree) -> int:
 
 
 def image_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[Batch]:
-    """Read a source from its first image to its last.
+    """Read a source from its first image to its last, a thread ahead of who uses them.
 
     Args:
       source: the images.
@@ -83,14 +84,21 @@ def image_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[B
       ValueError: if an image cannot be read or is of another size than the first; it is named.
     """
     count = min(limit, len(source)) if limit else len(source)
-    for begin in range(0, count, batch_size):
+    steps = -(-count // batch_size)
+
+    def read(i: int) -> Batch:
+        begin = i * batch_size
         try:
-            yield source.examples(np.arange(begin, min(begin + batch_size, count)))
+            return source.examples(np.arange(begin, min(begin + batch_size, count)))
         except ImageRefusedError as error:
             raise ValueError(
                 f"{error} All images of one set must be like its first, which is "
                 f"{source.resolution} x {source.resolution}."
             ) from error
+
+    with Prefetch(read, 0, steps) as ahead:
+        for i in range(steps):
+            yield ahead.take(i)
 
 
 def check_comparable(real: Source, fake: Source) -> None:

@@ -1,14 +1,15 @@
-"""The Inception network against features recorded from pytorch-fid, with derived weights."""
+"""The Inception extractor against features recorded from pytorch-fid, with derived weights."""
 
-import functools
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from dmd2_jax.evaluation.inception import inception_extractor
 from dmd2_jax.evaluation.resize import prepare
-from dmd2_jax.networks.inception import InceptionV3, inception_params
+from dmd2_jax.networks.inception import InceptionV3
+from dmd2_jax.runtime.torch_files import write_torch
 from tests.conformance.derive import check_sums, nchw, nhwc, recipe, relative
 from tests.weights.inception import SHAPES
 
@@ -30,19 +31,22 @@ def tensors(golden):
 
 
 @pytest.fixture(scope="module")
-def outputs(recorded, tensors):
-    """(features, {"block0": [b, h, w, c], ...}) of the recorded images."""
-    images = np.asarray(nhwc(recorded["images_uint8"]))
+def outputs(recorded, tensors, tmp_path_factory):
+    """(features, {"block0": [b, h, w, c], ...}) of the recorded images, from a file of weights."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    write_torch(tensors, path)
+    network = inception_extractor(path, "pytorch_fid", batch_size=2)
 
-    @functools.partial(jax.jit)
+    @jax.jit
     def run(params, images):
-        prepared = prepare("pytorch_fid", images)
-        (features, _), sown = InceptionV3().apply(
-            {"params": params}, prepared, mutable=["intermediates"]
+        features, _ = network.apply(params, images)  # merged with the same operations below
+        _, sown = InceptionV3().apply(
+            {"params": params}, prepare("pytorch_fid", images), mutable=["intermediates"]
         )
         return features, {name: maps[0] for name, maps in sown["intermediates"].items()}
 
-    return jax.device_get(run(inception_params(tensors), images))
+    images = nhwc(recorded["images_uint8"])
+    return jax.device_get(run(network.params, images))
 
 
 def test_derived_weights_are_those_of_the_recording(recorded, tensors):

@@ -1,8 +1,11 @@
 """Folders and zips of images to evaluate: read in order, and refused by name."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmd2_jax.evaluation import metrics
+from dmd2_jax.evaluation.extractor import Extractor, collect
 from dmd2_jax.evaluation.images import check_comparable, image_batches, open_images
 from tests.data.images import edm_files, picture, png, write_folder, write_zip
 
@@ -71,6 +74,27 @@ def test_an_image_of_another_size_is_named(tmp_path):
     source = open_images(write_folder(tmp_path / "made", contents))
     with pytest.raises(ValueError, match=r"img01\.png is 9 x 9 pixels.*its first, which is 8 x 8"):
         list(image_batches(source, 70))
+
+
+def test_figures_of_files_are_those_of_their_pixels(place):
+    """The whole way: files, batches that do not divide them, features, several metrics at once."""
+    shapes = jnp.asarray(np.random.RandomState(1).standard_normal((8 * 8 * 3, 5)), jnp.float32)
+
+    def apply(params, images):
+        return images.reshape(len(images), -1).astype(jnp.float32) @ params, None
+
+    network = Extractor("random/none", 5, apply, shapes, batch_size=16)
+    names = ["fid", "kid", "precision_recall", "diversity"]
+    needs = metrics.needs(names)
+    labels = [i % 3 for i in range(40)]
+    source = open_images(place(edm_files(labels)))
+    fake = collect(network, image_batches(source, 11), needs.fake, source.describe)
+    pixels = np.stack([picture(i) for i in range(40)])
+    arrays = collect(network, [{"image": pixels, "label": np.array(labels)}], needs.fake)
+    real = collect(network, [{"image": 255 - pixels[::2]}], needs.real)
+    got, expected = (metrics.compute(names, real, side) for side in (fake, arrays))
+    assert got == pytest.approx(expected, rel=1e-6)
+    assert got["fid"] > 0 and got["diversity"] > 0
 
 
 def test_check_comparable_refuses_another_resolution(tmp_path):
