@@ -7,7 +7,7 @@ Random features are made batch by batch, as a network would, and streamed into s
 the distance to reference statistics is computed. Target on 2 cores: FID in less than 60 s and
 4 GB. Other metrics keep the features and are timed without a target.
 
-Measured on 2026-11-21 on 2 cores that seven other programs shared, with OPENBLAS_NUM_THREADS=1: 43 s
+Measured on 2026-11-21 on 2 cores shared with other programs (load 14), OPENBLAS_NUM_THREADS=1: 43 s
 by the clock, 10.7 s of one processor, 0.48 GB. On a shared machine that setting helps: two BLAS
 threads that wait for each other (91 s, 35 s of processors) are slower than one.
 """

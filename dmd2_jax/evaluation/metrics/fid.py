@@ -43,15 +43,15 @@ def compute(
     with warnings.catch_warnings():  # said below with the figure of this case
         warnings.simplefilter("ignore", UserWarning)
         value = distance.fid(real.statistics, fake.statistics)
-    count = fake.statistics.count
-    if count is None:
+    for side, count in (("real", real.statistics.count), ("generated", fake.statistics.count)):
+        if count is not None and count <= dimension:
+            bias = distance.fid_bias(real.statistics, count)
+            warnings.warn(
+                f"FID of {count} {side} samples in {dimension} dimensions: about {bias:.3g} of "
+                f"{value:.3g} is owed to their number; evaluate more than {10 * dimension:,} "
+                "samples, or compare kid, which is unbiased.",
+                stacklevel=2,
+            )
+    if fake.statistics.count is None:
         return {"fid": value}
-    bias = distance.fid_bias(real.statistics, count)
-    if count <= dimension:
-        warnings.warn(
-            f"FID of {count} samples in {dimension} dimensions: about {bias:.3g} "
-            f"of {value:.3g} is owed to their number; evaluate more than {10 * dimension:,} "
-            "samples, or compare kid, which is unbiased.",
-            stacklevel=2,
-        )
-    return {"fid": value, "fid_bias": bias}
+    return {"fid": value, "fid_bias": distance.fid_bias(real.statistics, fake.statistics.count)}

@@ -197,8 +197,10 @@ def test_fid_of_many_samples_warns_of_nothing():
 
 def test_fid_of_few_samples_warns_of_their_share():
     real, fake = PAIRS["random"]
-    with pytest.warns(UserWarning, match=r"FID of 7 samples in 7 dimensions: about .* is owed"):
+    with pytest.warns(UserWarning, match=r"FID of 7 generated samples in 7 dim.*: about .* owed"):
         compute("fid", real, fake[:7])
+    with pytest.warns(UserWarning, match=r"FID of 6 real samples in 7 dimensions: about .* owed"):
+        compute("fid", real[:6], fake)
 
 
 def test_fid_refuses_a_number_of_samples_that_says_nothing():
