@@ -1,5 +1,6 @@
 """Two processes of four devices each, as one run, through the command."""
 
+import atexit
 import functools
 import os
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from dmd2_jax.runtime.integrity import step_folders
 from dmd2_jax.runtime.metrics import read_metrics
 from tests.tiny import RECIPE, cache_folder, dmd2, scratch
 
@@ -29,6 +31,7 @@ def start(*words: object, count: int = 2, told: tuple[int, ...] = (2, 2), **more
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={8 // count}"
+    processes: list[Any] = []
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
@@ -39,17 +42,19 @@ def start(*words: object, count: int = 2, told: tuple[int, ...] = (2, 2), **more
         **more,
     }
     command = [sys.executable, "-m", "dmd2_jax.main", *map(str, words)]
-    return [
-        subprocess.Popen(
+    for i in range(count):
+        place = {"DMD2_NUM_PROCESSES": str(told[i]), "DMD2_PROCESS_ID": str(i)}
+        process = subprocess.Popen(
             command,
-            env=environment | {"DMD2_NUM_PROCESSES": str(told[i]), "DMD2_PROCESS_ID": str(i)},
+            env=environment | place,
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        for i in range(count)
-    ]
+        atexit.register(process.kill)  # where a test fails before it has ended
+        processes.append(process)
+    return processes
 
 
 def finish(processes: list[Any], timeout: float = 400) -> list[tuple[int, str, str]]:
@@ -158,8 +163,7 @@ def test_checkpoint_of_one_process_restores_in_two_bit_for_bit() -> None:
 def wait_for_checkpoint(workdir: Path, after: int, processes: list[Any]) -> int:
     """Return the number of a finished checkpoint beyond `after`."""
     for _ in range(3000):
-        steps = [int(path.name) for path in workdir.glob("checkpoints/[0-9]*")]
-        done = [step for step in steps if step > after]
+        done = [step for step in step_folders(workdir / "checkpoints") if step > after]
         if done:
             return max(done)
         if any(process.poll() is not None for process in processes):
@@ -183,7 +187,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
 
     # The death of one ends the other with a message, and leaves the finished checkpoints.
     processes = start(*endless)
-    stopped = max(int(path.name) for path in workdir.glob("checkpoints/[0-9]*"))
+    stopped = max(step_folders(workdir / "checkpoints"))
     assert stopped >= step
     reached = wait_for_checkpoint(workdir, stopped, processes)
     processes[1].kill()
@@ -192,7 +196,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
     assert "another process of this run has most likely died" in ended[0][2]
 
     # One process alone goes on from there.
-    last = max(int(path.name) for path in workdir.glob("checkpoints/[0-9]*"))
+    last = max(step_folders(workdir / "checkpoints"))
     assert last >= reached
     assert (
         dmd2(*distill(workdir, f"--config.distill.cycles={last + 1}", "--config.log.keep=1")) == 0

@@ -46,7 +46,7 @@ _talks = itertools.count()
 
 
 class JoinError(ValueError):
-    """The processes of a run do not fit each other, or cannot reach each other."""
+    """The processes of a run do not fit each other."""
 
 
 class PeerError(RuntimeError):
@@ -117,7 +117,8 @@ def join(place: Place) -> None:
       place: from `find_place`.
 
     Raises:
-      JoinError: if the others cannot be reached, or were told other counts.
+      JoinError: if the others were told other counts, or have other numbers of devices.
+      ConnectionError: if they cannot be reached.
     """
     options = {} if place.coordinator is None else place._asdict()
     if options:
@@ -137,7 +138,7 @@ def join(place: Place) -> None:
         raise
     except Exception as error:  # of many kinds, by cluster and version
         lines = str(error).splitlines() or [type(error).__name__]
-        raise JoinError(
+        raise ConnectionError(
             f"process {place.process_id if options else '(found by JAX)'} cannot join the others "
             f"({lines[0]:.300}), expected {place.num_processes or 'all'} processes with the same "
             f"coordinator and count, each with its own number, within {timeout} seconds "
