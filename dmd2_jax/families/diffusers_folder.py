@@ -50,7 +50,7 @@ def read_component(
       expected: the classes that will do.
       variant: "fp16" and the like; None: full precision, or else the only variant there is.
       dtype: type of the computation; weights are float32 whatever the file has.
-      remat: of a U-Net, "none" or "block".
+      remat: of a U-Net, "none", "block" or "full".
 
     Returns:
       (the network, its weights).

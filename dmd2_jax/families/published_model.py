@@ -220,7 +220,7 @@ class PublishedModel:
           config: the file's contents.
           expected: the classes that will do.
           dtype: type of the computation.
-          remat: "none" or, of a U-Net, "block".
+          remat: of a U-Net, "none", "block" or "full".
 
         Raises:
           ValueError: if the class is none of those, or if the config asks for what our network

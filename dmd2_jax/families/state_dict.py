@@ -78,7 +78,8 @@ def write_safetensors(tensors: Tensors, path: str | os.PathLike) -> None:
     from safetensors.numpy import save
 
     with whole_file(path) as partial:
-        contiguous = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+        # Not ascontiguousarray, which makes a number a vector of one.
+        contiguous = {name: np.asarray(t, order="C") for name, t in tensors.items()}
         # transformers refuses a file that does not say whose layouts it has.
         partial.write_bytes(save(contiguous, metadata={"format": "pt"}))
 

@@ -4,7 +4,8 @@ Modules are called as the published weights of diffusers' UNet2DConditionModel c
 `_0` for `.0`. `networks/sd_unet_config.py` builds one from a config.json.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from dmd2_jax.typing import Array, Float
 
 __all__ = ["REMAT", "StableDiffusionUNet", "TimestepEmbedding", "sinusoids"]
 
-REMAT = ("none", "block")
+REMAT = ("none", "block", "full")
 _MAX_PERIOD = 10000.0
 
 
@@ -102,8 +103,8 @@ class StableDiffusionUNet(nn.Module):
       groups, eps: of the group norms.
       cosine_first, freq_shift: of the embedded numbers, see `sinusoids`.
       dtype: type of the computation; parameters and outputs are float32.
-      remat: "none"; or "block": recompute each residual block and each transformer block in the
-        backward pass.
+      remat: what the backward pass computes again instead of keeping it: "none"; "block": what is
+        inside of each residual block and each transformer block; "full": those blocks' inputs too.
 
     Source: Rombach et al. 2022 (2112.10752); Podell et al. 2023 (2307.01952), section 2.
     """
@@ -130,7 +131,7 @@ class StableDiffusionUNet(nn.Module):
 
     def setup(self) -> None:
         """Name the layers as the published weights do."""
-        style = BlockStyle(self.groups, self.eps, self.linear, self.remat == "block", self.dtype)
+        style = BlockStyle(self.groups, self.eps, self.linear, self.remat != "none", self.dtype)
         self.conv_in = Conv(self.block_channels[0], padding=1, dtype=self.dtype)
         self.time_embedding = TimestepEmbedding(self.time_dim, self.time_condition_dim, self.dtype)
         if self.added:
@@ -207,9 +208,9 @@ class StableDiffusionUNet(nn.Module):
         timestep_cond: Float[Array, "b f"] | None = None,
     ) -> tuple[Array, ...]:
         """Return every output of the encoder and then the middle block's, float32."""
-        embedding = self._embed(timestep, text_embeds, time_ids, timestep_cond)
-        skips, middle = self._encode(sample, embedding, encoder_hidden_states)
-        return tuple(feature.astype(jnp.float32) for feature in (*skips, middle))
+        return self._whole(StableDiffusionUNet._features)(
+            self, sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond
+        )
 
     def call_with_bottleneck(
         self,
@@ -221,11 +222,28 @@ class StableDiffusionUNet(nn.Module):
         timestep_cond: Float[Array, "b f"] | None = None,
     ) -> tuple[Float[Array, "b h w c2"], Float[Array, "b h2 w2 k"]]:
         """Return (prediction, the middle block's output) from one pass, both float32."""
-        embedding = self._embed(timestep, text_embeds, time_ids, timestep_cond)
-        skips, middle = self._encode(sample, embedding, encoder_hidden_states)
+        return self._whole(StableDiffusionUNet._predict)(
+            self, sample, timestep, encoder_hidden_states, text_embeds, time_ids, timestep_cond
+        )
+
+    def _whole(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        return nn.remat(call) if self.remat == "full" else call
+
+    def _features(
+        self, sample: Array, timestep: Array, context: Array, *conditions: Array | None
+    ) -> tuple[Array, ...]:
+        embedding = self._embed(timestep, *conditions)
+        skips, middle = self._encode(sample, embedding, context)
+        return tuple(feature.astype(jnp.float32) for feature in (*skips, middle))
+
+    def _predict(
+        self, sample: Array, timestep: Array, context: Array, *conditions: Array | None
+    ) -> tuple[Array, Array]:
+        embedding = self._embed(timestep, *conditions)
+        skips, middle = self._encode(sample, embedding, context)
         x = middle
         for block in self.up_blocks:
-            x = block(x, skips[-block.layers :], embedding, encoder_hidden_states)
+            x = block(x, skips[-block.layers :], embedding, context)
             skips = skips[: -block.layers]
         x = self.conv_out(nn.silu(self.conv_norm_out(x)))
         return x.astype(jnp.float32), middle.astype(jnp.float32)

@@ -86,7 +86,7 @@ def unet_from_config(
     Args:
       config: the file's contents; absent settings have diffusers' defaults.
       dtype: type of the computation.
-      remat: "none" or "block".
+      remat: "none", "block" or "full", see `StableDiffusionUNet`.
 
     Returns:
       The network, without weights.

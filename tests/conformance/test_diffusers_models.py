@@ -209,7 +209,7 @@ def test_writing_a_component_returns_its_tensors_bit_for_bit(golden, tmp_path, n
     expected, actual = read_safetensors(source / file), read_safetensors(tmp_path / file)
     assert sorted(actual) == sorted(expected)
     for tensor in expected:
-        np.testing.assert_array_equal(actual[tensor], expected[tensor], err_msg=tensor)
+        np.testing.assert_array_equal(actual[tensor], expected[tensor], err_msg=tensor, strict=True)
     assert read_component_config(tmp_path) == read_component_config(source)
 
 
