@@ -79,6 +79,14 @@ def test_embedding_outside_its_table_is_nan():
     np.testing.assert_array_equal(actual, [[4.0, 5.0], [np.nan, np.nan]])
 
 
+def test_embedding_starts_with_its_scale():
+    index = jax.ShapeDtypeStruct((1,), jnp.int32)
+    table = init_variables(Embedding(200, 50, scale=0.5), jax.random.key(0), index)
+    values = table["params"]["embedding"]
+    assert values.shape == (200, 50)
+    assert float(values.std()) == pytest.approx(0.5, rel=0.03)
+
+
 def test_bottleneck_is_the_one_of_the_whole_pass_and_needs_no_decoder():
     _, middle = sdxl_results()[0][1]
     encoder = {

@@ -221,6 +221,7 @@ def test_init_variables_has_the_shapes_of_module_init(network):
         ),
         (layers.Linear(50, kernel_init=layers.Init(fan="none", distribution="normal")), (1, 60)),
         (layers.GroupNorm(2), (1, 8)),
+        (layers.LayerNorm(), (1, 8)),
         (layers.FourierEmbedding(2000), (1,)),
     ],
     ids=lambda value: type(value).__name__,
