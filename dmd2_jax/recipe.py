@@ -34,7 +34,20 @@ __all__ = [
     "weights_file",
 ]
 
-_NOT_FAMILIES = frozenset({"adapters", "edm_arguments", "state_dict", "weight_files"})
+_NOT_FAMILIES = frozenset(
+    {
+        "adapters",
+        "diffusers_folder",
+        "edm_arguments",
+        "pipeline_folder",
+        "published_configs",
+        "published_model",
+        "state_dict",
+        "text_encoder",
+        "tokenizer",
+        "weight_files",
+    }
+)
 
 
 class Family(Protocol):

@@ -1,0 +1,112 @@
+"""A pipeline's folder as diffusers writes it: model_index.json beside a folder for each part."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["PIPELINES", "PipelineIndex", "read_pipeline_index"]
+
+INDEX = "model_index.json"
+
+_COMMON = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+
+PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "StableDiffusionPipeline": _COMMON,
+    "StableDiffusionXLPipeline": {
+        **_COMMON,
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    },
+}
+"""The pipelines that are read: class -> part -> the classes that will do."""
+
+
+class PipelineIndex(NamedTuple):
+    """What model_index.json says of a pipeline.
+
+    Attributes:
+      folder: of the pipeline.
+      class_name: a name of `PIPELINES`.
+      zero_null: whether the embedding of no prompt is zeros, not that of the empty prompt.
+    """
+
+    folder: Path
+    class_name: str
+    zero_null: bool
+
+    def part(self, name: str) -> Path:
+        """Return the folder of a part.
+
+        Raises:
+          ValueError: if it is not there.
+        """
+        folder = self.folder / name
+        if not folder.is_dir():
+            parts = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
+            raise ValueError(
+                f"{self.folder} has no part {name}/, got {parts}, expected one as "
+                f"{' or '.join(PIPELINES[self.class_name][name])}; download the whole pipeline."
+            )
+        return folder
+
+    def expected(self, name: str) -> tuple[str, ...]:
+        """Return the classes that a part may be of."""
+        return PIPELINES[self.class_name][name]
+
+    @property
+    def text_parts(self) -> tuple[tuple[str, str], ...]:
+        """The names of each tokenizer and its text encoder."""
+        both = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+        return tuple(pair for pair in both if pair[0] in PIPELINES[self.class_name])
+
+
+def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
+    """Read a pipeline's model_index.json.
+
+    Args:
+      folder: of the pipeline.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is damaged, of another pipeline, or says that a part was left out or is of
+        another class.
+    """
+    file = Path(folder).expanduser() / INDEX
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {INDEX}, expected the folder of a diffusers pipeline (unet/, vae/, "
+            "text_encoder/, tokenizer/ ...); give the folder that save_pretrained wrote or that "
+            "was downloaded."
+        )
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        name = index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}), expected the index of a "
+            "diffusers pipeline; download it again."
+        ) from error
+    if name not in PIPELINES:
+        raise ValueError(
+            f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
+            "SD 2.x, SDXL or a model made from them."
+        )
+    for part, classes in PIPELINES[name].items():
+        entry = index.get(part)
+        found = entry[-1] if isinstance(entry, list) and entry else None
+        if found not in classes:
+            raise ValueError(
+                f"{file} has {part} = {entry!r:.80}, expected {' or '.join(classes)}; use a whole "
+                "pipeline, not a refiner or one saved without the part."
+            )
+    zero = name == "StableDiffusionXLPipeline" and bool(
+        index.get("force_zeros_for_empty_prompt", True)
+    )
+    return PipelineIndex(file.parent, name, zero)

@@ -1,0 +1,151 @@
+"""CLIP's tokenizer out of a pipeline's folder: prompts to token numbers.
+
+Needs transformers (`pip install 'dmd2_jax[text2image]'`); nothing is ever downloaded.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmd2_jax.data import MissingPackageError
+from dmd2_jax.networks.clip import ClipText
+from dmd2_jax.typing import Int
+
+__all__ = ["Tokenizer", "Tokens", "open_tokenizer", "warn_of_cut"]
+
+_log = logging.getLogger(__name__)
+_LEGACY_END = 2  # of the first published encoder configs; see networks/clip.py
+_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+
+
+class Tokens(NamedTuple):
+    """Prompts as numbers.
+
+    Attributes:
+      ids: [n, length] int32: start, text, end, padding.
+      counts: [n] tokens of each prompt with start and end, before it was cut to `length`.
+    """
+
+    ids: Int[np.ndarray, "n length"]
+    counts: Int[np.ndarray, " n"]
+
+    @property
+    def cut(self) -> Int[np.ndarray, " m"]:
+        """Which prompts were too long and lost their ends."""
+        return np.flatnonzero(self.counts > self.ids.shape[1])
+
+
+class Tokenizer(NamedTuple):
+    """A tokenizer that fits a text encoder.
+
+    Attributes:
+      backend: of transformers.
+      length: tokens of every prompt.
+    """
+
+    backend: Any
+    length: int
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Return the tokens of prompts: a function of the texts alone.
+
+        Longer ones keep their first tokens and the end token, shorter ones are padded.
+        """
+        backend, length = self.backend, self.length
+        rows = []
+        if len(texts):
+            # verbose: transformers would warn once a process, of one of them
+            rows = backend(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
+        ids = np.full((len(rows), length), backend.pad_token_id, np.int32)
+        for row, tokens in zip(ids, rows, strict=True):
+            kept = tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
+            row[: len(kept)] = kept
+        return Tokens(ids, np.array([len(tokens) for tokens in rows], np.int64))
+
+
+def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
+    """Open a pipeline's tokenizer for its text encoder; the files are read once a process.
+
+    Args:
+      folder: with vocab.json and merges.txt, or tokenizer.json.
+      encoder: the network that reads the tokens.
+
+    Raises:
+      MissingPackageError: if transformers is not installed.
+      ValueError: if a file is missing or damaged, or the vocabulary is not the encoder's.
+    """
+    folder = Path(folder)
+    backend = _read(str(folder.resolve()))
+    largest = max(backend.get_vocab().values())
+    if largest >= encoder.vocabulary:
+        raise ValueError(
+            f"{folder} has tokens up to number {largest}, expected less than the "
+            f"{encoder.vocabulary} that its text encoder knows; take both from one pipeline."
+        )
+    if encoder.end_token not in (_LEGACY_END, backend.eos_token_id):
+        raise ValueError(
+            f"{folder} ends a prompt by token {backend.eos_token_id}, expected "
+            f"{encoder.end_token} as its text encoder's config says; take both from one pipeline."
+        )
+    # A config without the setting gets a huge number.
+    return Tokenizer(backend, min(int(backend.model_max_length), encoder.context))
+
+
+def warn_of_cut(tokens: Tokens, texts: Sequence[str]) -> None:
+    """Warn, once for all of them, of prompts that were too long.
+
+    Args:
+      tokens: of the texts.
+      texts: the prompts.
+    """
+    cut = tokens.cut
+    if len(cut):
+        worst = int(cut[0])
+        _log.warning(
+            "%d of %d prompts have more than %d tokens and lose their ends; the first, with %d: "
+            "%.60r",
+            len(cut),
+            len(texts),
+            tokens.ids.shape[1],
+            tokens.counts[worst],
+            texts[worst],
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _read(folder: str) -> Any:
+    # transformers makes an empty vocabulary where files are missing, without a word.
+    there = [all((Path(folder) / name).is_file() for name in form) for form in _FORMS]
+    if not any(there):
+        found = sorted(os.listdir(folder)) if os.path.isdir(folder) else "no folder"
+        raise ValueError(
+            f"{folder} has no tokenizer: got {found}, expected vocab.json and merges.txt, or "
+            "tokenizer.json; download the missing files."
+        )
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingPackageError(
+            "tokenizing prompts needs the package transformers, which is not installed; install "
+            "it with: pip install 'dmd2_jax[text2image]'"
+        ) from error
+    # Of release 5 on one class with two names; before, only the fast one reads tokenizer.json.
+    kind = getattr(transformers, "CLIPTokenizerFast" if there[0] else "CLIPTokenizer")
+    try:
+        backend = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of any class, those of a Rust extension among them
+        raise ValueError(
+            f"{folder} cannot be read as a tokenizer ({type(error).__name__}: {error!s:.200}), "
+            "expected CLIP's; download it again."
+        ) from error
+    if len(backend("")["input_ids"]) != 2 or backend.pad_token_id is None:
+        raise ValueError(
+            f"{folder} makes {backend('')['input_ids']} of the empty prompt, expected a start and "
+            "an end token, and a token for padding; use CLIP's tokenizer."
+        )
+    return backend

@@ -1,0 +1,180 @@
+"""Complete tiny pipelines, made by diffusers and transformers themselves.
+
+Random weights, published layouts: what a program reads or writes of these folders it does of the
+published ones. The tokenizer is a real one, trained on the captions below.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import scratch
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = tuple(f"a handwritten {word}" for word in DIGITS) + tuple(
+    f"the digit {word}, written by hand" for word in DIGITS
+)
+RESOLUTION = 16
+"""Height and width of the pipelines' images; latents are of half the size."""
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@functools.cache
+def tiny_pipeline(kind: str) -> Path:
+    """Return the folder of a pipeline, "sd15" or "sdxl"; do not change it.
+
+    The tests that call this are skipped where torch, diffusers or transformers is missing.
+    """
+    for package in ("torch", "diffusers", "transformers", "tokenizers"):
+        pytest.importorskip(package)
+    import torch
+
+    torch.manual_seed({"sd15": 15, "sdxl": 21}[kind])
+    folder = scratch() / kind
+    pipeline = _sd15() if kind == "sd15" else _sdxl()
+    pipeline.save_pretrained(folder)
+    if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
+        (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+        write_tokenizer(folder / "tokenizer")
+    return folder
+
+
+def write_tokenizer(folder: Path, pad: str = END) -> Path:
+    """Write vocab.json, merges.txt and tokenizer_config.json of a tokenizer of the captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary, merges = vocabulary_and_merges()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    settings = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+    settings |= {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@functools.cache
+def vocabulary_and_merges() -> tuple[dict[str, int], list[str]]:
+    """Learn byte pairs of the captions; the vocabulary is laid out as CLIP's is."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=150, end_of_word_suffix="</w>", min_frequency=2, show_progress=False
+    )
+    learner.train_from_iterator(CAPTIONS, trainer)
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in learned]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, pairs)]
+    tokens = [*dict.fromkeys(tokens), START, END]
+    return {token: i for i, token in enumerate(tokens)}, [" ".join(pair) for pair in pairs]
+
+
+def _tokenizer(pad: str = END):
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(write_tokenizer(scratch() / "tokenizer", pad))
+
+
+def _text_config(**settings):
+    from transformers import CLIPTextConfig
+
+    vocabulary, _ = vocabulary_and_merges()
+    common = {"vocab_size": len(vocabulary), "max_position_embeddings": 77}
+    common |= {"num_attention_heads": 2, "num_hidden_layers": 3, "bos_token_id": 0}
+    return CLIPTextConfig(**common, **settings)
+
+
+def _unet(**settings):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=RESOLUTION // 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=(1, 2),
+        **settings,
+    )
+
+
+def _vae(scaling_factor: float):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=4,
+        sample_size=RESOLUTION,
+        scaling_factor=scaling_factor,
+    )
+
+
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def _sd15():
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    # 2, as the published config says, which is not the tokenizer's
+    text = _text_config(hidden_size=16, intermediate_size=24, eos_token_id=2, pad_token_id=1)
+    return StableDiffusionPipeline(
+        vae=_vae(0.18215),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=_tokenizer(),
+        unet=_unet(
+            cross_attention_dim=16,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        scheduler=DDIMScheduler(
+            **_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _sdxl():
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    end = vocabulary_and_merges()[0][END]
+    first = _text_config(hidden_size=16, intermediate_size=24, eos_token_id=2, pad_token_id=1)
+    second = _text_config(
+        hidden_size=24,
+        intermediate_size=32,
+        hidden_act="gelu",
+        projection_dim=20,
+        eos_token_id=end,
+        pad_token_id=0,
+    )
+    return StableDiffusionXLPipeline(
+        vae=_vae(0.13025),
+        text_encoder=CLIPTextModel(first),
+        text_encoder_2=CLIPTextModelWithProjection(second),
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(pad="!"),
+        unet=_unet(
+            cross_attention_dim=16 + 24,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 20,
+        ),
+        scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
