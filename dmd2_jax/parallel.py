@@ -1,23 +1,24 @@
 """How a distillation is spread over a mesh: the players, the state and the batches."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from dmd2_jax.config import ConfigError
-from dmd2_jax.denoiser import map_params
+from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState
 from dmd2_jax.runtime.sharding import (
     Rules,
     batch_sharding,
     gather,
+    pin_batch,
     replicated,
     tree_shardings,
 )
-from dmd2_jax.typing import Array, Params
+from dmd2_jax.typing import Array, Params, PyTree
 
 __all__ = ["cycle_shardings", "mesh_rules", "spread_players"]
 
@@ -46,12 +47,15 @@ def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
 def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
     """Return players that gather their parameters from the fsdp axis where they use them.
 
+    What goes into a network and comes out of it stays split over the batch.
+
     Args:
       players: the players.
-      mesh: from `make_mesh`; with an fsdp axis of size 1 the players are returned as they are.
+      mesh: from `make_mesh`; if it splits nothing but the batch, over the data axis, the players
+        are returned as they are.
       rules: where the parameters lie.
     """
-    if mesh.shape["fsdp"] == 1:
+    if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return players
     change = functools.partial(gather, mesh=mesh, rules=rules)
     head = players.discriminator
@@ -59,14 +63,25 @@ def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
         logits = head.logits
 
         def gathered_logits(params: Params, features: tuple[Array, ...]) -> Array:
-            return logits(change(params), features)
+            return logits(change(params), pin_batch(features, mesh))
 
         head = head._replace(logits=gathered_logits)
-    return Players(
-        map_params(players.teacher, change),
-        map_params(players.generator, change),
-        map_params(players.critic, change),
-        head,
+    networks = (players.teacher, players.generator, players.critic)
+    return Players(*(_spread(network, mesh, rules) for network in networks), head)
+
+
+def _spread(denoiser: Denoiser, mesh: Mesh, rules: Rules) -> Denoiser:
+    def spread(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        def run(params: Params, x_t: Array, t: Array, cond: PyTree) -> PyTree:
+            inputs = pin_batch((x_t, t, cond), mesh)
+            return pin_batch(function(gather(params, mesh, rules), *inputs), mesh)
+
+        return run
+
+    return denoiser._replace(
+        x0=spread(denoiser.x0),
+        features=spread(denoiser.features),
+        x0_and_features=spread(denoiser.x0_and_features),
     )
 
 

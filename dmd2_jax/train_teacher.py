@@ -31,6 +31,7 @@ from dmd2_jax.runtime.sharding import (
     batch_sharding,
     check_rules,
     gather,
+    pin_batch,
     replicated,
     shard_batch,
     tree_shardings,
@@ -335,7 +336,8 @@ def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, 
     chosen = family.x0_with_dropout if recipe.config.model.dropout > 0 else without_dropout
 
     def x0_fn(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
-        return chosen(change(params), x_t, t, cond, key)
+        x_t, t, cond = pin_batch((x_t, t, cond), mesh)
+        return pin_batch(chosen(change(params), x_t, t, cond, key), mesh)
 
     step = functools.partial(teacher_step, x0_fn=x0_fn, denoiser=family.denoiser, config=config)
     state, batch, everywhere = state_shardings(recipe), batch_sharding(mesh), replicated(mesh)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from dmd2_jax import train_student
 from dmd2_jax.config import apply_overrides
 from dmd2_jax.cycle_data import cycle_batch
 from dmd2_jax.pairs import make_pairs
@@ -260,3 +262,32 @@ def test_distill_refuses_to_start_from(
     words = distill_words(tmp_path, f"--config.distill.start_from={place()}", "--dry_run")
     assert dmd2(*words) != 0
     assert message in capsys.readouterr().err
+
+
+def test_distill_compiles_its_cycle_once_and_moves_nothing_between_cycles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made, moved = [], []
+    make, put = train_student.make_cycle, train_student.put_batch
+
+    def guarded_cycle(*arguments: Any, **options: Any) -> Callable[..., Any]:
+        cycle = make(*arguments, **options)
+        made.append(cycle)
+
+        def run(*inputs: Any) -> Any:
+            # From the second call on, all that a cycle takes lies on the devices.
+            with jax.transfer_guard("disallow" if cycle._cache_size() else "allow"):
+                return cycle(*inputs)
+
+        return run
+
+    def counted_put(*arguments: Any) -> Any:
+        moved.append(arguments)
+        return put(*arguments)
+
+    monkeypatch.setattr(train_student, "make_cycle", guarded_cycle)
+    monkeypatch.setattr(train_student, "put_batch", counted_put)
+    assert dmd2(*distill_words(tmp_path, "--config.distill.cycles=3")) == 0
+    (cycle,) = made
+    assert cycle._cache_size() == 1
+    assert len(moved) == 3  # one batch a cycle, as bytes, is all that travels

@@ -1,6 +1,7 @@
 """The cycle of a real U-Net on meshes of eight devices: the numbers of one device."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -21,10 +22,19 @@ from dmd2_jax.distill import (
 )
 from dmd2_jax.families import edm
 from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.parallel import spread_players
+from dmd2_jax.runtime.program_costs import Collective, read_program
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.sharding import batch_sharding, gather, make_mesh, replicated, tree_shardings
+from dmd2_jax.runtime.sharding import (
+    batch_sharding,
+    make_mesh,
+    partition_spec,
+    replicated,
+    tree_shardings,
+)
 
 CYCLES = 5
+TURNS = 2
 CLASSES = 4
 BATCH = 8
 ONE_STEP = (80.0,)
@@ -56,7 +66,7 @@ def settings(times: tuple[float, ...]) -> DistillConfig:
     return DistillConfig(
         sample_shape=(8, 8, 1),
         batch_size=BATCH,
-        critic_turns=2,
+        critic_turns=TURNS,
         student_times=times,
         generator_lr=1e-4,
         critic_lr=1e-4,
@@ -67,8 +77,8 @@ def settings(times: tuple[float, ...]) -> DistillConfig:
 
 def batch_of(i: int) -> CycleBatch:
     keys = jax.random.split(jax.random.key(100 + i), 3)
-    labels = [jax.random.randint(key, (2, BATCH), 0, CLASSES) for key in keys[:2]]
-    real = jax.random.normal(keys[2], (2, BATCH, 8, 8, 1)) * 0.5
+    labels = [jax.random.randint(key, (TURNS, BATCH), 0, CLASSES) for key in keys[:2]]
+    real = jax.random.normal(keys[2], (TURNS, BATCH, 8, 8, 1)) * 0.5
     one_hot = [jax.nn.one_hot(label, CLASSES) for label in labels]
     return CycleBatch(Samples(real, one_hot[0]), one_hot[1])
 
@@ -86,12 +96,12 @@ def run(sizes: tuple[int, int, int] | None, times: tuple[float, ...]) -> dict[st
     head_params = head.init(jax.random.key(1), fam.feature_shapes(1))
     state = init_state(config, generator=teacher, critic=teacher, discriminator=head_params)
     denoiser, shardings = fam.denoiser, None
+    players = Players(denoiser, denoiser, denoiser, head)
     if sizes is not None:
         mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
-        denoiser = map_params(denoiser, functools.partial(gather, mesh=mesh))
+        players = spread_players(players, mesh)
         shardings = shardings_on(mesh, state, teacher)
         state, teacher = jax.device_put((state, teacher), (shardings.state, shardings.teacher))
-    players = Players(denoiser, denoiser, denoiser, head)
     cycle = make_cycle(players, config, donate=False, shardings=shardings)
     key = jax.random.key(2)
     lowered = cycle.lower(state, teacher, place(batch_of(0), shardings), stream_key(key, "c", 0))
@@ -158,12 +168,91 @@ def test_sharded_state_stays_sharded() -> None:
     assert all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
 
+def collectives(sizes: tuple[int, int, int]) -> dict[str, Collective]:
+    return read_program(run(sizes, ONE_STEP)["text"]).collectives
+
+
+def sizes_of(params: Any, only: str = "") -> list[int]:
+    """Return the bytes of every array whose path has one of the words of `only`, split by |."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [x.nbytes for path, x in leaves if re.search(only, jax.tree_util.keystr(path))]
+
+
+def split_over_fsdp(params: Any, sizes: tuple[int, int, int]) -> list[int]:
+    """Return the bytes of every array that is split."""
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    leaves = jax.tree.leaves(params)
+    return [x.nbytes for x in leaves if "fsdp" in partition_spec("", x.shape, mesh)]
+
+
+def reduced_bytes() -> int:
+    """Return the bytes of the gradients of one cycle that are summed over the devices."""
+    state = run((8, 1, 1), ONE_STEP)["state"]
+    network, head = (sum(sizes_of(it.params)) for it in (state.generator, state.discriminator))
+    # The critic is called twice a turn, for denoising and for its features, which need no decoder.
+    # CPU's compiler sums the gradients of the two calls one by one; TPU's adds them up before.
+    encoder = sum(sizes_of(state.critic.params, "enc_|map_"))
+    return network + TURNS * (network + encoder + head)
+
+
+LOGITS = [4 * BATCH, 4 * TURNS * BATCH, 4 * TURNS * BATCH]
+"""Bytes of the metrics of single samples: the discriminator's logits for the generator's turn, and
+for the real and the student's samples of the critic turns."""
+
+SCALARS = 800
+"""At most as many bytes of a cycle's metrics are summed over the devices."""
+
+
 @pytest.mark.slow
-def test_data_parallel_cycle_gathers_nothing() -> None:
-    text = run((8, 1, 1), ONE_STEP)["text"]
-    assert " all-gather(" not in text
-    assert " all-reduce(" in text
-    assert "all-to-all(" not in text
+def test_data_parallel_cycle_reduces_each_gradient_and_moves_nothing_else() -> None:
+    found = collectives((8, 1, 1))
+    # No activation is gathered, but for the logits. Each turn sums all its gradients at once, the
+    # counts of its metrics (integers), and the squares of the samples' deviations, which need the
+    # mean first.
+    assert set(found) == {"all-gather", "all-reduce"}
+    assert found["all-gather"] == Collective(len(LOGITS), sum(LOGITS))
+    assert found["all-reduce"].number == 3 * (1 + TURNS)
+    assert 0 <= found["all-reduce"].num_bytes - reduced_bytes() <= SCALARS
+
+
+@pytest.mark.slow
+def test_fsdp_cycle_gathers_weights_and_reduces_gradients_and_moves_nothing_else() -> None:
+    mesh = (2, 4, 1)
+    found, state = collectives(mesh), run(mesh, ONE_STEP)["state"]
+    network, head = (
+        split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
+    )
+    # Every split array is gathered once for each set of weights that is used, however often it is:
+    # the generator before and after its update, the teacher, the critic and the head in the
+    # generator's turn; critic and head in each of their turns.
+    gathered = 4 * network + head + TURNS * (network + head) + LOGITS
+    assert found["all-gather"] == Collective(len(gathered), sum(gathered))
+    # One more than with data parallelism in each turn: the norm of gradients that are split.
+    assert found["all-reduce"].number == 4 * (1 + TURNS)
+    assert 0 <= found["all-reduce"].num_bytes - reduced_bytes() <= SCALARS
+    assert set(found) == {"all-gather", "all-reduce"}
+
+
+@pytest.mark.slow
+def test_tensor_parallel_cycle_has_the_collectives_it_had() -> None:
+    # Not derived: the partitioner splits channels here, so that activations do move.
+    numbers = {kind: it.number for kind, it in collectives((2, 2, 2)).items()}
+    assert numbers == {
+        "all-gather": 610,
+        "all-reduce": 66,
+        "all-to-all": 411,
+        "collective-permute": 78,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_cycle_never_waits_for_the_host(name: str) -> None:
+    text = run(*MESHES[name])["text"]
+    opcodes = set(re.findall(r" (infeed|outfeed|send|recv|send-done|recv-done)\(", text))
+    assert not opcodes
+    targets = set(re.findall(r'custom_call_target="([^"]*)"', text))
+    assert not {target for target in targets if re.search("callback|host|python", target, re.I)}
 
 
 def test_map_params_changes_what_every_function_sees() -> None:
