@@ -66,8 +66,12 @@ def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
             return logits(change(params), pin_batch(features, mesh))
 
         head = head._replace(logits=gathered_logits)
-    networks = (players.teacher, players.generator, players.critic)
-    return Players(*(_spread(network, mesh, rules) for network in networks), head)
+    return Players(
+        _spread(players.teacher, mesh, rules),
+        _spread(players.generator, mesh, rules),
+        _spread(players.critic, mesh, rules),
+        head,
+    )
 
 
 def _spread(denoiser: Denoiser, mesh: Mesh, rules: Rules) -> Denoiser:
