@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.model.augment_dim = 0  # 9 in EDM's CIFAR-10 weights; the labels are always zero here
     config.model.dropout = 0.0
     config.model.dtype = "float32"  # compute type: float32 | bfloat16
-    config.model.remat = False
+    config.model.remat = "none"  # none | block | full: what the backward pass computes again
     config.model.embedding_type = "positional"  # song only: positional (DDPM++) | fourier (NCSN++)
     config.model.encoder_type = "standard"  # song only: standard (DDPM++) | residual (NCSN++)
     config.model.resample_filter = (1, 1)  # song only: (1, 1) DDPM++ | (1, 3, 3, 1) NCSN++
@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8
     config.optim.weight_decay = 0.01
+    config.optim.moment_dtype = "float32"  # Adam's moments: float32 | bfloat16 (half the memory)
     config.optim.clip_norm = 10.0
     config.optim.ema_decays = (0.999,)  # per generator turn; () = none
     config.optim.max_skipped_in_a_row = 10  # updates refused as not finite, then the run stops
@@ -111,6 +112,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1  # devices along the batch; -1 = all that the others leave
     config.mesh.fsdp = 1  # devices that share batch and weights, each holding a part of both
     config.mesh.tensor = 1  # devices that split every layer's output features
+    config.mesh.offload = ()  # what waits in the host's memory: teacher, optimizer
     config.mesh.rules = ()  # "PATTERN=AXIS:AXIS:..." where the default placement is not wanted
 
     config.log = ConfigDict()

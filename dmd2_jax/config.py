@@ -201,11 +201,11 @@ def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = N
       ConfigError: naming every bad value, with got, expected and remedy.
     """
     names = {
-        "model.dtype": ("float32", "bfloat16"),
+        **dict.fromkeys(("model.dtype", "optim.moment_dtype"), ("float32", "bfloat16")),
+        **dict.fromkeys(("optim.lr_schedule", "teacher.lr_schedule"), ("constant", "cosine")),
+        "model.remat": ("none", "block", "full"),
         "distill.denoising_weight": ("edm", "eps", "x0"),
         "distill.fake_labels": ("uniform", "real"),
-        "optim.lr_schedule": ("constant", "cosine"),
-        "teacher.lr_schedule": ("constant", "cosine"),
     } | dict(choices or {})
     faults = [*_choice_faults(config, names), *_number_faults(config), *_time_faults(config)]
     if faults:
@@ -368,7 +368,7 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
             return float(text)
         if kind in (tuple, list):
             expected = f"a tuple like {current!r}"
-            return _parse_tuple(text, current)
+            return _parse_tuple(text, current, words=key.startswith("mesh."))
         if kind is str:
             return text
     except (ValueError, KeyError, SyntaxError):
@@ -378,10 +378,10 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
     )
 
 
-def _parse_tuple(text: str, current: Sequence[Any]) -> tuple[Any, ...]:
+def _parse_tuple(text: str, current: Sequence[Any], words: bool) -> tuple[Any, ...]:
     stripped = text.strip().strip("()[]").strip()
     items = [item.strip() for item in stripped.split(",") if item.strip()]
-    values = [ast.literal_eval(item) for item in items]
+    values = [i if words and i.isidentifier() else ast.literal_eval(i) for i in items]
     if any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
         raise ValueError
     if any(isinstance(value, float) for value in current):

@@ -1,15 +1,16 @@
 """How a distillation is spread over a mesh: the players, the state and the batches."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from dmd2_jax.config import ConfigError
-from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.denoiser import Denoiser, map_params
 from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState
+from dmd2_jax.runtime.offload import check_offload, fetched, to_host
 from dmd2_jax.runtime.sharding import (
     Rules,
     batch_sharding,
@@ -20,7 +21,10 @@ from dmd2_jax.runtime.sharding import (
 )
 from dmd2_jax.typing import Array, Params, PyTree
 
-__all__ = ["cycle_shardings", "mesh_rules", "spread_players"]
+__all__ = ["OFFLOAD", "cycle_shardings", "mesh_rules", "spread_players"]
+
+OFFLOAD = ("teacher", "optimizer")
+"""What may wait in the host's memory: the teacher's parameters, all players' Adam moments."""
 
 
 def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
@@ -45,16 +49,24 @@ def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
 
 
 def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
-    """Return players that gather their parameters from the fsdp axis where they use them.
+    """Return players that bring their parameters together where they use them.
+
+    They gather them from the fsdp axis; the teacher fetches its own from the host's memory first,
+    if they lie there.
 
     What goes into a network and comes out of it stays split over the batch.
 
     Args:
       players: the players.
-      mesh: from `make_mesh`; if it splits nothing but the batch, over the data axis, the players
-        are returned as they are.
+      mesh: from `make_mesh`; if it splits nothing but the batch, over the data axis, only the
+        teacher is changed.
       rules: where the parameters lie.
     """
+    players = _gathering(players, mesh, rules)
+    return players._replace(teacher=map_params(players.teacher, fetched))
+
+
+def _gathering(players: Players, mesh: Mesh, rules: Rules) -> Players:
     if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return players
     change = functools.partial(gather, mesh=mesh, rules=rules)
@@ -90,7 +102,12 @@ def _spread(denoiser: Denoiser, mesh: Mesh, rules: Rules) -> Denoiser:
 
 
 def cycle_shardings(
-    state: TrainState, teacher_params: Params, batch: CycleBatch, mesh: Mesh, rules: Rules = ()
+    state: TrainState,
+    teacher_params: Params,
+    batch: CycleBatch,
+    mesh: Mesh,
+    rules: Rules = (),
+    offload: Sequence[str] = (),
 ) -> CycleShardings:
     """Return where everything that a cycle takes lies.
 
@@ -100,12 +117,27 @@ def cycle_shardings(
       batch: a batch, or its shapes: [K, b, ...] real samples and conditions, [b, ...] pairs.
       mesh: from `make_mesh`.
       rules: where parameters lie.
+      offload: what of `OFFLOAD` waits in the host's memory; the cycle fetches it where it uses it.
+
+    Raises:
+      ValueError: if a rule does not fit an array, or nothing can be offloaded on these devices.
     """
+    check_offload(offload, OFFLOAD, mesh)
     turns = jax.tree.map(lambda _: batch_sharding(mesh, axis=1), (batch.real, batch.fake_cond))
     pairs = jax.tree.map(lambda _: batch_sharding(mesh), batch.pairs)
+    places = tree_shardings(state, mesh, rules)
+    teacher = tree_shardings(teacher_params, mesh, rules)
+    if "teacher" in offload:
+        teacher = to_host(teacher_params, teacher)
+    if "optimizer" in offload:
+        for name in ("generator", "critic", "discriminator"):
+            player, place = getattr(state, name), getattr(places, name)
+            if player is not None:
+                moved = place._replace(opt_state=to_host(player.opt_state, place.opt_state))
+                places = places._replace(**{name: moved})
     return CycleShardings(
-        state=tree_shardings(state, mesh, rules),
-        teacher=tree_shardings(teacher_params, mesh, rules),
+        state=places,
+        teacher=teacher,
         batch=CycleBatch(turns[0], turns[1], pairs),
         key=replicated(mesh),
     )

@@ -28,10 +28,11 @@ from dmd2_jax.distill import (
     TrainState,
     make_cycle,
 )
-from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
-from dmd2_jax.plan_tables import Plan, verdict
+from dmd2_jax.parallel import OFFLOAD, cycle_shardings, mesh_rules, spread_players
+from dmd2_jax.plan_tables import HOST_COLUMN, Plan, verdict
 from dmd2_jax.recipe import Family, build_family, check
 from dmd2_jax.runtime.chips import Chip, topology
+from dmd2_jax.runtime.offload import in_host_memory
 from dmd2_jax.runtime.program_costs import jaxpr_flops, read_program
 from dmd2_jax.runtime.sharding import check_batch_size, check_rules, make_mesh
 from dmd2_jax.train_student import build_players, distill_config, initial_state
@@ -101,6 +102,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
         owners=_owners(cycle),
         peak_bytes=_peak(memory) if memory is not None else _asked_for(refusal),
         limit_bytes=_limit(chip, devices, num_chips),
+        host_bytes=int(memory.host_argument_size_in_bytes) if memory is not None else 0,
         refusal=refusal,
         flops=jaxpr_flops(cycle.traced.jaxpr) / size,
         num_bytes=costs.num_bytes if costs else 0,
@@ -140,10 +142,20 @@ def trace_cycle(config: ConfigDict, devices: Sequence[jax.Device] | None = None)
     rules = mesh_rules(config.mesh)
     check_rules(rules, teacher, mesh)
     batch = batch_shapes(config, family, settings)
-    shardings = cycle_shardings(state, teacher, batch, mesh, rules)
+    shardings = cycle_shardings(state, teacher, batch, mesh, rules, config.mesh.offload)
     cycle: Any = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)
-    traced = cycle.trace(state, teacher, batch, jax.eval_shape(lambda: key))
+    placed = (_placed(state, shardings.state), _placed(teacher, shardings.teacher))
+    traced = cycle.trace(*placed, batch, jax.eval_shape(lambda: key))
     return TracedCycle(traced, mesh, state, teacher, batch, shardings)
+
+
+def _placed(shapes: PyTree, places: PyTree) -> PyTree:
+    """Return shapes whose types say in which memory they lie."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
 
 
 def sweep(
@@ -193,13 +205,17 @@ def find_remedy(config: ConfigDict, plan: Plan) -> str:
     shards = plan.mesh["data"] * plan.mesh["fsdp"]
     batch = config.distill.batch_size // shards
     halves = [n for n in (2, 4, 8, 16) if batch % n == 0]
-    variants: list[dict[str, Any]] = [{"model.remat": True}]
-    variants += [{"model.remat": True, "distill.microbatches": n} for n in halves]
+    remat: dict[str, Any] = {"model.remat": "full"}
+    variants: list[dict[str, Any]] = [{"model.remat": "block"}, remat]
+    variants += [remat | {"distill.microbatches": n} for n in halves]
     if plan.mesh["fsdp"] < shards:
-        spread = {"mesh.data": 1, "mesh.fsdp": shards, "model.remat": True}
+        spread = remat | {"mesh.data": 1, "mesh.fsdp": shards}
         variants += [spread] + [spread | {"distill.microbatches": n} for n in halves[-1:]]
+    # Last what costs time on the host's links, or changes numbers.
+    variants.append(variants[-1] | {"mesh.offload": OFFLOAD})
+    variants.append(variants[-1] | {"optim.moment_dtype": "bfloat16"})
     for changes in variants:
-        text = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+        text = " ".join(f"--config.{key}={_flag(value)}" for key, value in changes.items())
         print(f"trying {text} ...", file=sys.stderr, flush=True)
         variant = config.copy_and_resolve_references()
         variant.update_from_flattened_dict(changes)
@@ -207,7 +223,8 @@ def find_remedy(config: ConfigDict, plan: Plan) -> str:
         if tried.fits:
             return f"it fits with {text}: {verdict(tried)}"
     return (
-        f"none of {len(variants)} variants (rematerialisation, microbatches, fsdp) fits "
+        f"none of {len(variants)} variants (rematerialisation, microbatches, fsdp, offload, "
+        f"bfloat16 moments) fits "
         f"{plan.topology}; try a larger slice or a smaller batch (`dmd2 plan --sweep`)."
     )
 
@@ -224,6 +241,10 @@ def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
     except ValueError as error:
         raise ValueError(f"{name}, batch {batch_size}: {error}") from error
     return variant
+
+
+def _flag(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
@@ -270,15 +291,20 @@ def _limit(chip: Chip | None, devices: Sequence[jax.Device], num_chips: int) -> 
 def _owners(cycle: TracedCycle) -> dict[str, Any]:
     state, shardings = cycle.state, cycle.shardings
 
-    def held(tree: PyTree, places: PyTree) -> int:
+    def held(tree: PyTree, places: PyTree, host: bool = False) -> int:
         sizes = jax.tree.map(
-            lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+            lambda leaf, place: (
+                math.prod(place.shard_shape(leaf.shape))
+                * leaf.dtype.itemsize
+                * (in_host_memory(place) == host)
+            ),
             tree,
             places,
         )
         return sum(jax.tree.leaves(sizes))
 
     owners = {"teacher": {"params": held(cycle.teacher, shardings.teacher)}}
+    waiting = {"teacher": held(cycle.teacher, shardings.teacher, host=True)}
     for name in ("generator", "critic", "discriminator"):
         player, places = getattr(state, name), getattr(shardings.state, name)
         if player is not None:
@@ -286,6 +312,10 @@ def _owners(cycle: TracedCycle) -> dict[str, Any]:
                 "params": held(player.params, places.params),
                 "optimiser": held(player.opt_state, places.opt_state),
             }
+            waiting[name] = held(player, places, host=True)
     owners["generator"]["average"] = held(state.ema, shardings.state.ema)
     owners["batch"] = {"params": held(cycle.batch, shardings.batch)}
+    for name, size in waiting.items():
+        if size:
+            owners[name][HOST_COLUMN] = size
     return owners

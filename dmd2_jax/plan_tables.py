@@ -7,7 +7,10 @@ from dmd2_jax.recipe import aligned
 from dmd2_jax.runtime.chips import Chip
 from dmd2_jax.runtime.program_costs import Collective
 
-__all__ = ["Plan", "plan_table", "sweep_table", "verdict"]
+__all__ = ["HOST_COLUMN", "Plan", "plan_table", "sweep_table", "verdict"]
+
+HOST_COLUMN = "on the host"
+"""The key of `Plan.owners` for what waits in the host's memory."""
 
 
 class Plan(NamedTuple):
@@ -23,10 +26,13 @@ class Plan(NamedTuple):
       batch_size: of one turn, global.
       images: images that one cycle trains on, global.
       cycles: length of the recipe.
-      owners: owner -> {"params", "optimiser", "average"} -> bytes.
+      owners: owner -> {"params", "optimiser", "average"} -> bytes in the device's memory, and
+        "on the host" where something of it waits in the host's.
       peak_bytes: the compiler's figure for everything together; where the program was refused, what
         the compiler says it would need.
       limit_bytes: what a device has; None if not known.
+      host_bytes: what the compiler keeps in the host's memory for a device; 0 on a CPU, whose
+        memory is one.
       refusal: what the compiler said; "" if the program compiled.
       flops: in one cycle.
       num_bytes: read and written in one cycle.
@@ -46,6 +52,7 @@ class Plan(NamedTuple):
     owners: dict[str, dict[str, int]]
     peak_bytes: int
     limit_bytes: float | None
+    host_bytes: int
     refusal: str
     flops: float
     num_bytes: int
@@ -126,15 +133,20 @@ def verdict(plan: Plan) -> str:
 
 
 def _memory_table(plan: Plan) -> str:
-    columns = ("params", "optimiser", "average")
+    columns = ["params", "optimiser", "average"]
+    waiting = sum(held.get(HOST_COLUMN, 0) for held in plan.owners.values())
+    if waiting:
+        columns.append(HOST_COLUMN)
+    blank = [""] * (len(columns) - 1)
     rows: list[tuple[object, ...]] = [("memory a device, MB", *columns)]
     for owner, held in plan.owners.items():
         cells = [f"{held[c] / 1e6:,.1f}" if c in held else "-" for c in columns]
         rows.append((owner, *cells))
-    known = sum(sum(held.values()) for held in plan.owners.values())
+    # A compiler with one memory has counted there what waits on the host.
+    known = sum(sum(held.values()) for held in plan.owners.values()) - min(plan.host_bytes, waiting)
     rest = max(plan.peak_bytes - known, 0) / 1e6
-    rows.append(("activations, gradients, the rest", f"{rest:,.1f}", "", ""))
-    rows.append(("together", f"{plan.peak_bytes / 1e6:,.1f}", "", ""))
+    rows.append(("activations, gradients, the rest", f"{rest:,.1f}", *blank))
+    rows.append(("together", f"{plan.peak_bytes / 1e6:,.1f}", *blank))
     return aligned(rows)
 
 

@@ -238,7 +238,8 @@ def _open(recipe: Recipe) -> _Job:
 
     shapes = jax.eval_shape(make_state, teacher_params)
     batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, pair_shapes(recipe)))
-    shardings = cycle_shardings(shapes, teacher_params, batch, mesh, rules)
+    offload = config.mesh.offload
+    shardings = cycle_shardings(shapes, teacher_params, batch, mesh, rules, offload)
     return _Job(
         teacher_params,
         {"path": str(file), "digest": params_digest(teacher_params)},

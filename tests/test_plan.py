@@ -6,8 +6,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from dmd2_jax import plan
 from dmd2_jax.config import ConfigError, apply_overrides
-from dmd2_jax.plan import LOCAL, _asked_for, make_plan, trace_cycle
+from dmd2_jax.plan import LOCAL, _asked_for, _owners, find_remedy, make_plan, trace_cycle
 from dmd2_jax.plan_tables import Plan, plan_table, sweep_table
 from dmd2_jax.runtime.chips import CHIPS
 from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops
@@ -73,6 +74,53 @@ def test_plan_on_a_mesh_divides_flops_and_weights() -> None:
     assert spread.collectives["all-gather"].number > 0
 
 
+def owners(**changes: str) -> dict[str, dict[str, int]]:
+    return _owners(trace_cycle(recipe(**changes)))
+
+
+def test_plan_counts_bfloat16_moments_half(one_device: Plan) -> None:
+    half = owners(optim__moment_dtype="bfloat16")["generator"]
+    assert half["optimiser"] == one_device.owners["generator"]["params"] + 4
+
+
+def test_plan_counts_what_waits_on_the_host_apart() -> None:
+    wide = {"model__model_channels": "16"}
+    near = owners(**wide)
+    far = owners(**wide, mesh__offload="teacher,optimizer")
+    for name, column in (("teacher", "params"), ("critic", "optimiser")):
+        assert far[name][column] + far[name]["on the host"] == near[name][column]
+        assert far[name][column] < 0.2 * near[name][column]  # arrays below 2,048 elements stay
+    assert far["critic"]["params"] == near["critic"]["params"]
+
+
+def test_plan_table_shows_what_waits_on_the_host() -> None:
+    there = {"params": 10**9, "on the host": 2 * 10**9}
+    text = plan_table(example(owners={"teacher": there}, host_bytes=2 * 10**9))
+    assert [line.split() for line in text.splitlines()[3:6]] == [
+        ["memory", "a", "device,", "MB", "params", "optimiser", "average", "on", "the", "host"],
+        ["teacher", "1,000.0", "-", "-", "2,000.0"],
+        ["activations,", "gradients,", "the", "rest", "11,000.0"],
+    ]
+    # A CPU's compiler has counted it with all the rest.
+    text = plan_table(example(owners={"teacher": there}))
+    assert "the rest" in text
+    assert "9,000.0" in text
+
+
+def test_find_remedy_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def planned(config: ConfigDict, name: str) -> Plan:
+        tried.append(config)
+        return example(limit_bytes=16e9 if config.mesh.offload else 1e9)
+
+    monkeypatch.setattr(plan, "make_plan", planned)
+    found = find_remedy(recipe(), example(limit_bytes=1e9, mesh={"data": 1, "fsdp": 1}))
+    assert [config.model.remat for config in tried[:2]] == ["block", "full"]
+    assert "fits with --config.model.remat=full --config.distill.microbatches=8 " in found
+    assert "--config.mesh.offload=teacher,optimizer:" in found
+
+
 def example(**changes: object) -> Plan:
     plan = Plan(
         name="x",
@@ -87,6 +135,7 @@ def example(**changes: object) -> Plan:
         owners={"teacher": {"params": 10**9}},
         peak_bytes=12 * 10**9,
         limit_bytes=16e9,
+        host_bytes=0,
         refusal="",
         flops=197e12 * 0.05,
         num_bytes=int(819e9 * 0.1),
@@ -136,6 +185,7 @@ def test_plan_reads_what_the_compiler_asked_for(text: str) -> None:
         ({"mesh__data": "3", "mesh__fsdp": "4"}, "which takes 12 devices"),
         ({"mesh__data": "8", "distill__batch_size": "12"}, "try 16"),
         ({"mesh__rules": "'nothing=-:fsdp'"}, "no parameter's path matches 'nothing'"),
+        ({"mesh__offload": "techer"}, r"offload has \['techer'\], expected names of"),
         ({"mesh__rules": "'kernel'"}, "expected PATTERN=AXIS:AXIS"),
         ({"distill__microbatches": "3"}, "microbatches=3 must divide batch_size=8; try 2"),
     ],

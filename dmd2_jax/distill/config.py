@@ -7,6 +7,7 @@ from typing import NamedTuple
 from dmd2_jax.denoiser import Denoiser, Discriminator
 
 LR_SCHEDULES = ("constant", "cosine")
+MOMENT_DTYPES = ("float32", "bfloat16")
 
 
 class Players(NamedTuple):
@@ -60,6 +61,7 @@ class DistillConfig:
       warmup: critic turns of linear warm-up, for both players; 0 = none.
       total_turns: critic turns of the whole run, for the cosine.
       b1, b2, eps, weight_decay: AdamW's.
+      moment_dtype: of AdamW's moments: "float32", or "bfloat16" for half the memory.
       clip_norm: largest gradient norm; critic and discriminator are clipped jointly.
       ema_decays: one average of the generator for each decay, updated every generator turn.
       ema_rampup: use min(decay, (1 + n) / (10 + n)) at generator turn n, so that short runs are
@@ -98,6 +100,7 @@ class DistillConfig:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
+    moment_dtype: str = "float32"
     clip_norm: float = 10.0
     ema_decays: tuple[float, ...] = ()
     ema_rampup: bool = True
@@ -144,6 +147,10 @@ class DistillConfig:
         _require(
             self.train_critic or self.has_gan,
             "train_critic=False without a GAN leaves the critic turn empty; use one of the two.",
+        )
+        _require(
+            self.moment_dtype in MOMENT_DTYPES,
+            f"moment_dtype={self.moment_dtype!r} is unknown; choose one of {MOMENT_DTYPES}.",
         )
         _require(
             self.lr_schedule in LR_SCHEDULES,

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from dmd2_jax.denoiser import trainable_mask
+from dmd2_jax.distill.adam import scale_by_adam
 from dmd2_jax.distill.config import DistillConfig
+from dmd2_jax.runtime.offload import fetched, put_back
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 
 
@@ -60,7 +62,7 @@ def adamw_direction(config: DistillConfig) -> optax.GradientTransformation:
     bias correction counts this optimiser's own updates.
     """
     return optax.chain(
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        scale_by_adam(config),
         optax.add_decayed_weights(config.weight_decay, mask=trainable_mask),
     )
 
@@ -136,7 +138,8 @@ def update_players(
 
         p <- p - lr (m / (sqrt(v) + eps) + weight_decay p),  gradients scaled to norm clip_norm
 
-    Players stay as they are, optimiser included, if any gradient is not finite.
+    Players stay as they are, optimiser included, if any gradient is not finite. What lies in the
+    host's memory is fetched for the step and put back.
 
     Args:
       players: the players of this optimiser step.
@@ -153,12 +156,14 @@ def update_players(
     optimizer = adamw_direction(config)
 
     def step(player: Player, gradient: PyTree) -> Player:
+        host, player = player, fetched(player)
         gradient = jax.tree.map(lambda g: g * scale, gradient)
         direction, opt_state = optimizer.update(gradient, player.opt_state, player.params)
         params = jax.tree.map(lambda p, d: p - lr * d, player.params, direction)
-        return jax.tree.map(
+        new = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), Player(params, opt_state), player
         )
+        return put_back(new, host)
 
     updated = tuple(step(p, g) for p, g in zip(players, gradients, strict=True))
     return updated, norm, finite

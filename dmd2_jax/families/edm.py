@@ -26,6 +26,7 @@ from dmd2_jax.families.weight_files import Weights, read_weights, strip_prefix, 
 from dmd2_jax.networks.adm_unet import AdmUNet
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.song_unet import SongUNet
+from dmd2_jax.networks.unet import REMAT
 from dmd2_jax.typing import Array, Float, Key, Params, expand
 
 __all__ = ["EdmFamily", "build", "from_edm_kwargs"]
@@ -269,6 +270,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     choices = {
         "network": ("adm", "song"),
         "dtype": tuple(_DTYPES),
+        "remat": REMAT,
         "embedding_type": ("positional", "fourier"),
         "encoder_type": ("standard", "residual"),
     }

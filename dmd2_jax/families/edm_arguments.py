@@ -147,7 +147,7 @@ def from_edm_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             f"EDM arguments {unknown} are unknown, expected a subset of "
             f"{sorted(_KNOWN_KEYS)} under EDM's names; remove them."
         )
-    return {**config, "family": "edm", "network": network, "dtype": "float32", "remat": False}
+    return {**config, "family": "edm", "network": network, "dtype": "float32", "remat": "none"}
 
 
 def _check_kinds(arguments: Mapping[str, Any]) -> None:

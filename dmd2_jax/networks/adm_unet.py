@@ -48,7 +48,7 @@ class AdmUNet(UNet):
       dropout: probability; acts when a `dropout` random key is given.
       augment_dim: size of EDM's augmentation labels in the checkpoint; they are always zero here.
       dtype: type of the computation; parameters and F are float32.
-      remat: recompute each block's activations in the backward pass.
+      remat: what the backward pass computes again, one of `REMAT`.
 
     Source: Dhariwal and Nichol 2021 (2105.05233); Karras et al. 2022 (2206.00364), appendix F.
     """
@@ -64,7 +64,6 @@ class AdmUNet(UNet):
     dropout: float = 0.0
     augment_dim: int = 0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
 
     def setup(self) -> None:
         """Name the layers as the original checkpoints do."""
@@ -89,7 +88,7 @@ class AdmUNet(UNet):
         )
 
     def _block(self, channels: int, *, attend: bool = False, resample: str = "") -> UNetBlock:
-        return (nn.remat(UNetBlock) if self.remat else UNetBlock)(
+        return self._block_class()(
             channels,
             _INITS,
             resample=resample,

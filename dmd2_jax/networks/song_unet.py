@@ -59,7 +59,7 @@ class SongUNet(UNet):
       augment_dim: size of EDM's augmentation labels in the checkpoint; they are always zero here.
       embedding_type, encoder_type, resample_filter, channel_mult_noise: see the table.
       dtype: type of the computation; parameters and F are float32.
-      remat: recompute each block's activations in the backward pass.
+      remat: what the backward pass computes again, one of `REMAT`.
 
     Source: Song et al. 2021 (2011.13456); Karras et al. 2022 (2206.00364), appendix F.
     """
@@ -79,7 +79,6 @@ class SongUNet(UNet):
     resample_filter: Sequence[int] = (1, 1)
     channel_mult_noise: int = 1
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
 
     def setup(self) -> None:
         """Name the layers as the original checkpoints do."""
@@ -101,7 +100,7 @@ class SongUNet(UNet):
         return Conv(channels, dtype=self.dtype, **(defaults | options))
 
     def _block(self, channels: int, *, attend: bool = False, resample: str = "") -> UNetBlock:
-        return (nn.remat(UNetBlock) if self.remat else UNetBlock)(
+        return self._block_class()(
             channels,
             _INITS,
             resample=resample,

@@ -1,9 +1,22 @@
 """What EDM's two U-Nets have in common: how they are called."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dmd2_jax.networks.unet_block import UNetBlock
 from dmd2_jax.typing import Array, Float
+
+REMAT = ("none", "block", "full")
+"""What a backward pass computes again instead of keeping it (rematerialisation).
+
+"block": what is inside of each residual block; the blocks' inputs are kept. "full": the blocks'
+inputs too, so that between the passes nothing is kept but the network's own inputs; while one
+network's gradient is taken, its blocks' inputs are there, as with "block".
+"""
 
 
 class UNet(nn.Module):
@@ -11,7 +24,12 @@ class UNet(nn.Module):
 
     A subclass has the layers and `_embed`, `_encode` (the skips, the bottleneck last) and `_decode`
     (from the skips to the raw output).
+
+    Attributes:
+      remat: one of `REMAT`.
     """
+
+    remat: str = dataclasses.field(default="none", kw_only=True)
 
     def __call__(
         self,
@@ -35,8 +53,7 @@ class UNet(nn.Module):
         class_labels: Float[Array, "b n"] | None = None,
     ) -> Float[Array, "b h2 w2 d"]:
         """Return the output of the last encoder block, float32; no decoder is traced."""
-        embedding = self._embed(noise_labels, class_labels)
-        return self._encode(x, embedding)[-1].astype(jnp.float32)
+        return self._whole(UNet._bottleneck)(self, x, noise_labels, class_labels)
 
     def call_with_bottleneck(
         self,
@@ -45,6 +62,21 @@ class UNet(nn.Module):
         class_labels: Float[Array, "b n"] | None = None,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h2 w2 d"]]:
         """Return (F, bottleneck) from one pass, both float32."""
+        return self._whole(UNet._call)(self, x, noise_labels, class_labels)
+
+    def _whole(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        return nn.remat(call) if self.remat == "full" else call
+
+    def _block_class(self) -> type[UNetBlock]:
+        return UNetBlock if self.remat == "none" else nn.remat(UNetBlock)
+
+    def _bottleneck(self, x: Array, noise_labels: Array, class_labels: Array | None) -> Array:
+        embedding = self._embed(noise_labels, class_labels)
+        return self._encode(x, embedding)[-1].astype(jnp.float32)
+
+    def _call(
+        self, x: Array, noise_labels: Array, class_labels: Array | None
+    ) -> tuple[Array, Array]:
         embedding = self._embed(noise_labels, class_labels)
         skips = self._encode(x, embedding)
         output = self._decode(skips, embedding)

@@ -54,7 +54,7 @@ def family() -> Any:
         "attention_resolutions": (),
         "dropout": 0.0,
         "dtype": "float32",
-        "remat": False,
+        "remat": "none",
         "sigma_data": 0.5,
     }
     schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 100}

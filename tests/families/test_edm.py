@@ -187,7 +187,7 @@ def test_build_reads_every_field_of_the_network():
         "num_blocks": 2,
         "attention_resolutions": (8,),
         "dropout": 0.25,
-        "remat": True,
+        "remat": "block",
     }
     module = edm.build({**config, **changed}, SCHEDULE).module
     renamed = {"num_classes": "label_dim"}
