@@ -224,8 +224,8 @@ def find_remedy(config: ConfigDict, plan: Plan) -> str:
             return f"it fits with {text}: {verdict(tried)}"
     return (
         f"none of {len(variants)} variants (rematerialisation, microbatches, fsdp, offload, "
-        f"bfloat16 moments) fits "
-        f"{plan.topology}; try a larger slice or a smaller batch (`dmd2 plan --sweep`)."
+        f"bfloat16 moments) fits {plan.topology}; try a larger slice or a smaller batch "
+        "(`dmd2 plan --sweep`)."
     )
 
 
