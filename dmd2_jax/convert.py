@@ -12,7 +12,7 @@ from dmd2_jax.config import ConfigError
 from dmd2_jax.families import edm
 from dmd2_jax.families.edm_arguments import arguments_of, recipe_values
 from dmd2_jax.families.weight_files import Weights, check_writable, read_weights
-from dmd2_jax.recipe import Family, build_family, check, one_hot, weights_file
+from dmd2_jax.recipe import Family, build_family, check, uniform_labels, weights_file
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.sample import load_run
 from dmd2_jax.typing import Params
@@ -186,7 +186,7 @@ def _forward(family: Family, params: Params) -> np.ndarray:
     t = jnp.asarray(schedule.levels)[places]
     noise = np.random.RandomState(0).standard_normal((_IMAGES, *family.image_shape))
     x_t = jnp.asarray(noise, jnp.float32) * schedule.sigma(t)[:, None, None, None]
-    cond = one_hot(np.arange(_IMAGES) % max(family.num_classes, 1), family.num_classes)
+    cond = family.cond(uniform_labels(_IMAGES, family.num_classes))
     return np.asarray(family.denoiser.x0(params, x_t, t, cond))
 
 

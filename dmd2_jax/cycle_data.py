@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from dmd2_jax import data
 from dmd2_jax.distill import CycleBatch, Pairs, Samples
 from dmd2_jax.pairs import PairPool
-from dmd2_jax.recipe import Recipe, one_hot
+from dmd2_jax.recipe import Family, Recipe
 from dmd2_jax.runtime.sharding import shard_batch
 
 __all__ = ["HostBatch", "cycle_batch", "prepare", "put_batch", "read_cycle"]
@@ -74,22 +74,22 @@ def read_cycle(
     return HostBatch(image, label, fake_label, pairs)
 
 
-def prepare(batch: HostBatch, num_classes: int) -> CycleBatch:
+def prepare(batch: HostBatch, family: Family) -> CycleBatch:
     """Turn bytes into images in [-1, 1] and class numbers into conditions, where the batch is.
 
     Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
 
     Args:
       batch: from `read_cycle`.
-      num_classes: of the family; 0 for an unconditional model.
+      family: whose conditions they become.
     """
     real = pairs = None
     if batch.image is not None:
-        real = Samples(data.to_model(batch.image), one_hot(batch.label, num_classes))
+        real = Samples(data.to_model(batch.image), family.cond(batch.label))
     if batch.pairs is not None:
         noise, x_0, labels = batch.pairs
-        pairs = Pairs(jnp.asarray(noise), jnp.asarray(x_0), one_hot(labels, num_classes))
-    return CycleBatch(real, one_hot(batch.fake_label, num_classes), pairs)
+        pairs = Pairs(jnp.asarray(noise), jnp.asarray(x_0), family.cond(labels))
+    return CycleBatch(real, family.cond(batch.fake_label), pairs)
 
 
 def cycle_batch(
@@ -104,7 +104,7 @@ def cycle_batch(
       first_example: see `read_cycle`.
     """
     batch = read_cycle(recipe, cycle, pairs, first_example=first_example)
-    return prepare(batch, recipe.family.num_classes)
+    return prepare(batch, recipe.family)
 
 
 def put_batch(batch: HostBatch, mesh: Mesh) -> HostBatch:

@@ -53,10 +53,10 @@ LOCAL = "local"
 
 def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) -> CycleBatch:
     """Return the shapes of what a cycle of a recipe reads, without any data."""
-    turns, b, classes = settings.critic_turns, settings.batch_size, family.num_classes
+    turns, b = settings.critic_turns, settings.batch_size
 
     def labels(*lead: int) -> Any:
-        return jax.ShapeDtypeStruct((*lead, classes), np.float32) if classes else None
+        return jax.eval_shape(lambda: family.cond(np.zeros(lead, np.int32)))
 
     def images(*lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *family.image_shape), np.float32)

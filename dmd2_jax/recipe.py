@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,14 +19,13 @@ from dmd2_jax.families.weight_files import Weights
 from dmd2_jax.runtime import hub
 from dmd2_jax.runtime.checkpoint import state_bytes
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
-from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree
+from dmd2_jax.typing import Array, Int, Key, Params, PyTree
 
 __all__ = [
     "Family",
     "Recipe",
     "aligned",
     "build_family",
-    "one_hot",
     "open_recipe",
     "parameter_table",
     "uniform_labels",
@@ -59,6 +57,9 @@ class Family(Protocol):
 
     def init(self, key: Key) -> Params:
         """Draw initial weights."""
+
+    def cond(self, labels: PyTree) -> PyTree:
+        """Turn what a source says of its images, such as class numbers, into conditions."""
 
     def param_shapes(self) -> Params:
         """Return the weights' shapes."""
@@ -157,19 +158,6 @@ def build_family(config: ConfigDict) -> Family:
     """Build the family that `config.model.family` names, from a checked config."""
     module = importlib.import_module(f"{families.__name__}.{config.model.family}")
     return module.build(config.model.to_dict(), config.schedule.to_dict())
-
-
-def one_hot(labels: Int[np.ndarray, "..."], num_classes: int) -> Float[Array, "... n"] | None:
-    """Turn class numbers into the condition that class-conditional families take.
-
-    Args:
-      labels: [...] in 0..num_classes-1.
-      num_classes: n; 0 for an unconditional model.
-
-    Returns:
-      [..., n] float32, or None without classes.
-    """
-    return jax.nn.one_hot(jnp.asarray(labels), num_classes) if num_classes else None
 
 
 def uniform_labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:

@@ -21,7 +21,6 @@ from dmd2_jax.recipe import (
     Family,
     build_family,
     check,
-    one_hot,
     uniform_labels,
     weights_file,
 )
@@ -116,7 +115,7 @@ def sample_images(
         indices = np.arange(begin, begin + batch_size)
         filled = np.resize(labels[begin : begin + batch_size], batch_size)
         noise = sample_noise(seed, indices, sampler.num_noises, family.image_shape)
-        images.append(sampler.run(params, noise, one_hot(filled, family.num_classes)))
+        images.append(sampler.run(params, noise, family.cond(filled)))
     return np.concatenate([np.asarray(x) for x in images])[: len(labels)]
 
 

@@ -28,7 +28,6 @@ from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
 from dmd2_jax.recipe import (
     Family,
     Recipe,
-    one_hot,
     open_recipe,
     parameter_table,
     weights_file,
@@ -266,7 +265,7 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
 
     def advance(state: TrainState, batch: HostBatch, i: int) -> tuple[TrainState, dict[str, Any]]:
         # The second step moves nothing: the batch lies there already.
-        prepared = jax.device_put(prepare(batch, family.num_classes), job.shardings.batch)
+        prepared = jax.device_put(prepare(batch, family), job.shardings.batch)
         return cycle(state, teacher_params, prepared, stream_key(job.root, "cycle", i))
 
     b, turns = config.distill.batch_size, config.distill.critic_turns
@@ -313,7 +312,7 @@ def _drawing(
     sampler = student_sampler(family, config)
     compare = score_comparison(family, config.distill.guidance, config.seed)
     labels, columns = grid_labels(family.num_classes)
-    cond = one_hot(labels[:columns], family.num_classes)
+    cond = family.cond(labels[:columns])
 
     def drawn(versions: tuple[Params, ...], critic: Params | None, done: int) -> dict[str, Path]:
         _export(recipe, versions, workdir)

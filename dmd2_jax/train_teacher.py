@@ -20,8 +20,8 @@ from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.measure import training_score
 from dmd2_jax.parallel import mesh_rules
 from dmd2_jax.recipe import (
+    Family,
     Recipe,
-    one_hot,
     open_recipe,
     parameter_table,
 )
@@ -264,7 +264,7 @@ def train(
 
     def advance(state: TeacherState, batch: Batch, i: int) -> tuple[TeacherState, dict[str, Any]]:
         # The second step moves nothing: the batch lies there already.
-        x_0, cond = jax.device_put(prepare(batch, family.num_classes), batch_sharding(mesh))
+        x_0, cond = jax.device_put(prepare(batch, family), batch_sharding(mesh))
         return step(state, x_0, cond, stream_key(root, "teacher", i))
 
     state = run_training(
@@ -367,12 +367,12 @@ def read_step(recipe: Recipe, i: int, *, first_example: int | None = None) -> Ba
     return {name: array[0] for name, array in stacked.items()}
 
 
-def prepare(batch: Batch, num_classes: int) -> tuple[Array, PyTree]:
+def prepare(batch: Batch, family: Family) -> tuple[Array, PyTree]:
     """Turn bytes and class numbers into (x_0 in [-1, 1], cond), where the batch is.
 
     Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
     """
-    return data.to_model(batch["image"]), one_hot(batch["label"], num_classes)
+    return data.to_model(batch["image"]), family.cond(batch["label"])
 
 
 def teacher_batch(
@@ -380,7 +380,7 @@ def teacher_batch(
 ) -> tuple[Array, PyTree]:
     """Return `read_step`'s batch prepared: (x_0 [b, h, w, c], cond)."""
     batch = read_step(recipe, i, first_example=first_example)
-    return prepare(batch, recipe.family.num_classes)
+    return prepare(batch, recipe.family)
 
 
 def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], dict[str, Path]]:

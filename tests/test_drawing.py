@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dmd2_jax.drawing import GAIN, LEVELS, Comparison, draw_scores, score_comparison
-from dmd2_jax.recipe import build_family, one_hot
+from dmd2_jax.recipe import build_family
 from tests.tiny import get_config
 
 
@@ -16,7 +16,7 @@ def test_score_comparison_shows_both_networks_the_same_noised_samples() -> None:
     family = build_family(get_config())
     teacher, critic = (family.init(jax.random.key(i)) for i in range(2))
     x_0 = jax.random.uniform(jax.random.key(2), (3, 8, 8, 1), minval=-1.0)
-    cond = one_hot(np.arange(3), 10)
+    cond = family.cond(np.arange(3))
     compare = score_comparison(family, None, seed=5)
     sigma, x_t, x_0_teacher, x_0_critic = compare(teacher, critic, x_0, cond)
 

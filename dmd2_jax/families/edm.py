@@ -27,7 +27,7 @@ from dmd2_jax.networks.adm_unet import AdmUNet
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.song_unet import SongUNet
 from dmd2_jax.networks.unet import REMAT
-from dmd2_jax.typing import Array, Float, Key, Params, expand
+from dmd2_jax.typing import Array, Float, Int, Key, Params, expand
 
 __all__ = ["EdmFamily", "build", "from_edm_kwargs"]
 
@@ -57,6 +57,10 @@ class EdmFamily:
     def init(self, key: Key) -> Params:
         """Draw initial weights, float32, as EDM does."""
         return init_variables(self.module, key, *self._example(1))
+
+    def cond(self, labels: Int[np.ndarray, "..."]) -> Float[Array, "... n"] | None:
+        """Turn class numbers, 0..num_classes-1, into one-hot conditions; None without classes."""
+        return jax.nn.one_hot(jnp.asarray(labels), self.num_classes) if self.num_classes else None
 
     def x0_with_dropout(
         self,
