@@ -1,6 +1,7 @@
 """How a distillation is spread over a mesh: the players, the state and the batches."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,13 @@ def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
                 f"config.mesh.rules has {text!r}, expected PATTERN=AXIS:AXIS:... such as "
                 f"'map_label/kernel=-:fsdp'; correct it."
             )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"config.mesh.rules has {text!r}, whose {pattern!r} is no regular expression "
+                f"({error}); correct it, perhaps with a backslash before what is special."
+            ) from error
         names = [axis.strip() for axis in axes.split(":")]
         rules.append((pattern, tuple(None if axis == "-" else axis for axis in names)))
     return tuple(rules)

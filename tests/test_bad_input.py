@@ -62,6 +62,41 @@ def test_batch_that_does_not_split_over_the_devices_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["train-teacher", "distill"])
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (("data=3", "fsdp=4"), "which takes 12 devices, expected a mesh for the 8 cpu devices"),
+        (("data=-1", "fsdp=3"), "a multiple of 3 devices, expected a mesh for the 8 cpu devices"),
+        (("data=1", "fsdp=3"), "batch_size=8 must be divisible by data shards=3; try 9."),
+        (("tensor=2",), "mesh.tensor=2, but no parameter is split over it"),
+        (("rules='conv0/kernel=-:-:-:model'",), "names ['model'], expected axes of"),
+        (("rules='conv0/kernel=-:-:fsdp:fsdp'",), "names ['fsdp'] twice, expected each axis once"),
+        (("rules='nothing=fsdp'",), "no parameter's path matches 'nothing', expected for example"),
+        (("rules='(=fsdp'",), "is no regular expression"),
+        (("fsdp=2", "rules='conv0/kernel=fsdp'"), "does not fit params/"),
+    ],
+)
+def test_meshes_are_refused_before_anything_compiles(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    mesh: tuple[str, ...],
+    message: str,
+) -> None:
+    make = distill_words if command == "distill" else train
+    words = make(tmp_path / "run", "--dry_run", *(f"--config.mesh.{word}" for word in mesh))
+
+    def compiled(*arguments: object) -> None:
+        raise AssertionError("a program is compiled")
+
+    monkeypatch.setattr("dmd2_jax.train_teacher.compile_step", compiled)
+    monkeypatch.setattr("dmd2_jax.train_student.make_cycle", compiled)
+    assert message in refused(capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_workdir_of_another_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(teacher_run())
     message = refused(capsys, *train(teacher_run(), "--config.teacher.lr=0.5"))

@@ -125,8 +125,8 @@ def check_rules(rules: Rules, tree: PyTree, mesh: Mesh) -> None:
       mesh: from `make_mesh`.
 
     Raises:
-      ValueError: if a rule names an axis that does not exist, matches nothing or does not fit what
-        it matches, or if the mesh splits something over an axis that no rule uses.
+      ValueError: if a rule names an axis twice or one that does not exist, matches nothing or does
+        not fit what it matches, or if the mesh splits something over an axis that no rule uses.
     """
     specs = {path: (spec, rule) for path, spec, rule in _specs(tree, mesh, rules)}
     for rule in rules:
@@ -135,6 +135,12 @@ def check_rules(rules: Rules, tree: PyTree, mesh: Mesh) -> None:
             raise ValueError(
                 f"config.mesh.rules: {rule} names {unknown}, expected axes of {AXES} or None; "
                 "correct the names."
+            )
+        twice = sorted({axis for axis in rule[1] if axis and list(rule[1]).count(axis) > 1})
+        if twice:
+            raise ValueError(
+                f"config.mesh.rules: {rule} names {twice} twice, expected each axis once; put - "
+                "in the other places."
             )
         if not any(used == rule for _, used in specs.values()):
             raise ValueError(
