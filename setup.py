@@ -38,7 +38,13 @@ EXTRAS = {
     # jax names its CUDA builds; for CUDA 13 install "jax[cuda13]" beside the base instead.
     "gpu": [f"jax[cuda12]{JAX}"],
     "tpu": [f"jax[tpu]{JAX}"],
-    "text2image": ["diffusers>=0.36", "transformers>=4.57", "safetensors>=0.5"],
+    "text2image": [
+        "diffusers>=0.36",
+        "transformers>=4.57",
+        "safetensors>=0.5",
+        "pyarrow>=17",  # prompts in .parquet
+        "array_record>=0.8",  # what `dmd2 cache` writes
+    ],
     # Preparing a dataset needs TensorFlow; reading a prepared one does not, but array_record
     # (which comes with grain) or tensorflow-datasets.
     "tfds": [

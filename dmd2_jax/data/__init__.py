@@ -54,7 +54,8 @@ __all__ = [
     "to_uint8",
 ]
 
-_NOT_SOURCES = frozenset({"dataset", "stream"})
+# captions and prompts are what `dmd2 cache` reads: texts, of which networks know nothing
+_NOT_SOURCES = frozenset({"captions", "dataset", "prompts", "stream"})
 
 
 def available() -> list[str]:

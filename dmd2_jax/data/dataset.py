@@ -23,7 +23,16 @@ class MissingPackageError(ImportError, ValueError):
     """A source needs a package that is not installed: mended by the user, as a bad value is."""
 
 
-class Source(Protocol):
+class Examples(Protocol):
+    """Anything that is read by number, in any order, from any thread."""
+
+    def __len__(self) -> int: ...
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        """Return the examples of these numbers, 0 .. len - 1, in this order."""
+
+
+class Source(Examples, Protocol):
     """Square images with class labels, read by number in any order, from any thread.
 
     What `examples` returns is a function of the files and the numbers alone, so that a run is one
@@ -48,11 +57,6 @@ class Source(Protocol):
 
     @property
     def num_classes(self) -> int: ...  # noqa: D102
-
-    def __len__(self) -> int: ...
-
-    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
-        """Return the examples of these numbers, 0 .. len - 1, in this order."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dmd2_jax.data.dataset import Batch, Source
+from dmd2_jax.data.dataset import Batch, Examples
 from dmd2_jax.typing import Int
 
 WHOLE = slice(None)
@@ -88,7 +88,7 @@ def process_rows(batch_size: int, process: int, processes: int) -> slice:
 
 
 def batches_from(
-    source: Source, start: int, count: int, *, batch_size: int, seed: int, rows: slice = WHOLE
+    source: Examples, start: int, count: int, *, batch_size: int, seed: int, rows: slice = WHOLE
 ) -> Batch:
     """Return `count` consecutive batches from a position of the shuffled stream, stacked.
 
@@ -119,7 +119,7 @@ def batches_from(
     return {name: array.reshape(*indices.shape, *array.shape[1:]) for name, array in flat.items()}
 
 
-def batches_at(source: Source, first: int, count: int, *, batch_size: int, seed: int) -> Batch:
+def batches_at(source: Examples, first: int, count: int, *, batch_size: int, seed: int) -> Batch:
     """Return `count` consecutive batches of one size, the first being number `first`, stacked.
 
     Args:
@@ -139,7 +139,7 @@ def batches_at(source: Source, first: int, count: int, *, batch_size: int, seed:
     return batches_from(source, first * batch_size, count, batch_size=batch_size, seed=seed)
 
 
-def batch_at(source: Source, index: int, *, batch_size: int, seed: int) -> Batch:
+def batch_at(source: Examples, index: int, *, batch_size: int, seed: int) -> Batch:
     """Return batch number `index` of the shuffled stream.
 
     Args:
@@ -158,7 +158,7 @@ def batch_at(source: Source, index: int, *, batch_size: int, seed: int) -> Batch
     return {name: array[0] for name, array in stacked.items()}
 
 
-def batches(source: Source, *, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+def batches(source: Examples, *, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
     """Yield the batches of the shuffled stream, without end.
 
     Args:

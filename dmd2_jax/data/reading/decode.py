@@ -11,6 +11,9 @@ from dmd2_jax.typing import Shaped
 MAX_BYTES = 2**24
 """Of one encoded image: five times a 1024 x 1024 PNG of noise."""
 
+MAX_PIXELS = 2**26
+"""Of an image of any size: 8192 x 8192."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 # All that Pillow raises for bytes that are no image, or a damaged one.
 _DAMAGE = (
@@ -33,16 +36,17 @@ class ImageRefusedError(ValueError):
     """A sound image that is not what the config asks for; reading must stop."""
 
 
-def decode_image(data: bytes, name: str, resolution: int) -> Shaped[np.ndarray, "h w c"]:
-    """Decode a PNG or JPEG of the right size.
+def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.ndarray, "h w c"]:
+    """Decode a PNG or JPEG.
 
     Args:
       data: the file's bytes.
       name: the file, for messages.
-      resolution: height and width that it must have, in pixels; nothing is resized.
+      resolution: height and width that it must have, in pixels; nothing is resized. None: any, and
+        photographs are turned as their cameras say.
 
     Returns:
-      uint8 [resolution, resolution, c]; c is 1 for grey, 3 for colour. Palettes become colour
+      uint8 [h, w, c]; c is 1 for grey, 3 for colour. Palettes become colour
       and an opaque alpha channel is dropped, both without loss.
 
     Raises:
@@ -50,7 +54,7 @@ def decode_image(data: bytes, name: str, resolution: int) -> Shaped[np.ndarray, 
       ImageRefusedError: if the image has another size, 16 bits a channel, transparent pixels or
         a colour space other than grey and RGB.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if len(data) > MAX_BYTES:
         raise ImageRefusedError(
@@ -61,13 +65,19 @@ def decode_image(data: bytes, name: str, resolution: int) -> Shaped[np.ndarray, 
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
     except Image.DecompressionBombError as error:
         raise ImageRefusedError(
-            f"{name} claims to be enormous ({error}), expected {resolution} x {resolution} pixels; "
+            f"{name} claims to be enormous ({error}), expected at most {MAX_PIXELS:,} pixels; "
             "remove it."
         ) from error
     except _DAMAGE as error:
         raise CorruptImageError(f"no PNG or JPEG: {_reason(error)}") from error
     # The header's word, before a pixel is decoded: a small file cannot make us allocate much.
-    if image.size != (resolution, resolution):
+    if resolution is None:
+        if image.size[0] * image.size[1] > MAX_PIXELS:
+            raise ImageRefusedError(
+                f"{name} is {image.size[0]} x {image.size[1]} pixels, expected at most "
+                f"{MAX_PIXELS:,} in all; make it smaller or remove it."
+            )
+    elif image.size != (resolution, resolution):
         raise ImageRefusedError(
             f"{name} is {image.size[0]} x {image.size[1]} pixels, expected {resolution} x "
             f"{resolution} as config.data.resolution; prepare the images at one size (none is "
@@ -76,6 +86,8 @@ def decode_image(data: bytes, name: str, resolution: int) -> Shaped[np.ndarray, 
     if data.startswith(_PNG) and data[24:25] == b"\x10":
         raise _refused(name, "16 bits a channel", "convert it to 8 bits")
     try:
+        if resolution is None:
+            image = ImageOps.exif_transpose(image)
         pixels = np.asarray(_plain(image, name))
     except _DAMAGE as error:
         if isinstance(error, ImageRefusedError):
