@@ -1,6 +1,7 @@
 """What each `dmd2` command does with its flags: one call of a lower floor."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from dmd2_jax.config import ConfigError, allowed_changes, apply_overrides, load_config
@@ -105,8 +106,18 @@ def data(arguments: argparse.Namespace) -> None:
     if arguments.write:
         print(data_command.write_shards(config, arguments.write, encoding=arguments.encoding))
         return
-    data_command.check_source(config, arguments.out)
-    print(f"first images: {arguments.out}")
+    if data_command.check_source(config, arguments.out):
+        print(f"first images: {arguments.out}")
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """Write latents and embeddings."""
+    from dmd2_jax.cache_inputs import CacheOptions
+    from dmd2_jax.latent_cache import make_cache
+
+    names = [field.name for field in dataclasses.fields(CacheOptions)]
+    options = CacheOptions(**{name: getattr(arguments, name) for name in names})
+    print(make_cache(options, arguments.out, dry_run=arguments.dry_run))
 
 
 def demo(arguments: argparse.Namespace) -> None:

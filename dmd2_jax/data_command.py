@@ -6,13 +6,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
-from dmd2_jax.data import Batch, Source, array_record
+from dmd2_jax.data import Batch, Source, array_record, latents
 from dmd2_jax.evaluation.pictures import image_grid
 from dmd2_jax.recipe import aligned
 from dmd2_jax.runtime.metrics import Progress
@@ -22,6 +22,7 @@ from dmd2_jax.typing import Int
 __all__ = ["check_source", "histogram", "list_sources", "write_shards"]
 
 _SPLITS = ("train", "test")
+_CACHE = "latents"  # a source without images
 _CHUNK = 256
 _GRID = (8, 8)  # rows, columns
 _BAR = 40
@@ -53,17 +54,25 @@ def list_sources() -> str:
     return "\n".join(["config.data.name is one of", *lines])
 
 
-def check_source(config: ConfigDict, out: str | Path) -> None:
+def check_source(config: ConfigDict, out: str | Path) -> bool:
     """Read every image of both splits; print counts, shapes, a histogram and what is corrupt.
+
+    Of a cache of latents, compare every digest and print what it holds.
 
     Args:
       config: `config.data` counts.
       out: the PNG file for the first images of the train split.
 
+    Returns:
+      Whether there are images to draw, and they were.
+
     Raises:
       ValueError: if the source is refused, or more images are corrupt than `max_corrupt`.
       FileNotFoundError: if files are missing.
     """
+    if config.data.name == _CACHE:
+        print(latents.describe(cast(latents.Latents, _open(config, "all"))), flush=True)
+        return False
     sources = {split: _open(config, split) for split in _SPLITS}
     reports = [_read_through(source, split) for split, source in sources.items()]
     rows = -(-len(reports[0].first) // _GRID[1])
@@ -77,6 +86,7 @@ def check_source(config: ConfigDict, out: str | Path) -> None:
             f"{len(corrupt)} images cannot be decoded, expected at most "
             f"config.data.max_corrupt={allowed} in a split; replace or remove them, or raise it."
         )
+    return True
 
 
 def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw") -> str:
@@ -97,6 +107,11 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
       ValueError: if the source is refused, or the folder is not empty.
       OSError: if the disk is full.
     """
+    if config.data.name == _CACHE:
+        raise ValueError(
+            "config.data.name='latents' has no images, expected a source of images; a cache of "
+            "latents is written by `dmd2 cache` and copied by copying its folder."
+        )
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(

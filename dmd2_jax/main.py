@@ -12,6 +12,7 @@ from dmd2_jax.config import (
     ConfigError,
     parse_overrides,
 )
+from dmd2_jax.text2image_flags import add_cache
 from dmd2_jax.version import __version__
 
 __all__ = ["main"]
@@ -62,7 +63,9 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         together = _joined(arguments)
         # What cannot be resumed has not done what it was asked when it is stopped. Processes that
         # have joined hear SIGTERM in the training loop, together.
-        resumable = arguments.command in ("train-teacher", "distill", "demo") and not together
+        resumable = (
+            arguments.command in ("train-teacher", "distill", "demo", "cache") and not together
+        )
         with stoppable("The same command again goes on.") if resumable else nullcontext():
             if not together:
                 prepare_backend()
@@ -144,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_evaluate(commands)
     _add_data(commands)
+    add_cache(_add, commands)
     _add_demo(commands)
     _add_plan(commands)
     return parser

@@ -37,6 +37,7 @@ _NOT_FAMILIES = frozenset(
         "adapters",
         "diffusers_folder",
         "edm_arguments",
+        "image_latents",
         "pipeline_folder",
         "published_configs",
         "published_model",

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "dmd2_jax"
 FLOORS = {
     "main": 7,
     "commands": 7,
+    "text2image_flags": 7,
     "demo": 6,
     "evaluate": 6,
     "train_teacher": 5,
@@ -22,6 +23,8 @@ FLOORS = {
     "convert": 5,
     "drawing": 5,
     "data_command": 5,
+    "cache_inputs": 5,
+    "latent_cache": 5,
     "measure": 5,
     "pairs": 5,
     "training": 5,

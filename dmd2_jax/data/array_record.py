@@ -127,7 +127,7 @@ class ShardWriter:
             self._finish()
             name = f"{self._split}-{len(self.files):05d}"
             self.files.append((name, 0))
-            self._writer, self._room = _open_writer(self._folder / name), SHARD_BYTES
+            self._writer, self._room = open_writer(self._folder / name), SHARD_BYTES
         content = image.tobytes() if self._encoding == "raw" else encode_png(image)
         self._writer.write(label.to_bytes(LABEL_BYTES, "little") + content)
         self._room -= image.nbytes
@@ -162,7 +162,12 @@ class ShardWriter:
             writer.close()
 
 
-def _open_writer(path: Path) -> Any:
+def open_writer(path: Path) -> Any:
+    """Return array_record's writer of a file that is read in any order.
+
+    Raises:
+      MissingPackageError: if the package array_record is not installed.
+    """
     try:
         from array_record.python import array_record_module
     except ImportError as error:

@@ -7,6 +7,7 @@
 Source: Podell et al. 2023 (2307.01952), sections 2.1 and 2.2.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from dmd2_jax.typing import Array, Float, Int, Params
 __all__ = [
     "Condition",
     "TextEncoders",
+    "condition_shapes",
     "encode_prompts",
     "encode_tokens",
     "null_condition",
@@ -97,7 +99,7 @@ def encode_tokens(
     modules: Sequence[ClipText],
     params: Sequence[Params],
     ids: Sequence[Int[Array, "n t"]],
-) -> Condition:
+) -> dict[str, Array]:
     """Encode tokens; pure, for `jax.jit` with `modules` static.
 
     Args:
@@ -140,7 +142,7 @@ def encode_prompts(
     if not texts:
         raise ValueError("got no prompts, expected at least one; give a prompt.")
     tokens = tokenize(encoders, texts)
-    warn_of_cut(tokens[0], texts)
+    warn_of_cut(tokens[0].counts, encoders.tokenizers[0].length, texts)
     size = min(batch_size, len(texts))
     parts = []
     for begin in range(0, len(texts), size):
@@ -160,8 +162,16 @@ def null_condition(encoders: TextEncoders) -> Condition:
       As `encode_prompts` for one prompt: the empty one's embedding, or zeros where the pipeline
       says force_zeros_for_empty_prompt (SDXL).
     """
-    empty = encode_prompts(encoders, [""])
-    return {name: np.zeros_like(x) for name, x in empty.items()} if encoders.zero_null else empty
+    if not encoders.zero_null:
+        return encode_prompts(encoders, [""])
+    return {name: np.zeros(x.shape, np.float32) for name, x in condition_shapes(encoders).items()}
+
+
+def condition_shapes(encoders: TextEncoders) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of one prompt's condition, without time_ids, computing nothing."""
+    ids = [jax.ShapeDtypeStruct((1, t.length), jnp.int32) for t in encoders.tokenizers]
+    encode = functools.partial(encode_tokens, encoders.modules)
+    return jax.eval_shape(encode, encoders.params, ids)
 
 
 def size_ids(

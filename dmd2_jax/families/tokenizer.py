@@ -20,6 +20,7 @@ __all__ = ["Tokenizer", "Tokens", "open_tokenizer", "warn_of_cut"]
 
 _log = logging.getLogger(__name__)
 _LEGACY_END = 2  # of the first published encoder configs; see networks/clip.py
+_CHUNK = 2**14  # prompts at a time
 _FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
@@ -33,11 +34,6 @@ class Tokens(NamedTuple):
 
     ids: Int[np.ndarray, "n length"]
     counts: Int[np.ndarray, " n"]
-
-    @property
-    def cut(self) -> Int[np.ndarray, " m"]:
-        """Which prompts were too long and lost their ends."""
-        return np.flatnonzero(self.counts > self.ids.shape[1])
 
 
 class Tokenizer(NamedTuple):
@@ -66,6 +62,12 @@ class Tokenizer(NamedTuple):
             kept = tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
             row[: len(kept)] = kept
         return Tokens(ids, np.array([len(tokens) for tokens in rows], np.int64))
+
+    def counts(self, texts: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Return `Tokens.counts` of any number of prompts, in little memory."""
+        starts = range(0, len(texts), _CHUNK)
+        parts = [self(texts[begin : begin + _CHUNK]).counts for begin in starts]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
@@ -96,24 +98,24 @@ def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
     return Tokenizer(backend, min(int(backend.model_max_length), encoder.context))
 
 
-def warn_of_cut(tokens: Tokens, texts: Sequence[str]) -> None:
+def warn_of_cut(counts: Int[np.ndarray, " n"], length: int, texts: Sequence[str]) -> None:
     """Warn, once for all of them, of prompts that were too long.
 
     Args:
-      tokens: of the texts.
+      counts: tokens of each prompt before it was cut.
+      length: that it was cut to.
       texts: the prompts.
     """
-    cut = tokens.cut
+    cut = np.flatnonzero(counts > length)
     if len(cut):
-        worst = int(cut[0])
         _log.warning(
             "%d of %d prompts have more than %d tokens and lose their ends; the first, with %d: "
             "%.60r",
             len(cut),
             len(texts),
-            tokens.ids.shape[1],
-            tokens.counts[worst],
-            texts[worst],
+            length,
+            counts[cut[0]],
+            texts[cut[0]],
         )
 
 

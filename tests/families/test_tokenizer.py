@@ -51,7 +51,6 @@ def test_tokenizer_reads_the_captions_words_as_one_token_each() -> None:
 def test_tokenizer_counts_what_it_cuts() -> None:
     tokens = open_tokenizer(tiny_pipeline("sd15") / "tokenizer", encoder())(["seven", LONG])
     assert tokens.counts.tolist() == [3, 102]
-    assert tokens.cut.tolist() == [1]
 
 
 def test_tokenizer_of_no_prompts_is_empty() -> None:
@@ -61,16 +60,21 @@ def test_tokenizer_of_no_prompts_is_empty() -> None:
 def test_warn_of_cut_warns_once_with_the_count(caplog: pytest.LogCaptureFixture) -> None:
     texts = ["seven", LONG, LONG]
     with caplog.at_level(logging.WARNING):
-        warn_of_cut(open_tokenizer(tiny_pipeline("sd15") / "tokenizer", encoder())(texts), texts)
+        warn_of_cut(np.array([3, 102, 102]), 77, texts)
     (record,) = caplog.records
     assert "2 of 3 prompts have more than 77 tokens" in record.getMessage()
 
 
 def test_warn_of_cut_is_silent_where_nothing_is_cut(caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = open_tokenizer(tiny_pipeline("sd15") / "tokenizer", encoder())
     with caplog.at_level(logging.WARNING):
-        warn_of_cut(tokenizer(CAPTIONS), CAPTIONS)
+        warn_of_cut(np.array([3, 77]), 77, CAPTIONS[:2])
     assert not caplog.records
+
+
+def test_counts_are_those_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmd2_jax.families.tokenizer._CHUNK", 3)
+    tokenizer = open_tokenizer(tiny_pipeline("sd15") / "tokenizer", encoder())
+    assert tokenizer.counts(TEXTS).tolist() == tokenizer(TEXTS).counts.tolist()
 
 
 def test_open_tokenizer_reads_the_length_from_its_config(folder: Path) -> None:

@@ -86,9 +86,8 @@ def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.nd
     if data.startswith(_PNG) and data[24:25] == b"\x10":
         raise _refused(name, "16 bits a channel", "convert it to 8 bits")
     try:
-        if resolution is None:
-            image = ImageOps.exif_transpose(image)
-        pixels = np.asarray(_plain(image, name))
+        upright = ImageOps.exif_transpose(image) if resolution is None else image
+        pixels = np.asarray(_plain(upright, name))
     except _DAMAGE as error:
         if isinstance(error, ImageRefusedError):
             raise

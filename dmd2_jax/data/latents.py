@@ -1,0 +1,186 @@
+"""Latents and embeddings of prompts that `dmd2 cache` wrote: no autoencoder, no text encoder.
+
+An example is what a latent diffusion model reads: latent [h, w, c], already scaled, and its
+condition: prompt_embeds [t, d] and, of SDXL, pooled [e] and time_ids [6]; all float32. A cache of
+prompts alone has no latents. `resolution` and `channels` are the latent's. Every file is compared
+with its digest when the cache is opened. Without a test split `config.data.test_fraction` is held
+out by a fixed seed. Needs the package array_record.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.data.dataset import Batch, Options, split_indices
+from dmd2_jax.data.reading.decode import CorruptImageError
+from dmd2_jax.data.reading.records import ArrayRecords, Shard
+from dmd2_jax.data.reading.sealed_shards import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    verify,
+)
+from dmd2_jax.typing import Array, Int
+
+NULL_FILE = "null.safetensors"
+CONDITION = ("prompt_embeds", "pooled", "time_ids")
+"""What a condition may consist of."""
+
+
+def load(
+    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+) -> "Latents":
+    """Open a folder that `dmd2 cache` wrote.
+
+    Args:
+      path: the folder.
+      split: "train", "test" or "all".
+      resolution: unused; the latents' own is checked by the caller.
+      options: test_fraction and workers count.
+
+    Returns:
+      The examples, read when they are asked for.
+
+    Raises:
+      MissingPackageError: if the package array_record is not installed.
+      FileNotFoundError: if there is no finished cache.
+      ValueError: if a file is not what the manifest seals.
+    """
+    options = options or Options()
+    if not path:
+        raise ValueError(
+            "config.data.path is empty, expected a folder that `dmd2 cache` wrote; set it."
+        )
+    manifest = read_manifest(path)
+    verify(path, manifest, options.workers)
+    count = sum(entry.records for entry in manifest.shards)
+    classes = np.zeros(count, np.int32)
+    chosen = split_indices(classes, split, options.test_fraction, f"latents {path}")
+    return Latents(Path(path).expanduser(), manifest, chosen)
+
+
+class Latents:
+    """A cache's examples; implements `Source`, with other arrays than image and label.
+
+    Attributes:
+      name, resolution, channels, num_classes: see `Source`; resolution and channels of a latent,
+        and no classes.
+      pixels: height and width of the images.
+      manifest: what the cache says of itself.
+      null: the condition of no prompt: name -> array without a batch axis, float32; without
+        time_ids, which are the example's.
+    """
+
+    num_classes = 0
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, indices: Int[np.ndarray, " n"] | None = None
+    ) -> None:
+        """Open the shards, whose digests have been compared.
+
+        Args:
+          folder: of the cache.
+          manifest: its manifest.
+          indices: which examples; None: all.
+
+        Raises:
+          ValueError: if the manifest lacks something, or a shard cannot be opened.
+        """
+        info = manifest.info
+        try:
+            self.name, self.pixels = f"latents {folder.name}", int(info["pixels"])
+            self.resolution, self.channels = int(info["resolution"]), int(info["channels"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / MANIFEST} lacks pixels, resolution or channels ({error}), expected "
+                "what `dmd2 cache` writes; write the cache again."
+            ) from error
+        self.manifest = manifest
+        self.null = _read_null(folder / NULL_FILE)
+        self._records = ArrayRecords(
+            [
+                Shard(str(folder / entry.file), 0, entry.records, entry.records)
+                for entry in manifest.shards
+                if entry.records
+            ]
+        )
+        self._indices = np.arange(len(self._records)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        """Return the examples of these numbers, in this order.
+
+        Returns:
+          latent [n, h, w, c] (of a cache with images), prompt_embeds [n, t, d] and, of SDXL,
+          pooled [n, e] and time_ids [n, 6]; float32.
+
+        Raises:
+          ValueError: if a record is damaged, which happened after the cache was opened.
+        """
+        return self._read(indices)[0]
+
+    def captions(self, indices: Int[np.ndarray, " n"]) -> list[str]:
+        """Return the prompts of these examples."""
+        return self._read(indices)[1]
+
+    def _read(self, indices: Int[np.ndarray, " n"]) -> tuple[Batch, list[str]]:
+        chosen = self._indices[np.asarray(indices)]
+        try:
+            return self.manifest.layout.unpack(self._records.read(chosen))
+        except (CorruptImageError, ValueError) as error:
+            raise ValueError(
+                f"{self.name}: {error}, expected sound records; copy the cache again."
+            ) from error
+
+
+def condition_of(
+    batch: Mapping[str, Array | np.ndarray], null: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Array]:
+    """Return the condition that families/stable_diffusion.py takes, on the device.
+
+    Args:
+      batch: of `Latents.examples`, with any leading axes.
+      null: `Latents.null`, where guidance is used: unless it is zeros, which SDXL takes by itself,
+        it becomes negative_prompt_embeds and negative_pooled.
+
+    Returns:
+      The arrays of `CONDITION` that there are, and those two.
+    """
+    condition = {name: jnp.asarray(batch[name]) for name in CONDITION if name in batch}
+    for name, array in (null or {}).items():
+        if any(other.any() for other in null.values()):
+            condition[f"negative_{name}"] = jnp.broadcast_to(array, condition[name].shape)
+    return condition
+
+
+def describe(source: Latents) -> str:
+    """Return what a cache holds, as text: arrays, shards and the configuration that made it."""
+    manifest = source.manifest
+    size = sum(entry.bytes for entry in manifest.shards)
+    records = sum(entry.records for entry in manifest.shards)
+    lines = [
+        f"{source.name}: {records:,} examples in {len(manifest.shards)} shards, {size / 1e6:,.1f} "
+        "MB, every digest as sealed",
+        *(f"  {k}: {dtype} {list(shape)}" for k, (shape, dtype) in manifest.layout.arrays.items()),
+        "made of",
+        *(f"  {key}: {value}" for key, value in manifest.plan.items()),
+    ]
+    left_out = [name for entry in manifest.shards for name in entry.left_out]
+    return "\n".join([*lines, *(f"left out: {name}" for name in left_out)])
+
+
+def _read_null(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}), expected the embedding of no prompt; write the "
+            "cache again."
+        ) from error

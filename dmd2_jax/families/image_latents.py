@@ -1,0 +1,101 @@
+"""Images to the latents that a diffusion model works on, and the check that they are numbers."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.networks.vae import AutoencoderKL
+from dmd2_jax.networks.vae_tiny import AutoencoderTiny
+from dmd2_jax.typing import Array, Float, Params
+
+__all__ = ["Autoencoder", "check_finite", "downscale", "encode_images", "latent_shape"]
+
+Autoencoder = AutoencoderKL | AutoencoderTiny
+"""Those that images go through."""
+
+
+def encode_images(
+    module: Autoencoder,
+    params: Params,
+    images: Float[Array, "b h w c"],
+    eps: Float[Array, "b h2 w2 d"] | None = None,
+) -> Float[Array, "b h2 w2 d"]:
+    """Return scaled latents, (z - shift_factor) scaling_factor; z = mean + std eps.
+
+    Args:
+      module: the autoencoder.
+      params: its weights.
+      images: [b, h, w, c] in [-1, 1].
+      eps: standard normal; None: z is the mean. An AutoencoderTiny has no distribution and takes
+        no notice of it.
+
+    Raises:
+      ValueError: if height or width are not divisible by the autoencoder's factor.
+    """
+    if isinstance(module, AutoencoderTiny):
+        z = module.apply(params, images, method="encode")
+    else:
+        posterior = module.apply(params, images, method="encode")
+        z = posterior.mean if eps is None else posterior.sample(eps)
+    return (z - module.shift_factor) * module.scaling_factor
+
+
+def downscale(module: Autoencoder) -> int:
+    """Return how many times smaller than the image a latent is, in height and width."""
+    widths = module.encoder_widths if isinstance(module, AutoencoderTiny) else module.block_channels
+    return 2 ** (len(widths) - 1)
+
+
+def latent_shape(module: Autoencoder, resolution: int) -> tuple[int, int, int]:
+    """Return height, width and channels of the latent of a square image.
+
+    Args:
+      module: the autoencoder.
+      resolution: height and width of the image in pixels.
+
+    Raises:
+      ValueError: if it is no multiple of the autoencoder's factor.
+    """
+    factor = downscale(module)
+    if resolution < factor or resolution % factor:
+        raise ValueError(
+            f"resolution={resolution}, expected a multiple of {factor}, by which this autoencoder "
+            f"divides it; try {max(1, round(resolution / factor)) * factor}."
+        )
+    return (resolution // factor, resolution // factor, module.latent_channels)
+
+
+def check_finite(
+    latents: Float[np.ndarray, "b ..."], names: Sequence[str], module: Autoencoder
+) -> None:
+    """Refuse latents that are not numbers, and say why they are not.
+
+    The autoencoder of SDXL 1.0 overflows float16: its activations pass 65504, and whole images
+    become NaN.
+
+    Args:
+      latents: of some images.
+      names: of these images.
+      module: that made the latents.
+
+    Raises:
+      ValueError: naming the first image, the type of the computation and the remedy.
+    """
+    good = np.isfinite(latents).reshape(len(latents), -1).all(axis=1)
+    if good.all():
+        return
+    dtype = jnp.dtype(module.dtype).name
+    first = names[int(np.argmin(good))]
+    if dtype == "float32":
+        remedy = "its weights are damaged or no autoencoder's: download them again"
+    else:
+        said = ", of which its publisher warns" if getattr(module, "force_upcast", False) else ""
+        remedy = (
+            f"its activations overflow {dtype}{said}: run it in float32 (--vae_dtype=float32), or "
+            "take weights that were made for float16 (--vae=FOLDER)"
+        )
+    raise ValueError(
+        f"the autoencoder's latents of {first} are not finite when computed in {dtype} "
+        f"({np.sum(~good)} of {len(good)} images), expected numbers; {remedy}."
+    )
