@@ -41,6 +41,7 @@ _NOT_FAMILIES = frozenset(
         "pipeline_folder",
         "published_configs",
         "published_model",
+        "scheduler_config",
         "state_dict",
         "text_encoder",
         "tokenizer",

@@ -63,9 +63,10 @@ def discrete_vp(
 
     Args:
       betas: "linear" spaces beta evenly (DDPM: 1e-4 to 0.02), "scaled_linear" its square root
-        (Stable Diffusion: 0.00085 to 0.012).
-      beta_start: first beta, in (0, 1).
-      beta_end: last beta, in (0, 1), >= beta_start.
+        (Stable Diffusion: 0.00085 to 0.012), "cosine" makes alpha_t^2 fall as a squared cosine,
+        with no beta above 0.999.
+      beta_start: first beta, in (0, 1); without meaning for "cosine".
+      beta_end: last beta, in (0, 1), >= beta_start; without meaning for "cosine".
       num_levels: number n of times 0..n-1, >= 2.
 
     Returns:
@@ -74,7 +75,8 @@ def discrete_vp(
     Raises:
       ValueError: if an argument is out of its range.
 
-    Source: Ho et al. 2020 (arXiv 2006.11239), equation 4; Rombach et al. 2022 for the scaling.
+    Source: Ho et al. 2020 (arXiv 2006.11239), equation 4; Rombach et al. 2022 for the scaling;
+      Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17, for the cosine.
     """
     _check_num_levels(num_levels)
     if not 0.0 < beta_start <= beta_end < 1.0:
@@ -86,9 +88,12 @@ def discrete_vp(
         beta = np.linspace(beta_start, beta_end, num_levels)
     elif betas == "scaled_linear":
         beta = np.linspace(beta_start**0.5, beta_end**0.5, num_levels) ** 2
+    elif betas == "cosine":
+        wave = np.cos((np.linspace(0.0, 1.0, num_levels + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
+        beta = np.minimum(1.0 - wave[1:] / wave[:-1], 0.999)
     else:
         raise ValueError(
-            f"betas={betas!r} must be 'linear' or 'scaled_linear'; "
+            f"betas={betas!r} must be 'linear', 'scaled_linear' or 'cosine'; "
             "Stable Diffusion uses 'scaled_linear', DDPM 'linear'."
         )
     alpha_squared = np.cumprod(1.0 - beta)

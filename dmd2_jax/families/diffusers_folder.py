@@ -100,13 +100,17 @@ def write_component(
     write_safetensors(tensors, folder / _named(f"{stem}.safetensors", variant))
 
 
-def read_component_config(folder: str | os.PathLike) -> dict[str, Any]:
+def read_component_config(folder: str | os.PathLike, name: str = "config.json") -> dict[str, Any]:
     """Read a folder's config.json.
+
+    Args:
+      folder: the component's.
+      name: of the file; schedulers call theirs scheduler_config.json.
 
     Raises:
       ValueError: if there is none, or it is no JSON object.
     """
-    return _read_json(Path(folder) / "config.json")
+    return _read_json(Path(folder) / name)
 
 
 def read_component_tensors(

@@ -4,6 +4,7 @@ import jax
 
 from dmd2_jax.families import edm, state_dict
 from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.recipe import Family
 from tests.conformance.derive import Tensors
 
 
@@ -19,17 +20,17 @@ def golden_family(recorded: dict) -> edm.EdmFamily:
     return edm.build(edm.from_edm_kwargs(recorded["network"]), schedule)
 
 
-def golden_head(recorded: dict, family: edm.EdmFamily) -> tuple[dict, GanHead]:
+def golden_head(recorded: dict, family: Family) -> tuple[dict, GanHead]:
     """Return the head's tensor shapes by original name, and its module."""
     head = recorded["head"]
-    module = GanHead(head["hidden"], groups=head["num_groups"])
+    module = GanHead(head["hidden"], head.get("num_stride2_stages"), head["num_groups"])
     template = _template(module, family)
     assert template["head_0"]["0"]["kernel"].shape[2] == head["in_channels"]
     shapes = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape), template)
     return {k: v.shape for k, v in state_dict.to_tensors(shapes).items()}, module
 
 
-def head_from_tensors(module: GanHead, family: edm.EdmFamily, tensors: Tensors):
+def head_from_tensors(module: GanHead, family: Family, tensors: Tensors):
     """Turn tensors named as in the original Sequential into discriminator parameters."""
     return state_dict.to_params(tensors, _template(module, family))
 
@@ -39,7 +40,7 @@ def head_to_tensors(params) -> Tensors:
     return state_dict.to_tensors(params)
 
 
-def _template(module: GanHead, family: edm.EdmFamily):
+def _template(module: GanHead, family: Family):
     return jax.eval_shape(
         lambda key: discriminator(module).init(key, family.feature_shapes(2)), jax.random.key(0)
     )

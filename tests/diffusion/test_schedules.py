@@ -15,6 +15,7 @@ SCHEDULES = {
     "edm": edm(),
     "scaled_linear": discrete_vp(),
     "linear": discrete_vp(betas="linear", beta_start=1e-4, beta_end=0.02),
+    "cosine": discrete_vp(betas="cosine"),
     "flow": rectified_flow(),
     "shifted_flow": rectified_flow(shift=3.0),
 }
@@ -74,6 +75,14 @@ def test_discrete_vp_linear_matches_hand_computation():
     np.testing.assert_allclose(schedule.sigma(jnp.arange(3)), np.sqrt(1 - expected**2), rtol=1e-6)
 
 
+def test_discrete_vp_cosine_matches_hand_computation():
+    # alpha^2 is cos^2 at (t + 1) / n over cos^2 at 0, until the last beta meets its bound.
+    schedule = discrete_vp(betas="cosine", num_levels=4)
+    wave = np.cos((np.arange(5) / 4 + 0.008) / 1.008 * np.pi / 2) ** 2
+    expected = np.sqrt([*(wave[1:4] / wave[0]), wave[3] / wave[0] * 0.001])
+    np.testing.assert_allclose(schedule.alpha(jnp.arange(4)), expected, rtol=1e-6)
+
+
 def test_discrete_vp_refuses_float_times():
     with pytest.raises(ValueError, match="expected an integer dtype"):
         discrete_vp().alpha(jnp.array([0.5]))
@@ -128,7 +137,7 @@ def test_karras_sigmas_match_hand_computation():
         (lambda: discrete_vp(beta_start=0.0), "beta_start=0.0"),
         (lambda: discrete_vp(beta_end=1.0), "beta_end=1.0"),
         (lambda: discrete_vp(beta_start=0.02, beta_end=0.01), "beta_start=0.02, beta_end=0.01"),
-        (lambda: discrete_vp(betas="cosine"), "betas='cosine' must be"),
+        (lambda: discrete_vp(betas="sigmoid"), "betas='sigmoid' must be"),
         (lambda: rectified_flow(shift=0.0), "shift=0.0 must be a positive"),
         (lambda: rectified_flow(num_levels=1), "got 1 noise levels, expected at least 2"),
         (lambda: karras_sigmas(1), "got 1 noise levels, expected at least 2"),

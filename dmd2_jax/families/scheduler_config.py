@@ -1,0 +1,155 @@
+"""A diffusers scheduler_config.json: the noise schedule it describes, and the times it samples at.
+
+Every scheduler of Stable Diffusion (PNDM, Euler, DDIM, LCM, ...) holds the same few settings of the
+diffusion that the network was trained on; the rest says how to sample.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmd2_jax.denoiser import Schedule
+from dmd2_jax.diffusion.schedules import discrete_vp
+
+__all__ = ["Diffusion", "ddim_times", "lcm_times", "read_scheduler"]
+
+_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_REQUIRED = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+_LCM_GRID = 50
+# What changes the diffusion or clips x_0, and the only values that do not.
+_OFF = {
+    "clip_sample": (False, None),
+    "rescale_betas_zero_snr": (False, None),
+    "thresholding": (False, None),
+    "trained_betas": (None,),
+}
+
+
+class Diffusion(NamedTuple):
+    """What a network was trained on.
+
+    Attributes:
+      schedule: int32 times 0 ... n - 1, 0 the least noisy.
+      kind: what the network predicts: "eps", "v" or "x0".
+    """
+
+    schedule: Schedule
+    kind: str
+
+
+def read_scheduler(config: Mapping[str, Any]) -> Diffusion:
+    """Read the diffusion out of a scheduler's config.
+
+    Args:
+      config: what scheduler_config.json holds. A missing prediction_type means "epsilon", as in
+        files older than the setting.
+
+    Returns:
+      The schedule and the prediction type.
+
+    Raises:
+      ValueError: if settings are missing, or ask for a diffusion that is not built here.
+    """
+    name = config.get("_class_name", "scheduler")
+    if missing := [key for key in _REQUIRED if config.get(key) is None]:
+        raise ValueError(
+            f"config of a {name} lacks {', '.join(missing)}, expected the settings of a discrete "
+            "diffusion with betas; use the scheduler of SD 1.x, SD 2.x or SDXL."
+        )
+    problems = [
+        f"{key}={config[key]!r}, expected {allowed[0]!r}"
+        for key, allowed in _OFF.items()
+        if key in config and config[key] not in allowed
+    ]
+    kind, betas = config.get("prediction_type") or "epsilon", config["beta_schedule"]
+    if kind not in _KINDS:
+        problems.append(f"prediction_type={kind!r}, expected one of {sorted(_KINDS)}")
+    if betas not in _BETAS:
+        problems.append(f"beta_schedule={betas!r}, expected one of {sorted(_BETAS)}")
+    if problems:
+        raise ValueError(
+            f"config of a {name} asks for what is not built here: {'; '.join(problems)}. Use the "
+            "scheduler of SD 1.x, SD 2.x or SDXL."
+        )
+    schedule = discrete_vp(
+        betas=_BETAS[betas],
+        beta_start=config["beta_start"],
+        beta_end=config["beta_end"],
+        num_levels=config["num_train_timesteps"],
+    )
+    return Diffusion(schedule, _KINDS[kind])
+
+
+def ddim_times(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
+    """Return the grid that diffusers' DDIMScheduler of this config samples on.
+
+    | timestep_spacing | times, decreasing                                        |
+    |------------------|----------------------------------------------------------|
+    | "leading"        | i floor(n / s) + steps_offset, i = s - 1 ... 0           |
+    | "trailing"       | round(n - i n / s) - 1, i = 0 ... s - 1                  |
+    | "linspace"       | round(i (n - 1) / (s - 1)), i = s - 1 ... 0              |
+
+    Args:
+      config: what scheduler_config.json holds.
+      num_steps: number s of steps, in 1 ... n.
+
+    Returns:
+      [s + 1] float64 for `samplers.ddim`, whose end is time 0, or with set_alpha_to_one clean
+      data (-1). A grid that already ends in 0 has no further step to there: [s].
+
+    Raises:
+      ValueError: if num_steps is out of range or the spacing unknown.
+
+    Source: Lin et al. 2024 (arXiv 2305.08891), table 2; diffusers' documentation of the setting.
+    """
+    n = config["num_train_timesteps"]
+    _check_steps(num_steps, n)
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing == "leading":
+        times = np.arange(num_steps)[::-1] * (n // num_steps) + config.get("steps_offset", 0)
+    elif spacing == "trailing":
+        times = np.round(n - np.arange(num_steps) * (n / num_steps)) - 1
+    elif spacing == "linspace":
+        times = np.round(np.linspace(0, n - 1, num_steps))[::-1]
+    else:
+        raise ValueError(
+            f"timestep_spacing={spacing!r}, expected 'leading', 'trailing' or 'linspace'; correct "
+            "scheduler_config.json."
+        )
+    end = -1.0 if config.get("set_alpha_to_one", True) else 0.0
+    times = times.astype(np.float64)
+    return times if times[-1] == end else np.append(times, end)
+
+
+def lcm_times(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
+    """Return the times that diffusers' LCMScheduler chooses when it is given none.
+
+    Evenly from its training grid k, 2 k, ..., less 1, with k = n / original_inference_steps. A
+    student of distribution matching has times of its own: give the scheduler those.
+
+    Args:
+      config: what scheduler_config.json holds; without original_inference_steps, 50.
+      num_steps: number of steps, at most original_inference_steps.
+
+    Returns:
+      [num_steps] int, decreasing.
+
+    Raises:
+      ValueError: if num_steps is out of range.
+
+    Source: Luo et al. 2023 (arXiv 2310.04378), section 4.3; diffusers' documentation.
+    """
+    grid = config.get("original_inference_steps", _LCM_GRID)
+    _check_steps(num_steps, grid)
+    descending = np.arange(grid, 0, -1) * (config["num_train_timesteps"] // grid) - 1
+    return descending[np.floor(np.linspace(0, grid, num_steps, endpoint=False)).astype(int)]
+
+
+def _check_steps(num_steps: int, most: int) -> None:
+    if not 1 <= num_steps <= most:
+        raise ValueError(
+            f"num_steps={num_steps} must be in 1..{most}, the times to choose from; try "
+            f"{min(most, 50)}."
+        )
