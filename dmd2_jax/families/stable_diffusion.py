@@ -48,7 +48,7 @@ from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.sd_unet import StableDiffusionUNet
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 
-__all__ = ["Condition", "StableDiffusionFamily", "build", "read"]
+__all__ = ["Condition", "StableDiffusionFamily", "build", "read", "with_negative"]
 
 Condition = Mapping[str, Array]
 """The arrays of the module's table."""
@@ -83,6 +83,10 @@ class StableDiffusionFamily:
     def init(self, key: Key) -> Params:
         """Draw initial weights, float32."""
         return init_variables(self.model.module, key, *self.model.example_inputs())
+
+    def cond(self, labels: Condition) -> dict[str, Array]:
+        """Turn embeddings of any float type into conditions: float32, on the device."""
+        return {name: jnp.asarray(array, jnp.float32) for name, array in labels.items()}
 
     def param_shapes(self) -> Params:
         """Return the weights' pytree with shapes in place of arrays."""
@@ -260,6 +264,24 @@ def read(
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return family, family.load(folder)
+
+
+def with_negative(cond: Condition, null: Condition) -> dict[str, Array]:
+    """Give every sample of a batch one negative prompt, which may be the empty one.
+
+    Args:
+      cond: of the batch.
+      null: prompt_embeds [1, n, d], and for SDXL pooled [1, p], as a text encoder returns them.
+
+    Returns:
+      The condition with the `negative_` parts.
+    """
+    negative = {
+        name: jnp.broadcast_to(null[source], cond[source].shape)
+        for source, name in _NEGATIVES.items()
+        if source in null
+    }
+    return dict(cond) | negative
 
 
 def _denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:

@@ -109,6 +109,23 @@ def test_null_cond_of_sdxl_takes_negative_embeddings_where_given():
     assert jax.tree.structure(null) == jax.tree.structure(cond)
 
 
+def test_with_negative_gives_every_sample_the_same_negative_prompt():
+    family = build(tiny_models.SDXL_UNET)
+    _, _, cond = inputs(family)
+    null = {"prompt_embeds": 2 * cond["prompt_embeds"][:1], "pooled": 3 * cond["pooled"][:1]}
+    got = family.denoiser.null_cond(stable_diffusion.with_negative(cond, null))
+    for name in null:
+        np.testing.assert_array_equal(got[name], np.repeat(null[name], 2, axis=0))
+    np.testing.assert_array_equal(got["time_ids"], cond["time_ids"])
+
+
+def test_cond_makes_float32_of_stored_embeddings():
+    stored = {"prompt_embeds": np.array([[[1.5]]], np.float16)}
+    cond = build().cond(stored)
+    assert cond["prompt_embeds"].dtype == jnp.float32
+    np.testing.assert_array_equal(cond["prompt_embeds"], [[[1.5]]])
+
+
 def test_null_cond_of_sd15_wants_the_empty_prompt():
     family = build()
     _, _, cond = inputs(family)
