@@ -226,7 +226,8 @@ def _open(recipe: Recipe) -> _Job:
     rules = mesh_rules(config.mesh)
     settings, players = distill_config(config, family), build_players(config, family)
     file = weights_file(config.teacher.weights, "teacher.safetensors")
-    teacher_params = family.load(file)
+    # Kept outside of the devices, which shall hold it only where the mesh says.
+    teacher_params = to_host(family.load(file))
     check_rules(rules, teacher_params, mesh)
     start = starting_weights(config.distill.start_from, family)
     root = jax.random.key(config.seed)
@@ -256,7 +257,9 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     pairs = None
     if config.distill.regression_weight is not None:
-        pairs = make_pairs(recipe, job.teacher_params, workdir / "teacher_pairs.npz")
+        pairs = make_pairs(
+            recipe, jax.device_put(job.teacher_params), workdir / "teacher_pairs.npz"
+        )
     teacher_params = put(job.teacher_params, job.shardings.teacher)
     cycle = in_step(job.cycle)
 

@@ -15,7 +15,7 @@ from dmd2_jax import train_student
 from dmd2_jax.config import apply_overrides
 from dmd2_jax.cycle_data import cycle_batch
 from dmd2_jax.pairs import make_pairs
-from dmd2_jax.recipe import Recipe, open_recipe, weights_file
+from dmd2_jax.recipe import Recipe, build_family, open_recipe, weights_file
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.train_student import (
     build_players,
@@ -102,6 +102,29 @@ def test_distill_on_eight_devices_equals_one(mesh: tuple[str, ...], tmp_path: Pa
     assert got.keys() == expected.keys()
     for name in ("generator_loss", "critic_loss", "generator_grad_norm", "critic_grad_norm"):
         assert got[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_distill_with_teacher_and_optimizer_on_the_host(tmp_path: Path) -> None:
+    config = get_config()
+    apply_overrides(config, {"model.model_channels": "16"})
+    family = build_family(config)
+    family.save(family.init(jax.random.key(0)), tmp_path / "teacher.safetensors")
+    words = distill_words(
+        tmp_path / "run",
+        "--config.model.model_channels=16",
+        f"--config.teacher.weights={tmp_path}",
+        "--config.mesh.offload=teacher,optimizer",
+        "--config.optim.moment_dtype=bfloat16",
+        "--config.distill.gan_generator_weight=None",
+        "--config.distill.gan_critic_weight=None",
+        "--config.distill.cycles=2",
+    )
+    assert dmd2(*words) == 0
+    assert (tmp_path / "run" / "scores_0000002.png").is_file()
+    start = load_file(tmp_path / "teacher.safetensors")
+    student = load_file(tmp_path / "run" / "student.safetensors")
+    moved = [np.abs(student[name] - start[name]).max() for name in start]
+    assert 1e-5 < max(moved) < 1e-3  # two updates of at most 1e-4 an element, and decay
 
 
 def test_distill_with_regression_keeps_its_pairs_for_the_resumed_run(tmp_path: Path) -> None:
