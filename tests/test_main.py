@@ -51,7 +51,7 @@ def test_help_says_what_is_written_and_gives_an_example(
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert dmd2("--help") == 0
     text = capsys.readouterr().out
-    for command in ("train-teacher", "distill", "sample", "convert", "evaluate", "demo"):
+    for command in ("train-teacher", "distill", "sample", "convert", "evaluate", "demo", "cache"):
         assert f"    {command}" in text
 
 

@@ -277,9 +277,11 @@ def read_manifest(folder: str | Path) -> Manifest:
             Entry(**{**entry, "left_out": tuple(entry["left_out"])}) for entry in extra["shards"]
         )
         manifest = Manifest(layout, shards, extra["files"], extra["plan"], extra["info"])
-        good = all(_plain(entry.file) and entry.records >= 0 for entry in shards)
-        good &= all(map(_plain, manifest.files)) and 0 < layout.size < 2**32
+        good = all(_plain(entry.file) and _within(entry.records, 0) for entry in shards)
+        good &= all(map(_plain, manifest.files))
         good &= all(dtype in DTYPES for _, dtype in layout.arrays.values())
+        good &= all(_within(side, 1) for shape, _ in layout.arrays.values() for side in shape)
+        good &= 0 < layout.size < 2**32
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _refused(file, f"{type(error).__name__}: {error}") from error
     if not good:
@@ -336,6 +338,10 @@ def _file(number: int, count: int) -> str:
 def _plain(name: Any) -> bool:
     """Return whether a name is of a file in the same folder: it must lead nowhere else."""
     return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
+
+
+def _within(number: Any, low: int) -> bool:
+    return type(number) is int and low <= number < 2**40
 
 
 def _sound_entry(target: Path) -> Entry | None:
