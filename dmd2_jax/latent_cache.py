@@ -284,7 +284,7 @@ def _check_text(out: Mapping[str, np.ndarray], names: Sequence[str], dtype: str)
 def _write_null(work: CacheInputs, path: Path) -> None:
     from safetensors.numpy import save_file
 
-    null = {name: np.ascontiguousarray(x[0]) for name, x in null_condition(work.encoders).items()}
+    null = {name: np.ascontiguousarray(x) for name, x in null_condition(work.encoders).items()}
     with whole_file(path) as partial:
         save_file(null, partial)
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dmd2_jax.data import Options, batches_from, latents
 from dmd2_jax.data.reading.sealed_shards import PLAN, read_manifest
+from dmd2_jax.families import stable_diffusion
 from dmd2_jax.families.state_dict import read_safetensors, write_safetensors
 from dmd2_jax.runtime.integrity import sealed
 from tests.data.images import picture, png, write_folder
@@ -164,7 +165,18 @@ def test_cache_holds_the_empty_prompt_for_sd15() -> None:
             "x", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
         )
     null = source(made("sd15", *EXACT)).null
-    np.testing.assert_allclose(null["prompt_embeds"], negative[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(null["prompt_embeds"], negative.numpy(), atol=1e-5)
+
+
+def test_cache_makes_the_conditions_of_the_family() -> None:
+    family = stable_diffusion.read(tiny_pipeline("sd15"))[0]
+    opened = source(made("sd15", *EXACT))
+    batch = opened.examples(np.arange(2))
+    cond = stable_diffusion.with_negative(family.cond(latents.condition_of(batch)), opened.null)
+    null = family.denoiser.null_cond(cond)
+    expected = np.repeat(opened.null["prompt_embeds"], 2, axis=0)
+    np.testing.assert_array_equal(null["prompt_embeds"], expected)
+    assert batch["latent"].shape[1:] == family.image_shape
 
 
 def test_cache_of_prompts_has_no_latents(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ out by a fixed seed. Needs the package array_record.
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.data.dataset import Batch, Options, split_indices
@@ -22,7 +21,7 @@ from dmd2_jax.data.reading.sealed_shards import (
     read_manifest,
     verify,
 )
-from dmd2_jax.typing import Array, Int
+from dmd2_jax.typing import Int
 
 NULL_FILE = "null.safetensors"
 CONDITION = ("prompt_embeds", "pooled", "time_ids")
@@ -69,8 +68,8 @@ class Latents:
         and no classes.
       pixels: height and width of the images.
       manifest: what the cache says of itself.
-      null: the condition of no prompt: name -> array without a batch axis, float32; without
-        time_ids, which are the example's.
+      null: the condition of no prompt: prompt_embeds [1, t, d] and, of SDXL, pooled [1, e];
+        without time_ids, which are the example's.
     """
 
     num_classes = 0
@@ -137,24 +136,13 @@ class Latents:
             ) from error
 
 
-def condition_of(
-    batch: Mapping[str, Array | np.ndarray], null: Mapping[str, np.ndarray] | None = None
-) -> dict[str, Array]:
-    """Return the condition that families/stable_diffusion.py takes, on the device.
+def condition_of(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the part of a batch that a latent diffusion model is conditioned on.
 
-    Args:
-      batch: of `Latents.examples`, with any leading axes.
-      null: `Latents.null`, where guidance is used: unless it is zeros, which SDXL takes by itself,
-        it becomes negative_prompt_embeds and negative_pooled.
-
-    Returns:
-      The arrays of `CONDITION` that there are, and those two.
+    The family's `cond` takes it; families/stable_diffusion.py's `with_negative` adds
+    `Latents.null` for guidance.
     """
-    condition = {name: jnp.asarray(batch[name]) for name in CONDITION if name in batch}
-    for name, array in (null or {}).items():
-        if any(other.any() for other in null.values()):
-            condition[f"negative_{name}"] = jnp.broadcast_to(array, condition[name].shape)
-    return condition
+    return {name: batch[name] for name in CONDITION if name in batch}
 
 
 def describe(source: Latents) -> str:
