@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from dmd2_jax.config import ConfigError
 from dmd2_jax.denoiser import Denoiser, map_params
 from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState
-from dmd2_jax.runtime.offload import check_offload, fetched, to_host
+from dmd2_jax.runtime.offload import check_offload, fetched, host_shardings
 from dmd2_jax.runtime.sharding import (
     Rules,
     batch_sharding,
@@ -136,12 +136,12 @@ def cycle_shardings(
     places = tree_shardings(state, mesh, rules)
     teacher = tree_shardings(teacher_params, mesh, rules)
     if "teacher" in offload:
-        teacher = to_host(teacher_params, teacher)
+        teacher = host_shardings(teacher_params, teacher)
     if "optimizer" in offload:
         for name in ("generator", "critic", "discriminator"):
             player, place = getattr(state, name), getattr(places, name)
             if player is not None:
-                moved = place._replace(opt_state=to_host(player.opt_state, place.opt_state))
+                moved = place._replace(opt_state=host_shardings(player.opt_state, place.opt_state))
                 places = places._replace(**{name: moved})
     return CycleShardings(
         state=places,

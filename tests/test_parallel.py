@@ -20,7 +20,7 @@ from dmd2_jax.distill import (
 )
 from dmd2_jax.parallel import OFFLOAD, cycle_shardings, spread_players
 from dmd2_jax.runtime.checkpoint import Checkpoints
-from dmd2_jax.runtime.offload import to_host
+from dmd2_jax.runtime.offload import host_shardings
 from dmd2_jax.runtime.sharding import make_mesh, tree_shardings
 from tests.distill import toy
 
@@ -124,7 +124,7 @@ def test_cycle_shardings_refuse_what_cannot_wait_on_the_host() -> None:
 def test_spread_teacher_is_fetched_before_it_is_gathered() -> None:
     mesh = make_mesh({"data": 1, "fsdp": 2})
     teacher = spread_players(toy.players(), mesh).teacher
-    places = to_host(TEACHER, tree_shardings(TEACHER, mesh))
+    places = host_shardings(TEACHER, tree_shardings(TEACHER, mesh))
     params = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), TEACHER, places
     )

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, Sharding
 
 from dmd2_jax.typing import PyTree
 
-__all__ = ["check_offload", "fetched", "in_host_memory", "put_back", "to_host"]
+__all__ = ["check_offload", "fetched", "host_shardings", "in_host_memory", "put_back"]
 
 HOST = "pinned_host"
 """The memory kind of host memory that the device copies from and to by itself."""
@@ -51,7 +51,7 @@ def in_host_memory(sharding: Sharding) -> bool:
     return sharding.memory_kind == HOST
 
 
-def to_host(tree: PyTree, shardings: PyTree) -> PyTree:
+def host_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
     """Return shardings that put a tree's arrays of at least 2,048 elements in the host's memory.
 
     Args:
