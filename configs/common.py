@@ -72,6 +72,10 @@ def get_config() -> ConfigDict:
     config.distill.batch_size = 128
     config.distill.microbatches = 1  # parts of a batch, one after another: same result, less memory
     config.distill.start_from = ""  # RUN or RUN@CYCLE: a distillation's weights to begin with
+    config.distill.lora_rank = 0  # of the generator's low-rank adapters; 0: whole networks
+    config.distill.lora_alpha = 8.0  # adapters count alpha / rank
+    config.distill.lora_targets = ()  # ends of layers' names, such as "conv*"; (): the family's
+    config.distill.lora_critic = False  # True: the critic is adapters of the teacher too
     config.distill.critic_turns = 5  # K of TTUR; 1 = no TTUR
     config.distill.student_times = (80.0,)  # decreasing times of the student's steps
     config.distill.backward_simulation = True

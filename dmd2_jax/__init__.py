@@ -4,7 +4,7 @@
 `init_state` and `make_cycle`; the `dmd2` command is built from the same functions.
 """
 
-from dmd2_jax.denoiser import Denoiser, Discriminator, Schedule
+from dmd2_jax.denoiser import Adapter, Denoiser, Discriminator, Schedule
 from dmd2_jax.distill import (
     CycleBatch,
     DistillConfig,
@@ -20,6 +20,7 @@ from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.version import __version__
 
 __all__ = [
+    "Adapter",
     "CycleBatch",
     "Denoiser",
     "Discriminator",

@@ -236,6 +236,7 @@ _AT_LEAST_ONE = (
 _MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
 _NOT_NEGATIVE = (
     "model.num_classes",
+    "distill.lora_rank",
     "teacher.warmup",
     "optim.warmup",
     "optim.weight_decay",
@@ -247,6 +248,7 @@ _POSITIVE = (
     "model.sigma_data",
     "teacher.lr",
     "teacher.p_std",
+    "distill.lora_alpha",
     "optim.generator_lr",
     "optim.critic_lr",
     "optim.eps",
@@ -276,10 +278,8 @@ def _number_faults(config: ConfigDict) -> Iterator[str]:
         (_POSITIVE, lambda v: v > 0, "a positive number"),
         (_FRACTIONS, lambda v: 0 <= v < 1, "a number in [0, 1)"),
         (_POSITIVE_OR_NONE, lambda v: v is None or v > 0, "a positive number, or None for none"),
-        (("teacher.sampler_steps",), lambda v: v >= 2, "at least 2"),
-        (("schedule.num_levels",), lambda v: v >= 2, "at least 2"),
-        (("evaluate.num_samples",), lambda v: v >= 2, "at least 2"),
-        (("evaluate.training_samples",), lambda v: v >= 2, "at least 2"),
+        (("teacher.sampler_steps", "schedule.num_levels"), lambda v: v >= 2, "at least 2"),
+        (("evaluate.num_samples", "evaluate.training_samples"), lambda v: v >= 2, "at least 2"),
         (_MESH, lambda v: v == -1 or v >= 1, "-1 (all devices) or at least 1"),
     ]
     for keys, good, expected in rules:
@@ -368,7 +368,7 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
             return float(text)
         if kind in (tuple, list):
             expected = f"a tuple like {current!r}"
-            return _parse_tuple(text, current, words=key.startswith("mesh."))
+            return _parse_tuple(text, current, words=key.startswith(("mesh.", "distill.lora")))
         if kind is str:
             return text
     except (ValueError, KeyError, SyntaxError):

@@ -86,6 +86,18 @@ class Discriminator(NamedTuple):
     logits: Callable[[Params, tuple[Array, ...]], Array]
 
 
+class Adapter(NamedTuple):
+    """How a player that trains few parameters of its own uses those of a frozen base.
+
+    Attributes:
+      init: (key, base) -> its own parameters, with which it begins as the base itself.
+      combine: (base, own) -> what the player's Denoiser takes. Differentiable in `own`.
+    """
+
+    init: Callable[..., Params]
+    combine: Callable[[Params, Params], Params]
+
+
 def map_params(denoiser: Denoiser, change: Callable[[Params], Params]) -> Denoiser:
     """Return the denoiser whose functions apply `change` to their parameters first.
 

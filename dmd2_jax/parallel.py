@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from dmd2_jax.config import ConfigError
-from dmd2_jax.denoiser import Denoiser, map_params
+from dmd2_jax.denoiser import Adapter, Denoiser, map_params
 from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState
 from dmd2_jax.runtime.offload import check_offload, fetched, host_shardings
 from dmd2_jax.runtime.sharding import (
@@ -59,19 +59,28 @@ def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
 def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
     """Return players that bring their parameters together where they use them.
 
-    They gather them from the fsdp axis; the teacher fetches its own from the host's memory first,
-    if they lie there.
+    They gather them from the fsdp axis; the teacher, and who shares its parameters, fetches them
+    from the host's memory first, if they lie there.
 
     What goes into a network and comes out of it stays split over the batch.
 
     Args:
       players: the players.
-      mesh: from `make_mesh`; if it splits nothing but the batch, over the data axis, only the
-        teacher is changed.
+      mesh: from `make_mesh`; if it splits nothing but the batch, over the data axis, only who
+        uses the teacher's parameters is changed.
       rules: where the parameters lie.
     """
     players = _gathering(players, mesh, rules)
-    return players._replace(teacher=map_params(players.teacher, fetched))
+    # Who has an adapter uses the teacher's parameters too.
+    return players._replace(
+        teacher=map_params(players.teacher, fetched),
+        generator=_fetching(players.generator, players.generator_adapter),
+        critic=_fetching(players.critic, players.critic_adapter),
+    )
+
+
+def _fetching(denoiser: Denoiser, adapter: Adapter | None) -> Denoiser:
+    return denoiser if adapter is None else map_params(denoiser, fetched)
 
 
 def _gathering(players: Players, mesh: Mesh, rules: Rules) -> Players:
@@ -86,11 +95,11 @@ def _gathering(players: Players, mesh: Mesh, rules: Rules) -> Players:
             return logits(change(params), pin_batch(features, mesh))
 
         head = head._replace(logits=gathered_logits)
-    return Players(
-        _spread(players.teacher, mesh, rules),
-        _spread(players.generator, mesh, rules),
-        _spread(players.critic, mesh, rules),
-        head,
+    return players._replace(
+        teacher=_spread(players.teacher, mesh, rules),
+        generator=_spread(players.generator, mesh, rules),
+        critic=_spread(players.critic, mesh, rules),
+        discriminator=head,
     )
 
 

@@ -38,6 +38,7 @@ _NOT_FAMILIES = frozenset(
         "diffusers_folder",
         "edm_arguments",
         "image_latents",
+        "lora_file",
         "pipeline_folder",
         "published_configs",
         "published_model",
@@ -56,6 +57,13 @@ class Family(Protocol):
     denoiser: Denoiser
     image_shape: tuple[int, int, int]
     num_classes: int
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Which layers low-rank adapters are for, where the config does not say."""
+
+    def tensor_name(self, path: tuple[str, ...]) -> str:
+        """Return the original name of the variable at a path."""
 
     def init(self, key: Key) -> Params:
         """Draw initial weights."""

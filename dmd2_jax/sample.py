@@ -17,6 +17,7 @@ from dmd2_jax.diffusion.samplers import heun
 from dmd2_jax.diffusion.schedules import karras_sigmas
 from dmd2_jax.distill import generate
 from dmd2_jax.evaluation.pictures import image_grid
+from dmd2_jax.one_base import part_shapes, player_adapters, whole_part
 from dmd2_jax.recipe import (
     Family,
     build_family,
@@ -172,6 +173,8 @@ def checkpoint_params(
 ) -> tuple[Params, int]:
     """Read the weights alone from a checkpoint of a run; nothing of the optimiser is built.
 
+    Low-rank adapters are merged with the weights of their run's teacher.
+
     Args:
       workdir: what train-teacher or distill wrote.
       step: which checkpoint; None is the newest good one.
@@ -191,9 +194,13 @@ def checkpoint_params(
         part = f"ema.{tuple(config.optim.ema_decays).index(ema)}"
     elif not part:
         part = "ema" if trained == "teacher" else "generator.params"
-    shapes = build_family(config).param_shapes()
+    family, adapter = build_family(config), None
+    if trained == "student":
+        adapter = player_adapters(config, family)[part.startswith("critic")]
     with Checkpoints(Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
-        params, _, found = checkpoints.restore_part(part, shapes, step)
+        params, extra, found = checkpoints.restore_part(part, part_shapes(adapter, family), step)
+    if adapter is not None:
+        params = whole_part(params, config, family, extra.get("teacher"))
     return params, found
 
 

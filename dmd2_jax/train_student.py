@@ -1,7 +1,7 @@
 """Distil a teacher into a few-step student: `dmd2 distill`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config import ConfigError
 from dmd2_jax.cycle_data import HostBatch, cycle_batch, prepare, put_batch, read_cycle
+from dmd2_jax.denoiser import Adapter
 from dmd2_jax.distill import (
     CycleBatch,
     CycleShardings,
@@ -23,6 +24,13 @@ from dmd2_jax.distill import (
 from dmd2_jax.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.measure import training_score
 from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.one_base import (
+    check_same_lora,
+    export_student,
+    part_shapes,
+    player_adapters,
+    with_base,
+)
 from dmd2_jax.pairs import make_pairs, pair_shapes
 from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
 from dmd2_jax.recipe import (
@@ -37,7 +45,7 @@ from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.loop import CHECKPOINTS
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.run_folder import read_run
+from dmd2_jax.runtime.run_folder import check_teacher, read_run
 from dmd2_jax.runtime.sharding import check_rules
 from dmd2_jax.sample import (
     grid_labels,
@@ -74,12 +82,16 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
 
 
 def build_players(config: ConfigDict, family: Family) -> Players:
-    """Make the players: three times the family's denoiser, and the GAN head if there is a GAN."""
+    """Make the players: three times the family's denoiser, and the GAN head if there is a GAN.
+
+    Raises:
+      ValueError: if the config's low-rank adapters are refused.
+    """
     head = None
     if config.distill.gan_critic_weight is not None:
         head = discriminator(GanHead(hidden=config.distill.gan_head_channels))
     denoiser = family.denoiser
-    return Players(denoiser, denoiser, denoiser, head)
+    return Players(denoiser, denoiser, denoiser, head, *player_adapters(config, family))
 
 
 def initial_state(
@@ -90,52 +102,75 @@ def initial_state(
     key: Key,
     start: tuple[Params, Params] | None = None,
 ) -> TrainState:
-    """Make the state of cycle 0: generator and critic are copies of the teacher.
+    """Make the state of cycle 0: generator and critic are copies of the teacher, or adapters of it.
 
     Args:
       players: from `build_players`.
       settings: from `distill_config`.
       family: the networks.
       teacher_params: the teacher's weights.
-      key: of the GAN head's weights.
-      start: weights of generator and critic to begin with instead.
+      key: of the GAN head's weights, and of adapters.
+      start: parameters of generator and critic to begin with instead.
     """
     head = None
     if players.discriminator is not None:
         head = players.discriminator.init(key, family.feature_shapes(1))
-    generator, critic = start or (teacher_params, teacher_params)
+
+    def own(name: str, adapter: Adapter | None) -> Params:
+        return adapter.init(stream_key(key, name), teacher_params) if adapter else teacher_params
+
+    generator, critic = start or (
+        own("generator", players.generator_adapter),
+        own("critic", players.critic_adapter),
+    )
     return init_state(settings, generator=generator, critic=critic, discriminator=head)
 
 
-def starting_weights(place: str, family: Family) -> tuple[Params, Params] | None:
-    """Read the weights of generator and critic of another distillation, to go on from.
+def starting_weights(
+    place: str,
+    family: Family,
+    config: ConfigDict | None = None,
+    teacher: Mapping[str, str] | None = None,
+) -> tuple[Params, Params] | None:
+    """Read what generator and critic of another distillation have learned, to go on from.
 
     Args:
       place: `config.distill.start_from`: a run folder, or RUN@CYCLE for one of its checkpoints;
         empty: the teacher's.
       family: the networks.
+      config: of the run that begins; None: whole networks.
+      teacher: path and digest of the weights that adapters share.
 
     Returns:
-      Weights of (generator, critic), or None for the teacher's.
+      Parameters of (generator, critic), or None for the teacher's.
 
     Raises:
-      ValueError: if there is no such run, or its networks are others.
+      ValueError: if there is no such run, its networks are others, or its adapters are of another
+        rank or base.
       CheckpointError: if no checkpoint of it is good.
     """
     if not place:
         return None
     folder, at, cycle = place.rpartition("@")
     folder = folder if at and cycle.isdecimal() else place
-    command, _ = read_run(folder)
+    command, values = read_run(folder)
     if command != "distill":
         raise ConfigError(
             f"config.distill.start_from={place} is a run of `{command}`, expected one of "
             f"`distill`; a teacher is given by config.teacher.weights."
         )
-    template, step = family.param_shapes(), int(cycle) if folder != place else None
+    adapters: tuple[Adapter | None, Adapter | None] = (None, None)
+    if config is not None:
+        check_same_lora(config, values, place)
+        adapters = player_adapters(config, family)
+    shapes, step = [part_shapes(it, family) for it in adapters], None
+    if folder != place:
+        step = int(cycle)
     with Checkpoints(Path(folder) / CHECKPOINTS, read_only=True) as checkpoints:
-        generator, _, step = checkpoints.restore_part("generator.params", template, step)
-        critic, _, step = checkpoints.restore_part("critic.params", template, step)
+        generator, extra, step = checkpoints.restore_part("generator.params", shapes[0], step)
+        if adapters[0] is not None and teacher is not None:
+            check_teacher(extra.get("teacher"), teacher)
+        critic, _, step = checkpoints.restore_part("critic.params", shapes[1], step)
     print(f"generator and critic begin with the weights of {folder}, cycle {step}.", flush=True)
     return generator, critic
 
@@ -160,7 +195,8 @@ def train(
       config: the whole config; `config.teacher.weights` is the teacher.
       workdir: the run folder: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
         scores_*.png, progress.gif, checkpoints/, student.safetensors and one
-        student_ema_DECAY.safetensors for each average.
+        student_ema_DECAY.safetensors for each average; with low-rank adapters these are merged,
+        and the adapters alone are beside them as NAME_lora.safetensors.
       dry_run: check everything that can be checked before the first compilation, and stop.
       profile: see `run_loop`.
       allow_change: keys of the config that may differ from those of the run that is resumed.
@@ -192,7 +228,7 @@ def train(
         return None
     state = _run(job, recipe, workdir, profile)
     versions = to_host(_versions(state))
-    on_first(lambda: _export(recipe, versions, workdir))
+    on_first(lambda: _export(recipe, job.teacher_params, versions, workdir))
     return workdir / student_files(config)[0]
 
 
@@ -202,6 +238,7 @@ class _Job(NamedTuple):
     Attributes:
       teacher_params: the teacher's weights.
       teacher: their path and digest.
+      players: the networks.
       make_state: teacher's weights -> the state of cycle 0.
       shapes: the state's.
       batch: the shapes of what a cycle reads.
@@ -212,6 +249,7 @@ class _Job(NamedTuple):
 
     teacher_params: Params
     teacher: dict[str, str]
+    players: Players
     make_state: Callable[[Params], TrainState]
     shapes: TrainState
     batch: CycleBatch
@@ -229,7 +267,8 @@ def _open(recipe: Recipe) -> _Job:
     # Kept outside of the devices, which shall hold it only where the mesh says.
     teacher_params = to_host(family.load(file))
     check_rules(rules, teacher_params, mesh)
-    start = starting_weights(config.distill.start_from, family)
+    teacher = {"path": str(file), "digest": params_digest(teacher_params)}
+    start = starting_weights(config.distill.start_from, family, config, teacher)
     root = jax.random.key(config.seed)
     head_key = stream_key(root, "discriminator")
 
@@ -242,7 +281,8 @@ def _open(recipe: Recipe) -> _Job:
     shardings = cycle_shardings(shapes, teacher_params, batch, mesh, rules, offload)
     return _Job(
         teacher_params,
-        {"path": str(file), "digest": params_digest(teacher_params)},
+        teacher,
+        players,
         make_state,
         shapes,
         batch,
@@ -271,6 +311,9 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
         prepared = jax.device_put(prepare(batch, family), job.shardings.batch)
         return cycle(state, teacher_params, prepared, stream_key(job.root, "cycle", i))
 
+    def chosen(state: TrainState) -> Params:
+        return with_base(job.players.generator_adapter, job.teacher_params, _versions(state)[-1])
+
     b, turns = config.distill.batch_size, config.distill.critic_turns
     return run_training(
         advance,
@@ -286,10 +329,8 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
         unit="cycle",
         images_per_step=b * (1 + turns),
         updates_per_step=1 + turns,
-        draw=_drawing(recipe, job.teacher_params, workdir),
-        score=training_score(
-            recipe, workdir, student_sampler(family, config), lambda state: _versions(state)[-1]
-        ),
+        draw=_drawing(recipe, job, workdir),
+        score=training_score(recipe, workdir, student_sampler(family, config), chosen),
         shown=("generator_loss", "critic_loss"),
         profile=profile,
     )
@@ -305,24 +346,26 @@ def _table(shapes: TrainState, teacher_params: Params) -> str:
 
 
 def _drawing(
-    recipe: Recipe, teacher_params: Params, workdir: Path
+    recipe: Recipe, job: _Job, workdir: Path
 ) -> Callable[[TrainState, int], dict[str, Path]]:
     """Return what exports the weights and draws the student's progress, always of the same noise.
 
     Where there is a critic, it is shown beside the teacher on the first row of the student's grid.
     """
-    family, config = recipe.family, recipe.config
+    family, config, base = recipe.family, recipe.config, job.teacher_params
     sampler = student_sampler(family, config)
     compare = score_comparison(family, config.distill.guidance, config.seed)
     labels, columns = grid_labels(family.num_classes)
     cond = family.cond(labels[:columns])
 
     def drawn(versions: tuple[Params, ...], critic: Params | None, done: int) -> dict[str, Path]:
-        _export(recipe, versions, workdir)
-        images, pictures = draw_progress(recipe, sampler, versions[0], workdir, done, unit="cycle")
+        _export(recipe, base, versions, workdir)
+        student = with_base(job.players.generator_adapter, base, versions[0])
+        images, pictures = draw_progress(recipe, sampler, student, workdir, done, unit="cycle")
         if critic is not None:
             x_0 = images[:columns]
-            teacher, critic = jax.device_put((teacher_params, critic), jax.local_devices()[0])
+            critic = with_base(job.players.critic_adapter, base, critic)
+            teacher, critic = jax.device_put((base, critic), jax.local_devices()[0])
             pictures["scores"] = workdir / f"scores_{done:07d}.png"
             draw_scores(x_0, compare(teacher, critic, jnp.asarray(x_0), cond), pictures["scores"])
         return pictures
@@ -336,10 +379,10 @@ def _drawing(
 
 
 def _versions(state: TrainState) -> tuple[Params, ...]:
-    """Return the student and its averages, in the order of `student_files`."""
+    """Return the student's own parameters and their averages, in the order of `student_files`."""
     return (state.generator.params, *state.ema)
 
 
-def _export(recipe: Recipe, versions: tuple[Params, ...], workdir: Path) -> None:
-    for name, params in zip(student_files(recipe.config), versions, strict=True):
-        recipe.family.save(params, workdir / name)
+def _export(recipe: Recipe, base: Params, versions: tuple[Params, ...], workdir: Path) -> None:
+    for name, own in zip(student_files(recipe.config), versions, strict=True):
+        export_student(recipe.config, recipe.family, base, own, workdir / name)

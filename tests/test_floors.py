@@ -26,6 +26,7 @@ FLOORS = {
     "cache_inputs": 5,
     "latent_cache": 5,
     "measure": 5,
+    "one_base": 5,
     "pairs": 5,
     "training": 5,
     "recipe": 5,

@@ -1,10 +1,12 @@
 """What a distillation run is made of: the players and the static settings."""
 
 import dataclasses
+import functools
 import itertools
 from typing import NamedTuple
 
-from dmd2_jax.denoiser import Denoiser, Discriminator
+from dmd2_jax.denoiser import Adapter, Denoiser, Discriminator, map_params
+from dmd2_jax.typing import Params
 
 LR_SCHEDULES = ("constant", "cosine")
 MOMENT_DTYPES = ("float32", "bfloat16")
@@ -18,12 +20,40 @@ class Players(NamedTuple):
       generator: the student.
       critic: tracks the score of what the generator makes ("fake score").
       discriminator: the GAN head on the critic's features; None without a GAN.
+      generator_adapter, critic_adapter: if given, the player shares the teacher's parameters as its
+        frozen base, and its parameters in the TrainState are its own alone, such as LoRA's.
     """
 
     teacher: Denoiser
     generator: Denoiser
     critic: Denoiser
     discriminator: Discriminator | None = None
+    generator_adapter: Adapter | None = None
+    critic_adapter: Adapter | None = None
+
+    def on_base(self, base: Params) -> "Players":
+        """Return players whose denoisers take the parameters that the TrainState holds.
+
+        `run_cycle` does this; who calls the turns by themselves does it before.
+
+        Args:
+          base: the teacher's parameters; nothing is differentiated by them.
+
+        Returns:
+          Players without adapters.
+        """
+        return self._replace(
+            generator=_on_base(self.generator, self.generator_adapter, base),
+            critic=_on_base(self.critic, self.critic_adapter, base),
+            generator_adapter=None,
+            critic_adapter=None,
+        )
+
+
+def _on_base(denoiser: Denoiser, adapter: Adapter | None, base: Params) -> Denoiser:
+    if adapter is None:
+        return denoiser
+    return map_params(denoiser, functools.partial(adapter.combine, base))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ def run_cycle(
 
     Args:
       state: the state.
-      teacher_params: the frozen teacher's parameters.
+      teacher_params: the frozen teacher's parameters, and the base of players with an adapter.
       batch: real samples and conditions.
       draws: all random numbers of the cycle.
       players: the networks.
@@ -67,6 +67,7 @@ def run_cycle(
       The new state and metrics: the generator turn's scalars, and the critic turns' with a
       leading [K] axis, except averages and histograms, which are summed over the turns.
     """
+    players = players.on_base(teacher_params)
     first_real = None if batch.real is None else batch.real.x_0[0]
     state, x_0, generator_metrics = generator_turn(
         state,

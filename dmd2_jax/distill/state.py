@@ -93,8 +93,8 @@ def init_state(
 
     Args:
       config: the settings.
-      generator: initial parameters; DMD2 copies the teacher's.
-      critic: initial parameters; DMD2 copies the teacher's.
+      generator: initial parameters; DMD2 copies the teacher's. The adapter's if it has one.
+      critic: likewise.
       discriminator: initial parameters of the GAN head; None without a GAN.
 
     Returns:

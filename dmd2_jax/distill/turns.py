@@ -119,7 +119,7 @@ def generator_turn(
       cond: conditions of the student's batch, leading axis b.
       rollout: what the student's samples are made from.
       draws: how they are noised for each loss.
-      players: the networks.
+      players: the networks, without adapters (`Players.on_base`).
       config: the settings.
       real: [b, ...] real samples for students trained on noised data.
       pairs: teacher ODE pairs, needed when config.regression_weight is set.
@@ -229,7 +229,7 @@ def critic_turn(
       fake: the student's samples, constants of this turn.
       real: real samples; None without a GAN.
       draws: how the samples are noised.
-      players: the networks.
+      players: the networks, without adapters (`Players.on_base`).
       config: the settings.
 
     Returns:

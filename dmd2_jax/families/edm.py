@@ -54,6 +54,15 @@ class EdmFamily:
     num_classes: int
     model_config: Mapping[str, Any] = dataclasses.field(compare=False)
 
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """All layers of the residual blocks: convolutions, skips, embedding's map, attention."""
+        return ("conv0", "conv1", "skip", "affine", "qkv", "proj")
+
+    def tensor_name(self, path: tuple[str, ...]) -> str:
+        """Return the original name of the variable at a path of the weights."""
+        return _original_name(path)
+
     def init(self, key: Key) -> Params:
         """Draw initial weights, float32, as EDM does."""
         return init_variables(self.module, key, *self._example(1))

@@ -35,7 +35,7 @@ from dmd2_jax.families.diffusers_folder import (
     read_component_tensors,
     write_component,
 )
-from dmd2_jax.families.published_model import CLASSES, PublishedModel
+from dmd2_jax.families.published_model import CLASSES, PublishedModel, published_name
 from dmd2_jax.families.scheduler_config import Diffusion, read_scheduler
 from dmd2_jax.families.weight_files import (
     SUFFIXES,
@@ -45,6 +45,7 @@ from dmd2_jax.families.weight_files import (
     write_weights,
 )
 from dmd2_jax.networks.initialise import init_variables
+from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
 from dmd2_jax.networks.sd_unet import StableDiffusionUNet
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 
@@ -79,6 +80,15 @@ class StableDiffusionFamily:
     def is_sdxl(self) -> bool:
         """Whether a condition has `pooled` and `time_ids`."""
         return self.model.module.added is not None
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """The layers that the SDXL recipe adapts."""
+        return STABLE_DIFFUSION_TARGETS
+
+    def tensor_name(self, path: tuple[str, ...]) -> str:
+        """Return the published name of the variable at a path of the weights."""
+        return published_name(path)
 
     def init(self, key: Key) -> Params:
         """Draw initial weights, float32."""

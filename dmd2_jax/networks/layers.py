@@ -59,6 +59,11 @@ class Init(NamedTuple):
 FAN_IN = Init()
 ZEROS = Init(gain=0.0)
 
+LORA = "lora"
+"""The collection where a linear layer or convolution finds its low-rank adapter, if it has one:
+"down", a layer of the same kind with few output features, and "up", a map from these to the output
+(networks/lora.py)."""
+
 
 class Linear(nn.Module):
     """y = x W + b on the last axis, W [in, out].
@@ -81,7 +86,11 @@ class Linear(nn.Module):
         """Apply the layer to the last axis of `x`."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, shape)
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.has_variable(LORA, "down"):
+            down, up = (self.get_variable(LORA, n).astype(self.dtype) for n in ("down", "up"))
+            y += (x @ down) @ up
         if self.use_bias:
             y += self.param("bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
         return y
@@ -119,7 +128,11 @@ class Conv(nn.Module):
         shape = (height, width, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, shape).astype(self.dtype)
         pad = ((self.padding, self.padding), (self.padding, self.padding))
-        y = conv2d(x.astype(self.dtype), kernel, stride=self.stride, padding=pad)
+        x = x.astype(self.dtype)
+        y = conv2d(x, kernel, stride=self.stride, padding=pad)
+        if self.has_variable(LORA, "down"):
+            down, up = (self.get_variable(LORA, n).astype(self.dtype) for n in ("down", "up"))
+            y += conv2d(x, down, stride=self.stride, padding=pad) @ up[0, 0]
         if self.down_filter is not None:
             y = downsample(y, self.down_filter, padding=0)
         if self.use_bias:

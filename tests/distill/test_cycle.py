@@ -71,21 +71,15 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_run_cycle_equals_python_loop(name):
-    config = toy.config(**VARIANTS[name])
-    players, state, batch = toy.players(), make_state(config), make_batch(config)
-    draws = draw_cycle(jax.random.key(7), config, toy.SCHEDULE)
-    scanned, metrics = jax.jit(functools.partial(run_cycle, players=players, config=config))(
-        state, TEACHER, batch, draws
-    )
+def looped_cycle(state, teacher, batch, draws, *, players, config):
+    """Return the state after one cycle, turn by turn, and the losses of generator and critic."""
 
     def entry(tree, i):
         return jax.tree.map(lambda x: x[i], tree)
 
-    looped, x_0, first = generator_turn(
+    state, x_0, first = generator_turn(
         state,
-        TEACHER,
+        teacher,
         batch.fake_cond[0],
         entry(draws.rollouts, 0),
         draws.generator,
@@ -94,23 +88,37 @@ def test_run_cycle_equals_python_loop(name):
         real=batch.real.x_0[0],
         pairs=batch.pairs,
     )
-    fresh = _fresh_samples(looped, batch, draws.rollouts, players, config)
+    fresh = _fresh_samples(state, batch, draws.rollouts, players, config)
     fakes = [] if fresh is None else list(fresh)
     if config.first_turn_reuses_images:
         fakes = [x_0, *fakes]
     losses = []
     turn = jax.jit(functools.partial(critic_turn, players=players, config=config))
     for i, fake in enumerate(fakes):
-        looped, m = turn(
-            looped,
+        state, m = turn(
+            state,
             Samples(fake, batch.fake_cond[i]),
             entry(batch.real, i),
             entry(draws.critic, i),
         )
         losses.append(m["critic_loss"])
+    return state, first["generator_loss"], losses
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_run_cycle_equals_python_loop(name):
+    config = toy.config(**VARIANTS[name])
+    players, state, batch = toy.players(), make_state(config), make_batch(config)
+    draws = draw_cycle(jax.random.key(7), config, toy.SCHEDULE)
+    scanned, metrics = jax.jit(functools.partial(run_cycle, players=players, config=config))(
+        state, TEACHER, batch, draws
+    )
+    looped, first_loss, losses = looped_cycle(
+        state, TEACHER, batch, draws, players=players, config=config
+    )
     assert len(losses) == config.critic_turns
     np.testing.assert_allclose(metrics["critic_loss"], np.stack(losses), rtol=1e-6)
-    np.testing.assert_allclose(metrics["generator_loss"], first["generator_loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["generator_loss"], first_loss, rtol=1e-6)
     assert_trees_close(scanned, looped)
     assert int(scanned.step.critic) == config.critic_turns
     assert int(scanned.step.generator) == 1

@@ -22,6 +22,7 @@ from dmd2_jax.distill import (
 )
 from dmd2_jax.families import edm
 from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.networks.lora import LoraConfig, lora_adapter, lora_init
 from dmd2_jax.parallel import spread_players
 from dmd2_jax.runtime.program_costs import Collective, read_program
 from dmd2_jax.runtime.random import stream_key
@@ -84,8 +85,13 @@ def batch_of(i: int) -> CycleBatch:
 
 
 @functools.cache
-def run(sizes: tuple[int, int, int] | None, times: tuple[float, ...]) -> dict[str, Any]:
-    """Run the cycles on a mesh (None: on one device); return losses, parameters and the program."""
+def run(
+    sizes: tuple[int, int, int] | None, times: tuple[float, ...], rank: int = 0
+) -> dict[str, Any]:
+    """Run the cycles on a mesh (None: on one device); return losses, parameters and the program.
+
+    With a rank, generator and critic train adapters of that rank on the teacher's weights.
+    """
     config, fam = settings(times), family()
     head = discriminator(GanHead(hidden=8))
     teacher = fam.init(jax.random.key(0))
@@ -94,9 +100,13 @@ def run(sizes: tuple[int, int, int] | None, times: tuple[float, ...]) -> dict[st
         lambda p: p + 0.02 * jax.random.normal(jax.random.key(p.size), p.shape), teacher
     )
     head_params = head.init(jax.random.key(1), fam.feature_shapes(1))
-    state = init_state(config, generator=teacher, critic=teacher, discriminator=head_params)
     denoiser, shardings = fam.denoiser, None
-    players = Players(denoiser, denoiser, denoiser, head)
+    players, own = Players(denoiser, denoiser, denoiser, head), teacher
+    if rank:
+        lora = LoraConfig(rank, rank, ("conv?", "affine"))
+        adapter, own = lora_adapter(lora), lora_init(jax.random.key(3), teacher, lora)
+        players = players._replace(generator_adapter=adapter, critic_adapter=adapter)
+    state = init_state(config, generator=own, critic=own, discriminator=head_params)
     if sizes is not None:
         mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
         players = spread_players(players, mesh)
@@ -155,6 +165,21 @@ def relative_error(got: Any, expected: Any) -> float:
     ]
     wrong, right = np.sum(squares, axis=0)
     return float(np.sqrt(wrong / right))
+
+
+@pytest.mark.slow
+def test_cycle_of_adapters_on_a_mesh_equals_one_device() -> None:
+    # Rank 16, so that the adapters of the convolutions are large enough to be split.
+    alone, spread = (run(sizes, ONE_STEP, 16) for sizes in (None, (2, 4, 1)))
+    np.testing.assert_allclose(spread["losses"], alone["losses"], rtol=1e-5)
+    for player in ("generator", "critic", "discriminator"):
+        got, expected = (getattr(it["state"], player).params for it in (spread, alone))
+        assert relative_error(got, expected) <= 1e-5, player
+    down = spread["state"].generator.params["lora"]["enc_8x8_block0"]["conv0"]["down"]
+    assert down.addressable_shards[0].data.size * 4 == down.size
+    assert not np.array_equal(
+        down, spread["state"].critic.params["lora"]["enc_8x8_block0"]["conv0"]["down"]
+    )
 
 
 @pytest.mark.slow
