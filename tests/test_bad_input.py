@@ -9,17 +9,14 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.tiny import RECIPE, contents, distill_words, dmd2, student_run, teacher_run
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str | Path, code: int = 2) -> str:
-    """Run a command that must fail, and return its message."""
-    capsys.readouterr()
-    assert dmd2(*words) == code
-    message = capsys.readouterr().err
-    assert any(line.startswith(("dmd2: ", "usage: ")) for line in message.splitlines())
-    assert "Traceback" not in message
-    return message
+from tests.tiny import (
+    RECIPE,
+    contents,
+    distill_words,
+    refused,
+    student_run,
+    teacher_run,
+)
 
 
 def train(workdir: Path, *more: str) -> list[str]:

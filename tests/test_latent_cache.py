@@ -22,7 +22,7 @@ from dmd2_jax.families.state_dict import read_safetensors, write_safetensors
 from dmd2_jax.runtime.integrity import sealed
 from tests.data.images import picture, png, write_folder
 from tests.pipelines import CAPTIONS, RESOLUTION, tiny_pipeline
-from tests.tiny import RECIPE, cache_folder, contents, dmd2, scratch
+from tests.tiny import RECIPE, cache_folder, contents, dmd2, refused, scratch
 
 COUNT = 10
 SIZES = ("--batch_size=4", "--shard_examples=4")
@@ -63,14 +63,6 @@ def source(folder: Path, split: str = "all") -> latents.Latents:
 def everything(folder: Path) -> dict[str, np.ndarray]:
     opened = source(folder)
     return opened.examples(np.arange(len(opened)))
-
-
-def refused(capsys: pytest.CaptureFixture[str], *line: object, code: int = 2) -> str:
-    capsys.readouterr()
-    assert dmd2(*line) == code
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    return message
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import functools
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -60,6 +61,16 @@ def dmd2(*words: str | Path) -> int:
             return main([str(word) for word in words])
         except SystemExit as stop:  # argparse
             return int(stop.code or 0)
+
+
+def refused(capsys: Any, *words: str | Path, code: int = 2) -> str:
+    """Run a command that must fail, and return its message."""
+    capsys.readouterr()
+    assert dmd2(*words) == code
+    message = capsys.readouterr().err
+    assert any(line.startswith(("dmd2: ", "usage: ")) for line in message.splitlines())
+    assert "Traceback" not in message
+    return message
 
 
 def contents(folder: Path) -> dict[str, bytes]:

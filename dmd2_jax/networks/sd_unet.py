@@ -15,9 +15,8 @@ from dmd2_jax.networks.layers import Conv, GroupNorm, Linear
 from dmd2_jax.networks.sd_blocks import BlockStyle, DownBlock, MidBlock, UpBlock
 from dmd2_jax.typing import Array, Float
 
-__all__ = ["REMAT", "StableDiffusionUNet", "TimestepEmbedding", "sinusoids"]
+__all__ = ["StableDiffusionUNet", "TimestepEmbedding", "sinusoids"]
 
-REMAT = ("none", "block", "full")
 _MAX_PERIOD = 10000.0
 
 
