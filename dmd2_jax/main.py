@@ -24,6 +24,8 @@ every value of the config can be changed on the command line, by its name:
 configs/common.py lists and explains them all.
 """
 
+_AGAIN = "The same command again, in as many processes as are left, goes on from the last one."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `dmd2` command.
@@ -53,12 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Call the command, turning what the user can mend into a message and an exit code."""
+    from jax.errors import JaxRuntimeError
+
     from dmd2_jax.runtime.checkpoint import CheckpointError
     from dmd2_jax.runtime.distributed import PeerError
     from dmd2_jax.runtime.loop import DivergedError
     from dmd2_jax.runtime.platform import prepare_backend
     from dmd2_jax.runtime.preemption import Interrupted, stoppable
+    from dmd2_jax.runtime.supervisor import LOST
 
+    together = False
     try:
         together = _joined(arguments)
         # What cannot be resumed has not done what it was asked when it is stopped. Processes that
@@ -85,6 +91,11 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
             raise
         print(f"dmd2: {error}", file=sys.stderr)
         return 1
+    except JaxRuntimeError as error:  # a peer's end, where it does not abort this process as well
+        if arguments.debug or not together:
+            raise
+        print(f"dmd2: {str(error).partition(chr(10))[0]}: {LOST} {_AGAIN}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -103,9 +114,7 @@ def _joined(arguments: argparse.Namespace) -> bool:
             f"`dmd2 {arguments.command}` is the work of one process, got an environment of "
             f"several (DMD2_COORDINATOR or DMD2_DISTRIBUTED), expected none; unset them."
         )
-    supervise(
-        "The same command again, in as many processes as are left, goes on from the last one."
-    )
+    supervise(_AGAIN)
     prepare_backend()
     join(place)
     return True

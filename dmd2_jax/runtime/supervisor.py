@@ -7,7 +7,12 @@ import subprocess
 import sys
 from types import FrameType
 
-__all__ = ["supervise"]
+__all__ = ["LOST", "supervise"]
+
+LOST = (
+    "another process of this run has most likely died or cannot be reached, and no step can be "
+    "taken without it. Finished checkpoints are intact."
+)
 
 _CHILD = "DMD2_SUPERVISED"
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
@@ -38,12 +43,6 @@ def supervise(hint: str) -> None:
         signal.signal(number, forward)
     code = child.wait()
     if code == -signal.SIGABRT:
-        print(
-            "dmd2: ended by XLA (see the lines above): another process of this run has most "
-            "likely died or cannot be reached, and no step can be taken without it. Finished "
-            f"checkpoints are intact. {hint}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"dmd2: ended by XLA (see above): {LOST} {hint}", file=sys.stderr, flush=True)
         code = 1
     sys.exit(code if code >= 0 else 128 - code)
