@@ -123,6 +123,36 @@ def test_gradient_of_adapters_makes_no_gradient_and_no_copy_of_the_base() -> Non
     assert temporaries(combine) < kernel / 8
 
 
+def test_gradient_of_adapters_in_a_loop_computes_no_gradient_of_a_convolution() -> None:
+    # The convolution's own gradient rule always writes both gradients; the unused one must go.
+    module = Conv(32, padding=1)
+    x = jnp.ones((2, 8, 8, 32))
+    base = init_variables(module, jax.random.key(0), x)
+    adapters = lora_init(jax.random.key(1), base, CONFIG)
+
+    def operations(own: Any, use: Any) -> float:
+        def loss(own: Any, base: Any) -> jax.Array:
+            h = x
+            for _ in range(2):
+                h = jnp.sin(module.apply(use(base, own), h))
+            return jnp.sum(h)
+
+        def descend(own: Any, base: Any) -> Any:
+            def step(own: Any, _: None) -> tuple[Any, None]:
+                return jax.tree.map(jnp.subtract, own, jax.grad(loss)(own, base)), None
+
+            return jax.lax.scan(step, own, None, length=3)[0]
+
+        return jax.jit(descend).lower(own, base).compile().cost_analysis()["flops"]
+
+    # Two convolutions forwards, and the second one's gradient by its input: three. Of whole weights
+    # the two gradients by the kernels as well: five. The adapters of rank 2 add a little.
+    ratio = operations(adapters, lambda base, own: combine(base, own, CONFIG)) / operations(
+        base, lambda _, own: own
+    )
+    assert 3 / 5 < ratio < 3.8 / 5
+
+
 def test_lora_init_begins_as_the_base() -> None:
     module, base, _, x = make("resnet_block")
     adapters = lora_init(jax.random.key(1), base, CONFIG)
