@@ -12,6 +12,10 @@ import pytest
 
 from tests.tiny import scratch
 
+# What imports this is skipped where the makers of the pipelines are missing.
+for package in ("torch", "diffusers", "transformers", "tokenizers"):
+    pytest.importorskip(package)
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = tuple(f"a handwritten {word}" for word in DIGITS) + tuple(
     f"the digit {word}, written by hand" for word in DIGITS
@@ -24,12 +28,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @functools.cache
 def tiny_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd15" or "sdxl"; do not change it.
-
-    The tests that call this are skipped where torch, diffusers or transformers is missing.
-    """
-    for package in ("torch", "diffusers", "transformers", "tokenizers"):
-        pytest.importorskip(package)
+    """Return the folder of a pipeline, "sd15" or "sdxl"; do not change it."""
     import torch
 
     torch.manual_seed({"sd15": 15, "sdxl": 21}[kind])
