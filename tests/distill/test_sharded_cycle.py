@@ -139,11 +139,13 @@ def place(batch: CycleBatch, shardings: CycleShardings | None) -> CycleBatch:
     return batch if shardings is None else jax.device_put(batch, shardings.batch)
 
 
-MESHES = {
-    "data_8": ((8, 1, 1), ONE_STEP),
-    "data_2_fsdp_4": ((2, 4, 1), ONE_STEP),
-    "data_2_fsdp_2_tensor_2": ((2, 2, 2), ONE_STEP),
-    "few_step_data_2_fsdp_2_tensor_2": ((2, 2, 2), FEW_STEP),
+SIZES = {
+    "data_8": (8, 1, 1),
+    "data_2_fsdp_4": (2, 4, 1),
+    "data_2_fsdp_2_tensor_2": (2, 2, 2),
+}
+MESHES = {name: (sizes, ONE_STEP) for name, sizes in SIZES.items()} | {
+    f"few_step_{name}": (sizes, FEW_STEP) for name, sizes in SIZES.items()
 }
 
 
