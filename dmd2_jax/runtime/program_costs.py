@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core as jex
+from jax.interpreters.partial_eval import dce_jaxpr
 
 __all__ = ["Collective", "ProgramCosts", "jaxpr_flops", "read_program"]
 
@@ -76,7 +77,8 @@ def jaxpr_flops(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> float:
     """Count the floating-point operations of a traced program, loops as often as they run.
 
     A product of matrices or a convolution counts 2 for each multiply-add, anything else that
-    computes 1 for each element of its largest operand or result.
+    computes 1 for each element of its largest operand or result. What nothing depends on, such as
+    the gradients of weights that do not train, does not count: no compiler keeps it.
 
     Args:
       jaxpr: from `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...).jaxpr`.
@@ -84,19 +86,25 @@ def jaxpr_flops(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> float:
     Returns:
       FLOPs of all devices together.
     """
-    closed = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_equation_flops(equation) for equation in closed.eqns)
+    plain: Any = getattr(jaxpr, "jaxpr", jaxpr)
+    needed, _ = dce_jaxpr(plain, [True] * len(plain.outvars), instantiate=True)
+    return _flops(needed)
+
+
+def _flops(jaxpr: Any) -> float:
+    plain = getattr(jaxpr, "jaxpr", jaxpr)
+    return sum(_equation_flops(equation) for equation in plain.eqns)
 
 
 def _equation_flops(equation: Any) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return params["length"] * jaxpr_flops(params["jaxpr"])
+        return params["length"] * _flops(params["jaxpr"])
     if name == "cond":
-        return max(jaxpr_flops(branch) for branch in params["branches"])
+        return max(_flops(branch) for branch in params["branches"])
     inner = list(_inner_jaxprs(params))
     if inner:
-        return sum(jaxpr_flops(one) for one in inner)
+        return sum(_flops(one) for one in inner)
     if name == "dot_general":
         return _dot_flops(equation)
     if name == "conv_general_dilated":

@@ -26,6 +26,26 @@ def test_jaxpr_flops_counts_a_loop_as_often_as_it_runs() -> None:
     assert flops(looped, x, w) == 7 * (2 * 32 * 64 * 64 + 32 * 64)
 
 
+def test_jaxpr_flops_leaves_out_what_nothing_depends_on() -> None:
+    # The gradient of `a` alone: the one of `b`, and in the loop the unused product, are dead.
+    @jax.custom_vjp
+    def product(a, b):
+        return a @ b
+
+    product.defvjp(lambda a, b: (a @ b, (a, b)), lambda kept, g: (g @ kept[1].T, kept[0].T @ g))
+
+    def loss(a, b):
+        def body(x, _):
+            return product(x, b), None
+
+        return jax.lax.scan(body, a, length=3)[0].sum()
+
+    a, b = np.ones((4, 8), np.float32), np.ones((8, 8), np.float32)
+    one = 2 * 4 * 8 * 8
+    counted = flops(lambda a: jax.value_and_grad(loss)(a, b), a)
+    assert 3 * 2 * one <= counted < 3 * 3 * one  # forward and back, without b's own
+
+
 def test_jaxpr_flops_counts_inside_jit_remat_and_cond() -> None:
     x = jnp.ones((8, 8))
     one = 2 * 8**3
