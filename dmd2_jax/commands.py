@@ -9,28 +9,22 @@ from dmd2_jax.config import ConfigError, allowed_changes, apply_overrides, load_
 
 def train_teacher(arguments: argparse.Namespace) -> None:
     """Train a teacher."""
-    from dmd2_jax import train_teacher
+    from dmd2_jax.train_teacher import train
 
-    config = load_config(arguments.config)
-    apply_overrides(config, arguments.overrides)
-    path = train_teacher.train(
-        config,
-        arguments.workdir,
-        dry_run=arguments.dry_run,
-        profile=arguments.profile,
-        allow_change=allowed_changes(config, arguments.allow_change),
-    )
-    if path is not None:
-        print(f"teacher: {path}")
+    _train("teacher", train, arguments)
 
 
 def distill(arguments: argparse.Namespace) -> None:
     """Distil a teacher."""
-    from dmd2_jax import train_student
+    from dmd2_jax.train_student import train
 
+    _train("student", train, arguments)
+
+
+def _train(what: str, train: Callable[..., Path | None], arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
-    path = train_student.train(
+    path = train(
         config,
         arguments.workdir,
         dry_run=arguments.dry_run,
@@ -38,7 +32,7 @@ def distill(arguments: argparse.Namespace) -> None:
         allow_change=allowed_changes(config, arguments.allow_change),
     )
     if path is not None:
-        print(f"student: {path}")
+        print(f"{what}: {path}")
 
 
 def sample(arguments: argparse.Namespace) -> None:

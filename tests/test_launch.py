@@ -159,9 +159,12 @@ class TestLocalProcesses:
         return launch("local_processes", *words, VENV=str(venv), **changes)
 
     def test_tells_each_its_place_and_marks_the_lines_of_others(self, venv: Path) -> None:
+        # Lines in one write each: pieces of them, as print writes unbuffered, would mix.
         code = WHO + (
-            "print(i, os.environ['DMD2_COORDINATOR'], os.environ['DMD2_NUM_PROCESSES'], "
-            "os.environ['XLA_FLAGS'], sys.argv[4:]); i and print('no newline', end='')"
+            "names = ('DMD2_COORDINATOR', 'DMD2_NUM_PROCESSES', 'XLA_FLAGS'); "
+            "told = [os.environ[name] for name in names]"
+            "; sys.stdout.write(' '.join([str(i), *told, str(sys.argv[4:])]) + '\\n')"
+            "; sys.stdout.write('no newline' if i else '')"
         )
         done = self.start(venv, "--processes=3", "--devices_per_process=4", code, "a b", "")
         assert done.returncode == 0, done.stderr
