@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from dmd2_jax.config import ConfigError, allowed_changes, apply_overrides, load_config
