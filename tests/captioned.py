@@ -1,0 +1,22 @@
+"""What `benchmarks.captioned_digits` writes of a few digits, made once."""
+
+import functools
+from pathlib import Path
+from unittest import mock
+
+from benchmarks import captioned_digits
+from tests.tiny import scratch
+
+NUM = 20
+
+
+@functools.cache
+def made() -> Path:
+    """Return the folder; what is there is not to be changed."""
+    out = scratch() / "captioned"
+    words = ["captioned_digits", f"--out={out}", f"--num={NUM}", "--vae_steps=12"]
+    # The tests' own process has its backend already.
+    backend = mock.patch.object(captioned_digits, "prepare_backend")
+    with mock.patch("sys.argv", words), backend:
+        captioned_digits.main()
+    return out
