@@ -266,9 +266,10 @@ def write_tokenizer(folder: Path, captions: Iterable[str], tokens: int) -> dict[
 def _write_text_encoder(folder: Path, vocabulary: int, tokens: int, key: Key) -> None:
     """Write a random text encoder whose tokens keep their words through every layer.
 
-    With CLIP's initial embeddings, of deviation 0.02, the layers' sums over all earlier tokens would
-    hide which word a token was. Here they are of deviation 1: in what comes out, the token of a
-    digit differs from another digit's by 0.7 of its size, and those after it by 0.2.
+    With CLIP's initial embeddings, of deviation 0.02, what layers add hides which word a token was:
+    a linear map that finds the digit in some templates finds it in 38 % of a template left out. By
+    embeddings of deviation 1 it finds 98 %: a digit's token deviates from the mean of all digits'
+    by 0.7 of its size, the tokens after it by 0.2.
     """
     model = PublishedModel.from_config(
         {
