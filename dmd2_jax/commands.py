@@ -75,13 +75,19 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure a run."""
-    from dmd2_jax.evaluate import evaluate_run, metrics_table
+    """Measure a run, weights or a folder."""
+    from dmd2_jax.evaluate import CURVE, EvaluateOptions, evaluate, figures_file, metrics_table
 
-    cache = Path(arguments.workdir) / "classifier"
-    metrics = evaluate_run(arguments.workdir, seed=arguments.seed, cache=cache)
+    names = [field.name for field in dataclasses.fields(EvaluateOptions)]
+    options = EvaluateOptions(**{name: getattr(arguments, name) for name in names})
+    metrics = evaluate(options)
+    file = figures_file(options)
     print(metrics_table(metrics))
-    print(f"figures: {arguments.workdir}/metrics.json")
+    print(f"figures: {file}")
+    if options.all_checkpoints:
+        print(f"curve: {file.with_name(CURVE)}")
+    if options.write_reference:
+        print(f"statistics of {metrics['reference']}: {options.write_reference}")
 
 
 def data(arguments: argparse.Namespace) -> None:

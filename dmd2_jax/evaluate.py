@@ -1,20 +1,38 @@
-"""Measure a run against the real data: `dmd2 evaluate`.
+"""Measure images against real ones: `dmd2 evaluate`.
 
-The distances are in the feature space of a small classifier that is trained on the real images
-(see `evaluation.features`), so they compare models of one data set and nothing else.
+    images (a run's networks, a file of weights, a folder)  \
+                                                             features -> metrics -> table, JSON
+    real images (the recipe's data, a folder, statistics)   /
+
+Images go by in batches, sampled and judged on all devices, and are forgotten; several metrics
+share one pass. By default the features are those of a small classifier that is trained on the real
+images (see `evaluation.features`), which compare models of one data set and nothing else.
 """
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dmd2_jax.measure import measure, open_reference
-from dmd2_jax.recipe import aligned
-from dmd2_jax.runtime.run_folder import write_json
-from dmd2_jax.sample import load_run, student_sampler, teacher_sampler
-from dmd2_jax.train_student import student_files
+import jax
+from ml_collections import ConfigDict
 
-__all__ = ["evaluate_run", "metrics_table"]
+from dmd2_jax.config import ConfigError, apply_overrides, load_config
+from dmd2_jax.evaluate_clip import ClipJudge, open_clip
+from dmd2_jax.evaluate_features import RealSide, Space, open_spaces, real_side
+from dmd2_jax.evaluate_images import FILES_BATCH, FileImages, Measured, open_measured
+from dmd2_jax.evaluate_options import CLIP, EvaluateOptions, check_options
+from dmd2_jax.evaluate_table import metrics_table
+from dmd2_jax.evaluation.checkpoint_curve import checkpoint_curve
+from dmd2_jax.evaluation.extractor import Collector
+from dmd2_jax.recipe import check
+from dmd2_jax.runtime.run_folder import write_json
+from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.sample import run_recipe
+
+__all__ = ["CURVE", "EvaluateOptions", "evaluate", "evaluate_run", "figures_file", "metrics_table"]
+
+CURVE = "fid_checkpoints.png"
+"""The picture of FID over checkpoints, beside the file of figures."""
 
 
 def evaluate_run(
@@ -25,64 +43,134 @@ def evaluate_run(
     Args:
       workdir: the run folder; metrics.json is written there.
       seed: of the noise.
-      cache: see `open_reference`.
+      cache: see `open_reference`; None: the folder `classifier` of the run.
 
     Returns:
-      real_fid_floor, classifier_test_accuracy and, for each network, `measure`'s figures with its
-      name in front: teacher_fid, student_fid, student_ema_0.999_fid, ...
+      real_fid_floor, classifier_test_accuracy and, for each network, its figures with its name in
+      front: teacher_fid, student_fid, student_ema_0.999_fid, ...
 
     Raises:
       ValueError: if there is no finished run in the folder.
     """
-    trained, config, family, file = load_run(workdir)
-    files = {"teacher": file}
-    if trained == "student":
-        files["teacher"] = load_run(workdir, "teacher")[-1]
-        files |= {
-            name.removesuffix(".safetensors"): file.with_name(name)
-            for name in student_files(config)
-        }
-    reference = open_reference(config, cache)
-    metrics: dict[str, Any] = {
-        "real_fid_floor": reference.fid_floor,
-        "classifier_test_accuracy": reference.classifier.test_accuracy,
-    }
-    samplers = {"teacher": teacher_sampler(family, config)}
-    if trained == "student":
-        samplers["student"] = student_sampler(family, config)
-    for name, weights in files.items():
-        figures = measure(
-            samplers["teacher" if name == "teacher" else "student"],
-            family,
-            family.load(weights),
-            reference,
-            num_samples=config.evaluate.num_samples,
-            batch_size=config.evaluate.batch_size,
-            seed=seed,
+    return evaluate(EvaluateOptions(workdir=str(workdir), seed=seed), cache=cache)
+
+
+def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> dict[str, Any]:
+    """Measure what the flags name; write the figures and, over checkpoints, a picture.
+
+    Args:
+      options: the flags.
+      cache: folder of trained classifiers; None: the folder `classifier` of the run, if it is one.
+
+    Returns:
+      What the file of figures holds: those of each set with its name in front (images_fid,
+      student_fid, student_checkpoint_400_fid, ...), real_fid_floor and classifier_test_accuracy
+      of a classifier, extractor, reference, seed.
+
+    Raises:
+      ValueError: if a flag or what it names is refused; before any image is made, as far as that
+        can be known.
+      FileNotFoundError: if there is nothing where a flag says.
+    """
+    options = dataclasses.replace(options, metrics=tuple(dict.fromkeys(options.metrics)))
+    check_options(options)
+    out = figures_file(options)
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out={out} lies in no folder, expected {out.parent}; create it.")
+    config = _recipe(options)
+    devices = jax.devices()
+    if not 0 <= options.devices <= len(devices):
+        raise ConfigError(
+            f"--devices={options.devices}, expected 1..{len(devices)}; leave it away for all."
         )
-        metrics |= {f"{name}_{key}": value for key, value in figures.items()}
-    write_json(Path(workdir) / "metrics.json", metrics)
-    return metrics
+    mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
+    measured = open_measured(options, config, mesh)
+    clip = None
+    if CLIP in options.metrics:
+        (images,) = measured
+        assert isinstance(images, FileImages)
+        clip = open_clip(options.clip, options.images, images, mesh)
+    spaces, reference = open_spaces(
+        options, config, mesh, _batch_size(options, config), cache=cache
+    )
+    real = real_side(options, config, spaces, reference, measured)
+
+    figures: dict[str, Any] = {}
+    if reference is not None:
+        if not options.reference:
+            figures["real_fid_floor"] = reference.fid_floor
+        figures["classifier_test_accuracy"] = reference.classifier.test_accuracy
+    for images in measured:
+        found = _figures(images, spaces, real, clip)
+        figures |= {f"{images.key}_{key}": value for key, value in found.items()}
+    figures |= {"seed": options.seed, "reference": real.name}
+    figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
+    if measured:
+        write_json(out, figures)
+    if options.all_checkpoints:
+        _draw(options, measured, figures, out.with_name(CURVE))
+    return figures
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Return the figures of `evaluate_run` as a table for the terminal."""
-    names = [key.removesuffix("_nfe") for key in metrics if key.endswith("_nfe")]
-    columns = {
-        "FID": ("fid", "{:.3f}"),
-        "class accuracy": ("class_accuracy", "{:.2%}"),
-        "calls/image": ("nfe", "{}"),
-        "ms/image": ("seconds_per_image", "{:.3f}"),
+def figures_file(options: EvaluateOptions) -> Path:
+    """Return the file that figures are written to."""
+    return Path(options.out or Path(options.workdir) / "metrics.json")
+
+
+def _recipe(options: EvaluateOptions) -> ConfigDict | None:
+    if options.workdir:
+        return run_recipe(options.workdir)[-1]
+    if options.config is None:
+        return None
+    config = load_config(options.config)
+    apply_overrides(config, options.overrides)
+    check(config)
+    return config
+
+
+def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:
+    """Return how many images arrive at a time, which is what the features' program is made for."""
+    if options.images or config is None:
+        return FILES_BATCH
+    size = options.batch_size or config.evaluate.batch_size
+    return min(size, options.num or config.evaluate.num_samples)
+
+
+def _figures(
+    images: Measured, spaces: list[Space], real: RealSide, clip: ClipJudge | None
+) -> dict[str, Any]:
+    """Let the images go by once, and return what is found of them."""
+    collectors = [
+        Collector(space.extractor, space.keep(images.conditional), images.describe)
+        for space in spaces
+    ]
+    try:
+        for batch in images.batches():
+            for collector in collectors:
+                collector.add(batch["image"], batch["label"])
+            if clip is not None:
+                clip.add(batch["image"])
+    except ValueError as error:
+        if images.name in str(error):
+            raise
+        raise ValueError(f"{images.name}: {error}") from error
+    found: dict[str, Any] = {}
+    for space, collector, side in zip(spaces, collectors, real.sets, strict=True):
+        found |= space.figures(side, collector.result(), images.name)
+    if clip is not None:
+        found |= clip.figures()
+    return found | images.figures()
+
+
+def _draw(
+    options: EvaluateOptions, measured: list[Measured], figures: dict[str, Any], path: Path
+) -> None:
+    values = {
+        images.step: figures[f"{images.key}_fid"]
+        for images in measured
+        if images.step is not None and f"{images.key}_fid" in figures
     }
-    rows = [["", *columns]]
-    for name in names:
-        row = [name]
-        for key, form in columns.values():
-            value = metrics.get(f"{name}_{key}")
-            if key == "seconds_per_image":
-                value *= 1e3
-            row.append("-" if value is None else form.format(value))
-        rows.append(row)
-    floor = ["real, half to half", f"{metrics['real_fid_floor']:.3f}"]
-    rows.append(floor + ["-"] * (len(columns) - 1))
-    return aligned(rows)
+    if values:
+        name = Path(options.workdir).name
+        title = f"{name}: {measured[0].key.partition('_checkpoint')[0]}, {figures['extractor']}"
+        checkpoint_curve(values, path, title=title, floor=figures.get("real_fid_floor"))

@@ -12,6 +12,7 @@ from dmd2_jax.config import (
     ConfigError,
     parse_overrides,
 )
+from dmd2_jax.evaluate_flags import add_evaluate
 from dmd2_jax.text2image_flags import add_cache
 from dmd2_jax.version import __version__
 
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_sample(commands)
     _add_convert(commands)
-    _add_evaluate(commands)
+    add_evaluate(_add, commands)
     _add_data(commands)
     add_cache(_add, commands)
     _add_demo(commands)
@@ -304,21 +305,6 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "--prefix", metavar="NAME.", help="of the tensors to take, if SRC holds several networks"
     )
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
-
-
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "evaluate",
-        run.evaluate,
-        "measure a run against the real data",
-        "Measure what a run trained (and a student's teacher): FID to the real images and class\n"
-        "accuracy in the feature space of a small classifier, network calls and time an image.\n\n"
-        "example:\n  dmd2 evaluate --workdir=runs/student\n\n"
-        "prints one table and writes metrics.json into --workdir.",
-    )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:

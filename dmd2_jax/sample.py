@@ -36,7 +36,9 @@ __all__ = [
     "checkpoint_params",
     "grid_labels",
     "load_run",
+    "run_recipe",
     "sample_images",
+    "sample_noise",
     "sample_run",
     "student_sampler",
     "teacher_sampler",
@@ -157,7 +159,7 @@ def load_run(
     Raises:
       ValueError: if there is no run, or it has no such weights.
     """
-    trained, which, config = _open(workdir, which, ema)
+    trained, which, config = run_recipe(workdir, which, ema)
     if weights:
         file = weights_file(weights, f"{which}.safetensors")
     elif which == trained:
@@ -189,7 +191,7 @@ def checkpoint_params(
       ValueError: if there is no run, or it has no such part.
       CheckpointError: if there is no such checkpoint, or it is damaged.
     """
-    trained, _, config = _open(workdir, None, ema)
+    trained, _, config = run_recipe(workdir, None, ema)
     if ema is not None:
         part = f"ema.{tuple(config.optim.ema_decays).index(ema)}"
     elif not part:
@@ -204,8 +206,19 @@ def checkpoint_params(
     return params, found
 
 
-def _open(workdir: str | Path, which: str | None, ema: float | None) -> tuple[str, str, ConfigDict]:
-    """Return (the network that a run trained, the one to use, the run's config)."""
+def run_recipe(
+    workdir: str | Path, which: str | None = None, ema: float | None = None
+) -> tuple[str, str, ConfigDict]:
+    """Return (the network that a run trained, the one to use, the run's config).
+
+    Args:
+      workdir: what train-teacher or distill wrote.
+      which: see `load_run`.
+      ema: see `load_run`.
+
+    Raises:
+      ValueError: if there is no run, or it trains no such network or average.
+    """
     command, values = read_run(workdir)
     config = from_plain(values)
     check(config)
@@ -260,7 +273,7 @@ def sample_run(
     if checkpoint is None:
         which, config, family, file = load_run(workdir, which, ema, weights)
     else:
-        trained, which, config = _open(workdir, which, ema)
+        trained, which, config = run_recipe(workdir, which, ema)
         family = build_family(config)
         if weights or which != trained:
             raise ConfigError(

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -101,10 +102,33 @@ def image_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[B
             yield ahead.take(i)
 
 
-def check_comparable(real: Source, fake: Source) -> None:
+class Sized(Protocol):
+    """Square images of a kind: what `check_comparable` looks at.
+
+    Attributes:
+      name: for messages.
+      resolution: height and width in pixels.
+      channels: 1 or 3.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def resolution(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+
+def check_comparable(real: Sized, fake: Sized) -> None:
     """Refuse two sets of images that differ in size or colour.
 
     A feature network that resizes would compare them all the same, and measure the resizing.
+
+    Args:
+      real: a source of images, or a network that makes them.
+      fake: likewise.
 
     Raises:
       ValueError: if resolution or channels differ.

@@ -61,7 +61,7 @@ def read_inception(path: str | os.PathLike) -> Params:
 
 
 def inception_extractor(
-    path: str | os.PathLike,
+    weights: str | os.PathLike | Params,
     resize: str = "pytorch_fid",
     *,
     batch_size: int = 64,
@@ -70,7 +70,7 @@ def inception_extractor(
     """Return the Inception feature network, with logits for the Inception Score.
 
     Args:
-      path: see `read_inception`.
+      weights: a file, see `read_inception`, or what that returned.
       resize: one of `resize.PREPARATIONS`: whose figures these are to agree with, or "patch" for
         patch FID, the features of the central 299 x 299 pixels at full resolution.
       batch_size: see `Extractor`.
@@ -83,11 +83,13 @@ def inception_extractor(
       ValueError: if the file or the name is refused.
     """
     check_preparation(resize, (1, 299, 299, 3))
+    if isinstance(weights, str | os.PathLike):
+        weights = read_inception(weights)
     return Extractor(
         f"inception_v3/{resize}",
         FEATURES,
         functools.partial(_apply, resize),
-        read_inception(path),
+        weights,
         batch_size,
         mesh,
         functools.partial(check_preparation, resize),

@@ -32,14 +32,8 @@ def compute(
     Source: Heusel et al. 2017 (1706.08500).
     """
     dimension = fake.statistics.dimension
-    floor = max(2, dimension // _FLOOR if min_samples is None else min_samples)
     for side, statistics in (("real", real.statistics), ("generated", fake.statistics)):
-        if statistics.count is not None and statistics.count < floor:
-            raise ValueError(
-                f"{statistics.count} {side} samples for FID in {dimension} dimensions, expected "
-                f"at least {floor}, better {10 * dimension:,}; evaluate more samples, or use kid, "
-                "which is unbiased."
-            )
+        check_count(statistics.count, dimension, side, min_samples)
     with warnings.catch_warnings():  # said below with the figure of this case
         warnings.simplefilter("ignore", UserWarning)
         value = distance.fid(real.statistics, fake.statistics)
@@ -55,3 +49,26 @@ def compute(
     if fake.statistics.count is None:
         return {"fid": value}
     return {"fid": value, "fid_bias": distance.fid_bias(real.statistics, fake.statistics.count)}
+
+
+def check_count(
+    count: int | None, dimension: int, side: str, min_samples: int | None = None
+) -> None:
+    """Refuse a number of samples that `compute` would refuse, before any features are made.
+
+    Args:
+      count: samples; None where it is not known.
+      dimension: d, features a vector.
+      side: "real" or "generated", for the message.
+      min_samples: see `compute`.
+
+    Raises:
+      ValueError: if there are too few.
+    """
+    floor = max(2, dimension // _FLOOR if min_samples is None else min_samples)
+    if count is not None and count < floor:
+        raise ValueError(
+            f"{count} {side} samples for FID in {dimension} dimensions, expected at least "
+            f"{floor}, better {10 * dimension:,}; evaluate more samples, or use kid, which is "
+            "unbiased."
+        )

@@ -1,0 +1,142 @@
+"""CLIP score of images with captions, for `dmd2 evaluate`."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dmd2_jax.config import ConfigError
+from dmd2_jax.data.captions import open_captions
+from dmd2_jax.evaluate_images import FileImages
+from dmd2_jax.evaluation.clip_score import ClipPreparation, clip_preparation, clip_scores
+from dmd2_jax.families.diffusers_folder import read_component, read_component_config
+from dmd2_jax.families.tokenizer import open_tokenizer, warn_of_cut
+from dmd2_jax.networks.clip import Clip, ClipText, ClipVision
+from dmd2_jax.runtime.sharding import batch_sharding, replicated
+from dmd2_jax.typing import Array, Float, Params
+
+__all__ = ["ClipJudge", "open_clip"]
+
+_BATCH = 64
+
+
+class ClipJudge:
+    """Takes images as they go by, each with its caption, and scores them."""
+
+    def __init__(
+        self,
+        module: Clip,
+        params: Params,
+        preparation: ClipPreparation,
+        texts: Float[np.ndarray, "n e"],
+        names: FileImages,
+        mesh: Mesh,
+    ) -> None:
+        """Take the model and the captions' embeddings, in the order of the images.
+
+        Args:
+          module: both encoders.
+          params: their weights.
+          preparation: of the images.
+          texts: [n, e].
+          names: describes an image by its file.
+          mesh: the devices.
+        """
+        self._apply = functools.partial(_image_embeds, module.vision)
+        self._params = jax.device_put({"params": params["params"]["vision"]}, replicated(mesh))
+        self._preparation, self._texts, self._names = preparation, texts, names
+        self._mesh, self._scores = mesh, np.empty(0)
+
+    def add(self, images: np.ndarray) -> None:
+        """Score a batch.
+
+        Args:
+          images: uint8 [b, h, w, c], the next ones.
+
+        Raises:
+          ValueError: if an image's embedding is not finite; by its file.
+        """
+        begin = len(self._scores)
+        embeds = _in_batches(
+            lambda part: self._apply(self._params, part), self._preparation(images), self._mesh
+        )
+        scores = clip_scores(embeds, self._texts[begin : begin + len(images)])
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise ValueError(
+                f"{self._names.describe(begin + int(bad[0]))} or its caption has no finite CLIP "
+                "embedding, expected one; look at the image and the model's weights."
+            )
+        self._scores = np.concatenate([self._scores, scores])
+
+    def figures(self) -> dict[str, float]:
+        """Return clip_score, the mean over all images so far."""
+        return {"clip_score": float(self._scores.mean())}
+
+
+def open_clip(folder: str, path: str, images: FileImages, mesh: Mesh) -> ClipJudge:
+    """Read a CLIP model and the captions of images, and embed these.
+
+    Args:
+      folder: of the model, as transformers writes a CLIPModel: config.json, model.safetensors, the
+        tokenizer's files and preprocessor_config.json.
+      path: the folder or zip of the images, with their captions.
+      images: the images themselves.
+      mesh: the devices.
+
+    Raises:
+      MissingPackageError: if transformers is not installed.
+      ValueError: if a file of the model or a caption is missing or damaged.
+    """
+    captions = open_captions(path)
+    by_file = {captions.describe(i): text for i, text in enumerate(captions.captions)}
+    files = [images.describe(i) for i in range(len(images))]
+    lacking = [file for file in files if file not in by_file]
+    if lacking:
+        raise ConfigError(
+            f"{len(lacking)} images of {path} have no caption ({lacking[0]}), expected one each; "
+            "add it to metadata.jsonl."
+        )
+    model, params = read_component(folder, expected=("CLIPModel",))
+    try:
+        settings = read_component_config(folder, "preprocessor_config.json")
+        preparation = clip_preparation(settings)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder)}: {error}") from error
+    module = model.module
+    if preparation.crop != module.vision.image_size:
+        raise ValueError(
+            f"{folder}: preprocessor_config.json makes images of {preparation.crop} pixels, "
+            f"expected {module.vision.image_size} as config.json says; take both from one model."
+        )
+    tokenizer = open_tokenizer(folder, module.text)
+    texts = [by_file[file] for file in files]
+    tokens = tokenizer(texts)
+    warn_of_cut(tokens.counts, tokenizer.length, texts)
+    weights = jax.device_put({"params": params["params"]["text"]}, replicated(mesh))
+    embeds = _in_batches(lambda ids: _text_embeds(module.text, weights, ids), tokens.ids, mesh)
+    return ClipJudge(module, params, preparation, embeds, images, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _image_embeds(module: ClipVision, params: Params, images: Array) -> Array:
+    return module.apply(params, images).image_embeds
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _text_embeds(module: ClipText, params: Params, ids: Array) -> Array:
+    return module.apply(params, ids).text_embeds
+
+
+def _in_batches(apply: Any, rows: np.ndarray, mesh: Mesh) -> Float[np.ndarray, "n e"]:
+    """Apply a network to rows, a filled batch at a time, split over the devices."""
+    size = math.ceil(_BATCH / mesh.size) * mesh.size
+    outputs = []
+    for begin in range(0, len(rows), size):
+        part = np.resize(rows[begin : begin + size], (size, *rows.shape[1:]))
+        outputs.append(np.asarray(apply(jax.device_put(part, batch_sharding(mesh)))))
+    return np.concatenate(outputs)[: len(rows)]

@@ -1,0 +1,315 @@
+"""The images that `dmd2 evaluate` measures: sampled as they are needed, or read from files."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dmd2_jax.config import ConfigError
+from dmd2_jax.data import Batch
+from dmd2_jax.data.dataset import Subset
+from dmd2_jax.evaluate_options import EvaluateOptions
+from dmd2_jax.evaluation.images import image_batches, open_images
+from dmd2_jax.recipe import Family, build_family, uniform_labels, weights_file
+from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.runtime.loop import CHECKPOINTS
+from dmd2_jax.runtime.sharding import batch_sharding, replicated
+from dmd2_jax.sample import (
+    Sampler,
+    checkpoint_params,
+    load_run,
+    run_recipe,
+    sample_noise,
+    student_sampler,
+    teacher_sampler,
+)
+from dmd2_jax.train_student import student_files
+from dmd2_jax.typing import Params
+
+__all__ = ["FILES_BATCH", "FileImages", "Measured", "SampledImages", "open_measured"]
+
+FILES_BATCH = 256
+"""Images of a folder at a time."""
+
+
+class Measured(Protocol):
+    """A set of images of one size, which go by in batches.
+
+    Attributes:
+      key: in front of its figures.
+      name: for messages: the network or the folder.
+      resolution: height and width in pixels.
+      channels: 1 or 3.
+      conditional: whether the labels are classes that were asked for.
+      step: of the checkpoint that it is from, if it is from one.
+    """
+
+    key: str
+    name: str
+    resolution: int
+    channels: int
+    conditional: bool
+    step: int | None
+
+    def __len__(self) -> int: ...
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield {"image": [b, h, w, c], "label": [b]}, bytes or floats in [-1, 1]."""
+
+    def describe(self, index: int) -> str:
+        """Return the name of an image, for messages."""
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is known of the making of the images once they have gone by."""
+
+
+class FileImages:
+    """A folder or zip of images; see `Measured`."""
+
+    def __init__(self, path: str, num: int, seed: int) -> None:
+        """Open it.
+
+        Args:
+          path: the folder or zip.
+          num: how many of its images, drawn at random; 0: all.
+          seed: of which.
+
+        Raises:
+          FileNotFoundError: if there is nothing at `path`.
+          ValueError: if it has fewer images, or they are refused.
+        """
+        source = open_images(path)
+        if num > len(source):
+            raise ConfigError(
+                f"--num={num}, expected at most the {len(source)} images of {path}; leave it away."
+            )
+        indices = np.arange(len(source))
+        if num:
+            indices = np.sort(np.random.RandomState(seed).choice(indices, num, replace=False))
+        self._source, self._indices = source, indices
+        self._images = Subset(source, indices)
+        self.key, self.name, self.conditional = "images", str(path), False
+        self.step: int | None = None
+        self.resolution, self.channels = source.resolution, source.channels
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield them in the order of their names."""
+        return image_batches(self._images, FILES_BATCH)
+
+    def describe(self, index: int) -> str:
+        """Return an image's file."""
+        return self._source.describe(int(self._indices[index]))
+
+    def figures(self) -> dict[str, Any]:
+        """Return their number."""
+        return {"num_samples": len(self)}
+
+
+class SampledImages:
+    """The images that a network makes of noise, over a mesh of devices; see `Measured`.
+
+    Image i depends on (seed, i) alone: not on the batch size, nor on the devices.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        family: Family,
+        sampler: Sampler,
+        load: Callable[[], Params],
+        *,
+        num: int,
+        batch_size: int,
+        seed: int,
+        mesh: Mesh,
+        step: int | None = None,
+    ) -> None:
+        """Take the network; nothing is loaded yet.
+
+        Args:
+          key: see `Measured`.
+          name: see `Measured`.
+          family: the network.
+          sampler: from noise to images.
+          load: reads the weights.
+          num: images, every class alike often.
+          batch_size: images at a time; made a multiple of the devices.
+          seed: of the noise.
+          mesh: over which images are split.
+          step: see `Measured`.
+        """
+        self.key, self.name, self.step = key, name, step
+        self.resolution, _, self.channels = family.image_shape
+        self.conditional = bool(family.num_classes)
+        self._family, self._sampler, self._load = family, sampler, load
+        self._num, self._seed, self._mesh, self._seconds = num, seed, mesh, 0.0
+        self._batch_size = math.ceil(min(batch_size, num) / mesh.size) * mesh.size
+
+    def __len__(self) -> int:
+        return self._num
+
+    def batches(self) -> Iterator[Batch]:
+        """Sample all images, and take the time of it without that of compilation."""
+        params = jax.device_put(self._load(), replicated(self._mesh))
+        self._batch(params, 0)
+        self._seconds = 0.0
+        for begin in range(0, self._num, self._batch_size):
+            start = time.perf_counter()
+            images, labels = self._batch(params, begin)
+            self._seconds += time.perf_counter() - start
+            count = min(self._batch_size, self._num - begin)
+            yield {"image": images[:count], "label": labels[:count]}
+
+    def describe(self, index: int) -> str:
+        """Return the network and the image's number."""
+        return f"image {index} of {self.name}"
+
+    def figures(self) -> dict[str, Any]:
+        """Return number, network calls an image, and seconds an image."""
+        return {
+            "num_samples": self._num,
+            "nfe": self._sampler.nfe,
+            "seconds_per_image": self._seconds / self._num,
+        }
+
+    def _batch(self, params: Params, begin: int) -> tuple[np.ndarray, np.ndarray]:
+        # The last batch is whole as the others are, so that one program serves all.
+        indices = np.arange(begin, begin + self._batch_size)
+        labels = uniform_labels(begin + self._batch_size, self._family.num_classes)[begin:]
+        split = functools.partial(batch_sharding, self._mesh)
+        noise = sample_noise(
+            self._seed,
+            jax.device_put(indices, split()),
+            self._sampler.num_noises,
+            self._family.image_shape,
+        )
+        noise = jax.device_put(noise, split(1))
+        cond = jax.device_put(self._family.cond(labels), split())
+        return np.asarray(self._sampler.run(params, noise, cond)), labels
+
+
+def open_measured(
+    options: EvaluateOptions, config: ConfigDict | None, mesh: Mesh
+) -> list[Measured]:
+    """Open what the flags name, loading no weights yet.
+
+    Args:
+      options: checked flags.
+      config: the recipe; needed unless a folder is measured.
+      mesh: the devices.
+
+    Returns:
+      A folder's images, a file of weights, or the networks of a run; empty if there is nothing to
+      measure.
+
+    Raises:
+      ValueError: if there are no such weights or images.
+    """
+    if options.images:
+        return [FileImages(options.images, options.num, options.seed)]
+    if config is None or not (options.weights or options.workdir):
+        return []
+    if options.weights:
+        return [_weights(options, config, mesh)]
+    if options.checkpoint is not None or options.all_checkpoints:
+        return list(_checkpoints(options, config, mesh))
+    return list(_exports(options, mesh))
+
+
+def _exports(options: EvaluateOptions, mesh: Mesh) -> Iterator[SampledImages]:
+    """Yield the networks whose weights a run has written, and a student's teacher before them."""
+    if options.which is not None or options.ema is not None:
+        which, config, family, file = load_run(options.workdir, options.which, options.ema)
+        key = which if options.ema is None else f"{which}_ema_{options.ema:g}"
+        files = {key: file}
+    else:
+        trained, config, family, file = load_run(options.workdir)
+        files = {"teacher": file}
+        if trained == "student":
+            files["teacher"] = load_run(options.workdir, "teacher")[-1]
+            files |= {
+                name.removesuffix(".safetensors"): file.with_name(name)
+                for name in student_files(config)
+            }
+    make = _maker(options, config, family, mesh)
+    for key, path in files.items():
+        yield make(key, str(path), functools.partial(family.load, path))
+
+
+def _weights(options: EvaluateOptions, config: ConfigDict, mesh: Mesh) -> SampledImages:
+    which = options.which or "student"
+    if options.workdir and options.which is None:
+        which = run_recipe(options.workdir)[1]
+    file = weights_file(options.weights, f"{which}.safetensors")
+    family = build_family(config)
+    make = _maker(options, config, family, mesh)
+    return make(which, str(file), functools.partial(family.load, file))
+
+
+def _checkpoints(
+    options: EvaluateOptions, config: ConfigDict, mesh: Mesh
+) -> Iterator[SampledImages]:
+    trained, which, _ = run_recipe(options.workdir, options.which, options.ema)
+    if which != trained:
+        raise ConfigError(
+            f"--which={which} of a checkpoint, expected the {trained} that the run in "
+            f"{options.workdir} trains; leave it away."
+        )
+    folder = Path(options.workdir) / CHECKPOINTS
+    with Checkpoints(folder, read_only=True) as kept:
+        steps = kept.all_steps()
+    if not steps or options.checkpoint not in (None, *steps):
+        raise ConfigError(
+            f"no checkpoint {'' if options.checkpoint is None else f'{options.checkpoint} '}in "
+            f"{folder}, expected one of {steps}; choose another, or raise log.keep_every."
+        )
+    make = _maker(options, config, build_family(config), mesh)
+    key = which if options.ema is None else f"{which}_ema_{options.ema:g}"
+    for step in steps if options.checkpoint is None else [options.checkpoint]:
+        load = functools.partial(_checkpoint, options.workdir, step, options.ema)
+        yield make(f"{key}_checkpoint_{step}", f"checkpoint {step} in {folder}", load, step=step)
+
+
+def _checkpoint(workdir: str, step: int, ema: float | None) -> Params:
+    return checkpoint_params(workdir, step, ema=ema)[0]
+
+
+def _maker(
+    options: EvaluateOptions, config: ConfigDict, family: Family, mesh: Mesh
+) -> Callable[..., SampledImages]:
+    """Return what makes the images of one network, whose name begins with its kind."""
+    samplers: dict[str, Sampler] = {}  # one each: they are compiled once
+
+    def make(
+        key: str, name: str, load: Callable[[], Params], step: int | None = None
+    ) -> SampledImages:
+        kind = key.partition("_")[0]
+        if kind not in samplers:
+            samplers[kind] = {"teacher": teacher_sampler, "student": student_sampler}[kind](
+                family, config
+            )
+        return SampledImages(
+            key,
+            name,
+            family,
+            samplers[kind],
+            load,
+            num=options.num or config.evaluate.num_samples,
+            batch_size=options.batch_size or config.evaluate.batch_size,
+            seed=options.seed,
+            mesh=mesh,
+            step=step,
+        )
+
+    return make
