@@ -36,8 +36,11 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     names = [key.removesuffix(f"_{_EVERY}") for key in metrics if key.endswith(f"_{_EVERY}")]
     figures = {name: _own(metrics, name, names) for name in names}
     keys = list(dict.fromkeys(key for own in figures.values() for key in own))
+    last = list(_LAST)
     # "fid" stands first, as the row of real images has a figure there.
-    keys = sorted(_shown(keys), key=lambda key: (key in _LAST, key != "fid"))
+    keys = sorted(
+        _shown(keys), key=lambda key: (last.index(key) if key in last else -1, key != "fid")
+    )
     rows = [["", *(_heading(key) for key in keys)]]
     for name, own in figures.items():
         rows.append([name, *(_cell(own, key) for key in keys)])

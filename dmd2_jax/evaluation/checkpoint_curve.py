@@ -50,7 +50,8 @@ def checkpoint_curve(
     positive = [value for value in (*values.values(), floor or 1.0) if value > 0]
     if len(positive) == len(values) + 1 and max(positive) > 100 * min(positive):
         axes.set_yscale("log")
-    axes.margins(x=0.06, y=0.18)
+    axes.margins(x=0.1, y=0.18)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, size=10, color=INK)
     axes.set_xlabel("checkpoint", size=9, color=INK)
     axes.set_ylabel("FID", size=9, color=INK)

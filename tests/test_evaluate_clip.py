@@ -1,0 +1,126 @@
+"""CLIP score through the command, against transformers' own model of random weights."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.images import write_folder
+from tests.pipelines import CAPTIONS, vocabulary_and_merges, write_tokenizer
+from tests.tiny import dmd2, refused, scratch
+
+COUNT = 6
+
+
+@functools.cache
+def model() -> Path:
+    """A tiny CLIPModel with its tokenizer and preprocessor, as transformers writes them."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(5)
+    common = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    common |= {"num_hidden_layers": 2, "hidden_act": "quick_gelu"}
+    vocabulary, _ = vocabulary_and_merges()
+    end = vocabulary["<|endoftext|>"]
+    text = common | {"vocab_size": len(vocabulary), "eos_token_id": end, "pad_token_id": end}
+    text |= {"max_position_embeddings": 77, "bos_token_id": end - 1}
+    vision = common | {"image_size": 24, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    folder = scratch() / "clip"
+    network = CLIPModel(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    network.save_pretrained(folder)
+    write_tokenizer(folder)
+    settings = {"size": {"shortest_edge": 26}, "crop_size": {"height": 24, "width": 24}}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(settings | {"image_processor_type": "CLIPImageProcessor", "resample": 3})
+    )
+    return folder
+
+
+@functools.cache
+def images() -> Path:
+    """A folder of images, smooth enough for a resize to show, with captions."""
+    folder = scratch() / "captioned"
+    rows = []
+    for i in range(COUNT):
+        coarse = np.random.RandomState(i).randint(0, 256, (5, 5, 3)).astype(np.uint8)
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC)
+        image.save(folder / "images" / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"images/{i}.png", "text": CAPTIONS[2 * i]}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def expected() -> np.ndarray:
+    """Return 100 cosines, by transformers alone."""
+    import torch
+    from transformers import CLIPModel, CLIPTokenizer
+    from transformers.models.clip import image_processing_pil_clip as processing
+
+    tokens = CLIPTokenizer.from_pretrained(model())(
+        [CAPTIONS[2 * i] for i in range(COUNT)], padding="max_length", return_tensors="pt"
+    )
+    pictures = [Image.open(images() / "images" / f"{i}.png") for i in range(COUNT)]
+    processor = processing.CLIPImageProcessorPil.from_pretrained(model())
+    pixels = processor(pictures, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        out = CLIPModel.from_pretrained(model()).eval()(
+            input_ids=tokens["input_ids"], pixel_values=pixels
+        )
+    return 100 * np.einsum("ne,ne->n", out.image_embeds.numpy(), out.text_embeds.numpy())
+
+
+def evaluate(*words: str | Path) -> dict:
+    out = scratch() / "figures.json"
+    words = ("--metrics=clip_score", f"--clip={model()}", f"--out={out}", *words)
+    assert dmd2("evaluate", *words) == 0
+    return json.loads(out.read_text())
+
+
+def test_clip_score_equals_that_of_transformers(capsys) -> None:
+    cosines = expected()
+    assert cosines.min() < 0 < cosines.max()  # cutting at 0 counts
+    got = evaluate(f"--images={images()}")
+    assert got["images_clip_score"] == pytest.approx(np.maximum(cosines, 0).mean(), rel=1e-4)
+    assert "CLIP score" in capsys.readouterr().out
+
+
+def test_clip_score_of_some_images_takes_their_own_captions() -> None:
+    chosen = np.sort(np.random.RandomState(3).choice(np.arange(COUNT), 2, replace=False))
+    got = evaluate(f"--images={images()}", "--num=2", "--seed=3")
+    want = np.maximum(expected()[chosen], 0).mean()
+    assert got["images_clip_score"] == pytest.approx(want, rel=1e-4)
+
+
+def clip_refused(capsys, *words: str | Path) -> str:
+    return refused(capsys, "evaluate", "--metrics=clip_score", *words)
+
+
+def test_images_without_captions_are_refused(capsys, tmp_path) -> None:
+    content = (images() / "images" / "0.png").read_bytes()
+    folder = write_folder(tmp_path / "bare", {"0.png": content})
+    message = clip_refused(capsys, f"--images={folder}", f"--clip={model()}")
+    assert "bare has 1 images without a caption (0.png)" in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_a_model_that_lacks_a_file_is_refused(name, capsys, tmp_path) -> None:
+    there = {p.name: p.read_bytes() for p in model().iterdir() if p.name != name}
+    folder = write_folder(tmp_path / "part", there)
+    assert name in clip_refused(capsys, f"--images={images()}", f"--clip={folder}")
+
+
+def test_a_preprocessor_of_another_size_is_refused(capsys, tmp_path) -> None:
+    there = {p.name: p.read_bytes() for p in model().iterdir()}
+    there["preprocessor_config.json"] = b'{"size": 32, "crop_size": 32}'
+    folder = write_folder(tmp_path / "other", there)
+    message = clip_refused(capsys, f"--images={images()}", f"--clip={folder}")
+    assert "makes images of 32 pixels, expected 24" in message
