@@ -14,7 +14,7 @@ from dmd2_jax.data.prompts import read_prompts
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.sealed_shards import Layout
 from dmd2_jax.families.diffusers_folder import read_component, read_component_config
-from dmd2_jax.families.image_latents import Autoencoder, downscale, latent_shape
+from dmd2_jax.families.image_latents import Autoencoder, latent_shape
 from dmd2_jax.families.pipeline_folder import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published_model import PublishedModel
 from dmd2_jax.families.text_encoder import (
@@ -25,6 +25,7 @@ from dmd2_jax.families.text_encoder import (
 )
 from dmd2_jax.families.tokenizer import warn_of_cut
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.text2image import own_resolution
 from dmd2_jax.typing import Params
 
 __all__ = ["DTYPES", "CacheInputs", "CacheOptions", "open_inputs", "unusable"]
@@ -189,7 +190,7 @@ def open_inputs(options: CacheOptions) -> CacheInputs:
         model = PublishedModel.from_config(config, expected=expected, dtype=dtype)
     vae: Any = model.module
     encoders = read_text_encoders(index, variant=variant, dtype=DTYPES[options.text_dtype])
-    resolution = options.resolution or _own_resolution(index, vae)
+    resolution = options.resolution or own_resolution(index, vae)
     options = replace(options, resolution=resolution)
     layout = _layout(options, encoders, latent_shape(vae, resolution), bool(captioned))
     per_shard = options.shard_examples or max(1, SHARD_BYTES // layout.size)
@@ -200,17 +201,6 @@ def open_inputs(options: CacheOptions) -> CacheInputs:
     return CacheInputs(
         options, texts, captioned, index, encoders, vae, vae_params, layout, min(per_shard, 10**6)
     )
-
-
-def _own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
-    """Return the resolution that the pipeline's U-Net was made for."""
-    side = read_component_config(index.part("unet")).get("sample_size")
-    if type(side) is not int or not 0 < side < 2**16:
-        raise ValueError(
-            f"{index.folder}/unet/config.json has sample_size = {side!r}, expected a number; give "
-            "--resolution."
-        )
-    return side * downscale(vae)
 
 
 def _layout(

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dmd2_jax.config import ConfigError, allowed_changes, apply_overrides, load_config
@@ -37,21 +37,69 @@ def _train(what: str, train: Callable[..., Path | None], arguments: argparse.Nam
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """Draw images from a run."""
+    """Draw images from a run or a pipeline."""
+    if bool(arguments.workdir) == bool(arguments.pipeline):
+        raise ConfigError(
+            f"got --workdir={arguments.workdir} and --pipeline={arguments.pipeline}, expected one "
+            "of them: a run of dmd2, or a folder of a diffusers pipeline."
+        )
+    if arguments.pipeline:
+        _sample_pipeline(arguments)
+        return
     from dmd2_jax.sample import sample_run
 
+    if given := _given(arguments, PROMPT_FLAGS):
+        raise ConfigError(
+            f"--{given[0]} given with the run in {arguments.workdir}, which draws classes, "
+            "expected a text-to-image model; leave it away, or give --pipeline."
+        )
+    num = 100 if arguments.num is None else arguments.num
     path = sample_run(
         arguments.workdir,
         arguments.out,
-        num=arguments.num,
+        num=num,
         seed=arguments.seed,
         classes=arguments.classes,
         which=arguments.which,
         ema=arguments.ema,
-        weights=arguments.weights,
+        weights=arguments.weights or "",
         checkpoint=arguments.checkpoint,
     )
-    print(f"{arguments.num} images: {path}")
+    print(f"{num} images: {path}")
+
+
+PROMPT_FLAGS = (
+    "prompt",
+    "prompts",
+    "negative",
+    "steps",
+    "guidance",
+    "batch_size",
+    "dtype",
+    "vae",
+    "vae_dtype",
+)
+
+
+def _sample_pipeline(arguments: argparse.Namespace) -> None:
+    from dmd2_jax.sample_prompts import PromptOptions, sample_pipeline
+
+    if given := _given(arguments, ("classes", "ema", "weights", "checkpoint")):
+        raise ConfigError(
+            f"--{given[0]} given with --pipeline={arguments.pipeline}, expected it with a run's "
+            "--workdir; leave it away, or make a pipeline of the run by `dmd2 export`."
+        )
+    names = _given(arguments, (*PROMPT_FLAGS, "num", "which"))
+    options = PromptOptions(
+        seed=arguments.seed, **{name: getattr(arguments, name) for name in names}
+    )
+    path = sample_pipeline(arguments.pipeline, arguments.out, options)
+    print(f"{options.num} images of each prompt: {path}")
+
+
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Return those of the flags that were given."""
+    return [name for name in names if getattr(arguments, name) is not None]
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -119,6 +167,15 @@ def cache(arguments: argparse.Namespace) -> None:
     names = [field.name for field in dataclasses.fields(CacheOptions)]
     options = CacheOptions(**{name: getattr(arguments, name) for name in names})
     print(make_cache(options, arguments.out, dry_run=arguments.dry_run))
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a student for diffusers."""
+    from dmd2_jax.export import ExportOptions, export
+
+    names = [field.name for field in dataclasses.fields(ExportOptions)]
+    options = ExportOptions(**{name: getattr(arguments, name) for name in names})
+    print(export(options, arguments.out))
 
 
 def demo(arguments: argparse.Namespace) -> None:

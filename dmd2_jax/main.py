@@ -13,7 +13,7 @@ from dmd2_jax.config import (
     parse_overrides,
 )
 from dmd2_jax.evaluate_flags import add_evaluate
-from dmd2_jax.text2image_flags import add_cache
+from dmd2_jax.text2image_flags import add_cache, add_export, add_prompts
 from dmd2_jax.version import __version__
 
 __all__ = ["main"]
@@ -158,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(_add, commands)
     _add_data(commands)
     add_cache(_add, commands)
+    add_export(_add, commands)
     _add_demo(commands)
     _add_plan(commands)
     return parser
@@ -246,13 +247,19 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
         "sample",
         run.sample,
         "draw images from a run into one PNG",
-        "Draw images from a run into one PNG.\n\nexample:\n"
-        "  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png\n\n"
-        "The same seed gives teacher and student the same noise.",
+        "Draw images from a run, or of prompts, into one PNG.\n\nexamples:\n"
+        "  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png\n"
+        "  dmd2 sample --pipeline=sdxl --prompt='a red fox' --prompt='a blue door' --num=4\n"
+        "  dmd2 sample --pipeline=student --prompts=prompts.txt --seed=1\n\n"
+        "The same seed gives teacher and student the same noise. A pipeline with an LCMScheduler,\n"
+        "as `dmd2 export` writes it, is sampled as a student of few steps, any other by DDIM;\n"
+        "--which=teacher decides otherwise.",
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder")
+    parser.add_argument("--workdir", metavar="DIR", help="the run folder")
     parser.add_argument("--out", default="samples.png", metavar="PNG", help="default: samples.png")
-    parser.add_argument("--num", type=int, default=100, metavar="N", help="default: 100")
+    parser.add_argument(
+        "--num", type=int, metavar="N", help="how many; default: 100; with prompts of each, 1"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--classes", type=_classes, metavar="0,1,2", help="classes to cycle through; default: all"
@@ -264,7 +271,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
         "--ema", type=float, metavar="DECAY", help="the student's average of this decay"
     )
     parser.add_argument(
-        "--weights", default="", metavar="FILE", help="to use instead of the run's; also .bin, .pkl"
+        "--weights", metavar="FILE", help="to use instead of the run's; also .bin, .pkl"
     )
     parser.add_argument(
         "--checkpoint",
@@ -272,6 +279,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
         metavar="STEP",
         help="use the weights of this kept checkpoint; default: the run's latest export",
     )
+    add_prompts(parser)
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from dmd2_jax import commands as run
 
-__all__ = ["add_cache"]
+__all__ = ["add_cache", "add_export", "add_prompts"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -117,3 +117,121 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard_examples", type=int, default=0, metavar="N", help="of a shard; default: 256 MB"
     )
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Add the flags by which `dmd2 sample` draws images of prompts; None where not given."""
+    group = parser.add_argument_group(
+        "text to image",
+        "of a diffusers pipeline or of a run of Stable Diffusion; docs/text_to_image.md",
+    )
+    group.add_argument(
+        "--pipeline",
+        metavar="DIR",
+        help="a diffusers pipeline (SD 1.x, 2.x, SDXL) and no --workdir",
+    )
+    group.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated"
+    )
+    group.add_argument(
+        "--prompts", metavar="FILE", help="prompts: .txt (one a line), .jsonl or .parquet"
+    )
+    group.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="of the sampler: DDIM's of a teacher, default 50; a student has its own, and LCM 4",
+    )
+    group.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="u + W (c - u), of a teacher; 1 is none; default: 7.5, SDXL 5",
+    )
+    group.add_argument(
+        "--negative",
+        metavar="TEXT",
+        help="what guidance goes away from; default: no prompt, as the pipeline means it",
+    )
+    group.add_argument("--batch_size", type=int, metavar="N", help="images at a time; default: 4")
+    group.add_argument(
+        "--dtype",
+        choices=_DTYPES[:2],
+        help="type the U-Net computes in; default: float32",
+    )
+    group.add_argument("--vae", metavar="DIR", help="another autoencoder than the pipeline's")
+    group.add_argument(
+        "--vae_dtype",
+        choices=_DTYPES,
+        help="type the autoencoder computes in; SDXL's overflows float16; default: float32",
+    )
+
+
+def add_export(
+    add: Callable[..., argparse.ArgumentParser], commands: argparse._SubParsersAction
+) -> None:
+    """Add `dmd2 export`.
+
+    Args:
+      add: makes a command's parser.
+      commands: to add it to.
+    """
+    parser = add(
+        commands,
+        "export",
+        run.export,
+        "write a student as a diffusers pipeline folder, or as a LoRA file",
+        "Write a text-to-image student so that diffusers loads it: a folder with its U-Net, a\n"
+        "scheduler with its times, and everything else copied from its teacher's pipeline.\n\n"
+        "examples:\n"
+        "  dmd2 export --workdir=runs/sdxl --out=student\n"
+        "  dmd2 export --workdir=runs/sdxl --out=student --ema=0.999 --dtype=float16\n"
+        "  dmd2 export --workdir=runs/lora --out=lora --lora\n"
+        "  dmd2 export --weights=student.safetensors --pipeline=sdxl --times=999,749,499,249 \\\n"
+        "      --out=student\n\n"
+        "then, in Python (README.md in the folder has the lines):\n"
+        "  pipe = StableDiffusionXLPipeline.from_pretrained('student')\n"
+        "  pipe('a red fox', timesteps=[999, 749, 499, 249], guidance_scale=0)\n"
+        "or: dmd2 sample --pipeline=student --prompt='a red fox'\n\n"
+        "Only .json, .txt and .safetensors are written; the folder appears whole or not at all.\n"
+        "See docs/text_to_image.md.",
+    )
+    parser.add_argument("--workdir", default="", metavar="DIR", help="the run of a distillation")
+    parser.add_argument(
+        "--weights", default="", metavar="FILE", help="a student's weights, and no --workdir"
+    )
+    parser.add_argument(
+        "--pipeline", default="", metavar="DIR", help="the teacher's pipeline; default: the run's"
+    )
+    parser.add_argument(
+        "--times", type=_times, default=(), metavar="999,749", help="the student's, with --weights"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder; new or empty")
+    parser.add_argument(
+        "--ema", type=float, metavar="DECAY", help="the student's average of this decay"
+    )
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="of the run; default: its latest export"
+    )
+    parser.add_argument(
+        "--scheduler",
+        choices=("lcm", "ddim"),
+        default="lcm",
+        help="LCMScheduler, which takes the student's steps, or DDIMScheduler, which takes those "
+        "of a one-step student at 999; default: lcm",
+    )
+    parser.add_argument(
+        "--lora", action="store_true", help="write the adapters alone, for load_lora_weights"
+    )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="of the U-Net's file; default: float32"
+    )
+
+
+def _times(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected whole numbers with commas; try 999,749,499,249"
+        ) from None

@@ -6,8 +6,11 @@ published ones. The tokenizer is a real one, trained on the captions below.
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from tests.tiny import scratch
@@ -39,6 +42,27 @@ def tiny_pipeline(kind: str) -> Path:
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
         write_tokenizer(folder / "tokenizer")
     return folder
+
+
+def diffusers_pipeline(folder: Path):
+    """Open a pipeline's folder by diffusers itself."""
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def lcm_images(pipeline, prompts: Sequence[str], noise: np.ndarray, **steps) -> np.ndarray:
+    """Sample a pipeline with its LCMScheduler from given noises [s, b, h, w, c], in [0, 1]."""
+    import torch
+
+    noises = iter(torch.from_numpy(x.copy()) for x in noise.transpose(0, 1, 4, 2, 3))
+    where = "diffusers.schedulers.scheduling_lcm.randn_tensor"
+    with mock.patch(where, side_effect=lambda *_, **__: next(noises)):
+        return pipeline(
+            list(prompts), guidance_scale=0, latents=next(noises), output_type="np", **steps
+        ).images
 
 
 def write_tokenizer(folder: Path, pad: str = END) -> Path:

@@ -1,4 +1,4 @@
-"""Images to the latents that a diffusion model works on, and the check that they are numbers."""
+"""Images to a diffusion model's latents and back, and the check that both are numbers."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,14 @@ from dmd2_jax.networks.vae import AutoencoderKL
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
 from dmd2_jax.typing import Array, Float, Params
 
-__all__ = ["Autoencoder", "check_finite", "downscale", "encode_images", "latent_shape"]
+__all__ = [
+    "Autoencoder",
+    "check_finite",
+    "decode_latents",
+    "downscale",
+    "encode_images",
+    "latent_shape",
+]
 
 Autoencoder = AutoencoderKL | AutoencoderTiny
 """Those that images go through."""
@@ -41,6 +48,26 @@ def encode_images(
     return (z - module.shift_factor) * module.scaling_factor
 
 
+def decode_latents(
+    module: Autoencoder, params: Params, latents: Float[Array, "b h w d"]
+) -> Float[Array, "b h2 w2 c"]:
+    """Return the images of scaled latents: z = latents / scaling_factor + shift_factor, decoded.
+
+    Args:
+      module: the autoencoder.
+      params: its weights.
+      latents: as `encode_images` returns them.
+
+    Returns:
+      Images, about [-1, 1] (not clipped).
+
+    Raises:
+      ValueError: if the latents are not this autoencoder's.
+    """
+    z = latents / module.scaling_factor + module.shift_factor
+    return module.apply(params, z, method="decode")
+
+
 def downscale(module: Autoencoder) -> int:
     """Return how many times smaller than the image a latent is, in height and width."""
     widths = module.encoder_widths if isinstance(module, AutoencoderTiny) else module.block_channels
@@ -67,22 +94,26 @@ def latent_shape(module: Autoencoder, resolution: int) -> tuple[int, int, int]:
 
 
 def check_finite(
-    latents: Float[np.ndarray, "b ..."], names: Sequence[str], module: Autoencoder
+    arrays: Float[np.ndarray, "b ..."],
+    names: Sequence[str],
+    module: Autoencoder,
+    what: str = "latents",
 ) -> None:
-    """Refuse latents that are not numbers, and say why they are not.
+    """Refuse latents or images that are not numbers, and say why they are not.
 
     The autoencoder of SDXL 1.0 overflows float16: its activations pass 65504, and whole images
     become NaN.
 
     Args:
-      latents: of some images.
+      arrays: latents of some images, or images.
       names: of these images.
-      module: that made the latents.
+      module: that made the arrays.
+      what: they are called.
 
     Raises:
       ValueError: naming the first image, the type of the computation and the remedy.
     """
-    good = np.isfinite(latents).reshape(len(latents), -1).all(axis=1)
+    good = np.isfinite(arrays).reshape(len(arrays), -1).all(axis=1)
     if good.all():
         return
     dtype = jnp.dtype(module.dtype).name
@@ -96,6 +127,6 @@ def check_finite(
             "take weights that were made for float16 (--vae=FOLDER)"
         )
     raise ValueError(
-        f"the autoencoder's latents of {first} are not finite when computed in {dtype} "
+        f"the autoencoder's {what} of {first} are not finite when computed in {dtype} "
         f"({np.sum(~good)} of {len(good)} images), expected numbers; {remedy}."
     )

@@ -7,13 +7,15 @@ LAYER is the published name of the layer. B holds the factor alpha / rank alread
 that know of no alpha, and take alpha = rank, are right.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from dmd2_jax.families import state_dict
 from dmd2_jax.networks.lora import LoraConfig, Naming
 from dmd2_jax.typing import Params
 
-__all__ = ["from_lora_tensors", "to_lora_tensors"]
+__all__ = ["check_lora_tensors", "from_lora_tensors", "to_lora_tensors"]
 
 _ENDS = {"down": "lora_A.weight", "up": "lora_B.weight"}
 
@@ -64,6 +66,51 @@ def from_lora_tensors(
             f"LoRA file of other layers or of another base, expected those of the targets "
             f"{config.targets}; {error}"
         ) from error
+
+
+def check_lora_tensors(
+    tensors: state_dict.Tensors, base: Mapping[str, tuple[int, ...]], rank: int | None = None
+) -> int:
+    """Refuse tensors that are no adapters of a network.
+
+    Args:
+      tensors: as `to_lora_tensors` returns them.
+      base: shapes of the network's tensors by name.
+      rank: that they must have; None: any one.
+
+    Returns:
+      Their rank.
+
+    Raises:
+      ValueError: if a tensor is missing, of another rank, or of another base.
+    """
+    layers = {name.rpartition(".lora_")[0] for name in tensors}
+    wanted = {f"{layer}.{end}" for layer in layers for end in _ENDS.values()}
+    if not tensors or wanted != set(tensors):
+        odd = sorted(wanted ^ set(tensors))[:3]
+        raise ValueError(
+            f"no LoRA file: got {len(tensors)} tensors, {odd} without their pairs, expected "
+            "LAYER.lora_A.weight and LAYER.lora_B.weight; give the *_lora.safetensors of a run."
+        )
+    wrong, ranks = [], set()
+    for layer in sorted(layers):
+        down, up = (tensors[f"{layer}.{end}"].shape for end in _ENDS.values())
+        shape = base.get(f"{layer}.weight")
+        ranks.add(down[0])
+        pointwise = (1,) * (len(down) - 2)
+        if shape != (up[0], *down[1:]) or up[1:] != (down[0], *pointwise):
+            wrong.append(f"{layer} (up {up}, down {down}, base {shape})")
+    if wrong:
+        raise ValueError(
+            f"LoRA of another base: {len(wrong)} of {len(layers)} layers are not the network's, "
+            f"{'; '.join(wrong[:3])} among them, expected those it was trained on; give that base."
+        )
+    if len(ranks) > 1 or rank not in (None, *ranks):
+        raise ValueError(
+            f"LoRA of rank {', '.join(map(str, sorted(ranks)))}, expected "
+            f"{rank or 'one rank'}; give the file that the run wrote."
+        )
+    return ranks.pop()
 
 
 def _spelling(naming: Naming) -> state_dict.Naming:

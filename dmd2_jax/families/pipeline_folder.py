@@ -35,11 +35,13 @@ class PipelineIndex(NamedTuple):
       folder: of the pipeline.
       class_name: a name of `PIPELINES`.
       zero_null: whether the embedding of no prompt is zeros, not that of the empty prompt.
+      scheduler: class of its scheduler; "": not said.
     """
 
     folder: Path
     class_name: str
     zero_null: bool
+    scheduler: str = ""
 
     def part(self, name: str) -> Path:
         """Return the folder of a part.
@@ -109,4 +111,6 @@ def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
     zero = name == "StableDiffusionXLPipeline" and bool(
         index.get("force_zeros_for_empty_prompt", True)
     )
-    return PipelineIndex(file.parent, name, zero)
+    entry = index.get("scheduler")
+    scheduler = entry[-1] if isinstance(entry, list) and entry else None
+    return PipelineIndex(file.parent, name, zero, scheduler if isinstance(scheduler, str) else "")

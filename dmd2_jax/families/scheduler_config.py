@@ -4,7 +4,8 @@ Every scheduler of Stable Diffusion (PNDM, Euler, DDIM, LCM, ...) holds the same
 diffusion that the network was trained on; the rest says how to sample.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,24 @@ import numpy as np
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import discrete_vp
 
-__all__ = ["Diffusion", "ddim_times", "lcm_times", "read_scheduler"]
+__all__ = [
+    "STUDENT_SCHEDULERS",
+    "Diffusion",
+    "ddim_times",
+    "lcm_times",
+    "read_scheduler",
+    "recorded_times",
+    "student_scheduler",
+]
+
+STUDENT_SCHEDULERS = ("lcm", "ddim")
+"""Kinds of `student_scheduler`."""
 
 _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _REQUIRED = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 _LCM_GRID = 50
+_TIMES = "_student_timesteps"  # diffusers keeps and ignores what begins with an underscore
 # What changes the diffusion or clips x_0, and the only values that do not.
 _OFF = {
     "clip_sample": (False, None),
@@ -145,6 +158,104 @@ def lcm_times(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
     _check_steps(num_steps, grid)
     descending = np.arange(grid, 0, -1) * (config["num_train_timesteps"] // grid) - 1
     return descending[np.floor(np.linspace(0, grid, num_steps, endpoint=False)).astype(int)]
+
+
+def student_scheduler(
+    config: Mapping[str, Any], times: Sequence[int], kind: str = "lcm"
+) -> dict[str, Any]:
+    """Return the config of a scheduler with which diffusers samples a few-step student.
+
+    | kind   | class         | its steps are the student's, x_0 and then fresh noise              |
+    |--------|---------------|--------------------------------------------------------------------|
+    | "lcm"  | LCMScheduler  | given `timesteps`, and often by their number alone                 |
+    | "ddim" | DDIMScheduler | of a one-step student; after the first step it adds no fresh noise |
+
+    LCMScheduler chooses times from a grid of original_inference_steps. Where there is a grid from
+    which it chooses the student's, it is given that one.
+
+    Args:
+      config: what the teacher's scheduler_config.json holds.
+      times: the student's, decreasing.
+      kind: a name of `STUDENT_SCHEDULERS`.
+
+    Returns:
+      The contents of a scheduler_config.json, from which `recorded_times` reads the times.
+
+    Raises:
+      ValueError: if the teacher's diffusion is not built here, or the times are not decreasing, out
+        of range, or not DDIM's.
+    """
+    read_scheduler(config)
+    times, n = [int(t) for t in times], int(config["num_train_timesteps"])
+    if not (_decreasing(times) and times[-1] > 0 and times[0] < n):
+        raise ValueError(
+            f"student times {times}, expected decreasing numbers in 1..{n - 1}; try "
+            "999,749,499,249."
+        )
+    common = {key: config[key] for key in _REQUIRED} | {
+        _TIMES: times,
+        "clip_sample": False,
+        "prediction_type": config.get("prediction_type") or "epsilon",
+        "rescale_betas_zero_snr": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 1,  # which neither looks at, and pipelines of SD 1.x warn of any other
+        "thresholding": False,
+    }
+    if kind == "lcm":
+        return common | {
+            "_class_name": "LCMScheduler",
+            "original_inference_steps": _grid_of(times, n),
+            # Of the boundary condition, by which LCM's x_0 keeps some of x_t: none, then.
+            "timestep_scaling": 1e4,
+            "timestep_spacing": "leading",
+        }
+    if kind != "ddim":
+        raise ValueError(f"scheduler={kind!r}, expected one of {STUDENT_SCHEDULERS}; choose one.")
+    made = common | {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"}
+    grid = ddim_times(made, len(times))[:-1].astype(int).tolist()
+    if grid != times:
+        raise ValueError(
+            f"DDIMScheduler takes {len(times)} steps at {grid}, expected the student's times "
+            f"{times}; choose LCMScheduler (lcm), which takes any."
+        )
+    return made
+
+
+def recorded_times(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the times of a student that `student_scheduler` recorded; None: of no student.
+
+    Args:
+      config: what scheduler_config.json holds.
+
+    Raises:
+      ValueError: if they are no decreasing numbers.
+    """
+    times = config.get(_TIMES)
+    if times is None:
+        return None
+    n = config["num_train_timesteps"]
+    numbers = isinstance(times, list) and all(type(t) is int and 0 <= t < n for t in times)
+    if not (numbers and _decreasing(times)):
+        raise ValueError(
+            f"{_TIMES}={times!r:.80}, expected decreasing times; export the student again, or "
+            "correct scheduler_config.json."
+        )
+    return tuple(times)
+
+
+def _decreasing(times: Sequence[int]) -> bool:
+    return bool(times) and all(a > b for a, b in itertools.pairwise(times))
+
+
+def _grid_of(times: list[int], num_levels: int) -> int:
+    """Return the original_inference_steps of which these times are chosen, or the default."""
+    for grid in (_LCM_GRID, *range(len(times), num_levels + 1)):
+        if len(times) > grid:
+            continue
+        settings = {"num_train_timesteps": num_levels, "original_inference_steps": grid}
+        if lcm_times(settings, len(times)).tolist() == times:
+            return grid
+    return _LCM_GRID
 
 
 def _check_steps(num_steps: int, most: int) -> None:

@@ -1,11 +1,12 @@
-"""Write a file whole or not at all."""
+"""Write a file or a folder whole or not at all."""
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["clear_partial", "whole_file"]
+__all__ = ["clear_partial", "whole_file", "whole_folder"]
 
 
 @contextlib.contextmanager
@@ -30,6 +31,34 @@ def whole_file(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """Give a folder to write into; when the body ends, it takes the target's place at once.
+
+    Args:
+      target: the folder, which does not exist or is empty; left alone if the body or the disk
+        fails.
+
+    Yields:
+      A new folder beside it.
+
+    Raises:
+      OSError: if the disk refuses, or the target is not empty.
+    """
+    target = Path(target).absolute()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def clear_partial(folder: Path) -> None:

@@ -3,11 +3,17 @@
 AutoencoderKL's are compared in tests/test_latent_cache.py.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.families.image_latents import check_finite, encode_images, latent_shape
+from dmd2_jax.families.image_latents import (
+    check_finite,
+    decode_latents,
+    encode_images,
+    latent_shape,
+)
 from dmd2_jax.families.published_model import PublishedModel
 from tests.families import tiny_models
 
@@ -15,7 +21,7 @@ BAD = np.array([[1.0, 2.0], [3.0, np.nan], [np.inf, 0.0]])
 NAMES = ["a.png", "b.png", "c.png"]
 
 
-def test_encode_images_equals_diffusers_tiny_autoencoder() -> None:
+def test_latents_and_images_equal_diffusers_tiny_autoencoder() -> None:
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     torch.manual_seed(0)
     theirs = diffusers.AutoencoderTiny(
@@ -33,6 +39,25 @@ def test_encode_images_equals_diffusers_tiny_autoencoder() -> None:
     expected = 0.5 * latents.permute(0, 2, 3, 1).numpy()
     eps = np.ones_like(expected)  # without effect: there is no distribution
     actual = encode_images(model.module, params, jnp.asarray(images), jnp.asarray(eps))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    with torch.no_grad():
+        back = theirs.decode(latents).sample
+    images = decode_latents(model.module, params, actual)
+    np.testing.assert_allclose(images, back.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+
+
+def test_decode_latents_undoes_scale_and_shift() -> None:
+    config = dict(tiny_models.TINY_VAE) | {"scaling_factor": 0.5, "shift_factor": 0.25}
+    module = PublishedModel.from_config(config).module
+    images = jnp.asarray(np.random.RandomState(0).uniform(-1, 1, (1, 4, 4, 3)), jnp.float32)
+
+    @jax.jit
+    def both() -> tuple[jax.Array, jax.Array]:
+        params = module.init(jax.random.key(0), images)
+        latents = encode_images(module, params, images)
+        return decode_latents(module, params, latents), module.apply(params, images)
+
+    actual, expected = both()  # module.apply knows of no scale and shift
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -56,6 +81,12 @@ def test_check_finite_names_image_type_and_remedy(dtype, message: str) -> None:
     module = PublishedModel.from_config(tiny_models.VAE, dtype=dtype).module
     with pytest.raises(ValueError, match=rf"latents of b\.png .*\(2 of 3 images\).*{message}"):
         check_finite(BAD, NAMES, module)
+
+
+def test_check_finite_says_what_is_not_finite() -> None:
+    module = PublishedModel.from_config(tiny_models.VAE, dtype=jnp.float16).module
+    with pytest.raises(ValueError, match=r"the autoencoder's images of b\.png are not finite"):
+        check_finite(BAD, NAMES, module, "images")
 
 
 def test_check_finite_lets_numbers_pass() -> None:

@@ -4,7 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.families.scheduler_config import ddim_times, lcm_times, read_scheduler
+from dmd2_jax.families.scheduler_config import (
+    ddim_times,
+    lcm_times,
+    read_scheduler,
+    recorded_times,
+    student_scheduler,
+)
 
 # As stable-diffusion-v1-5 publishes it, older than prediction_type and timestep_spacing.
 SD15 = {
@@ -112,3 +118,61 @@ def test_lcm_times_are_evenly_chosen_from_the_training_grid():
 def test_times_refuse_more_steps_than_there_are(times):
     with pytest.raises(ValueError, match="num_steps=1001 must be in 1.."):
         times(SD15, 1001)
+
+
+@pytest.mark.parametrize("times", [(999, 749, 499, 249), (999, 499), (999,), (959, 639, 319)])
+def test_student_scheduler_makes_lcm_choose_the_students_times(times):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.LCMScheduler.from_config(student_scheduler(SD15, times))
+    scheduler.set_timesteps(len(times))
+    assert tuple(scheduler.timesteps.tolist()) == times
+
+
+def test_student_scheduler_lets_lcm_take_times_of_no_grid():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.LCMScheduler.from_config(student_scheduler(SD15, (399, 100)))
+    scheduler.set_timesteps(timesteps=[399, 100])
+    assert scheduler.timesteps.tolist() == [399, 100]
+
+
+def test_student_scheduler_of_lcm_keeps_nothing_of_x_t():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.LCMScheduler.from_config(student_scheduler(SD15, (999, 1)))
+    skip, out = scheduler.get_scalings_for_boundary_condition_discrete(1)
+    assert skip < 1e-8 and abs(out - 1) < 1e-8
+
+
+@pytest.mark.parametrize("kind", ["lcm", "ddim"])
+def test_student_scheduler_keeps_the_diffusion(kind):
+    config = SD15 | {"prediction_type": "v_prediction", "beta_end": 0.02}
+    made = student_scheduler(config, (999, 499), kind)
+    assert read_scheduler(made).kind == "v"
+    expected = read_scheduler(config).schedule.alpha(jnp.arange(1000))
+    np.testing.assert_array_equal(read_scheduler(made).schedule.alpha(jnp.arange(1000)), expected)
+
+
+def test_student_scheduler_for_ddim_samples_at_the_students_times():
+    diffusers = pytest.importorskip("diffusers")
+    made = student_scheduler(SD15, (999, 749, 499, 249), "ddim")
+    scheduler = diffusers.DDIMScheduler.from_config(made)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    with pytest.raises(ValueError, match=r"takes 1 steps at \[999\].*choose LCMScheduler"):
+        student_scheduler(SD15, (399,), "ddim")
+
+
+@pytest.mark.parametrize("times", [(), (249, 999), (1000,), (999, 0), (5, 5)])
+def test_student_scheduler_refuses_times(times):
+    with pytest.raises(ValueError, match=r"expected decreasing numbers in 1\.\.999"):
+        student_scheduler(SD15, times)
+
+
+def test_recorded_times_are_the_students():
+    assert recorded_times(student_scheduler(SD15, (999, 249))) == (999, 249)
+    assert recorded_times(SD15) is None
+
+
+@pytest.mark.parametrize("times", [[], "999", [999.5], [249, 999], [1000], [True]])
+def test_recorded_times_refuses_what_is_no_list_of_times(times):
+    with pytest.raises(ValueError, match="expected decreasing times; export the student again"):
+        recorded_times(SD15 | {"_student_timesteps": times})

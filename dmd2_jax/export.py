@@ -1,0 +1,241 @@
+"""A student as a diffusers pipeline folder, or as a LoRA file: `dmd2 export`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dmd2_jax.config import ConfigError
+from dmd2_jax.export_folder import (
+    LORA_PREFIX,
+    copied_bytes,
+    model_card,
+    write_lora,
+    write_pipeline,
+)
+from dmd2_jax.families import stable_diffusion
+from dmd2_jax.families.diffusers_folder import read_component_config
+from dmd2_jax.families.lora_file import check_lora_tensors
+from dmd2_jax.families.pipeline_folder import PipelineIndex, read_pipeline_index
+from dmd2_jax.families.scheduler_config import STUDENT_SCHEDULERS, student_scheduler
+from dmd2_jax.families.stable_diffusion import StableDiffusionFamily
+from dmd2_jax.families.state_dict import Tensors, read_safetensors
+from dmd2_jax.recipe import weights_file
+from dmd2_jax.runtime.checkpoint import state_bytes
+from dmd2_jax.runtime.run_folder import check_free_space
+from dmd2_jax.runtime.whole_file import whole_folder
+from dmd2_jax.sample import checkpoint_params, load_run
+from dmd2_jax.text2image import read_scheduler_config
+from dmd2_jax.typing import Params
+
+__all__ = ["ExportOptions", "export"]
+
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `dmd2 export` is asked for.
+
+    Attributes:
+      workdir: run folder of a distillation; "": weights.
+      weights: file of a student's weights, or of its adapters; "": those of the run.
+      pipeline: folder of the pipeline that the student's teacher is from; "": the run's.
+      times: the student's, decreasing; (): the run's.
+      ema: the decay of the student's average of a run.
+      checkpoint: of the run; None: its latest export.
+      scheduler: "lcm" or "ddim".
+      lora: write the adapters alone.
+      dtype: of the U-Net's tensors.
+
+    Raises:
+      ConfigError: if they contradict each other.
+    """
+
+    workdir: str = ""
+    weights: str = ""
+    pipeline: str = ""
+    times: Sequence[int] = ()
+    ema: float | None = None
+    checkpoint: int | None = None
+    scheduler: str = "lcm"
+    lora: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if bool(self.workdir) == bool(self.weights):
+            raise ConfigError(
+                f"got --workdir={self.workdir!r} and --weights={self.weights!r}, expected one of "
+                "them: the run of a distillation, or a file of its weights."
+            )
+        if self.weights and not (self.pipeline and self.times):
+            raise ConfigError(
+                f"--weights={self.weights} with --pipeline={self.pipeline!r} and --times="
+                f"{','.join(map(str, self.times))!r}, expected both: the teacher's pipeline, and "
+                "the student's times such as --times=999,749,499,249."
+            )
+        if self.workdir and self.times:
+            raise ConfigError(
+                "--times with --workdir, whose config says them, expected one; leave --times away."
+            )
+        if self.weights and (self.ema is not None or self.checkpoint is not None):
+            raise ConfigError(
+                "--ema or --checkpoint with --weights, expected --workdir, from whose files they "
+                "choose; leave them away."
+            )
+        if self.lora and self.checkpoint is not None:
+            raise ConfigError(
+                f"--lora with --checkpoint={self.checkpoint}, expected one: adapters alone are "
+                "taken from the run's latest export; leave one away."
+            )
+        if self.scheduler not in STUDENT_SCHEDULERS:
+            raise ConfigError(
+                f"--scheduler={self.scheduler}, expected one of {STUDENT_SCHEDULERS}; choose one."
+            )
+
+
+class _Student(NamedTuple):
+    """What is exported.
+
+    Attributes:
+      base: the teacher's pipeline.
+      family: the U-Net.
+      params: its weights; None: adapters alone are asked for.
+      file: of the weights or adapters.
+      times: the student's.
+      rank: of the adapters; None: not known.
+    """
+
+    base: PipelineIndex
+    family: StableDiffusionFamily
+    params: Params | None
+    file: Path
+    times: tuple[int, ...]
+    rank: int | None = None
+
+
+def export(options: ExportOptions, out: str | Path) -> str:
+    """Write a student so that diffusers loads it, whole or not at all.
+
+    Args:
+      options: what to write.
+      out: the folder; new or empty.
+
+    Returns:
+      What was written, and how to use it.
+
+    Raises:
+      FileNotFoundError: if the pipeline is missing.
+      ValueError: if the run, the weights or the pipeline are refused, or the folder is not empty.
+      OSError: if the disk refuses.
+    """
+    out = _check_out(out)
+    student = _from_run(options) if options.workdir else _from_file(options)
+    scheduler = student_scheduler(
+        read_scheduler_config(student.base), student.times, options.scheduler
+    )
+    if student.params is None:
+        tensors = _adapters(student)
+        with whole_folder(out) as folder:
+            write_lora(tensors, folder)
+            (folder / "README.md").write_text(model_card(student.base, scheduler, lora=True))
+        return (
+            f"{out}: {len(tensors) // 2} adapters, pytorch_lora_weights.safetensors\n"
+            f"use it with: pipe.load_lora_weights({str(out)!r}), see README.md there"
+        )
+    size = state_bytes(student.params) * _ITEM_BYTES[options.dtype] // 4
+    check_free_space(out.parent, size + copied_bytes(student.base), "the pipeline")
+    with whole_folder(out) as folder:
+        write_pipeline(
+            student.base,
+            student.family.model,
+            student.params,
+            scheduler,
+            folder,
+            dtype=options.dtype,
+        )
+        (folder / "README.md").write_text(model_card(student.base, scheduler))
+    return (
+        f"{out}: {student.base.class_name} with {scheduler['_class_name']}, steps at "
+        f"{', '.join(map(str, student.times))}\n"
+        f"use it with: dmd2 sample --pipeline={out} --prompt='...', or in Python by README.md there"
+    )
+
+
+def _check_out(out: str | Path) -> Path:
+    out = Path(out).expanduser()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"--out={out} is there and is not empty, expected a new folder; choose another, or "
+            "remove it."
+        )
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(
+            f"--out={out} lies in no folder, expected {out.parent} to exist; create it."
+        )
+    return out
+
+
+def _from_run(options: ExportOptions) -> _Student:
+    """Open the student of a run."""
+    which, config, family, file = load_run(options.workdir, None, options.ema)
+    if not isinstance(family, StableDiffusionFamily) or which != "student":
+        raise ConfigError(
+            f"{options.workdir} holds a {which} of model.family={config.model.family!r}, expected "
+            "a student of 'stable_diffusion'; `dmd2 convert` writes the weights of any run."
+        )
+    index = _base(options.pipeline or config.model.pipeline, family)
+    times = tuple(int(t) for t in config.distill.student_times)
+    if options.lora:
+        if not config.distill.lora_rank:
+            raise ConfigError(
+                f"--lora of {options.workdir}, which trained a whole network (lora_rank=0), "
+                "expected a run with adapters; leave --lora away."
+            )
+        adapters = weights_file(str(options.workdir), f"{file.stem}_lora.safetensors")
+        return _Student(index, family, None, adapters, times, config.distill.lora_rank)
+    if options.checkpoint is None:
+        return _Student(index, family, family.load(file), file, times)
+    params, _ = checkpoint_params(options.workdir, options.checkpoint, ema=options.ema)
+    return _Student(index, family, params, file, times)
+
+
+def _from_file(options: ExportOptions) -> _Student:
+    """Open the student in a file, the network being that of the pipeline's config."""
+    index = read_pipeline_index(options.pipeline)
+    unet = read_component_config(index.part("unet"))
+    family = stable_diffusion.build({"unet": unet}, read_scheduler_config(index))
+    file, times = weights_file(options.weights, ""), tuple(options.times)
+    params = None if options.lora else family.load(file)
+    return _Student(index, family, params, file, times)
+
+
+def _base(pipeline: str, family: StableDiffusionFamily) -> PipelineIndex:
+    """Open the pipeline that gives everything but the U-Net, and has such a U-Net itself."""
+    if not Path(pipeline or "-").expanduser().is_dir():
+        raise ConfigError(
+            f"the run's config.model.pipeline={pipeline!r} is no folder, expected a diffusers "
+            "pipeline, whose text encoders and autoencoder are copied; give --pipeline=DIR."
+        )
+    index = read_pipeline_index(pipeline)
+    unet = read_component_config(index.part("unet"))
+    theirs = stable_diffusion.build({"unet": unet}, read_scheduler_config(index))
+    if theirs.tensor_shapes() != family.tensor_shapes():
+        raise ConfigError(
+            f"{pipeline}/unet is another network than the run's student, expected the one it was "
+            "made from; give its pipeline by --pipeline=DIR."
+        )
+    return index
+
+
+def _adapters(student: _Student) -> Tensors:
+    """Read the adapters' tensors and check them against the base."""
+    tensors = {
+        name.removeprefix(LORA_PREFIX): tensor
+        for name, tensor in read_safetensors(student.file).items()
+    }
+    try:
+        check_lora_tensors(tensors, student.family.tensor_shapes(), student.rank)
+    except ValueError as error:
+        raise ValueError(f"{student.file}: {error}") from error
+    return tensors
