@@ -247,8 +247,9 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
         "sample",
         run.sample,
         "draw images from a run into one PNG",
-        "Draw images from a run, or of prompts, into one PNG.\n\nexamples:\n"
-        "  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png\n"
+        "Draw images from a run, or of prompts, into one PNG.\n\nexample:\n"
+        "  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png\n\n"
+        "of prompts:\n"
         "  dmd2 sample --pipeline=sdxl --prompt='a red fox' --prompt='a blue door' --num=4\n"
         "  dmd2 sample --pipeline=student --prompts=prompts.txt --seed=1\n\n"
         "The same seed gives teacher and student the same noise. A pipeline with an LCMScheduler,\n"
