@@ -25,6 +25,7 @@ from dmd2_jax.evaluate_table import metrics_table
 from dmd2_jax.evaluation.checkpoint_curve import checkpoint_curve
 from dmd2_jax.evaluation.extractor import Collector
 from dmd2_jax.recipe import check
+from dmd2_jax.runtime.metrics import Progress
 from dmd2_jax.runtime.run_folder import write_json
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sample import run_recipe
@@ -145,11 +146,15 @@ def _figures(
         for space in spaces
     ]
     try:
-        for batch in images.batches():
-            for collector in collectors:
-                collector.add(batch["image"], batch["label"])
-            if clip is not None:
-                clip.add(batch["image"])
+        with Progress(total=len(images), description=images.key) as progress:
+            done = 0
+            for batch in images.batches():
+                for collector in collectors:
+                    collector.add(batch["image"], batch["label"])
+                if clip is not None:
+                    clip.add(batch["image"])
+                done += len(batch["image"])
+                progress.update(done)
     except ValueError as error:
         if images.name in str(error):
             raise

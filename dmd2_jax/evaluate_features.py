@@ -19,11 +19,11 @@ from dmd2_jax.evaluate_images import FILES_BATCH, Measured
 from dmd2_jax.evaluate_options import CLIP, PATCH, EvaluateOptions
 from dmd2_jax.evaluation import metrics
 from dmd2_jax.evaluation.extractor import Collector, Extractor, FeatureSet, classifier_extractor
-from dmd2_jax.evaluation.images import check_comparable, image_batches, open_images
+from dmd2_jax.evaluation.images import Sized, check_comparable, image_batches, open_images
 from dmd2_jax.evaluation.inception import inception_extractor, read_inception
-from dmd2_jax.evaluation.metrics.fid import check_count
 from dmd2_jax.evaluation.reference import read_reference, write_statistics
 from dmd2_jax.measure import Reference, open_reference
+from dmd2_jax.runtime.metrics import Progress
 
 __all__ = ["RealSide", "Space", "open_spaces", "real_side"]
 
@@ -174,8 +174,8 @@ def real_side(
     for images in measured:
         check_comparable(source, images)
     for space in spaces:
-        if space.extractor.check is not None:
-            space.extractor.check((1, source.resolution, source.resolution, source.channels))
+        metrics.check_counts(space.metrics, len(source), space.extractor.dimension, "real")
+        _check_shape(space, source)
     ready = reference is not None and not options.reference and len(spaces) == 1
     if ready and reference is not None and needs[0] <= {"statistics"}:
         sets = [FeatureSet(spaces[0].extractor.name, reference.statistics)]
@@ -205,20 +205,23 @@ def _collected(
         Collector(space.extractor, keep, describe)
         for space, keep in zip(spaces, needs, strict=True)
     ]
-    for batch in image_batches(source, FILES_BATCH):
-        for collector in collectors:
-            collector.add(batch["image"], batch["label"])
-    sets = [collector.result() for collector in collectors]
-    for space, found in zip(spaces, sets, strict=True):
-        if "fid" in space.metrics:
-            check_count(found.statistics.count, space.extractor.dimension, "real")
-    return sets
+    with Progress(total=len(source), description=source.name) as progress:
+        done = 0
+        for batch in image_batches(source, FILES_BATCH):
+            for collector in collectors:
+                collector.add(batch["image"], batch["label"])
+            done += len(batch["image"])
+            progress.update(done)
+    return [collector.result() for collector in collectors]
 
 
 def _check_samples(space: Space, images: Measured) -> None:
     """Refuse what would be found out only after all images were made."""
-    if "fid" in space.metrics:
-        check_count(len(images), space.extractor.dimension, "generated")
+    metrics.check_counts(space.metrics, len(images), space.extractor.dimension, "generated")
+    _check_shape(space, images)
+
+
+def _check_shape(space: Space, images: Sized) -> None:
     if space.extractor.check is not None:
         try:
             space.extractor.check((1, images.resolution, images.resolution, images.channels))

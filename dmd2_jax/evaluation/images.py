@@ -16,7 +16,7 @@ from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.data.reading.zip_file import ZipFolder
 from dmd2_jax.runtime.prefetch import Prefetch
 
-__all__ = ["check_comparable", "image_batches", "open_images"]
+__all__ = ["Sized", "check_comparable", "image_batches", "open_images"]
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -112,13 +112,13 @@ class Sized(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str: ...  # noqa: D102 (documented above)
 
     @property
-    def resolution(self) -> int: ...
+    def resolution(self) -> int: ...  # noqa: D102
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int: ...  # noqa: D102
 
 
 def check_comparable(real: Sized, fake: Sized) -> None:

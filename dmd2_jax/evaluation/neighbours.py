@@ -81,11 +81,7 @@ def balls(features: Float[np.ndarray, "n d"], k: int) -> Ball:
     Raises:
       ValueError: if there are not enough vectors.
     """
-    if not 1 <= k < len(features):
-        raise ValueError(
-            f"k={k} nearest neighbours among {len(features)} vectors, expected k >= 1 and more "
-            "vectors than that; evaluate more samples."
-        )
+    check_enough(len(features), k)
     radii = np.empty(len(features))
     best = np.empty((0, 0))
     for rows, columns, distances in distance_blocks(features, features):
@@ -101,6 +97,19 @@ def balls(features: Float[np.ndarray, "n d"], k: int) -> Ball:
         if columns.stop == len(features):
             radii[rows] = best[:, k - 1]
     return Ball(features, radii)
+
+
+def check_enough(count: int, k: int) -> None:
+    """Refuse a number of vectors that have no k-th nearest other vector each.
+
+    Raises:
+      ValueError: if `count` is not above k, or k not above 0.
+    """
+    if not 1 <= k < count:
+        raise ValueError(
+            f"k={k} nearest neighbours among {count} vectors, expected k >= 1 and more "
+            "vectors than that; evaluate more samples."
+        )
 
 
 def count_inside(

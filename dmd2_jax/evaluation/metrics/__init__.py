@@ -7,7 +7,9 @@ A metric is a module with
                   REAL = () if it looks at the generated samples alone
 
 whose numbers are named after it (`kid`, `kid_std`) and whose docstring begins with a line that says
-what it measures. It knows nothing of what made the features.
+what it measures. It knows nothing of what made the features. It may also have
+
+    check_count(count, dimension, side)    raises ValueError for too few samples
 """
 
 import difflib
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 
 from dmd2_jax.evaluation.extractor import FeatureSet
 
-__all__ = ["Needs", "available", "check_options", "compute", "needs", "summaries"]
+__all__ = ["Needs", "available", "check_counts", "check_options", "compute", "needs", "summaries"]
 
 
 class Needs(NamedTuple):
@@ -99,6 +101,24 @@ def compute(
         _check_parts(name, "generated", fake, metric.FAKE)
         numbers |= metric.compute(real, fake, **(options or {}).get(name, {}))
     return numbers
+
+
+def check_counts(names: Collection[str], count: int, dimension: int, side: str) -> None:
+    """Refuse a number of samples that a metric would refuse, before any features are made.
+
+    Args:
+      names: of `available()`.
+      count: samples of the side.
+      dimension: d, features a vector.
+      side: "real" or "generated".
+
+    Raises:
+      ValueError: if there are too few for one of them, with its default options.
+    """
+    for name in names:
+        check = getattr(_metric(name), "check_count", None)
+        if check is not None:
+            check(count, dimension, side)
 
 
 def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:

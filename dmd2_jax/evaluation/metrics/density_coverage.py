@@ -1,12 +1,14 @@
 """Density (fidelity) and coverage (variety): precision and recall that outliers do not sway."""
 
 from dmd2_jax.evaluation.extractor import FeatureSet
-from dmd2_jax.evaluation.neighbours import balls, count_inside
+from dmd2_jax.evaluation.neighbours import balls, check_enough, count_inside
 
 REAL, FAKE = ("features",), ("features",)
 
+_NEIGHBOUR = 5
 
-def compute(real: FeatureSet, fake: FeatureSet, *, k: int = 5) -> dict[str, float]:
+
+def compute(real: FeatureSet, fake: FeatureSet, *, k: int = _NEIGHBOUR) -> dict[str, float]:
     """Return how many real balls a generated sample lies in, and how many real balls have one.
 
         density = sum_j |{i: y_j in B(x_i)}| / (k m)
@@ -31,3 +33,9 @@ def compute(real: FeatureSet, fake: FeatureSet, *, k: int = 5) -> dict[str, floa
     """
     of_fake, of_balls = count_inside(balls(real.features, k), fake.features)
     return {"density": float(of_fake.mean() / k), "coverage": float((of_balls > 0).mean())}
+
+
+def check_count(count: int, dimension: int, side: str) -> None:
+    """Refuse fewer samples than `compute` takes; see `metrics.check_counts`."""
+    if side == "real":
+        check_enough(count, _NEIGHBOUR)

@@ -6,9 +6,11 @@ from dmd2_jax.evaluation.extractor import FeatureSet
 
 REAL, FAKE = (), ("logits",)
 
+_SPLITS = 10
+
 
 def compute(
-    real: FeatureSet | None, fake: FeatureSet, *, splits: int = 10, seed: int = 0
+    real: FeatureSet | None, fake: FeatureSet, *, splits: int = _SPLITS, seed: int = 0
 ) -> dict[str, float]:
     """Return mean and standard deviation over equal parts of the samples.
 
@@ -30,10 +32,7 @@ def compute(
     Source: Salimans et al. 2016 (1606.03498), section 4.
     """
     count = len(fake.logits)
-    if not 1 <= splits <= count:
-        raise ValueError(
-            f"splits={splits} of {count} samples, expected 1 .. {count}; evaluate more samples."
-        )
+    _check_splits(count, splits)
     order = np.random.RandomState(seed).permutation(count)
     scores = [
         _score(fake.logits[order[count * i // splits : count * (i + 1) // splits]])
@@ -43,6 +42,19 @@ def compute(
         "inception_score": float(np.mean(scores)),
         "inception_score_std": float(np.std(scores)),
     }
+
+
+def check_count(count: int, dimension: int, side: str) -> None:
+    """Refuse fewer samples than `compute` takes; see `metrics.check_counts`."""
+    if side == "generated":
+        _check_splits(count, _SPLITS)
+
+
+def _check_splits(count: int, splits: int) -> None:
+    if not 1 <= splits <= count:
+        raise ValueError(
+            f"splits={splits} of {count} samples, expected 1 .. {count}; evaluate more samples."
+        )
 
 
 def _score(logits: np.ndarray) -> float:

@@ -1,12 +1,14 @@
 """Precision (fidelity) and recall (variety) by the reach of nearest neighbours."""
 
 from dmd2_jax.evaluation.extractor import FeatureSet
-from dmd2_jax.evaluation.neighbours import balls, count_inside
+from dmd2_jax.evaluation.neighbours import balls, check_enough, count_inside
 
 REAL, FAKE = ("features",), ("features",)
 
+_NEIGHBOUR = 3
 
-def compute(real: FeatureSet, fake: FeatureSet, *, k: int = 3) -> dict[str, float]:
+
+def compute(real: FeatureSet, fake: FeatureSet, *, k: int = _NEIGHBOUR) -> dict[str, float]:
     """Return the share of each side that lies on the other's manifold.
 
     A manifold is the union of balls around a side's vectors, each reaching to its k-th nearest
@@ -28,3 +30,8 @@ def compute(real: FeatureSet, fake: FeatureSet, *, k: int = 3) -> dict[str, floa
     in_real, _ = count_inside(balls(real.features, k), fake.features)
     in_fake, _ = count_inside(balls(fake.features, k), real.features)
     return {"precision": float((in_real > 0).mean()), "recall": float((in_fake > 0).mean())}
+
+
+def check_count(count: int, dimension: int, side: str) -> None:
+    """Refuse fewer samples than `compute` takes; see `metrics.check_counts`."""
+    check_enough(count, _NEIGHBOUR)

@@ -1,5 +1,6 @@
 """Every metric against its plain twin, on random and degenerate features; the registry."""
 
+import re
 import warnings
 
 import numpy as np
@@ -250,3 +251,32 @@ def test_compute_refuses_what_was_not_kept():
         metrics.compute(["inception_score"], None, feature_set(fake))
     with pytest.raises(ValueError, match="kid needs features of the real samples"):
         metrics.compute(["kid"], None, feature_set(fake))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "fewest"),
+    [
+        ("fid", "generated", 6),
+        ("fid", "real", 6),
+        ("inception_score", "generated", 10),
+        ("precision_recall", "generated", 4),
+        ("density_coverage", "real", 6),
+    ],
+)
+def test_check_counts_refuses_what_compute_refuses(name, side, fewest):
+    metrics.check_counts([name], fewest, 48, side)
+    random = np.random.RandomState(0)
+    counts = {"real": 60, "generated": 60, side: fewest - 1}
+    sides = [
+        feature_set(random.standard_normal((n, 48)), logits=random.standard_normal((n, 3)))
+        for n in (counts["real"], counts["generated"])
+    ]
+    with pytest.raises(ValueError) as early:
+        metrics.check_counts([name], fewest - 1, 48, side)
+    with pytest.raises(ValueError, match=re.escape(str(early.value))):
+        metrics.compute([name], *sides)
+
+
+def test_check_counts_refuses_nothing_of_sides_that_are_not_read():
+    metrics.check_counts(["inception_score"], 1, 48, "real")
+    metrics.check_counts(["density_coverage"], 1, 48, "generated")
