@@ -35,7 +35,6 @@ from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 __all__ = [
     "Sampler",
     "checkpoint_params",
-    "draw",
     "few_step_sampler",
     "grid_labels",
     "load_run",
@@ -120,54 +119,14 @@ def sample_images(
     Returns:
       [n, h, w, c] float32, nominally in [-1, 1].
     """
-    return draw(
-        sampler,
-        params,
-        lambda rows: family.cond(labels[rows]),
-        len(labels),
-        shape=family.image_shape,
-        seed=seed,
-        batch_size=batch_size,
-    )
-
-
-def draw(
-    sampler: Sampler,
-    params: Params,
-    cond_of: Callable[[Int[np.ndarray, " b"]], PyTree],
-    num: int,
-    *,
-    shape: tuple[int, ...],
-    seed: int,
-    batch_size: int,
-    drawn: Callable[[int], None] | None = None,
-) -> Float[np.ndarray, "n h w c"]:
-    """Sample images of any condition; image i depends on (seed, i, its condition) alone.
-
-    Args:
-      sampler: from `teacher_sampler` and the like.
-      params: the weights.
-      cond_of: numbers of images -> their condition.
-      num: how many images.
-      shape: of an image or a latent.
-      seed: of the noise.
-      batch_size: images at a time.
-      drawn: is told after each batch how many images there are.
-
-    Returns:
-      [num, h, w, c] float32.
-    """
     images = []
-    for begin in range(0, num, batch_size):
+    for begin in range(0, len(labels), batch_size):
         # The last batch is filled up, so that one program serves all.
         indices = np.arange(begin, begin + batch_size)
-        noise = sample_noise(seed, indices, sampler.num_noises, shape)
-        cond = cond_of(np.minimum(indices, num - 1))
-        images.append(sampler.run(params, noise, cond))
-        if drawn is not None:
-            jax.block_until_ready(images[-1])
-            drawn(min(begin + batch_size, num))
-    return np.concatenate([np.asarray(x) for x in images])[:num]
+        filled = np.resize(labels[begin : begin + batch_size], batch_size)
+        noise = sample_noise(seed, indices, sampler.num_noises, family.image_shape)
+        images.append(sampler.run(params, noise, family.cond(filled)))
+    return np.concatenate([np.asarray(x) for x in images])[: len(labels)]
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

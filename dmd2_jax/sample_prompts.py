@@ -21,7 +21,7 @@ from dmd2_jax.families.pipeline_folder import read_pipeline_index
 from dmd2_jax.families.scheduler_config import ddim_times, lcm_times, recorded_times
 from dmd2_jax.families.stable_diffusion import StableDiffusionFamily
 from dmd2_jax.runtime.metrics import Progress
-from dmd2_jax.sample import Sampler, draw, few_step_sampler
+from dmd2_jax.sample import Sampler, few_step_sampler, sample_noise
 from dmd2_jax.text2image import TextToImage, open_pipeline, read_scheduler_config
 from dmd2_jax.typing import Array, Float, Params, PyTree
 
@@ -297,19 +297,18 @@ def sample_texts(
     """
     pipeline, family = model.pipeline, model.family
     cond = pipeline.condition(texts, negative)
-    total = num * len(texts)
+    total, parts = num * len(texts), []
     batch_size = min(batch_size, total)
     with Progress(total=total, description="sampling") as progress:
-        latents = draw(
-            model.sampler,
-            model.params,
-            lambda rows: family.cond({name: x[rows // num] for name, x in cond.items()}),
-            total,
-            shape=family.image_shape,
-            seed=seed,
-            batch_size=batch_size,
-            drawn=progress.update,
-        )
+        for begin in range(0, total, batch_size):
+            # The last batch is filled up, so that one program serves all.
+            numbers = np.arange(begin, begin + batch_size)
+            rows = np.minimum(numbers, total - 1) // num
+            noise = sample_noise(seed, numbers, model.sampler.num_noises, family.image_shape)
+            batch = family.cond({name: x[rows] for name, x in cond.items()})
+            parts.append(np.asarray(model.sampler.run(model.params, noise, batch)))
+            progress.update(min(begin + batch_size, total))
+    latents = np.concatenate(parts)[:total]
     names = [f"image {i + 1} ({texts[i // num]:.60})" for i in range(total)]
     bad = np.flatnonzero(~np.isfinite(latents).reshape(total, -1).all(axis=1))
     if len(bad):
