@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "digits"  # a file of dmd2_jax/data, or tfds:<name>; `dmd2 data` lists them
     config.data.path = ""  # where the files lie, for sources that read files
+    config.data.prompts = ""  # text to image: a cache of the student's prompts; "": the data's own
     config.data.resolution = 8  # images are padded or refused, never resized silently
     config.data.test_fraction = 0.1  # of each class, held out where the data have no test split
     config.data.max_corrupt = 10  # undecodable images that are replaced before reading stops
@@ -27,6 +28,9 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()  # teacher, critic and generator share one architecture
     config.model.family = "edm"  # a file of dmd2_jax/families
+    # stable_diffusion only: a diffusers folder, or sd15 or sdxl for the published shapes. Of the
+    # keys below only resolution (of latents), image_channels, num_classes, dtype and remat count.
+    config.model.pipeline = ""
     config.model.network = "adm"  # adm | song
     config.model.resolution = 8
     config.model.image_channels = 1
@@ -56,6 +60,7 @@ def get_config() -> ConfigDict:
     # A teacher's run folder, a .safetensors, .bin or .pth of the original names, EDM's .pkl, or
     # hf://owner/repository/file (docs/weights.md).
     config.teacher.weights = ""
+    config.teacher.objective = "edm"  # edm: ln sigma normal | eps: uniform level, error of eps
     config.teacher.steps = 1000
     config.teacher.batch_size = 128
     config.teacher.lr = 1e-3
@@ -65,7 +70,7 @@ def get_config() -> ConfigDict:
     config.teacher.p_mean = -1.2
     config.teacher.p_std = 1.2
     config.teacher.label_dropout = 0.0
-    config.teacher.sampler_steps = 18  # Heun: 2 * steps - 1 network calls
+    config.teacher.sampler_steps = 18  # edm: Heun, 2 * steps - 1 network calls; else DDIM
 
     config.distill = ConfigDict()
     config.distill.cycles = 200  # one cycle = one generator turn + critic_turns critic turns
@@ -87,6 +92,7 @@ def get_config() -> ConfigDict:
     config.distill.gan_critic_weight = 1e-2
     config.distill.regression_weight = config_dict.placeholder(float)  # None: DMD2; 0.25: DMD
     config.distill.regression_pairs = 2000  # teacher ODE pairs made before the first cycle
+    config.distill.pairs = ""  # where they are (`dmd2 make-pairs`); "": WORKDIR/teacher_pairs
     config.distill.guidance = config_dict.placeholder(float)  # teacher's u + w (c - u)
     config.distill.train_critic = True  # False: no score matching; for GAN only
     config.distill.dm_range = (0.02, 0.98)  # of the schedule's levels

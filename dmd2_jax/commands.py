@@ -178,6 +178,15 @@ def export(arguments: argparse.Namespace) -> None:
     print(export(options, arguments.out))
 
 
+def make_pairs(arguments: argparse.Namespace) -> None:
+    """Make a teacher's ODE pairs."""
+    from dmd2_jax.pairs import write_pairs
+
+    config = load_config(arguments.config)
+    apply_overrides(config, arguments.overrides)
+    print(write_pairs(config, arguments.out, dry_run=arguments.dry_run))
+
+
 def demo(arguments: argparse.Namespace) -> None:
     """Run the demonstration."""
     from dmd2_jax import demo

@@ -1,4 +1,4 @@
-"""What a cycle of a distillation reads: real images, classes, teacher ODE pairs."""
+"""What a cycle of a distillation reads: real images, classes or prompts, teacher ODE pairs."""
 
 from typing import NamedTuple
 
@@ -6,30 +6,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.distill import CycleBatch, Pairs, Samples
-from dmd2_jax.pairs import PairPool
+from dmd2_jax.pairs import PairPool, TeacherPairs
 from dmd2_jax.recipe import Family, Recipe
 from dmd2_jax.runtime.sharding import shard_batch
+from dmd2_jax.typing import PyTree
 
-__all__ = ["HostBatch", "cycle_batch", "prepare", "put_batch", "read_cycle"]
+__all__ = ["HostBatch", "cycle_batch", "needs_images", "prepare", "put_batch", "read_cycle"]
 
 
 class HostBatch(NamedTuple):
     """What a cycle reads, as it travels to the devices: bytes and numbers.
 
     Attributes:
-      image: uint8 [K, b, h, w, c] real images; None where no loss needs them.
-      label: int32 [K, b], their classes.
-      fake_label: int32 [K, b], the classes of the student's samples.
+      image: uint8 [K, b, h, w, c] real images, or float32 latents; None where no loss needs them.
+      label: int32 [K, b], their classes, or a dict of [K, b, ...] arrays, their prompts.
+      fake_label: likewise, of the student's samples.
       pairs: teacher ODE pairs of the generator turn; None without a regression loss.
     """
 
     image: np.ndarray | None
-    label: np.ndarray
-    fake_label: np.ndarray
-    pairs: PairPool | None
+    label: PyTree
+    fake_label: PyTree
+    pairs: TeacherPairs | None
+
+
+def needs_images(config: ConfigDict) -> bool:
+    """Return whether a loss of the recipe needs real images."""
+    distill = config.distill
+    noised_real = not distill.backward_simulation and len(distill.student_times) > 1
+    return distill.gan_critic_weight is not None or noised_real
 
 
 def read_cycle(
@@ -53,25 +62,30 @@ def read_cycle(
     rows = data.process_rows(b, jax.process_index(), jax.process_count())
     if first_example is None:
         first_example = cycle * turns * b
-    noised_real = not distill.backward_simulation and len(distill.student_times) > 1
-    needs_images = distill.gan_critic_weight is not None or noised_real
     image, label = None, np.zeros((turns, b), np.int32)[:, rows]
-    if needs_images or distill.fake_labels == "real":
+    if needs_images(config) or distill.fake_labels == "real":
         batch = data.batches_from(
             recipe.dataset, first_example, turns, batch_size=b, seed=seed, rows=rows
         )
-        image, label = batch["image"] if needs_images else None, batch["label"]
+        image = data.inputs_of(batch) if needs_images(config) else None
+        label = data.labels_of(batch)
     fake_label = label
-    if distill.fake_labels == "uniform" and classes:
+    if distill.fake_labels == "uniform" and recipe.prompts is not None:
+        # An order of its own: what the student is asked for is not what the real images show.
+        asked = data.batches_from(
+            recipe.prompts, first_example, turns, batch_size=b, seed=(seed + 1) % 2**32, rows=rows
+        )
+        fake_label = data.labels_of(asked)
+    elif distill.fake_labels == "uniform" and classes:
         # RandomState, whose streams NumPy has frozen; the 1 keeps it apart from the data's order.
         drawn = np.random.RandomState([seed, cycle, 1]).randint(0, classes, (turns, b))
         fake_label = drawn.astype(np.int32)[:, rows]
+    chosen = None
     if pairs is not None:
-        chosen = data.example_indices(
-            len(pairs.labels), start=first_example // turns, count=b, seed=seed
-        )[rows]
-        pairs = PairPool(*(array[chosen] for array in pairs))
-    return HostBatch(image, label, fake_label, pairs)
+        start = first_example // turns
+        numbers = data.example_indices(pairs.number, start=start, count=b, seed=seed)
+        chosen = pairs.read(numbers[rows])
+    return HostBatch(image, label, fake_label, chosen)
 
 
 def prepare(batch: HostBatch, family: Family) -> CycleBatch:

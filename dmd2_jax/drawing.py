@@ -17,7 +17,7 @@ from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sample import Sampler, grid_labels, sample_images
 from dmd2_jax.typing import Array, Float, Params, expand
 
-__all__ = ["Comparison", "draw_progress", "draw_scores", "score_comparison"]
+__all__ = ["Comparison", "draw_progress", "draw_scores", "score_comparison", "visible"]
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the teacher and the critic are compared: fractions of the schedule's levels."""
@@ -50,17 +50,17 @@ def draw_progress(
     Returns:
       The images of the grid (float, see `grid_labels` for their order) and the pictures by name.
     """
-    labels, columns = grid_labels(recipe.family.num_classes, rows)
+    labels, rows, columns = grid_labels(recipe, rows)
     images = sample_images(
         sampler,
         recipe.family,
         _on_one_device(params),
         labels,
         seed=recipe.config.seed,
-        batch_size=len(labels),
+        batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
     )
     pictures = {"grid": workdir / f"grid_{done:07d}.png", "curves": workdir / "curves.png"}
-    image_grid(images, pictures["grid"], rows=rows, cols=columns)
+    image_grid(visible(images), pictures["grid"], rows=rows, cols=columns)
     loss_curves(workdir / "metrics.jsonl", pictures["curves"], x_label=unit)
     if done == (recipe.config.distill.cycles if unit == "cycle" else recipe.config.teacher.steps):
         animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")
@@ -125,17 +125,24 @@ def draw_scores(x_0: Float[np.ndarray, "b h w c"], scores: Comparison, path: Pat
       scores: from `score_comparison`.
       path: the PNG file.
     """
-    groups = [[("generated x", x_0)]]
+    groups = [[("generated x", visible(x_0))]]
     for sigma, x_t, teacher, critic in zip(*scores, strict=True):
-        groups.append(
-            [
-                (f"x_t, sigma {sigma:.3g}", x_t),
-                ("teacher x_0", teacher),
-                ("critic x_0", critic),
-                (f"critic - teacher, x {GAIN:g}", GAIN * (critic - teacher)),
-            ]
-        )
+        rows = [
+            (f"x_t, sigma {sigma:.3g}", x_t),
+            ("teacher x_0", teacher),
+            ("critic x_0", critic),
+            (f"critic - teacher, x {GAIN:g}", GAIN * (critic - teacher)),
+        ]
+        groups.append([(title, visible(images)) for title, images in rows])
     headed_rows(groups, path)
+
+
+def visible(images: Float[np.ndarray, "... c"]) -> Float[np.ndarray, "... d"]:
+    """Return what a picture shows of samples: images as they are, of latents three channels.
+
+    A third of a latent's channels' range is 1: they are about standard normal.
+    """
+    return images if images.shape[-1] in (1, 3) else np.asarray(images[..., :3]) / 3.0
 
 
 def _on_one_device(params: Params) -> Params:

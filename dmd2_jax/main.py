@@ -13,7 +13,7 @@ from dmd2_jax.config import (
     parse_overrides,
 )
 from dmd2_jax.evaluate_flags import add_evaluate
-from dmd2_jax.text2image_flags import add_cache, add_export, add_prompts
+from dmd2_jax.text2image_flags import add_cache, add_export, add_make_pairs, add_prompts
 from dmd2_jax.version import __version__
 
 __all__ = ["main"]
@@ -71,7 +71,8 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         # What cannot be resumed has not done what it was asked when it is stopped. Processes that
         # have joined hear SIGTERM in the training loop, together.
         resumable = (
-            arguments.command in ("train-teacher", "distill", "demo", "cache") and not together
+            arguments.command in ("train-teacher", "distill", "demo", "cache", "make-pairs")
+            and not together
         )
         with stoppable("The same command again goes on.") if resumable else nullcontext():
             if not together:
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     add_cache(_add, commands)
     add_export(_add, commands)
+    add_make_pairs(_add, commands)
     _add_demo(commands)
     _add_plan(commands)
     return parser

@@ -12,7 +12,7 @@ from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.lora_file import to_lora_tensors
 from dmd2_jax.families.state_dict import write_safetensors
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
-from dmd2_jax.recipe import Family, weights_file
+from dmd2_jax.recipe import Family, teacher_file
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.run_folder import check_teacher
@@ -103,7 +103,7 @@ def whole_part(
     Raises:
       ValueError: if the teacher cannot be read, or is not the one they were trained on.
     """
-    file = weights_file(config.teacher.weights, "teacher.safetensors")
+    file = teacher_file(config)
     base, lora = family.load(file), lora_config(config, family)
     assert lora is not None  # the caller has adapters
     check_teacher(recorded, {"path": str(file), "digest": params_digest(base)})

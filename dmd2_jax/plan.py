@@ -56,7 +56,7 @@ def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) ->
     turns, b = settings.critic_turns, settings.batch_size
 
     def labels(*lead: int) -> Any:
-        return jax.eval_shape(lambda: family.cond(np.zeros(lead, np.int32)))
+        return family.cond_shapes(*lead)
 
     def images(*lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *family.image_shape), np.float32)

@@ -26,8 +26,11 @@ __all__ = [
     "Recipe",
     "aligned",
     "build_family",
+    "check_has_images",
     "open_recipe",
     "parameter_table",
+    "sample_labels",
+    "teacher_file",
     "uniform_labels",
     "weights_file",
 ]
@@ -71,6 +74,9 @@ class Family(Protocol):
     def cond(self, labels: PyTree) -> PyTree:
         """Turn what a source says of its images, such as class numbers, into conditions."""
 
+    def cond_shapes(self, *lead: int) -> PyTree:
+        """Return conditions with these leading axes, with shapes in place of arrays."""
+
     def param_shapes(self) -> Params:
         """Return the weights' shapes."""
 
@@ -101,14 +107,16 @@ class Recipe(NamedTuple):
     Attributes:
       config: the config.
       family: the networks.
-      dataset: the real training images.
+      dataset: the real training examples.
       mesh: the devices.
+      prompts: what a text-conditional student's conditions are drawn from; None: classes.
     """
 
     config: ConfigDict
     family: Family
     dataset: Source
     mesh: Mesh
+    prompts: Source | None = None
 
 
 def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
@@ -142,7 +150,41 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
             f"model.num_classes={model.num_classes}, expected {dataset.num_classes} as in "
             f"{dataset.name}, or 0 for an unconditional model; set --config.model.num_classes."
         )
-    return Recipe(config, build_family(config), dataset, mesh)
+    family = _conditioned(config, build_family(config), dataset)
+    return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+
+
+def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:
+    """Give a text-conditional family the data's condition of no prompt; refuse what cannot pair."""
+    null, with_null = getattr(dataset, "null", None), getattr(family, "with_null", None)
+    if (null is None) != (with_null is None):
+        has = "classes, if anything" if null is None else "prompts"
+        wants = "classes" if with_null is None else "prompts: --config.data.name=latents"
+        raise ConfigError(
+            f"config.data.name={config.data.name} comes with {has}, expected what "
+            f"model.family={config.model.family} is conditioned on, {wants}; see `dmd2 cache`."
+        )
+    return family if with_null is None else with_null(null)
+
+
+def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
+    """Open the cache of prompts that a config names; without one, the data have their own."""
+    null, path = getattr(dataset, "null", None), config.data.prompts
+    if null is None:
+        if path:
+            raise ConfigError(
+                f"config.data.prompts={path} with data that have classes, expected a text-to-image "
+                "model; leave it away."
+            )
+        return None
+    if not path:
+        return dataset
+    chosen = config.data.copy_and_resolve_references()
+    chosen.path = path
+    try:
+        return data.load(chosen, "all")
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"config.data.prompts={path}: {error}") from error
 
 
 def check(config: ConfigDict) -> None:
@@ -165,9 +207,43 @@ def check(config: ConfigDict) -> None:
 
 
 def build_family(config: ConfigDict) -> Family:
-    """Build the family that `config.model.family` names, from a checked config."""
+    """Build the family that `config.model.family` names, from a checked config.
+
+    Raises:
+      ValueError: if it refuses the config, or the student's steps are no times of its schedule.
+    """
     module = importlib.import_module(f"{families.__name__}.{config.model.family}")
-    return module.build(config.model.to_dict(), config.schedule.to_dict())
+    family = module.build(config.model.to_dict(), config.schedule.to_dict())
+    model = config.model
+    if tuple(family.image_shape) != (model.resolution, model.resolution, model.image_channels):
+        raise ConfigError(
+            f"model.image_channels={model.image_channels}, expected {family.image_shape[-1]} as in "
+            f"the network; set it, and data that have as many."
+        )
+    levels = family.denoiser.schedule.levels
+    whole = np.issubdtype(levels.dtype, np.integer)
+    wrong = [t for t in config.distill.student_times if whole and t not in levels]
+    if wrong:
+        raise ConfigError(
+            f"distill.student_times has {wrong}, expected whole numbers in {levels[0]}.."
+            f"{levels[-1]}; for example (999, 749, 499, 249)."
+        )
+    return family
+
+
+def sample_labels(recipe: "Recipe", numbers: Int[np.ndarray, " n"]) -> PyTree:
+    """Return what the samples with these numbers are conditioned on, as `Family.cond` takes it.
+
+    Args:
+      recipe: the recipe.
+      numbers: [n] of samples.
+
+    Returns:
+      Classes by turns, [n]; for a text-conditional model the prompts' arrays by turns.
+    """
+    if recipe.prompts is None:
+        return numbers.astype(np.int32) % max(recipe.family.num_classes, 1)
+    return data.labels_of(recipe.prompts.examples(numbers % len(recipe.prompts)))
 
 
 def uniform_labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:
@@ -179,12 +255,12 @@ def weights_file(path: str, name: str) -> Path:
     """Find a file of weights.
 
     Args:
-      path: a file of weights (docs/weights.md), a run folder that holds one called `name`, or
-        hf://owner/repository/file, which is downloaded once.
+      path: a file of weights (docs/weights.md), a run folder that holds one called `name`, a
+        diffusers folder, or hf://owner/repository/file, which is downloaded once.
       name: for example "teacher.safetensors".
 
     Returns:
-      The file, which exists.
+      The file, or the diffusers folder, which exists.
 
     Raises:
       ValueError: if it does not, or cannot be downloaded.
@@ -197,12 +273,40 @@ def weights_file(path: str, name: str) -> Path:
     if hub.is_hub_path(path):
         return hub.fetch(path)
     file = Path(path) / name if Path(path).is_dir() else Path(path)
+    if not file.is_file() and (Path(path) / "unet").is_dir():
+        return Path(path)
     if not file.is_file():
         raise ConfigError(
             f"no weights at {file}, expected a file of weights or a run folder that holds {name}; "
             f"finish its training first, or give another path."
         )
     return file
+
+
+def teacher_file(config: ConfigDict) -> Path:
+    """Find the teacher's weights; without `teacher.weights` those of `model.pipeline`.
+
+    Raises:
+      ValueError: see `weights_file`.
+    """
+    return weights_file(config.teacher.weights or config.model.pipeline, "teacher.safetensors")
+
+
+def check_has_images(recipe: Recipe, needed_by: str) -> None:
+    """Refuse data that are prompts alone.
+
+    Args:
+      recipe: the recipe.
+      needed_by: who needs images.
+
+    Raises:
+      ConfigError: if there are none.
+    """
+    if not getattr(recipe.dataset, "has_latents", True):
+        raise ConfigError(
+            f"{recipe.dataset.name} holds prompts alone, expected images with captions for "
+            f"{needed_by}; write such a cache (`dmd2 cache --images`)."
+        )
 
 
 def parameter_table(networks: dict[str, PyTree]) -> str:

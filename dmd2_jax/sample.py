@@ -14,15 +14,18 @@ from ml_collections import ConfigDict
 from dmd2_jax.config import ConfigError, from_plain
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
-from dmd2_jax.diffusion.samplers import heun
+from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
 from dmd2_jax.diffusion.schedules import karras_sigmas
 from dmd2_jax.distill import generate
 from dmd2_jax.evaluation.pictures import image_grid
 from dmd2_jax.one_base import part_shapes, player_adapters, whole_part
 from dmd2_jax.recipe import (
     Family,
+    Recipe,
     build_family,
     check,
+    sample_labels,
+    teacher_file,
     uniform_labels,
     weights_file,
 )
@@ -47,6 +50,10 @@ __all__ = [
 ]
 
 
+LARGE_LATENT = 32
+"""Side from which latents cost so much that few of them are drawn."""
+
+
 class Sampler(NamedTuple):
     """A compiled way from noise to images.
 
@@ -62,14 +69,22 @@ class Sampler(NamedTuple):
 
 
 def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
-    """Make the teacher's sampler: EDM's deterministic Heun, with the config's guidance."""
+    """Make the teacher's sampler, with the config's guidance: Heun for sigmas, DDIM for steps."""
     schedule, steps = config.schedule, config.teacher.sampler_steps
+    guidance, levels = config.distill.guidance, family.denoiser.schedule
+    x0_fn = guided_x0(family.denoiser, guidance)
+    passes = 1 if guidance in (None, 1.0) else 2
+    if np.issubdtype(levels.levels.dtype, np.integer):
+        steps_down = sampling_times(levels, steps)
+
+        @jax.jit
+        def run_ddim(params: Params, noise: Array, cond: PyTree) -> Array:
+            return ddim(x0_fn, params, noise[0], cond, schedule=levels, times=steps_down)
+
+        return Sampler(run_ddim, 1, passes * steps)
     times = karras_sigmas(
         steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho
     )
-    guidance = config.distill.guidance
-    x0_fn = guided_x0(family.denoiser, guidance)
-    passes = 1 if guidance in (None, 1.0) else 2
 
     @jax.jit
     def run(params: Params, noise: Array, cond: PyTree) -> Array:
@@ -98,10 +113,11 @@ def sample_images(
     sampler: Sampler,
     family: Family,
     params: Params,
-    labels: Int[np.ndarray, " n"],
+    labels: PyTree,
     *,
     seed: int,
     batch_size: int,
+    first: int = 0,
 ) -> Float[np.ndarray, "n h w c"]:
     """Sample one image for each label.
 
@@ -112,21 +128,27 @@ def sample_images(
       sampler: from `teacher_sampler` or `student_sampler`.
       family: the networks.
       params: the weights.
-      labels: [n] class numbers; ignored by an unconditional model.
+      labels: [n] class numbers, ignored by an unconditional model, or what else `Family.cond`
+        takes, of leading axis n.
       seed: of the noise.
       batch_size: images at a time.
+      first: number of the first image.
 
     Returns:
-      [n, h, w, c] float32, nominally in [-1, 1].
+      [n, h, w, c] float32, nominally in [-1, 1]; of a latent model latents.
     """
-    images = []
-    for begin in range(0, len(labels), batch_size):
+    images, count = [], len(jax.tree.leaves(labels)[0])
+    for begin in range(0, count, batch_size):
         # The last batch is filled up, so that one program serves all.
-        indices = np.arange(begin, begin + batch_size)
-        filled = np.resize(labels[begin : begin + batch_size], batch_size)
-        noise = sample_noise(seed, indices, sampler.num_noises, family.image_shape)
+        rows = np.arange(begin, begin + batch_size)
+        filled = _rows(labels, begin + np.arange(batch_size) % min(batch_size, count - begin))
+        noise = sample_noise(seed, first + rows, sampler.num_noises, family.image_shape)
         images.append(sampler.run(params, noise, family.cond(filled)))
-    return np.concatenate([np.asarray(x) for x in images])[: len(labels)]
+    return np.concatenate([np.asarray(x) for x in images])[:count]
+
+
+def _rows(labels: PyTree, rows: Int[np.ndarray, " n"]) -> PyTree:
+    return jax.tree.map(lambda array: array[rows], labels)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -143,10 +165,13 @@ def sample_noise(
     return jnp.stack(draws)
 
 
-def grid_labels(num_classes: int, rows: int = 8) -> tuple[Int[np.ndarray, " n"], int]:
-    """Return the labels of a training run's sample grid, and its number of columns."""
-    columns = num_classes if 1 < num_classes <= 10 else 10
-    return uniform_labels(rows * columns, num_classes), columns
+def grid_labels(recipe: Recipe, rows: int = 8) -> tuple[PyTree, int, int]:
+    """Return (labels, rows, columns) of a training run's sample grid, `rows` at the most."""
+    classes = recipe.family.num_classes
+    columns = classes if 1 < classes <= 10 else 10
+    if recipe.prompts is not None and recipe.family.image_shape[0] > LARGE_LATENT:
+        rows, columns = min(rows, 2), 4
+    return sample_labels(recipe, np.arange(rows * columns)), rows, columns
 
 
 def load_run(
@@ -173,7 +198,7 @@ def load_run(
         name = which if ema is None else f"{which}_ema_{ema:g}"
         file = weights_file(str(workdir), f"{name}.safetensors")
     else:
-        file = weights_file(config.teacher.weights, "teacher.safetensors")
+        file = teacher_file(config)
     return which, config, build_family(config), file
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from dmd2_jax import commands as run
 
-__all__ = ["add_cache", "add_export", "add_prompts"]
+__all__ = ["add_cache", "add_export", "add_make_pairs", "add_prompts"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -51,6 +51,39 @@ def add_cache(
     _add_numbers(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="check everything, print sizes, and stop"
+    )
+
+
+def add_make_pairs(
+    add: Callable[..., argparse.ArgumentParser], commands: argparse._SubParsersAction
+) -> None:
+    """Add `dmd2 make-pairs`.
+
+    Args:
+      add: makes a command's parser.
+      commands: to add it to.
+    """
+    parser = add(
+        commands,
+        "make-pairs",
+        run.make_pairs,
+        "write pairs of noise and teacher's sample, for a student's initialisation",
+        "Sample the teacher of a recipe distill.regression_pairs times; write noise and samples\n"
+        "into a folder. A one-step student of SDXL starts from a regression on such pairs.\n\n"
+        "example:\n"
+        "  dmd2 make-pairs --config=configs/sdxl_one_step_start.py --out=pairs\n"
+        "  dmd2 distill --config=configs/sdxl_one_step_start.py --workdir=runs/start \\\n"
+        "      --config.distill.pairs=pairs\n"
+        "  dmd2 distill --config=configs/sdxl_one_step.py --workdir=runs/sdxl \\\n"
+        "      --config.distill.start_from=runs/start\n\n"
+        "writes into --out: pairs.json, noise_*.npy, x_0_*.npy. A killed command loses the file\n"
+        "that it was writing; the same command again goes on. Every value of the config can be\n"
+        "changed as --config.KEY=VALUE.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a recipe")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the pairs; new, or to go on")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check everything, print the size, and stop"
     )
 
 

@@ -7,10 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import ConfigError
-from dmd2_jax.cycle_data import HostBatch, cycle_batch, prepare, put_batch, read_cycle
+from dmd2_jax.cycle_data import (
+    HostBatch,
+    cycle_batch,
+    needs_images,
+    prepare,
+    put_batch,
+    read_cycle,
+)
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.distill import (
     CycleBatch,
@@ -31,14 +39,16 @@ from dmd2_jax.one_base import (
     player_adapters,
     with_base,
 )
-from dmd2_jax.pairs import make_pairs, pair_shapes
+from dmd2_jax.pairs import make_pairs, pair_shapes, pairs_folder
 from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
 from dmd2_jax.recipe import (
     Family,
     Recipe,
+    check_has_images,
     open_recipe,
     parameter_table,
-    weights_file,
+    sample_labels,
+    teacher_file,
 )
 from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
 from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
@@ -263,7 +273,9 @@ def _open(recipe: Recipe) -> _Job:
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     rules = mesh_rules(config.mesh)
     settings, players = distill_config(config, family), build_players(config, family)
-    file = weights_file(config.teacher.weights, "teacher.safetensors")
+    if needs_images(config):
+        check_has_images(recipe, "the GAN, or students trained on noised images")
+    file = teacher_file(config)
     # Kept outside of the devices, which shall hold it only where the mesh says.
     teacher_params = to_host(family.load(file))
     check_rules(rules, teacher_params, mesh)
@@ -297,9 +309,9 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     pairs = None
     if config.distill.regression_weight is not None:
-        pairs = make_pairs(
-            recipe, jax.device_put(job.teacher_params), workdir / "teacher_pairs.npz"
-        )
+        folder = pairs_folder(recipe, workdir)
+        own = not config.distill.pairs
+        pairs = make_pairs(recipe, jax.device_put(job.teacher_params), folder, own=own)
     teacher_params = put(job.teacher_params, job.shardings.teacher)
     cycle = in_step(job.cycle)
 
@@ -355,8 +367,8 @@ def _drawing(
     family, config, base = recipe.family, recipe.config, job.teacher_params
     sampler = student_sampler(family, config)
     compare = score_comparison(family, config.distill.guidance, config.seed)
-    labels, columns = grid_labels(family.num_classes)
-    cond = family.cond(labels[:columns])
+    _, _, columns = grid_labels(recipe)
+    cond = family.cond(sample_labels(recipe, np.arange(columns)))
 
     def drawn(versions: tuple[Params, ...], critic: Params | None, done: int) -> dict[str, Path]:
         _export(recipe, base, versions, workdir)

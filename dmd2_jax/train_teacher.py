@@ -1,4 +1,4 @@
-"""Train a teacher with EDM's objective: `dmd2 train-teacher`."""
+"""Train a teacher, with EDM's objective or on eps: `dmd2 train-teacher`."""
 
 import dataclasses
 import functools
@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.config import ConfigError
 from dmd2_jax.data import Batch
 from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.distill.health import average_by_level
 from dmd2_jax.drawing import draw_progress
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
@@ -22,6 +25,7 @@ from dmd2_jax.parallel import mesh_rules
 from dmd2_jax.recipe import (
     Family,
     Recipe,
+    check_has_images,
     open_recipe,
     parameter_table,
 )
@@ -66,16 +70,18 @@ class TeacherConfig:
     """The settings of teacher training; the defaults are EDM's.
 
     Attributes:
+      objective: "edm" (for families whose time is sigma) or "eps".
       lr: Adam's learning rate after the warm-up.
       warmup: steps of linear warm-up; 0 is none.
       lr_schedule: after the warm-up: "constant" or "cosine" (to 0 at step `steps`).
       steps: length of the whole training, for the cosine.
       ema_decay: of the average that is exported; min(decay, (1 + n) / (10 + n)) at step n.
-      p_mean, p_std: ln sigma is normal with these.
+      p_mean, p_std: of "edm": ln sigma is normal with these.
       label_dropout: probability that a sample is trained without its condition, for guidance.
       sigma_data: standard deviation of the data.
     """
 
+    objective: str = "edm"
     lr: float = 1e-3
     warmup: int = 100
     lr_schedule: str = "constant"
@@ -129,10 +135,10 @@ def teacher_loss(
     denoiser: Denoiser,
     config: TeacherConfig,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """Return EDM's denoising loss on one batch.
+    """Return the denoising loss on one batch: mean( w (x_0(x_t, t) - x_0)^2 ).
 
-    ln sigma ~ N(p_mean, p_std^2), x_t = x_0 + sigma eps,
-    loss = mean( (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (D(x_t; sigma) - x_0)^2 ).
+        edm   ln t ~ N(p_mean, p_std^2), w = (t^2 + sigma_data^2) / (t sigma_data)^2; t is sigma
+        eps   t uniform among the schedule's levels, w = alpha^2 / sigma^2: the error of eps
 
     Args:
       params: the network's parameters; the gradient is theirs.
@@ -140,31 +146,36 @@ def teacher_loss(
       cond: leading axis b, or None.
       key: of noise, levels, label dropout and dropout.
       x0_fn: (params, x_t, t, cond, key) -> x_0.
-      denoiser: whose schedule has sigma as its time, and whose null_cond drops labels.
+      denoiser: whose schedule noises, and whose null_cond drops labels.
       config: the settings.
 
     Returns:
       The loss and the metrics `denoising_loss`, `denoising_error_by_level`.
 
-    Source: Karras et al. 2022 (arXiv 2206.00364), equation 2 and table 1. Unlike there, no
-      augmentation.
+    Source: Karras et al. 2022 (arXiv 2206.00364), equation 2 and table 1, but no augmentation; Ho
+      et al. 2020 (arXiv 2006.11239), equation 14.
     """
-    b = x_0.shape[0]
-    normal = jax.random.normal(stream_key(key, "sigma"), (b,))
-    sigma = jnp.exp(config.p_mean + config.p_std * normal)
+    b, schedule = x_0.shape[0], denoiser.schedule
+    if config.objective == "edm":
+        normal = jax.random.normal(stream_key(key, "sigma"), (b,))
+        t = jnp.exp(config.p_mean + config.p_std * normal)
+    else:
+        number = jax.random.randint(stream_key(key, "level"), (b,), 0, len(schedule.levels))
+        t = jnp.asarray(schedule.levels)[number]
     noise = jax.random.normal(stream_key(key, "noise"), x_0.shape)
     if config.label_dropout > 0:
         drop = jax.random.bernoulli(stream_key(key, "labels"), config.label_dropout, (b,))
         cond = jax.tree.map(
             lambda c, n: jnp.where(expand(drop, c), n, c), cond, denoiser.null_cond(cond)
         )
-    x_t = x_0 + expand(sigma, x_0) * noise
-    x_0_teacher = x0_fn(params, x_t, sigma, cond, stream_key(key, "dropout"))
-    weight = denoising_weight("edm", jnp.ones(b), sigma, sigma_data=config.sigma_data)
+    x_0_teacher = x0_fn(
+        params, add_noise(schedule, x_0, noise, t), t, cond, stream_key(key, "dropout")
+    )
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    weight = denoising_weight(config.objective, alpha, sigma, sigma_data=config.sigma_data)
     loss, metrics = denoising_loss(x_0_teacher, x_0, weight=weight)
-    levels = denoiser.schedule.levels
-    level = jnp.clip(jnp.searchsorted(levels, sigma), 0, len(levels) - 1)
-    errors = average_by_level(metrics.pop("denoising_errors"), level, denoiser.schedule)
+    level = jnp.clip(jnp.searchsorted(schedule.levels, t), 0, len(schedule.levels) - 1)
+    errors = average_by_level(metrics.pop("denoising_errors"), level, schedule)
     return loss, metrics | {"denoising_error_by_level": errors}
 
 
@@ -242,6 +253,7 @@ def train(
     workdir = Path(workdir)
     recipe = open_recipe(config, config.teacher.batch_size)
     family, mesh = recipe.family, recipe.mesh
+    _check_objective(recipe)
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
     shardings = state_shardings(recipe)
     resumed = open_training(
@@ -290,6 +302,17 @@ def train(
     weights = to_host(state.ema)
     on_first(lambda: family.save(weights, workdir / NAME))
     return workdir / NAME
+
+
+def _check_objective(recipe: Recipe) -> None:
+    """Refuse an objective whose times are not the family's, and data without images."""
+    levels = recipe.family.denoiser.schedule.levels
+    if recipe.config.teacher.objective == "edm" and np.issubdtype(levels.dtype, np.integer):
+        raise ConfigError(
+            f"teacher.objective=edm with model.family={recipe.config.model.family}, whose times "
+            "are steps, expected eps; set --config.teacher.objective=eps."
+        )
+    check_has_images(recipe, "a teacher's training")
 
 
 def _learning_rate(config: TeacherConfig, taken: Float[Array, ""]) -> Float[Array, ""]:
@@ -358,7 +381,8 @@ def read_step(recipe: Recipe, i: int, *, first_example: int | None = None) -> Ba
       first_example: how many examples were read before; by default `i` batches.
 
     Returns:
-      This process's rows of the global batch: uint8 [b, h, w, c] `image`, int32 [b] `label`.
+      This process's rows of the global batch: uint8 [b, h, w, c] `image`, int32 [b] `label`, or
+      `latent` and the arrays of prompts.
     """
     b, seed = recipe.config.teacher.batch_size, recipe.config.seed
     rows = data.process_rows(b, jax.process_index(), jax.process_count())
@@ -372,7 +396,7 @@ def prepare(batch: Batch, family: Family) -> tuple[Array, PyTree]:
 
     Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
     """
-    return data.to_model(batch["image"]), family.cond(batch["label"])
+    return data.to_model(data.inputs_of(batch)), family.cond(data.labels_of(batch))
 
 
 def teacher_batch(

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import RESUME_MAY_DIFFER, plain
+from dmd2_jax.config import plain
 from dmd2_jax.recipe import Recipe
 from dmd2_jax.runtime.checkpoint import Checkpoints, Keep, newest_extra
 from dmd2_jax.runtime.distributed import from_first
@@ -23,7 +23,28 @@ from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.runtime.writers import check_writers
 from dmd2_jax.typing import PyTree
 
-__all__ = ["open_training", "run_training"]
+__all__ = ["RESUME_MAY_DIFFER", "open_training", "run_training"]
+
+RESUME_MAY_DIFFER = (
+    "name",
+    "data.path",
+    "data.prompts",
+    "distill.pairs",
+    "model.pipeline",
+    "data.max_corrupt",
+    "data.workers",
+    "teacher.steps",
+    "teacher.weights",
+    "distill.cycles",
+    "optim.max_skipped_in_a_row",
+    "mesh",
+    "log",
+    "evaluate",
+)
+"""Keys that a resumed run may change: its length, where it runs, and what it reports.
+
+The teacher may lie elsewhere; that it is the same one is checked by its weights' digest.
+"""
 
 
 def open_training(

@@ -164,7 +164,7 @@ def test_cache_makes_the_conditions_of_the_family() -> None:
     family = stable_diffusion.read(tiny_pipeline("sd15"))[0]
     opened = source(made("sd15", *EXACT))
     batch = opened.examples(np.arange(2))
-    cond = stable_diffusion.with_negative(family.cond(latents.condition_of(batch)), opened.null)
+    cond = stable_diffusion.with_negative(family.cond(labels_of(batch)), opened.null)
     null = family.denoiser.null_cond(cond)
     expected = np.repeat(opened.null["prompt_embeds"], 2, axis=0)
     np.testing.assert_array_equal(null["prompt_embeds"], expected)

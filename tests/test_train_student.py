@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -14,7 +13,6 @@ from safetensors.numpy import load_file
 from dmd2_jax import train_student
 from dmd2_jax.config import apply_overrides
 from dmd2_jax.cycle_data import cycle_batch
-from dmd2_jax.pairs import make_pairs
 from dmd2_jax.recipe import Recipe, build_family, open_recipe, weights_file
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.train_student import (
@@ -133,7 +131,7 @@ def test_distill_with_regression_keeps_its_pairs_for_the_resumed_run(tmp_path: P
         "--config.distill.gan_critic_weight=None",
     )
     assert dmd2(*words, "--config.distill.cycles=1") == 0
-    pairs = tmp_path / "teacher_pairs.npz"
+    pairs = tmp_path / "teacher_pairs" / "x_0_00000.npy"
     made = pairs.stat().st_mtime_ns
     assert dmd2(*words, "--config.distill.cycles=2") == 0
     assert pairs.stat().st_mtime_ns == made
@@ -198,50 +196,6 @@ def test_cycle_batch_reads_no_real_images_where_no_loss_needs_them() -> None:
     assert cycle_batch(recipe(**without), 0).real is None
     noised = {"distill__backward_simulation": "False", "distill__student_times": "80,1"}
     assert cycle_batch(recipe(**without, **noised), 0).real is not None
-
-
-def test_make_pairs_are_the_teachers_own_samples(tmp_path: Path) -> None:
-    it = recipe()
-    teacher = it.family.load(weights_file(str(teacher_run()), "teacher.safetensors"))
-    pairs = make_pairs(it, teacher, tmp_path / "pairs.npz")
-    assert pairs.noise.shape == pairs.x_0.shape == (20, 8, 8, 1)
-    # Heun's method with two steps, by hand, on the first pair.
-    low, high = it.config.schedule.sigma_min, it.config.schedule.sigma_max
-    cond = jax.nn.one_hot(pairs.labels[:1], 10)
-
-    def slope(x: np.ndarray, t: float) -> np.ndarray:
-        x_0 = it.family.denoiser.x0(teacher, jnp.float32(x), jnp.float32([t]), cond)
-        return (x - np.asarray(x_0)) / t
-
-    x = pairs.noise[:1] * high
-    first = slope(x, high)
-    euler = x + (low - high) * first
-    x = x + (low - high) * 0.5 * (first + slope(euler, low))
-    x = x - low * slope(x, low)
-    np.testing.assert_allclose(pairs.x_0[:1], x, rtol=1e-3, atol=1e-3)
-
-
-def test_make_pairs_replaces_a_damaged_file(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    it = recipe()
-    teacher = it.family.load(weights_file(str(teacher_run()), "teacher.safetensors"))
-    path = tmp_path / "pairs.npz"
-    pairs = make_pairs(it, teacher, path)
-    path.write_bytes(path.read_bytes()[:100])
-    again = make_pairs(it, teacher, path)
-    assert "are refused" in caplog.text
-    np.testing.assert_array_equal(again.x_0, pairs.x_0)
-    np.testing.assert_array_equal(make_pairs(it, teacher, path).x_0, pairs.x_0)
-
-
-def test_make_pairs_replaces_those_of_another_teacher(tmp_path: Path) -> None:
-    it, path = recipe(), tmp_path / "pairs.npz"
-    teacher = it.family.load(weights_file(str(teacher_run()), "teacher.safetensors"))
-    pairs = make_pairs(it, teacher, path)
-    other = make_pairs(it, jax.tree.map(lambda p: p * 1.01, teacher), path)
-    np.testing.assert_array_equal(other.noise, pairs.noise)
-    assert not np.array_equal(other.x_0, pairs.x_0)
 
 
 def test_config_json_holds_the_command_and_the_whole_config() -> None:

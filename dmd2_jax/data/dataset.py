@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from dmd2_jax.typing import Array, Float, Int, Shaped
+from dmd2_jax.typing import Array, Float, Int, PyTree, Shaped
 
 Batch = dict[str, np.ndarray]
-"""`image` uint8 [..., b, h, w, c] and `label` int32 [..., b]."""
+"""`image` uint8 [..., b, h, w, c] and `label` int32 [..., b]; of latents see data/latents.py."""
+
+CONDITION = ("prompt_embeds", "pooled", "time_ids")
+"""What the condition of a text-to-image model may consist of."""
 
 MEMORY_LIMIT = 8 * 2**30
 """Bytes that a source may take when it is read into memory whole."""
@@ -234,15 +237,29 @@ def to_memory(source: Source, limit: int = MEMORY_LIMIT) -> ImageDataset:
     return ImageDataset(images, labels, source.num_classes, source.name)
 
 
+def inputs_of(batch: Batch) -> np.ndarray | None:
+    """Return what of a batch becomes x_0: bytes of images, or latents; None: prompts alone."""
+    return batch.get("image", batch.get("latent"))
+
+
+def labels_of(batch: Batch) -> PyTree:
+    """Return what of a batch becomes the condition: class numbers, or the arrays of prompts."""
+    if "label" in batch:
+        return batch["label"]
+    return {name: batch[name] for name in CONDITION if name in batch}
+
+
 def to_model(images: UInt8[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
     """Map bytes to the range that networks work in: x / 127.5 - 1.
 
     Args:
-      images: uint8, 0..255.
+      images: uint8, 0..255; or latents, which are float and stay as they are.
 
     Returns:
-      float32 in [-1, 1], same shape, on the device.
+      float32 in [-1, 1] (of bytes), same shape, on the device.
     """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return jnp.asarray(images, jnp.float32)
     return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
 
 

@@ -7,7 +7,6 @@ with its digest when the cache is opened. Without a test split `config.data.test
 out by a fixed seed. Needs the package array_record.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,6 @@ from dmd2_jax.data.reading.sealed_shards import (
 from dmd2_jax.typing import Int
 
 NULL_FILE = "null.safetensors"
-CONDITION = ("prompt_embeds", "pooled", "time_ids")
-"""What a condition may consist of."""
 
 
 def load(
@@ -110,6 +107,11 @@ class Latents:
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def has_latents(self) -> bool:
+        """Whether it is of images, not of prompts alone."""
+        return "latent" in self.manifest.layout.arrays
+
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order.
 
@@ -134,15 +136,6 @@ class Latents:
             raise ValueError(
                 f"{self.name}: {error}, expected sound records; copy the cache again."
             ) from error
-
-
-def condition_of(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the part of a batch that a latent diffusion model is conditioned on.
-
-    The family's `cond` takes it; families/stable_diffusion.py's `with_negative` adds
-    `Latents.null` for guidance.
-    """
-    return {name: batch[name] for name in CONDITION if name in batch}
 
 
 def describe(source: Latents) -> str:

@@ -71,6 +71,10 @@ class EdmFamily:
         """Turn class numbers, 0..num_classes-1, into one-hot conditions; None without classes."""
         return jax.nn.one_hot(jnp.asarray(labels), self.num_classes) if self.num_classes else None
 
+    def cond_shapes(self, *lead: int) -> jax.ShapeDtypeStruct | None:
+        """Return conditions with these leading axes, with shapes in place of arrays."""
+        return jax.eval_shape(self.cond, np.zeros(lead, np.int32))
+
     def x0_with_dropout(
         self,
         params: Params,

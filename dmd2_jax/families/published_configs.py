@@ -43,6 +43,20 @@ SD15_UNET: Config = {
 }
 """859,520,964 parameters."""
 
+SCHEDULER: Config = {
+    "_class_name": "DDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+"""The diffusion of SD 1.x and SDXL."""
+
 SDXL_UNET: Config = {
     "_class_name": "UNet2DConditionModel",
     "act_fn": "silu",

@@ -11,15 +11,15 @@ dict of arrays with a leading batch axis:
 | `negative_prompt_embeds` | [b, n, d] | what guidance goes away from                  | optional |
 | `negative_pooled`        | [b, p]    | likewise                                      | optional |
 
-Guidance reads the unconditional embeddings out of the condition itself: SD 1.x and 2.x need those
-of the empty prompt there (or of a negative one), SDXL was trained with zeros and takes them where
-none are given. `build` makes everything from a U-Net's and a scheduler's config; `read` also reads
-the weights of a diffusers pipeline folder.
+Guidance reads the unconditional embeddings out of the condition itself. Where it has none they are
+those that `with_null` was given; SD 1.x and 2.x need those of the empty prompt, SDXL was trained
+with zeros and takes them by default. `build` makes everything from a U-Net's and a scheduler's
+config; `read` also reads the weights of a diffusers pipeline folder.
 """
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from dmd2_jax.families.diffusers_folder import (
     read_component_tensors,
     write_component,
 )
+from dmd2_jax.families.published_configs import SCHEDULER, SD15_UNET, SDXL_UNET
 from dmd2_jax.families.published_model import CLASSES, PublishedModel, published_name
 from dmd2_jax.families.scheduler_config import Diffusion, read_scheduler
 from dmd2_jax.families.weight_files import (
@@ -55,6 +56,7 @@ Condition = Mapping[str, Array]
 """The arrays of the module's table."""
 
 _UNET = "UNet2DConditionModel"
+_PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TOKENS = 77
 _NEGATIVES = {"prompt_embeds": "negative_prompt_embeds", "pooled": "negative_pooled"}
@@ -102,11 +104,32 @@ class StableDiffusionFamily:
         """Return the weights' pytree with shapes in place of arrays."""
         return self.model.param_shapes()
 
-    def cond_shapes(self, batch_size: int, tokens: int = _TOKENS) -> dict[str, Any]:
+    def with_null(self, null: Condition) -> "StableDiffusionFamily":
+        """Return the family whose guidance goes away from this condition, where none is given.
+
+        Args:
+          null: of no prompt, as a text encoder and `dmd2 cache` give it: prompt_embeds [1, n, d],
+            and for SDXL pooled [1, p].
+
+        Raises:
+          ValueError: if it was made by text encoders of another U-Net.
+        """
+        width, expected = null["prompt_embeds"].shape[-1], self.model.module.context_dim
+        if width != expected or ("pooled" in null) != self.is_sdxl:
+            raise ValueError(
+                f"conditions of {sorted(null)} with prompt_embeds of width {width}, expected width "
+                f"{expected} and {'pooled beside it' if self.is_sdxl else 'no pooled'} for this "
+                "U-Net; write the cache with this model's own pipeline."
+            )
+        arrays = {name: jnp.asarray(array, jnp.float32) for name, array in null.items()}
+        denoiser = self.denoiser._replace(null_cond=_null_cond(self.is_sdxl, arrays))
+        return dataclasses.replace(self, denoiser=denoiser)
+
+    def cond_shapes(self, *lead: int, tokens: int = _TOKENS) -> dict[str, Any]:
         """Return a batch's condition with shapes in place of arrays.
 
         Args:
-          batch_size: b.
+          lead: the leading axes, such as b.
           tokens: n, of the prompt; CLIP's encoders give 77.
 
         Returns:
@@ -117,7 +140,7 @@ class StableDiffusionFamily:
         _, _, _, pooled, time_ids, _ = self.model.example_inputs()
 
         def array(*shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+            return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
 
         prompt = array(tokens, unet.context_dim)
         if pooled is None:
@@ -203,10 +226,11 @@ def build(
     """Build the family's members from configs.
 
     Args:
-      model_config: `unet`, what a U-Net's config.json holds; and optionally `latent_size` (a side
+      model_config: `pipeline`, a diffusers folder or "sd15" or "sdxl" for the published shapes, or
+        in its place `unet`, what a U-Net's config.json holds; and optionally `resolution` (a side
         of the square latents; default: the U-Net's sample_size), `dtype` ("float32" or
         "bfloat16", of the computation) and `remat` ("none", "block" or "full").
-      schedule_config: what a scheduler_config.json holds.
+      schedule_config: what a scheduler_config.json holds; unused with `pipeline`, which has one.
 
     Returns:
       The family.
@@ -215,9 +239,11 @@ def build(
       ValueError: if a value is missing, unknown, or asks for what is not built here.
     """
     config = dict(model_config)
-    if not isinstance(config.get("unet"), Mapping):
+    if "unet" not in config:
+        config["unet"], schedule_config = _pipeline_configs(config.get("pipeline") or "")
+    if not isinstance(config["unet"], Mapping):
         raise ValueError(
-            f"model.unet={config.get('unet')!r}, expected what a U-Net's config.json holds; take "
+            f"model.unet={config['unet']!r}, expected what a U-Net's config.json holds; take "
             "one of families/published_configs.py, or read a pipeline folder."
         )
     dtype = config.get("dtype", "float32")
@@ -229,7 +255,7 @@ def build(
         dtype=_DTYPES[dtype],
         remat=config.get("remat", "none"),
     )
-    unet, size = model.module, config.get("latent_size") or config["unet"].get("sample_size")
+    unet, size = model.module, config.get("resolution") or config["unet"].get("sample_size")
     if unet.in_channels != unet.out_channels:
         raise ValueError(
             f"in_channels={unet.in_channels}, expected out_channels={unet.out_channels}: networks "
@@ -238,7 +264,7 @@ def build(
     unit = 2 ** (len(unet.block_channels) - 1)
     if not isinstance(size, int) or size < 1 or size % unit:
         raise ValueError(
-            f"the latents' side is {size!r}, expected a multiple of {unit}; set model.latent_size, "
+            f"the latents' side is {size!r}, expected a multiple of {unit}; set model.resolution, "
             "for example 64 for SD 1.5 at 512 pixels."
         )
     denoiser = _denoiser(unet, read_scheduler(schedule_config))
@@ -248,7 +274,7 @@ def build(
 def read(
     folder: str | os.PathLike,
     *,
-    latent_size: int | None = None,
+    resolution: int | None = None,
     dtype: str = "float32",
     remat: str = "none",
 ) -> tuple[StableDiffusionFamily, Params]:
@@ -256,7 +282,7 @@ def read(
 
     Args:
       folder: with unet/ and scheduler/.
-      latent_size, dtype, remat: as in `build`.
+      resolution, dtype, remat: as in `build`.
 
     Returns:
       (the family, the U-Net's weights).
@@ -265,15 +291,33 @@ def read(
       ValueError: if a part is missing, damaged, or of a class that is not built here.
     """
     folder = Path(folder)
-    scheduler = folder / "scheduler"
+    options = {"resolution": resolution, "dtype": dtype, "remat": remat}
     try:
-        unet_config = read_component_config(folder / "unet")
-        config = {"unet": unet_config, "latent_size": latent_size, "dtype": dtype, "remat": remat}
-        schedule = read_component_config(scheduler, "scheduler_config.json")
-        family = build(config, schedule)
+        unet, schedule = _folder_configs(folder)
+        family = build({"unet": unet} | options, schedule)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return family, family.load(folder)
+
+
+def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the configs of the U-Net and the scheduler that `model.pipeline` names."""
+    if pipeline in _PUBLISHED:
+        return _PUBLISHED[pipeline], SCHEDULER
+    if not pipeline or not Path(pipeline).is_dir():
+        raise ValueError(
+            f"model.pipeline={pipeline!r} is no folder, expected that of a diffusers pipeline, or "
+            f"one of {sorted(_PUBLISHED)} for the published shapes; set --config.model.pipeline."
+        )
+    try:
+        return _folder_configs(Path(pipeline))
+    except ValueError as error:
+        raise ValueError(f"{pipeline}: {error}") from error
+
+
+def _folder_configs(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    unet = read_component_config(folder / "unet")
+    return unet, read_component_config(folder / "scheduler", "scheduler_config.json")
 
 
 def with_negative(cond: Condition, null: Condition) -> dict[str, Array]:
@@ -330,21 +374,29 @@ def _denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
         raw, bottleneck = unet.apply(params, *arguments, method="call_with_bottleneck")
         return convert(raw, x_t, t), (bottleneck,)
 
+    return Denoiser(x0, features, x0_and_features, schedule, _null_cond(sdxl, {}))
+
+
+def _null_cond(sdxl: bool, null: Condition) -> Callable[[Condition], dict[str, Array]]:
+    """Make what turns conditions into unconditional ones: their own negatives, else `null`."""
+
     def null_cond(cond: Condition) -> dict[str, Array]:
         _check_condition(cond, sdxl)
-        if not sdxl and "negative_prompt_embeds" not in cond:
+        if not sdxl and "negative_prompt_embeds" not in cond and not null:
             raise ValueError(
                 f"cond has {sorted(cond)}, expected negative_prompt_embeds among them: guidance of "
                 "SD 1.x and 2.x needs the empty prompt's embedding; add it, [b, n, d] like "
                 "prompt_embeds, or set the guidance to None."
             )
-        null = dict(cond)
+        twin = dict(cond)
         for name, negative in _NEGATIVES.items():
-            if name in cond:
-                null[name] = cond.get(negative, jnp.zeros_like(cond[name]))
-        return null
+            if negative in cond:
+                twin[name] = cond[negative]
+            elif name in cond:
+                twin[name] = jnp.broadcast_to(null.get(name, 0.0), cond[name].shape)
+        return twin
 
-    return Denoiser(x0, features, x0_and_features, schedule, null_cond)
+    return null_cond
 
 
 def _check_condition(cond: Condition | None, sdxl: bool) -> None:

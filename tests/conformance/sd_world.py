@@ -65,7 +65,7 @@ class World:
         unet = golden / self.config["weights"]
         settings = {
             "unet": json.loads((unet / "config.json").read_text()),
-            "latent_size": z["latents"].shape[-1],
+            "resolution": z["latents"].shape[-1],
         }
         self.family = stable_diffusion.build(settings, everything["scheduler"])
         self.denoiser, self.schedule = self.family.denoiser, self.family.denoiser.schedule

@@ -126,6 +126,34 @@ def test_cond_makes_float32_of_stored_embeddings():
     np.testing.assert_array_equal(cond["prompt_embeds"], [[[1.5]]])
 
 
+def test_with_null_is_what_guidance_goes_away_from():
+    family = build()
+    cond = inputs(family)[2]
+    null = {"prompt_embeds": 2 * cond["prompt_embeds"][:1]}
+    expected = np.repeat(null["prompt_embeds"], len(cond["prompt_embeds"]), axis=0)
+    del cond["negative_prompt_embeds"]
+    got = family.with_null(null).denoiser.null_cond(cond)
+    np.testing.assert_array_equal(got["prompt_embeds"], expected)
+
+
+def test_with_null_yields_to_a_negative_prompt():
+    family = build()
+    cond = inputs(family)[2]
+    null = {"prompt_embeds": 2 * cond["prompt_embeds"][:1]}
+    got = family.with_null(null).denoiser.null_cond(cond)
+    np.testing.assert_array_equal(got["prompt_embeds"], cond["negative_prompt_embeds"])
+
+
+def test_with_null_refuses_the_embedding_of_other_text_encoders():
+    family = build()
+    with pytest.raises(ValueError, match="prompt_embeds of width 3, expected width"):
+        family.with_null({"prompt_embeds": np.zeros((1, 5, 3))})
+    with pytest.raises(ValueError, match="no pooled for this U-Net"):
+        family.with_null(
+            {"prompt_embeds": np.zeros((1, 5, family.model.module.context_dim)), "pooled": 0}
+        )
+
+
 def test_null_cond_of_sd15_wants_the_empty_prompt():
     family = build()
     _, _, cond = inputs(family)
@@ -176,7 +204,7 @@ def test_init_draws_weights_of_the_right_shapes():
 @pytest.fixture
 def pipeline(tmp_path):
     """Return a pipeline folder's U-Net and scheduler, with the family and weights they are of."""
-    family = build(latent_size=16)
+    family = build(resolution=16)
     params = weights(family)
     family.save(params, tmp_path / "unet")
     (tmp_path / "scheduler").mkdir()
@@ -186,7 +214,7 @@ def pipeline(tmp_path):
 
 def test_read_returns_what_was_saved(pipeline):
     folder, family, params = pipeline
-    read, again = stable_diffusion.read(folder, latent_size=16)
+    read, again = stable_diffusion.read(folder, resolution=16)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     assert read.model == family.model
     assert read.image_shape == family.image_shape == (16, 16, 4)
@@ -215,10 +243,11 @@ def test_read_names_the_missing_part(pipeline):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({}, "model.unet=None, expected what a U-Net's config.json holds"),
+        ({"unet": None}, "model.unet=None, expected what a U-Net's config.json holds"),
+        ({"pipeline": "nowhere"}, "model.pipeline='nowhere' is no folder, expected"),
         ({"unet": tiny_models.VAE}, "expected 'UNet2DConditionModel'"),
         ({"unet": tiny_models.UNET, "dtype": "float16"}, "model.dtype='float16', expected one of"),
-        ({"unet": tiny_models.UNET, "latent_size": 7}, "side is 7, expected a multiple of 2"),
+        ({"unet": tiny_models.UNET, "resolution": 7}, "side is 7, expected a multiple of 2"),
         ({"unet": tiny_models.UNET | {"in_channels": 9}}, "in_channels=9, expected out_channels=4"),
     ],
 )
