@@ -146,7 +146,7 @@ def generator_turn(
             from_noise = players.generator.x0(params, x_t, t, pairs.cond)
             regression, m = regression_loss(from_noise, pairs.x_0, distance=distance)
             loss += config.regression_weight * regression
-            metrics |= m
+            metrics |= m | {"generator_loss": loss}
         return loss, (x_0, metrics)
 
     whole = (jnp.moveaxis(rollout.noise, 1, 0), cond, draws, real, pairs)
