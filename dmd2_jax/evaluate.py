@@ -1,8 +1,8 @@
 """Measure images against real ones: `dmd2 evaluate`.
 
-    images (a run's networks, a file of weights, a folder)  \
-                                                             features -> metrics -> table, JSON
-    real images (the recipe's data, a folder, statistics)   /
+    images (a run's networks, weights, a pipeline, a folder) \
+                                                              features -> metrics -> table, JSON
+    real images (the recipe's data, a folder, statistics)    /
 
 Images go by in batches, sampled and judged on all devices, and are forgotten; several metrics
 share one pass. By default the features are those of a small classifier that is trained on the real
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import ConfigError, apply_overrides, load_config
-from dmd2_jax.evaluate_clip import ClipJudge, open_clip
+from dmd2_jax.evaluate_clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate_features import RealSide, Space, open_spaces, real_side
 from dmd2_jax.evaluate_images import FILES_BATCH, FileImages, Measured, open_measured
 from dmd2_jax.evaluate_options import CLIP, EvaluateOptions, check_options
+from dmd2_jax.evaluate_prompts import PromptImages
 from dmd2_jax.evaluate_table import metrics_table
 from dmd2_jax.evaluation.checkpoint_curve import checkpoint_curve
 from dmd2_jax.evaluation.extractor import Collector
@@ -86,11 +88,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
         )
     mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
     measured = open_measured(options, config, mesh)
-    clip = None
-    if CLIP in options.metrics:
-        (images,) = measured
-        assert isinstance(images, FileImages)
-        clip = open_clip(options.clip, options.images, images, mesh)
+    clip = _clip(options, measured[0], mesh) if CLIP in options.metrics else None
     spaces, reference = open_spaces(
         options, config, mesh, _batch_size(options, config), cache=cache
     )
@@ -129,9 +127,18 @@ def _recipe(options: EvaluateOptions) -> ConfigDict | None:
     return config
 
 
+def _clip(options: EvaluateOptions, images: Measured, mesh: Mesh) -> ClipJudge:
+    if isinstance(images, FileImages):
+        texts = captions_of(options.images, images)
+    else:
+        assert isinstance(images, PromptImages)  # `check_options` lets nothing else pass
+        texts = images.texts
+    return open_clip(options.clip, texts, images.describe, mesh)
+
+
 def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:
     """Return how many images arrive at a time, which is what the features' program is made for."""
-    if options.images or config is None:
+    if options.images or options.pipeline or config is None:
         return FILES_BATCH
     size = options.batch_size or config.evaluate.batch_size
     return min(size, options.num or config.evaluate.num_samples)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dmd2_jax.config import ConfigError
+from dmd2_jax.data import to_uint8
 from dmd2_jax.data.captions import open_captions
 from dmd2_jax.evaluate_images import FileImages
 from dmd2_jax.evaluation.clip_score import ClipPreparation, clip_preparation, clip_scores
@@ -19,7 +21,7 @@ from dmd2_jax.networks.clip import Clip, ClipText, ClipVision
 from dmd2_jax.runtime.sharding import batch_sharding, replicated
 from dmd2_jax.typing import Array, Float, Params
 
-__all__ = ["ClipJudge", "open_clip"]
+__all__ = ["ClipJudge", "captions_of", "open_clip"]
 
 _BATCH = 64
 
@@ -33,7 +35,7 @@ class ClipJudge:
         params: Params,
         preparation: ClipPreparation,
         texts: Float[np.ndarray, "n e"],
-        names: FileImages,
+        describe: Callable[[int], str],
         mesh: Mesh,
     ) -> None:
         """Take the model and the captions' embeddings, in the order of the images.
@@ -43,23 +45,24 @@ class ClipJudge:
           params: their weights.
           preparation: of the images.
           texts: [n, e].
-          names: describes an image by its file.
+          describe: number of an image -> its name, for messages.
           mesh: the devices.
         """
         self._apply = functools.partial(_image_embeds, module.vision)
         self._params = jax.device_put({"params": params["params"]["vision"]}, replicated(mesh))
-        self._preparation, self._texts, self._names = preparation, texts, names
+        self._preparation, self._texts, self._describe = preparation, texts, describe
         self._mesh, self._scores = mesh, np.empty(0)
 
     def add(self, images: np.ndarray) -> None:
         """Score a batch.
 
         Args:
-          images: uint8 [b, h, w, c], the next ones.
+          images: [b, h, w, c], the next ones; uint8, or float in [-1, 1].
 
         Raises:
-          ValueError: if an image's embedding is not finite; by its file.
+          ValueError: if an image's embedding is not finite; by its name.
         """
+        images = np.asarray(images if images.dtype == np.uint8 else to_uint8(images))
         begin = len(self._scores)
         embeds = _in_batches(
             lambda part: self._apply(self._params, part), self._preparation(images), self._mesh
@@ -68,7 +71,7 @@ class ClipJudge:
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise ValueError(
-                f"{self._names.describe(begin + int(bad[0]))} or its caption has no finite CLIP "
+                f"{self._describe(begin + int(bad[0]))} or its caption has no finite CLIP "
                 "embedding, expected one; look at the image and the model's weights."
             )
         self._scores = np.concatenate([self._scores, scores])
@@ -78,19 +81,15 @@ class ClipJudge:
         return {"clip_score": float(self._scores.mean())}
 
 
-def open_clip(folder: str, path: str, images: FileImages, mesh: Mesh) -> ClipJudge:
-    """Read a CLIP model and the captions of images, and embed these.
+def captions_of(path: str, images: FileImages) -> list[str]:
+    """Return the caption of each image of a folder or zip.
 
     Args:
-      folder: of the model, as transformers writes a CLIPModel: config.json, model.safetensors, the
-        tokenizer's files and preprocessor_config.json.
-      path: the folder or zip of the images, with their captions.
-      images: the images themselves.
-      mesh: the devices.
+      path: the folder or zip, with metadata.jsonl or a .txt beside each image.
+      images: its images, or some of them.
 
     Raises:
-      MissingPackageError: if transformers is not installed.
-      ValueError: if a file of the model or a caption is missing or damaged.
+      ValueError: if a caption is missing or damaged.
     """
     captions = open_captions(path)
     by_file = {captions.describe(i): text for i, text in enumerate(captions.captions)}
@@ -101,6 +100,25 @@ def open_clip(folder: str, path: str, images: FileImages, mesh: Mesh) -> ClipJud
             f"{len(lacking)} images of {path} have no caption ({lacking[0]}), expected one each; "
             "add it to metadata.jsonl."
         )
+    return [by_file[file] for file in files]
+
+
+def open_clip(
+    folder: str, texts: Sequence[str], describe: Callable[[int], str], mesh: Mesh
+) -> ClipJudge:
+    """Read a CLIP model and embed the captions.
+
+    Args:
+      folder: of the model, as transformers writes a CLIPModel: config.json, model.safetensors, the
+        tokenizer's files and preprocessor_config.json.
+      texts: the captions, in the order of the images.
+      describe: number of an image -> its name, for messages.
+      mesh: the devices.
+
+    Raises:
+      MissingPackageError: if transformers is not installed.
+      ValueError: if a file of the model is missing or damaged.
+    """
     model, params = read_component(folder, expected=("CLIPModel",))
     try:
         settings = read_component_config(folder, "preprocessor_config.json")
@@ -114,12 +132,11 @@ def open_clip(folder: str, path: str, images: FileImages, mesh: Mesh) -> ClipJud
             f"expected {module.vision.image_size} as config.json says; take both from one model."
         )
     tokenizer = open_tokenizer(folder, module.text)
-    texts = [by_file[file] for file in files]
     tokens = tokenizer(texts)
     warn_of_cut(tokens.counts, tokenizer.length, texts)
     weights = jax.device_put({"params": params["params"]["text"]}, replicated(mesh))
     embeds = _in_batches(lambda ids: _text_embeds(module.text, weights, ids), tokens.ids, mesh)
-    return ClipJudge(module, params, preparation, embeds, images, mesh)
+    return ClipJudge(module, params, preparation, embeds, describe, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -21,7 +21,8 @@ example:
   dmd2 evaluate --config=configs/cifar10.py --weights=student.safetensors
   dmd2 evaluate --images=samples.zip --reference=imagenet-64x64.npz --features=inception \\
       --inception_weights=pt_inception-2015-12-05-6726825d.pth --resize=edm
-  dmd2 evaluate --images=drawn/ --metrics=clip_score --clip=clip-vit-base-patch32
+  dmd2 evaluate --pipeline=student --prompts=prompts.txt --metrics=clip_score,diversity \
+      --clip=clip-vit-base-patch32 --features=inception --inception_weights=...
 
 prints one table and writes metrics.json into --workdir, or where --out says; with
 --all_checkpoints also fid_checkpoints.png beside it. Images go by in batches on all devices and
@@ -91,11 +92,25 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
         help="at every kept checkpoint (log.keep, log.keep_every), with a picture of FID",
     )
     group.add_argument(
+        "--pipeline", default="", metavar="DIR", help="a diffusers pipeline, as of `dmd2 export`"
+    )
+    group.add_argument(
+        "--prompts",
+        default="",
+        metavar="FILE",
+        help="what it draws: .txt, .jsonl or .parquet; one image each, or --num in turn",
+    )
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="of a pipeline's sampler, as in `dmd2 sample`"
+    )
+    group.add_argument("--guidance", type=float, metavar="W", help="likewise")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="likewise")
+    group.add_argument(
         "--num",
         type=int,
         default=0,
         metavar="N",
-        help="images; default: config.evaluate.num_samples, or all of a folder",
+        help="images; default: config.evaluate.num_samples, all of a folder, one a prompt",
     )
     group.add_argument(
         "--seed",
@@ -109,7 +124,8 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="images sampled at a time; changes no figure; default: config.evaluate.batch_size",
+        help="images sampled at a time; changes no figure; default: config.evaluate.batch_size, of "
+        "a pipeline 4",
     )
 
 
@@ -163,7 +179,7 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         "--clip",
         default="",
         metavar="DIR",
-        help="a CLIP model as transformers writes it; of --images with metadata.jsonl",
+        help="a CLIP model as transformers writes it; --images then have a metadata.jsonl",
     )
 
 

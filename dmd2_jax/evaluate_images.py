@@ -16,6 +16,7 @@ from dmd2_jax.config import ConfigError
 from dmd2_jax.data import Batch
 from dmd2_jax.data.dataset import Subset
 from dmd2_jax.evaluate_options import EvaluateOptions
+from dmd2_jax.evaluate_prompts import PromptImages
 from dmd2_jax.evaluation.images import image_batches, open_images
 from dmd2_jax.recipe import Family, build_family, uniform_labels, weights_file
 from dmd2_jax.runtime.checkpoint import Checkpoints
@@ -37,6 +38,8 @@ __all__ = ["FILES_BATCH", "FileImages", "Measured", "SampledImages", "open_measu
 
 FILES_BATCH = 256
 """Images of a folder at a time."""
+
+_TEXT_TO_IMAGE = "stable_diffusion"
 
 
 class Measured(Protocol):
@@ -210,14 +213,22 @@ def open_measured(
       mesh: the devices.
 
     Returns:
-      A folder's images, a file of weights, or the networks of a run; empty if there is nothing to
-      measure.
+      A folder's images, a pipeline, a file of weights, or the networks of a run; empty if there is
+      nothing to measure.
 
     Raises:
       ValueError: if there are no such weights or images.
     """
     if options.images:
         return [FileImages(options.images, options.num, options.seed)]
+    if options.pipeline:
+        return [PromptImages(options, mesh)]
+    if config is not None and config.model.family == _TEXT_TO_IMAGE:
+        raise ConfigError(
+            f"{options.workdir or options.config} is of a text-to-image model, expected one of "
+            "classes; write the student as a pipeline by `dmd2 export`, and measure that with "
+            "--pipeline=DIR --prompts=FILE."
+        )
     if config is None or not (options.weights or options.workdir):
         return []
     if options.weights:

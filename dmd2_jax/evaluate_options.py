@@ -22,6 +22,11 @@ class EvaluateOptions:
       overrides: name -> value, as on the command line.
       images: a folder or zip to measure.
       weights: a file of weights to measure.
+      pipeline: a folder of a text-to-image pipeline to measure.
+      prompts: a file of what it draws.
+      steps: of its sampler; None: its own.
+      guidance: of a teacher's; None: the usual.
+      dtype: its U-Net computes in.
       which: "teacher" or "student".
       ema: decay of the student's average.
       checkpoint: step of a kept checkpoint.
@@ -45,6 +50,11 @@ class EvaluateOptions:
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)
     images: str = ""
     weights: str = ""
+    pipeline: str = ""
+    prompts: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    dtype: str | None = None
     which: str | None = None
     ema: float | None = None
     checkpoint: int | None = None
@@ -65,7 +75,7 @@ class EvaluateOptions:
     @property
     def of_run(self) -> bool:
         """Whether the networks of a run are measured."""
-        return bool(self.workdir and not self.images and not self.weights)
+        return bool(self.workdir) and not (self.images or self.weights or self.pipeline)
 
     @property
     def uses_statistics_file(self) -> bool:
@@ -127,10 +137,11 @@ def _check_metrics(options: EvaluateOptions) -> None:
     if not options.metrics:
         raise ConfigError(f"--metrics= is empty, expected some of {', '.join(names)}; name one.")
     if CLIP in options.metrics:
-        if not options.clip or not options.images:
+        if not options.clip or not (options.images or options.pipeline):
             raise ConfigError(
-                "--metrics=clip_score without --clip or --images, expected a CLIP model's folder "
-                "and images with captions (metadata.jsonl, or a .txt beside each); add them."
+                "--metrics=clip_score without --clip, --images or --pipeline, expected a CLIP "
+                "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
+                "or a pipeline that draws prompts; add them."
             )
     elif options.clip:
         raise ConfigError("--clip without --metrics=clip_score, expected both; add the metric.")
@@ -155,12 +166,16 @@ def _check_source(options: EvaluateOptions) -> None:
         "--all_checkpoints": options.all_checkpoints,
     }
     given = [flag for flag, there in chosen.items() if there]
-    if options.images and options.weights:
-        raise ConfigError("--images and --weights together, expected one; measure them in turn.")
+    sources = [name for name in ("images", "weights", "pipeline") if getattr(options, name)]
+    if len(sources) > 1:
+        raise ConfigError(
+            f"--{sources[0]} and --{sources[1]} together, expected one; measure them in turn."
+        )
     if options.images and given:
         raise ConfigError(
             f"{given[0]} with --images, expected it with a run's networks; leave it away."
         )
+    _check_prompts(options)
     others = [flag for flag in given if flag != "--which"]
     if others and not options.of_run:
         raise ConfigError(
@@ -174,8 +189,22 @@ def _check_source(options: EvaluateOptions) -> None:
             f"--weights={options.weights} without a recipe, expected --workdir=RUN or "
             "--config=FILE that says what network it is; add one."
         )
-    if not (options.images or options.weights or options.workdir or options.write_reference):
+    if not (sources or options.workdir or options.write_reference):
         raise ConfigError(
-            "nothing to measure, expected --workdir=RUN, --weights=FILE with --config, or "
-            "--images=PATH; add one (or --write_reference=FILE.npz for statistics alone)."
+            "nothing to measure, expected --workdir=RUN, --weights=FILE with --config, "
+            "--pipeline=DIR or --images=PATH; add one (or --write_reference=FILE.npz for "
+            "statistics alone)."
         )
+
+
+def _check_prompts(options: EvaluateOptions) -> None:
+    """Check that a pipeline has prompts, and nothing else its flags."""
+    if options.pipeline and not options.prompts:
+        raise ConfigError(
+            f"--pipeline={options.pipeline} without --prompts, expected a file of what to draw "
+            "(.txt, .jsonl or .parquet); add it."
+        )
+    for name in ("prompts", "steps", "guidance", "dtype"):
+        value = getattr(options, name)
+        if value not in (None, "") and not options.pipeline:
+            raise ConfigError(f"--{name}={value} without --pipeline, expected both; add it.")

@@ -286,7 +286,10 @@ def test_folders_that_do_not_fit_are_refused_by_name(files, message, capsys, tmp
         (["--workdir={run}", "--config.seed=1"], "--config.seed without --config=FILE"),
         (["--workdir={run}", "--features=inception"], "Inception without --inception_weights"),
         (["--workdir={run}", "--resize=edm"], "--resize=edm with --features=classifier"),
-        (["--workdir={run}", "--metrics=clip_score"], "clip_score without --clip or --images"),
+        (
+            ["--workdir={run}", "--metrics=clip_score"],
+            "clip_score without --clip, --images or --pipeline",
+        ),
         (["--workdir={run}", "--ema=0.5"], "expected one of optim.ema_decays=(0.9,)"),
         (["--workdir={run}", "--checkpoint=3"], "expected one of [2, 4]"),
         (["--workdir={run}", "--which=teacher", "--checkpoint=4"], "expected the student that"),

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.images import write_folder
-from tests.pipelines import CAPTIONS, vocabulary_and_merges, write_tokenizer
+from dmd2_jax.data import to_uint8
+from dmd2_jax.families import stable_diffusion
+from dmd2_jax.sample_prompts import PromptOptions, TextModel, pipeline_sampler, sample_texts
+from dmd2_jax.text2image import open_pipeline
+from tests.data.images import png, write_folder
+from tests.pipelines import CAPTIONS, tiny_pipeline, vocabulary_and_merges, write_tokenizer
 from tests.tiny import dmd2, refused, scratch
 
 COUNT = 6
@@ -124,3 +128,54 @@ def test_a_preprocessor_of_another_size_is_refused(capsys, tmp_path) -> None:
     folder = write_folder(tmp_path / "other", there)
     message = clip_refused(capsys, f"--images={images()}", f"--clip={folder}")
     assert "makes images of 32 pixels, expected 24" in message
+
+
+@functools.cache
+def prompts() -> Path:
+    file = scratch() / "prompts.txt"
+    file.write_text("\n".join(CAPTIONS[:3]))
+    return file
+
+
+def pipeline_words(*more: str | Path) -> list[str | Path]:
+    return [f"--pipeline={tiny_pipeline('sd15')}", f"--prompts={prompts()}", "--steps=2", *more]
+
+
+def drawn(folder: Path, *, num: int) -> Path:
+    """Write what `dmd2 sample` draws of these prompts, with the prompts as captions."""
+    asked = PromptOptions(prompts=str(prompts()), steps=2)
+    pipeline, (family, params) = (
+        open_pipeline(tiny_pipeline("sd15")),
+        stable_diffusion.read(tiny_pipeline("sd15")),
+    )
+    sampler = pipeline_sampler(
+        family.denoiser, pipeline.scheduler, pipeline.index.class_name, asked
+    )
+    texts = [CAPTIONS[i % 3] for i in range(num)]
+    made = sample_texts(TextModel(pipeline, family, params, sampler), texts, batch_size=num)
+    files = {f"{i}.png": png(image) for i, image in enumerate(np.asarray(to_uint8(made)))}
+    files |= {f"{i}.txt": text.encode() for i, text in enumerate(texts)}
+    return write_folder(folder, files)
+
+
+def test_a_pipeline_s_images_have_the_score_of_those_that_sample_draws(tmp_path) -> None:
+    """Five images of three prompts, over eight devices."""
+    got = evaluate(*pipeline_words("--num=5"))
+    want = evaluate(f"--images={drawn(tmp_path / 'drawn', num=5)}")
+    assert got["pipeline_clip_score"] == pytest.approx(want["images_clip_score"], rel=1e-3)
+    assert got["pipeline_num_samples"] == 5
+    assert got["pipeline_nfe"] == 4  # two steps with guidance
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pipeline=x"], "--pipeline=x without --prompts"),
+        (["--images=x", "--steps=2"], "--steps=2 without --pipeline"),
+        (["--pipeline=x", "--prompts=y", "--images=z"], "--images and --pipeline together"),
+        (["--pipeline=x", "--prompts=y", "--ema=0.9"], "--ema without a run's networks"),
+        (["--pipeline=nowhere", "--prompts=no.txt"], "no.txt"),
+    ],
+)
+def test_pipelines_are_refused(words, message, capsys) -> None:
+    assert message in clip_refused(capsys, f"--clip={model()}", *words)

@@ -22,6 +22,7 @@ FLOORS = {
     "evaluate_features": 6,
     "evaluate_images": 6,
     "evaluate_options": 6,
+    "evaluate_prompts": 6,
     "evaluate_table": 6,
     "train_teacher": 5,
     "train_student": 5,
