@@ -68,7 +68,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     Returns:
       What the file of figures holds: those of each set with its name in front (images_fid,
       student_fid, student_checkpoint_400_fid, ...), real_fid_floor and classifier_test_accuracy
-      of a classifier, extractor, reference, seed.
+      of a classifier, extractor, reference, seed, clip.
 
     Raises:
       ValueError: if a flag or what it names is refused; before any image is made, as far as that
@@ -104,6 +104,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
         figures |= {f"{images.key}_{key}": value for key, value in found.items()}
     figures |= {"seed": options.seed, "reference": real.name}
     figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
+    if clip is not None:
+        figures["clip"] = Path(options.clip).name
     if measured:
         write_json(out, figures)
     if options.all_checkpoints:
