@@ -4,8 +4,12 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmd2_jax.config import ConfigError, allowed_changes, apply_overrides, load_config
+
+if TYPE_CHECKING:
+    from dmd2_jax.sample_prompts import PromptOptions
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:
@@ -38,20 +42,26 @@ def _train(what: str, train: Callable[..., Path | None], arguments: argparse.Nam
 
 def sample(arguments: argparse.Namespace) -> None:
     """Draw images from a run or a pipeline."""
-    if bool(arguments.workdir) == bool(arguments.pipeline):
+    if not (arguments.workdir or arguments.pipeline):
         raise ConfigError(
-            f"got --workdir={arguments.workdir} and --pipeline={arguments.pipeline}, expected one "
-            "of them: a run of dmd2, or a folder of a diffusers pipeline."
+            "got neither --workdir nor --pipeline, expected one of them: a run of dmd2, or a "
+            "folder of a diffusers pipeline."
         )
-    if arguments.pipeline:
+    if not arguments.workdir:
         _sample_pipeline(arguments)
         return
+    from dmd2_jax.text_run import is_text_run
+
+    (_sample_text_run if is_text_run(arguments.workdir) else _sample_run)(arguments)
+
+
+def _sample_run(arguments: argparse.Namespace) -> None:
     from dmd2_jax.sample import sample_run
 
-    if given := _given(arguments, PROMPT_FLAGS):
+    if given := _given(arguments, ("pipeline", *PROMPT_FLAGS)):
         raise ConfigError(
             f"--{given[0]} given with the run in {arguments.workdir}, which draws classes, "
-            "expected a text-to-image model; leave it away, or give --pipeline."
+            "expected a text-to-image model; leave it away."
         )
     num = 100 if arguments.num is None else arguments.num
     path = sample_run(
@@ -82,19 +92,44 @@ PROMPT_FLAGS = (
 
 
 def _sample_pipeline(arguments: argparse.Namespace) -> None:
-    from dmd2_jax.sample_prompts import PromptOptions, sample_pipeline
+    from dmd2_jax.sample_prompts import sample_pipeline
 
     if given := _given(arguments, ("classes", "ema", "weights", "checkpoint")):
         raise ConfigError(
             f"--{given[0]} given with --pipeline={arguments.pipeline}, expected it with a run's "
             "--workdir; leave it away, or make a pipeline of the run by `dmd2 export`."
         )
-    names = _given(arguments, (*PROMPT_FLAGS, "num", "which"))
-    options = PromptOptions(
-        seed=arguments.seed, **{name: getattr(arguments, name) for name in names}
-    )
+    options = _prompt_options(arguments)
     path = sample_pipeline(arguments.pipeline, arguments.out, options)
     print(f"{options.num} images of each prompt: {path}")
+
+
+def _sample_text_run(arguments: argparse.Namespace) -> None:
+    from dmd2_jax.sample_prompts import sample_text_run
+
+    if arguments.classes is not None:
+        raise ConfigError(
+            f"--classes given with the run in {arguments.workdir}, which draws prompts, expected "
+            "--prompt or --prompts; leave it away."
+        )
+    options = _prompt_options(arguments)
+    path = sample_text_run(
+        arguments.workdir,
+        arguments.out,
+        options,
+        ema=arguments.ema,
+        weights=arguments.weights or "",
+        checkpoint=arguments.checkpoint,
+        pipeline=arguments.pipeline or "",
+    )
+    print(f"{options.num} images of each prompt: {path}")
+
+
+def _prompt_options(arguments: argparse.Namespace) -> "PromptOptions":
+    from dmd2_jax.sample_prompts import PromptOptions
+
+    names = _given(arguments, (*PROMPT_FLAGS, "num", "which"))
+    return PromptOptions(seed=arguments.seed, **{name: getattr(arguments, name) for name in names})
 
 
 def _given(arguments: argparse.Namespace, names: Sequence[str]) -> list[str]:

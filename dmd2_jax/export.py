@@ -24,8 +24,8 @@ from dmd2_jax.recipe import weights_file
 from dmd2_jax.runtime.checkpoint import state_bytes
 from dmd2_jax.runtime.run_folder import check_free_space
 from dmd2_jax.runtime.whole_file import whole_folder
-from dmd2_jax.sample import checkpoint_params, load_run
 from dmd2_jax.text2image import read_scheduler_config
+from dmd2_jax.text_run import open_text_run
 from dmd2_jax.typing import Params
 
 __all__ = ["ExportOptions", "export"]
@@ -44,7 +44,7 @@ class ExportOptions:
       times: the student's, decreasing; (): the run's.
       ema: the decay of the student's average of a run.
       checkpoint: of the run; None: its latest export.
-      scheduler: "lcm" or "ddim".
+      scheduler: "lcm" or "ddim"; "": "lcm" of a student, and its pipeline's of a teacher.
       lora: write the adapters alone.
       dtype: of the U-Net's tensors.
 
@@ -58,7 +58,7 @@ class ExportOptions:
     times: Sequence[int] = ()
     ema: float | None = None
     checkpoint: int | None = None
-    scheduler: str = "lcm"
+    scheduler: str = ""
     lora: bool = False
     dtype: str = "float32"
 
@@ -88,7 +88,7 @@ class ExportOptions:
                 f"--lora with --checkpoint={self.checkpoint}, expected one: adapters alone are "
                 "taken from the run's latest export; leave one away."
             )
-        if self.scheduler not in STUDENT_SCHEDULERS:
+        if self.scheduler not in ("", *STUDENT_SCHEDULERS):
             raise ConfigError(
                 f"--scheduler={self.scheduler}, expected one of {STUDENT_SCHEDULERS}; choose one."
             )
@@ -101,16 +101,16 @@ class _Student(NamedTuple):
       base: the teacher's pipeline.
       family: the U-Net.
       params: its weights; None: adapters alone are asked for.
-      file: of the weights or adapters.
-      times: the student's.
+      times: the student's; (): it is a teacher.
+      file: of the adapters.
       rank: of the adapters; None: not known.
     """
 
     base: PipelineIndex
     family: StableDiffusionFamily
     params: Params | None
-    file: Path
     times: tuple[int, ...]
+    file: Path = Path()
     rank: int | None = None
 
 
@@ -131,9 +131,14 @@ def export(options: ExportOptions, out: str | Path) -> str:
     """
     out = _check_out(out)
     student = _from_run(options) if options.workdir else _from_file(options)
-    scheduler = student_scheduler(
-        read_scheduler_config(student.base), student.times, options.scheduler
-    )
+    scheduler = read_scheduler_config(student.base)
+    if student.times:
+        scheduler = student_scheduler(scheduler, student.times, options.scheduler or "lcm")
+    elif options.scheduler:
+        raise ConfigError(
+            f"--scheduler={options.scheduler} of a teacher's run, expected none: it keeps its "
+            "pipeline's; leave --scheduler away."
+        )
     if student.params is None:
         tensors = _adapters(student)
         with whole_folder(out) as folder:
@@ -155,9 +160,9 @@ def export(options: ExportOptions, out: str | Path) -> str:
             dtype=options.dtype,
         )
         (folder / "README.md").write_text(model_card(student.base, scheduler))
+    steps = f", steps at {', '.join(map(str, student.times))}" if student.times else ""
     return (
-        f"{out}: {student.base.class_name} with {scheduler['_class_name']}, steps at "
-        f"{', '.join(map(str, student.times))}\n"
+        f"{out}: {student.base.class_name} with {scheduler['_class_name']}{steps}\n"
         f"use it with: dmd2 sample --pipeline={out} --prompt='...', or in Python by README.md there"
     )
 
@@ -177,27 +182,25 @@ def _check_out(out: str | Path) -> Path:
 
 
 def _from_run(options: ExportOptions) -> _Student:
-    """Open the student of a run."""
-    which, config, family, file = load_run(options.workdir, None, options.ema)
-    if not isinstance(family, StableDiffusionFamily) or which != "student":
+    """Open what a run trained."""
+    run = open_text_run(
+        options.workdir,
+        ema=options.ema,
+        checkpoint=options.checkpoint,
+        pipeline=options.pipeline,
+    )
+    distill = run.config.distill
+    times = tuple(int(t) for t in distill.student_times) if run.which == "student" else ()
+    if not options.lora:
+        return _Student(run.base, run.family, run.load(), times)
+    if not (times and distill.lora_rank):
         raise ConfigError(
-            f"{options.workdir} holds a {which} of model.family={config.model.family!r}, expected "
-            "a student of 'stable_diffusion'; `dmd2 convert` writes the weights of any run."
+            f"--lora of {options.workdir}, which trained a whole network, expected a distillation "
+            "with distill.lora_rank; leave --lora away."
         )
-    index = _base(options.pipeline or config.model.pipeline, family)
-    times = tuple(int(t) for t in config.distill.student_times)
-    if options.lora:
-        if not config.distill.lora_rank:
-            raise ConfigError(
-                f"--lora of {options.workdir}, which trained a whole network (lora_rank=0), "
-                "expected a run with adapters; leave --lora away."
-            )
-        adapters = weights_file(str(options.workdir), f"{file.stem}_lora.safetensors")
-        return _Student(index, family, None, adapters, times, config.distill.lora_rank)
-    if options.checkpoint is None:
-        return _Student(index, family, family.load(file), file, times)
-    params, _ = checkpoint_params(options.workdir, options.checkpoint, ema=options.ema)
-    return _Student(index, family, params, file, times)
+    name = f"{Path(run.file or '').stem}_lora.safetensors"
+    file = weights_file(str(options.workdir), name)
+    return _Student(run.base, run.family, None, times, file, distill.lora_rank)
 
 
 def _from_file(options: ExportOptions) -> _Student:
@@ -206,26 +209,9 @@ def _from_file(options: ExportOptions) -> _Student:
     unet = read_component_config(index.part("unet"))
     family = stable_diffusion.build({"unet": unet}, read_scheduler_config(index))
     file, times = weights_file(options.weights, ""), tuple(options.times)
-    params = None if options.lora else family.load(file)
-    return _Student(index, family, params, file, times)
-
-
-def _base(pipeline: str, family: StableDiffusionFamily) -> PipelineIndex:
-    """Open the pipeline that gives everything but the U-Net, and has such a U-Net itself."""
-    if not Path(pipeline or "-").expanduser().is_dir():
-        raise ConfigError(
-            f"the run's config.model.pipeline={pipeline!r} is no folder, expected a diffusers "
-            "pipeline, whose text encoders and autoencoder are copied; give --pipeline=DIR."
-        )
-    index = read_pipeline_index(pipeline)
-    unet = read_component_config(index.part("unet"))
-    theirs = stable_diffusion.build({"unet": unet}, read_scheduler_config(index))
-    if theirs.tensor_shapes() != family.tensor_shapes():
-        raise ConfigError(
-            f"{pipeline}/unet is another network than the run's student, expected the one it was "
-            "made from; give its pipeline by --pipeline=DIR."
-        )
-    return index
+    if options.lora:
+        return _Student(index, family, None, times, file)
+    return _Student(index, family, family.load(file), times)
 
 
 def _adapters(student: _Student) -> Tensors:

@@ -112,12 +112,14 @@ def model_card(base: PipelineIndex, scheduler: Mapping[str, Any], *, lora: bool 
 
     Args:
       base: the teacher's pipeline.
-      scheduler: of the student, from `student_scheduler`.
+      scheduler: of the student, from `student_scheduler`; or of a teacher.
       lora: whether only adapters are exported.
     """
     times = list(recorded_times(scheduler) or ())
     name, kind = base.class_name, scheduler["_class_name"]
     steps = f"timesteps={times}" if kind == "LCMScheduler" else f"num_inference_steps={len(times)}"
+    call = f'pipe("a red fox", {steps}, guidance_scale=0)' if times else 'pipe("a red fox")'
+    lines = [f'pipe = {name}.from_pretrained("this folder")']
     if lora:
         settings = {key: value for key, value in scheduler.items() if not key.startswith("_")}
         lines = [
@@ -125,31 +127,17 @@ def model_card(base: PipelineIndex, scheduler: Mapping[str, Any], *, lora: bool 
             'pipe.load_lora_weights("this folder")',
             f"pipe.scheduler = diffusers.{kind}(**{settings})",
         ]
-    else:
-        lines = [f'pipe = {name}.from_pretrained("this folder")']
-    return "\n".join(
-        [
-            "---",
-            "library_name: diffusers",
-            "pipeline_tag: text-to-image",
-            "---",
-            "",
-            f"A student of {len(times)} step{'s' if len(times) > 1 else ''}, distilled by "
-            "distribution matching (DMD2, arXiv 2405.14867) with dmd2_jax. The licence of its "
-            "teacher's weights applies.",
-            "",
-            "```python",
-            "import diffusers",
-            f"from diffusers import {name}",
-            "",
-            *lines,
-            f'image = pipe("a red fox", {steps}, guidance_scale=0).images[0]',
-            "```",
-            "",
-            f"Its times are {', '.join(map(str, times))}; the guidance is in its weights.",
-            "",
-        ]
+    what = (
+        f"A student of {len(times)} step{'s' if len(times) > 1 else ''} at "
+        f"{', '.join(map(str, times))}, distilled by distribution matching (DMD2, arXiv "
+        "2405.14867) with dmd2_jax. The guidance is in its weights; the licence of its teacher's "
+        "weights applies."
+        if times
+        else "A pipeline with a U-Net trained by dmd2_jax."
     )
+    head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "---", "", what, ""]
+    code = ["```python", "import diffusers", f"from diffusers import {name}", "", *lines]
+    return "\n".join([*head, *code, f"image = {call}.images[0]", "```", ""])
 
 
 def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:

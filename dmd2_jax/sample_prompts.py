@@ -23,6 +23,7 @@ from dmd2_jax.families.stable_diffusion import StableDiffusionFamily
 from dmd2_jax.runtime.metrics import Progress
 from dmd2_jax.sample import Sampler, few_step_sampler, sample_noise
 from dmd2_jax.text2image import TextToImage, open_pipeline, read_scheduler_config
+from dmd2_jax.text_run import open_text_run
 from dmd2_jax.typing import Array, Float, Params, PyTree
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ddim_sampler",
     "pipeline_sampler",
     "sample_pipeline",
+    "sample_text_run",
     "sample_texts",
 ]
 
@@ -52,7 +54,7 @@ class PromptOptions:
       seed: of the noise.
       batch_size: images at a time.
       which: "teacher" or "student"; None: by what the folder holds.
-      dtype: of the U-Net's computation.
+      dtype: of the U-Net's computation; "": float32, or a run's own.
       vae: folder of another autoencoder; "": the pipeline's.
       vae_dtype: of the autoencoder's computation.
 
@@ -69,7 +71,7 @@ class PromptOptions:
     seed: int = 0
     batch_size: int = 4
     which: str | None = None
-    dtype: str = "float32"
+    dtype: str = ""
     vae: str = ""
     vae_dtype: str = "float32"
 
@@ -223,10 +225,68 @@ def sample_pipeline(folder: str | Path, out: str | Path, options: PromptOptions)
     out, texts = check_out(out), options.texts()
     index = read_pipeline_index(folder)
     scheduler = read_scheduler_config(index)
-    family, params = stable_diffusion.read(index.folder, dtype=options.dtype)
+    family, params = stable_diffusion.read(index.folder, dtype=options.dtype or "float32")
     sampler = pipeline_sampler(family.denoiser, scheduler, index.class_name, options)
     pipeline = open_pipeline(folder, vae=options.vae or None, vae_dtype=DTYPES[options.vae_dtype])
     return write_grid(TextModel(pipeline, family, params, sampler), texts, out, options)
+
+
+def sample_text_run(
+    workdir: str | Path,
+    out: str | Path,
+    options: PromptOptions,
+    *,
+    ema: float | None = None,
+    weights: str = "",
+    checkpoint: int | None = None,
+    pipeline: str = "",
+) -> Path:
+    """Sample a run of a text-to-image model and write one PNG grid.
+
+    A student takes its config's times; a teacher DDIM, with the config's steps and guidance where
+    the options have none.
+
+    Args:
+      workdir: what train-teacher or distill wrote.
+      out: the PNG to write.
+      options: what to draw.
+      ema, weights, checkpoint, pipeline: see `open_text_run`.
+
+    Returns:
+      The file written.
+
+    Raises:
+      ValueError: if an option is refused, the run has no such weights, or something that is not a
+        number comes out.
+    """
+    out, texts = check_out(out), options.texts()
+    run = open_text_run(
+        workdir,
+        which=options.which,
+        ema=ema,
+        weights=weights,
+        checkpoint=checkpoint,
+        pipeline=pipeline,
+        dtype=options.dtype,
+    )
+    family, config = run.family, run.config
+    if run.which == "student":
+        sampler = student_steps(family.denoiser, config.distill.student_times, options)
+    else:
+        wanted = (options.guidance, config.distill.guidance, _GUIDANCE[run.base.class_name])
+        sampler = ddim_sampler(
+            family.denoiser,
+            read_scheduler_config(run.base),
+            steps=options.steps or config.teacher.sampler_steps,
+            guidance=next(w for w in wanted if w is not None),
+        )
+    made = open_pipeline(
+        run.base.folder,
+        vae=options.vae or None,
+        latent_side=family.image_shape[0],
+        vae_dtype=DTYPES[options.vae_dtype],
+    )
+    return write_grid(TextModel(made, family, run.load(), sampler), texts, out, options)
 
 
 def check_out(out: str | Path) -> Path:

@@ -141,7 +141,7 @@ def open_pipeline(
     folder: str | os.PathLike,
     *,
     vae: str | os.PathLike | None = None,
-    resolution: int = 0,
+    latent_side: int = 0,
     vae_dtype: jnp.dtype = jnp.float32,
     text_dtype: jnp.dtype = jnp.float32,
 ) -> TextToImage:
@@ -150,7 +150,7 @@ def open_pipeline(
     Args:
       folder: of a diffusers pipeline, SD 1.x, 2.x or SDXL.
       vae: folder of another autoencoder than the pipeline's, an AutoencoderKL or AutoencoderTiny.
-      resolution: height and width of the images in pixels; 0: those the U-Net was made for.
+      latent_side: height and width of the latents; 0: those that the U-Net was made for.
       vae_dtype, text_dtype: types of the computation.
 
     Raises:
@@ -165,9 +165,8 @@ def open_pipeline(
     model, vae_params = read_component(vae_folder, expected=index.expected("vae"), dtype=vae_dtype)
     module: Any = model.module
     encoders = read_text_encoders(index, dtype=text_dtype)
-    resolution = resolution or own_resolution(index, module)
-    latent_shape(module, resolution)  # refuses what the autoencoder cannot divide
-    return TextToImage(index, encoders, module, vae_params, scheduler, resolution)
+    side = latent_side * downscale(module) or own_resolution(index, module)
+    return TextToImage(index, encoders, module, vae_params, scheduler, side)
 
 
 def read_scheduler_config(index: PipelineIndex) -> dict[str, Any]:

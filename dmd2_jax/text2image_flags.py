@@ -173,13 +173,14 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=int,
         metavar="N",
-        help="of the sampler: DDIM's of a teacher, default 50; a student has its own, and LCM 4",
+        help="of the sampler: DDIM's of a teacher, default 50 or the run's; a student has its own, "
+        "and LCM 4",
     )
     group.add_argument(
         "--guidance",
         type=float,
         metavar="W",
-        help="u + W (c - u), of a teacher; 1 is none; default: 7.5, SDXL 5",
+        help="u + W (c - u), of a teacher; 1 is none; default: the run's, or 7.5, of SDXL 5",
     )
     group.add_argument(
         "--negative",
@@ -190,7 +191,7 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype",
         choices=_DTYPES[:2],
-        help="type the U-Net computes in; default: float32",
+        help="type the U-Net computes in; default: the run's, or float32",
     )
     group.add_argument("--vae", metavar="DIR", help="another autoencoder than the pipeline's")
     group.add_argument(
@@ -249,9 +250,9 @@ def add_export(
     parser.add_argument(
         "--scheduler",
         choices=("lcm", "ddim"),
-        default="lcm",
+        default="",
         help="LCMScheduler, which takes the student's steps, or DDIMScheduler, which takes those "
-        "of a one-step student at 999; default: lcm",
+        "of a one-step student at 999; default: lcm, of a teacher its pipeline's",
     )
     parser.add_argument(
         "--lora", action="store_true", help="write the adapters alone, for load_lora_weights"

@@ -29,6 +29,7 @@ FLOORS = {
     "sample": 5,
     "sample_prompts": 5,
     "text2image": 5,
+    "text_run": 5,
     "export": 5,
     "export_folder": 5,
     "convert": 5,
