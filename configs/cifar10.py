@@ -3,7 +3,9 @@
     dmd2 distill --config=configs/cifar10.py --workdir=runs/cifar10 \
         --config.data.path=datasets/cifar10-32x32.zip \
         --config.teacher.weights=edm-cifar10-32x32-cond-vp.pkl
-    dmd2 evaluate --workdir=runs/cifar10
+    dmd2 evaluate --workdir=runs/cifar10 --which=student --features=inception \
+        --inception_weights=pt_inception-2015-12-05-6726825d.pth --resize=edm \
+        --reference=cifar10-32x32.npz
 
 Data: EDM's zip or folder of PNGs with dataset.json (data.name=image_folder), or TFDS
 (--config.data.name=tfds:cifar10 --config.data.path=DATA_DIR). Teacher: NVIDIA's file, or your own

@@ -3,7 +3,9 @@
     dmd2 distill --config=configs/imagenet64.py --workdir=runs/imagenet64 \
         --config.data.path=datasets/imagenet-64x64.zip \
         --config.teacher.weights=edm-imagenet-64x64-cond-adm.pkl
-    dmd2 evaluate --workdir=runs/imagenet64
+    dmd2 evaluate --workdir=runs/imagenet64 --which=student --features=inception \
+        --inception_weights=pt_inception-2015-12-05-6726825d.pth --resize=edm \
+        --reference=imagenet-64x64.npz
 
 Data: EDM's zip or folder of PNGs with dataset.json (data.name=image_folder), or TFDS
 (--config.data.name=tfds:imagenet_resized/64x64 --config.data.path=DATA_DIR), or array_record that

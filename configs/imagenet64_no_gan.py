@@ -3,7 +3,9 @@
     dmd2 distill --config=configs/imagenet64_no_gan.py --workdir=runs/imagenet64_no_gan \
         --config.data.path=datasets/imagenet-64x64.zip \
         --config.teacher.weights=edm-imagenet-64x64-cond-adm.pkl
-    dmd2 evaluate --workdir=runs/imagenet64_no_gan
+    dmd2 evaluate --workdir=runs/imagenet64_no_gan --which=student --features=inception \
+        --inception_weights=pt_inception-2015-12-05-6726825d.pth --resize=edm \
+        --reference=imagenet-64x64.npz
 
 The teacher and the data are those of imagenet64.py (`dmd2 train-teacher` there).
 

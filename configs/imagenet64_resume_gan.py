@@ -4,7 +4,9 @@
         --config.data.path=datasets/imagenet-64x64.zip \
         --config.teacher.weights=edm-imagenet-64x64-cond-adm.pkl \
         --config.distill.start_from=runs/imagenet64_no_gan
-    dmd2 evaluate --workdir=runs/imagenet64_resume_gan
+    dmd2 evaluate --workdir=runs/imagenet64_resume_gan --which=student --features=inception \
+        --inception_weights=pt_inception-2015-12-05-6726825d.pth --resize=edm \
+        --reference=imagenet-64x64.npz
 
 Generator and critic begin with the weights of the run without GAN; optimisers and counters begin
 anew. The teacher and the data are those of imagenet64.py (`dmd2 train-teacher` there).

@@ -1,5 +1,6 @@
 """Look at a data source end to end, or write it as array_record: `dmd2 data`."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.data import Batch, Source, array_record, latents
+from dmd2_jax.data.dataset import NoSplitError
 from dmd2_jax.evaluation.pictures import image_grid
 from dmd2_jax.recipe import aligned
 from dmd2_jax.runtime.metrics import Progress
@@ -21,7 +23,6 @@ from dmd2_jax.typing import Int
 
 __all__ = ["check_source", "histogram", "list_sources", "write_shards"]
 
-_SPLITS = ("train", "test")
 _CACHE = "latents"  # a source without images
 _CHUNK = 256
 _GRID = (8, 8)  # rows, columns
@@ -55,7 +56,7 @@ def list_sources() -> str:
 
 
 def check_source(config: ConfigDict, out: str | Path) -> bool:
-    """Read every image of both splits; print counts, shapes, a histogram and what is corrupt.
+    """Read every image of each split; print counts, shapes, a histogram and what is corrupt.
 
     Of a cache of latents, compare every digest and print what it holds.
 
@@ -73,7 +74,7 @@ def check_source(config: ConfigDict, out: str | Path) -> bool:
     if config.data.name == _CACHE:
         print(latents.describe(cast(latents.Latents, _open(config, "all"))), flush=True)
         return False
-    sources = {split: _open(config, split) for split in _SPLITS}
+    sources = _open_splits(config)
     reports = [_read_through(source, split) for split, source in sources.items()]
     rows = -(-len(reports[0].first) // _GRID[1])
     image_grid(reports[0].first, out, rows=rows, cols=_GRID[1])
@@ -90,7 +91,7 @@ def check_source(config: ConfigDict, out: str | Path) -> bool:
 
 
 def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw") -> str:
-    """Write both splits as array_record, for the source of that name.
+    """Write the splits as array_record, for the source of that name.
 
     The same images give the same bytes. The folder appears when it is whole: it is written under
     another name beside its place first. Images that cannot be decoded are left out.
@@ -118,7 +119,7 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
             f"--write={folder} exists and is not empty, expected a new folder; nothing is ever "
             "written over: choose another."
         )
-    sources = {split: _open(config, split) for split in _SPLITS}
+    sources = _open_splits(config)
     first = sources["train"]
     size = sum(map(len, sources.values())) * first.resolution**2 * first.channels
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +144,18 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
     total = sum(file.stat().st_size for file in target.iterdir())
     corrupt = f" ({left_out} corrupt ones left out)" if left_out else ""
     return (
-        f"{target}: {counts['train']:,} train and {counts['test']:,} test images{corrupt}, "
+        f"{target}: {counts['train']:,} train and {counts.get('test', 0):,} test images{corrupt}, "
         f"{total / 1e6:,.1f} MB\n"
         f"use it with: --config.data.name=array_record --config.data.path={target}"
     )
+
+
+def _open_splits(config: ConfigDict) -> dict[str, Source]:
+    """Open train, and test where there is one."""
+    sources = {"train": _open(config, "train")}
+    with contextlib.suppress(NoSplitError):
+        sources["test"] = _open(config, "test")
+    return sources
 
 
 def _open(config: ConfigDict, split: str) -> Source:

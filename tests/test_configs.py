@@ -71,6 +71,12 @@ def test_config_states_its_commands(request: pytest.FixtureRequest, config: Conf
         assert f"dmd2 {command}" in text
 
 
+def test_config_asks_of_data_what_they_take(config: ConfigDict) -> None:
+    keys = ("test_fraction", "max_corrupt", "workers")
+    options = data.Options(**{key: config.data[key] for key in keys})
+    assert options.test_fraction == config.data.test_fraction
+
+
 def test_config_matches_its_data(config: ConfigDict) -> None:
     if config.data.path and not Path(config.data.path).exists():
         pytest.skip(f"{config.data.path} is not on this machine")

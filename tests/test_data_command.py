@@ -108,6 +108,21 @@ def test_data_writes_what_array_record_reads(
     assert [path.name for path in out.parent.iterdir()] == ["shards"]
 
 
+def test_data_without_a_test_split_are_checked_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the recipes for CIFAR-10 and ImageNet have them: every image is for training."""
+    source = words("image_folder", write_zip(tmp_path / "x.zip", edm_files([0, 1] * 4)))
+    none = "--config.data.test_fraction=0"
+    assert dmd2(*source, none) == 0
+    rows = re.findall(r"^(train|test) +(\d+)", capsys.readouterr().out, re.M)
+    assert rows == [("train", "8")]
+    assert dmd2(*source, none, f"--write={tmp_path / 'shards'}") == 0
+    assert "8 train and 0 test images" in capsys.readouterr().out
+    assert dmd2(*words("array_record", tmp_path / "shards")) == 0
+    assert re.findall(r"^(train|test) +(\d+)", capsys.readouterr().out, re.M) == rows
+
+
 def test_data_writes_the_same_bytes_again(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert dmd2("data", f"--config={RECIPE}", f"--write={tmp_path / name}") == 0

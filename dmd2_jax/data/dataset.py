@@ -22,6 +22,10 @@ MEMORY_LIMIT = 8 * 2**30
 SPLIT_SEED = 20240523  # fixed: a split is part of the data set, not of a run
 
 
+class NoSplitError(ValueError):
+    """Data without this split: they have no test images, and none are held out."""
+
+
 class MissingPackageError(ImportError, ValueError):
     """A source needs a package that is not installed: mended by the user, as a bad value is."""
 
@@ -68,7 +72,8 @@ class Options:
 
     Attributes:
       spec: what follows the colon of `config.data.name`; empty: nothing.
-      test_fraction: share of every class that is held out where the data have no test split.
+      test_fraction: share of every class that is held out where the data have no test split; 0:
+        none, and there is no test split.
       max_corrupt: how many images may be undecodable before reading stops.
       workers: threads that decode; 0: one for each processor.
 
@@ -82,10 +87,10 @@ class Options:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_fraction < 1:
+        if not 0 <= self.test_fraction < 1:
             raise ValueError(
-                f"config.data.test_fraction={self.test_fraction}, expected a number in (0, 1), the "
-                "share of each class that is held out; 0.1 is usual."
+                f"config.data.test_fraction={self.test_fraction}, expected a number in [0, 1), the "
+                "share of each class that is held out; 0.1 is usual, 0 is none."
             )
         for key in ("max_corrupt", "workers"):
             if getattr(self, key) < 0:
@@ -309,11 +314,11 @@ def check_split(split: str, splits: Iterable[str], name: str) -> None:
       name: the source, for the message.
 
     Raises:
-      ValueError: if there is no such split.
+      NoSplitError: if there is no such split.
     """
     expected = [*splits, "all"]
     if split not in expected:
-        raise ValueError(
+        raise NoSplitError(
             f"split={split!r} of {name}, expected one of {expected}; choose one of these."
         )
 
@@ -360,6 +365,25 @@ def held_out(labels: Int[np.ndarray, " n"], fraction: float) -> Bool[np.ndarray,
     return mask
 
 
+def check_holds_out(split: str, fraction: float, name: str) -> None:
+    """Refuse the test split of data that have none, where none is held out.
+
+    Args:
+      split: what was asked for.
+      fraction: `config.data.test_fraction`.
+      name: the source, for the message.
+
+    Raises:
+      NoSplitError: if it is "test" and the fraction 0.
+    """
+    if split == "test" and fraction == 0:
+        raise NoSplitError(
+            f"{name} has no test split and config.data.test_fraction=0 holds none out, expected "
+            "test images where they are asked for (as by the classifier of `dmd2 evaluate`); set "
+            "it to 0.1, or use --features=inception."
+        )
+
+
 def split_indices(
     labels: Int[np.ndarray, " n"], split: str, fraction: float, name: str
 ) -> Int[np.ndarray, " m"]:
@@ -372,11 +396,13 @@ def split_indices(
       name: the source, for the message.
 
     Raises:
-      ValueError: if there is no such split, or no image in it.
+      NoSplitError: if there is no such split.
+      ValueError: if there is no image in it.
     """
     check_split(split, ("train", "test"), name)
     if split == "all":
         return np.arange(len(labels))
+    check_holds_out(split, fraction, name)
     mask = held_out(labels, fraction)
     chosen = np.flatnonzero(mask if split == "test" else ~mask)
     if len(chosen) == 0:

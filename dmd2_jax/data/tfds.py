@@ -14,7 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.data.dataset import MissingPackageError, Options, check_split, held_out
+from dmd2_jax.data.dataset import (
+    MissingPackageError,
+    Options,
+    check_holds_out,
+    check_split,
+    held_out,
+)
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
 from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords
 from dmd2_jax.data.reading.source import DecodedSource
@@ -60,6 +66,7 @@ def load(
     records = _open_records(name, builder.info.file_format.value, shards)
     chosen = np.arange(len(records))
     if "test" not in instructions and split != "all":
+        check_holds_out(split, options.test_fraction, f"tfds:{options.spec}")
         mask = held_out(np.zeros(len(records), np.int32), options.test_fraction)
         chosen = np.flatnonzero(mask if split == "test" else ~mask)
 

@@ -18,6 +18,7 @@ from dmd2_jax.data import (
     to_memory,
 )
 from dmd2_jax.data.dataset import (
+    NoSplitError,
     Subset,
     class_counts,
     held_out,
@@ -230,8 +231,17 @@ def test_split_indices_refuse_a_split_without_images():
         split_indices(np.arange(4), "test", 0.1, "toy")
 
 
+def test_split_indices_hold_nothing_out_where_the_fraction_is_0():
+    options = Options(test_fraction=0.0)
+    train = split_indices(np.arange(30) % 3, "train", options.test_fraction, "toy")
+    np.testing.assert_array_equal(train, np.arange(30))
+    with pytest.raises(NoSplitError, match=r"toy has no test split and .*test_fraction=0 holds"):
+        split_indices(np.arange(30) % 3, "test", options.test_fraction, "toy")
+
+
 @pytest.mark.parametrize(
-    "values", [{"test_fraction": 0.0}, {"test_fraction": 1.0}, {"max_corrupt": -1}, {"workers": -1}]
+    "values",
+    [{"test_fraction": -0.1}, {"test_fraction": 1.0}, {"max_corrupt": -1}, {"workers": -1}],
 )
 def test_options_refuse_values_out_of_range(values):
     with pytest.raises(ValueError, match=f"config.data.{next(iter(values))}=.*expected"):
