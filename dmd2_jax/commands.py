@@ -101,7 +101,7 @@ def _sample_pipeline(arguments: argparse.Namespace) -> None:
         )
     options = _prompt_options(arguments)
     path = sample_pipeline(arguments.pipeline, arguments.out, options)
-    print(f"{options.num} images of each prompt: {path}")
+    print(f"{_images(options.num)} of each prompt: {path}")
 
 
 def _sample_text_run(arguments: argparse.Namespace) -> None:
@@ -122,7 +122,11 @@ def _sample_text_run(arguments: argparse.Namespace) -> None:
         checkpoint=arguments.checkpoint,
         pipeline=arguments.pipeline or "",
     )
-    print(f"{options.num} images of each prompt: {path}")
+    print(f"{_images(options.num)} of each prompt: {path}")
+
+
+def _images(number: int) -> str:
+    return f"{number} image{'' if number == 1 else 's'}"
 
 
 def _prompt_options(arguments: argparse.Namespace) -> "PromptOptions":

@@ -88,6 +88,11 @@ class ExportOptions:
                 f"--lora with --checkpoint={self.checkpoint}, expected one: adapters alone are "
                 "taken from the run's latest export; leave one away."
             )
+        if self.lora and self.dtype != "float32":
+            raise ConfigError(
+                f"--lora with --dtype={self.dtype}, which is of a whole U-Net, expected one: "
+                "adapters are small and written as float32; leave --dtype away."
+            )
         if self.scheduler not in ("", *STUDENT_SCHEDULERS):
             raise ConfigError(
                 f"--scheduler={self.scheduler}, expected one of {STUDENT_SCHEDULERS}; choose one."

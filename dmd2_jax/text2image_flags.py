@@ -161,7 +161,7 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pipeline",
         metavar="DIR",
-        help="a diffusers pipeline (SD 1.x, 2.x, SDXL) and no --workdir",
+        help="a diffusers pipeline (SD 1.x, 2.x, SDXL); with --workdir, of all but the U-Net",
     )
     group.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to draw; may be repeated"

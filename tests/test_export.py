@@ -188,6 +188,7 @@ def test_export_writes_a_base_of_pickles_and_programs_as_plain_data(tmp_path: Pa
         (("--weights=absent.safetensors",), "no weights at absent.safetensors"),
         (("--pipeline=",), "expected both: the teacher's pipeline"),
         (("--lora",), "no LoRA file"),
+        (("--lora", "--dtype=float16"), "--lora with --dtype=float16"),
     ],
 )
 def test_export_refuses(
