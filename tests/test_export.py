@@ -121,22 +121,25 @@ def test_sample_takes_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert "its teacher's guidance is in its weights" in refused(capsys, *line, flag)
 
 
-def test_export_for_ddim_is_a_one_step_student_of_diffusers(tmp_path: Path) -> None:
+def test_export_for_ddim_makes_the_images_of_one_lcm_step(tmp_path: Path) -> None:
     import torch
 
-    line = [word for word in words("sd15", tmp_path / "s") if "--times" not in str(word)]
-    assert dmd2(*line, "--times=999", "--scheduler=ddim") == 0
-    images, noise = ours(tmp_path / "s")
-    pipe = diffusers_pipeline(tmp_path / "s")
+    for kind in ("lcm", "ddim"):
+        line = words("sd15", tmp_path / kind, f"--scheduler={kind}", "--times=999")
+        assert dmd2(*line) == 0
+    noise = np.random.RandomState(0).standard_normal((1, 2, 8, 8, 4)).astype(np.float32)
+    one = diffusers_pipeline(tmp_path / "lcm")
+    expected = lcm_images(one, PROMPTS, noise, timesteps=[999])
+    pipe = diffusers_pipeline(tmp_path / "ddim")
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
-    expected = pipe(
+    images = pipe(
         list(PROMPTS),
         num_inference_steps=1,
         guidance_scale=0,
         latents=torch.from_numpy(noise[0].transpose(0, 3, 1, 2).copy()),
         output_type="np",
     ).images
-    assert np.abs(images - expected).max() <= 2e-3
+    np.testing.assert_allclose(images, expected, atol=1e-5)
 
 
 def test_export_writes_half_precision_where_it_is_told(tmp_path: Path) -> None:
