@@ -135,7 +135,7 @@ def _clip(options: EvaluateOptions, images: Measured, mesh: Mesh) -> ClipJudge:
     else:
         assert isinstance(images, PromptImages)  # `check_options` lets nothing else pass
         texts = images.texts
-    return open_clip(options.clip, texts, images.describe, mesh)
+    return open_clip(options.clip, texts, mesh)
 
 
 def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:
@@ -154,6 +154,8 @@ def _figures(
         Collector(space.extractor, space.keep(images.conditional), images.describe)
         for space in spaces
     ]
+    if clip is not None:
+        clip.restart(images.describe)
     try:
         with Progress(total=len(images), description=images.key) as progress:
             done = 0

@@ -35,7 +35,6 @@ class ClipJudge:
         params: Params,
         preparation: ClipPreparation,
         texts: Float[np.ndarray, "n e"],
-        describe: Callable[[int], str],
         mesh: Mesh,
     ) -> None:
         """Take the model and the captions' embeddings, in the order of the images.
@@ -45,13 +44,21 @@ class ClipJudge:
           params: their weights.
           preparation: of the images.
           texts: [n, e].
-          describe: number of an image -> its name, for messages.
           mesh: the devices.
         """
         self._apply = functools.partial(_image_embeds, module.vision)
         self._params = jax.device_put({"params": params["params"]["vision"]}, replicated(mesh))
-        self._preparation, self._texts, self._describe = preparation, texts, describe
-        self._mesh, self._scores = mesh, np.empty(0)
+        self._preparation, self._texts = preparation, texts
+        self._mesh = mesh
+        self.restart(str)
+
+    def restart(self, describe: Callable[[int], str]) -> None:
+        """Begin with the first image of a set.
+
+        Args:
+          describe: number of an image -> its name, for messages.
+        """
+        self._scores, self._describe = np.empty(0), describe
 
     def add(self, images: np.ndarray) -> None:
         """Score a batch.
@@ -103,16 +110,13 @@ def captions_of(path: str, images: FileImages) -> list[str]:
     return [by_file[file] for file in files]
 
 
-def open_clip(
-    folder: str, texts: Sequence[str], describe: Callable[[int], str], mesh: Mesh
-) -> ClipJudge:
+def open_clip(folder: str, texts: Sequence[str], mesh: Mesh) -> ClipJudge:
     """Read a CLIP model and embed the captions.
 
     Args:
       folder: of the model, as transformers writes a CLIPModel: config.json, model.safetensors, the
         tokenizer's files and preprocessor_config.json.
       texts: the captions, in the order of the images.
-      describe: number of an image -> its name, for messages.
       mesh: the devices.
 
     Raises:
@@ -136,7 +140,7 @@ def open_clip(
     warn_of_cut(tokens.counts, tokenizer.length, texts)
     weights = jax.device_put({"params": params["params"]["text"]}, replicated(mesh))
     embeds = _in_batches(lambda ids: _text_embeds(module.text, weights, ids), tokens.ids, mesh)
-    return ClipJudge(module, params, preparation, embeds, describe, mesh)
+    return ClipJudge(module, params, preparation, embeds, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -28,6 +28,7 @@ from dmd2_jax.runtime.metrics import Progress
 __all__ = ["RealSide", "Space", "open_spaces", "real_side"]
 
 _LOG = logging.getLogger(__name__)
+_LATENTS = "latents"
 _INCEPTION_BATCH = 64  # 299 x 299 pixels each
 
 
@@ -116,6 +117,11 @@ def open_spaces(
                 "--features=classifier without a recipe, expected --workdir or --config that says "
                 "which data to train it on; add one, or --features=inception."
             )
+        if config.data.name == _LATENTS:
+            raise ConfigError(
+                "--features=classifier of a recipe on latents, expected one on images with "
+                "classes; use --features=inception."
+            )
         if cache is None and options.workdir:
             cache = Path(options.workdir) / "classifier"
         reference = open_reference(config, cache)
@@ -193,6 +199,11 @@ def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:
         raise ConfigError(
             "nothing to compare with, expected --reference=PATH (a folder, a zip or an .npz of "
             "statistics), or --workdir or --config whose data are the reference; add one."
+        )
+    if config.data.name == _LATENTS:
+        raise ConfigError(
+            "nothing to compare with: the recipe's data are latents, expected --reference=PATH (a "
+            "folder, a zip or an .npz of statistics); add it."
         )
     return data.load(config.data, "all")
 

@@ -98,10 +98,11 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         default="",
         metavar="FILE",
-        help="what it draws: .txt, .jsonl or .parquet; one image each, or --num in turn",
+        help="what it, or a run of a text-to-image model, draws: .txt, .jsonl or .parquet; one "
+        "image each, or --num in turn",
     )
     group.add_argument(
-        "--steps", type=int, metavar="N", help="of a pipeline's sampler, as in `dmd2 sample`"
+        "--steps", type=int, metavar="N", help="of a sampler by prompts, as in `dmd2 sample`"
     )
     group.add_argument("--guidance", type=float, metavar="W", help="likewise")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="likewise")

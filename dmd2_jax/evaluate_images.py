@@ -4,7 +4,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -16,11 +15,10 @@ from dmd2_jax.config import ConfigError
 from dmd2_jax.data import Batch
 from dmd2_jax.data.dataset import Subset
 from dmd2_jax.evaluate_options import EvaluateOptions
-from dmd2_jax.evaluate_prompts import PromptImages
+from dmd2_jax.evaluate_prompts import pipeline_images, text_run_images
+from dmd2_jax.evaluate_targets import run_targets
 from dmd2_jax.evaluation.images import image_batches, open_images
 from dmd2_jax.recipe import Family, build_family, uniform_labels, weights_file
-from dmd2_jax.runtime.checkpoint import Checkpoints
-from dmd2_jax.runtime.loop import CHECKPOINTS
 from dmd2_jax.runtime.sharding import batch_sharding, replicated
 from dmd2_jax.sample import (
     Sampler,
@@ -31,15 +29,13 @@ from dmd2_jax.sample import (
     student_sampler,
     teacher_sampler,
 )
-from dmd2_jax.train_student import student_files
+from dmd2_jax.text_run import FAMILY
 from dmd2_jax.typing import Params
 
 __all__ = ["FILES_BATCH", "FileImages", "Measured", "SampledImages", "open_measured"]
 
 FILES_BATCH = 256
 """Images of a folder at a time."""
-
-_TEXT_TO_IMAGE = "stable_diffusion"
 
 
 class Measured(Protocol):
@@ -222,40 +218,34 @@ def open_measured(
     if options.images:
         return [FileImages(options.images, options.num, options.seed)]
     if options.pipeline:
-        return [PromptImages(options, mesh)]
-    if config is not None and config.model.family == _TEXT_TO_IMAGE:
-        raise ConfigError(
-            f"{options.workdir or options.config} is of a text-to-image model, expected one of "
-            "classes; write the student as a pipeline by `dmd2 export`, and measure that with "
-            "--pipeline=DIR --prompts=FILE."
-        )
+        return [pipeline_images(options, mesh)]
     if config is None or not (options.weights or options.workdir):
         return []
+    if config.model.family == FAMILY:
+        return list(text_run_images(options, mesh))
+    for name in ("prompts", "steps", "guidance", "dtype"):
+        if getattr(options, name) not in (None, ""):
+            raise ConfigError(
+                f"--{name} with {options.workdir or options.config}, which is of classes, expected "
+                "a text-to-image model; leave it away."
+            )
     if options.weights:
         return [_weights(options, config, mesh)]
-    if options.checkpoint is not None or options.all_checkpoints:
-        return list(_checkpoints(options, config, mesh))
-    return list(_exports(options, mesh))
+    return list(_networks(options, config, mesh))
 
 
-def _exports(options: EvaluateOptions, mesh: Mesh) -> Iterator[SampledImages]:
-    """Yield the networks whose weights a run has written, and a student's teacher before them."""
-    if options.which is not None or options.ema is not None:
-        which, config, family, file = load_run(options.workdir, options.which, options.ema)
-        key = which if options.ema is None else f"{which}_ema_{options.ema:g}"
-        files = {key: file}
-    else:
-        trained, config, family, file = load_run(options.workdir)
-        files = {"teacher": file}
-        if trained == "student":
-            files["teacher"] = load_run(options.workdir, "teacher")[-1]
-            files |= {
-                name.removesuffix(".safetensors"): file.with_name(name)
-                for name in student_files(config)
-            }
+def _networks(options: EvaluateOptions, config: ConfigDict, mesh: Mesh) -> Iterator[SampledImages]:
+    """Yield what the flags name of a run of classes."""
+    family = build_family(config)
     make = _maker(options, config, family, mesh)
-    for key, path in files.items():
-        yield make(key, str(path), functools.partial(family.load, path))
+    for key, which, ema, step in run_targets(options):
+        if step is not None:
+            name = f"checkpoint {step} of {options.workdir}"
+            load = functools.partial(_checkpoint, options.workdir, step, ema)
+        else:
+            file = load_run(options.workdir, which, ema)[-1]
+            name, load = str(file), functools.partial(family.load, file)
+        yield make(key, name, load, step=step)
 
 
 def _weights(options: EvaluateOptions, config: ConfigDict, mesh: Mesh) -> SampledImages:
@@ -266,30 +256,6 @@ def _weights(options: EvaluateOptions, config: ConfigDict, mesh: Mesh) -> Sample
     family = build_family(config)
     make = _maker(options, config, family, mesh)
     return make(which, str(file), functools.partial(family.load, file))
-
-
-def _checkpoints(
-    options: EvaluateOptions, config: ConfigDict, mesh: Mesh
-) -> Iterator[SampledImages]:
-    trained, which, _ = run_recipe(options.workdir, options.which, options.ema)
-    if which != trained:
-        raise ConfigError(
-            f"--which={which} of a checkpoint, expected the {trained} that the run in "
-            f"{options.workdir} trains; leave it away."
-        )
-    folder = Path(options.workdir) / CHECKPOINTS
-    with Checkpoints(folder, read_only=True) as kept:
-        steps = kept.all_steps()
-    if not steps or options.checkpoint not in (None, *steps):
-        raise ConfigError(
-            f"no checkpoint {'' if options.checkpoint is None else f'{options.checkpoint} '}in "
-            f"{folder}, expected one of {steps}; choose another, or raise log.keep_every."
-        )
-    make = _maker(options, config, build_family(config), mesh)
-    key = which if options.ema is None else f"{which}_ema_{options.ema:g}"
-    for step in steps if options.checkpoint is None else [options.checkpoint]:
-        load = functools.partial(_checkpoint, options.workdir, step, options.ema)
-        yield make(f"{key}_checkpoint_{step}", f"checkpoint {step} in {folder}", load, step=step)
 
 
 def _checkpoint(workdir: str, step: int, ema: float | None) -> Params:

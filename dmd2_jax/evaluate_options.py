@@ -137,11 +137,11 @@ def _check_metrics(options: EvaluateOptions) -> None:
     if not options.metrics:
         raise ConfigError(f"--metrics= is empty, expected some of {', '.join(names)}; name one.")
     if CLIP in options.metrics:
-        if not options.clip or not (options.images or options.pipeline):
+        if not options.clip or not (options.images or options.prompts):
             raise ConfigError(
-                "--metrics=clip_score without --clip, --images or --pipeline, expected a CLIP "
+                "--metrics=clip_score without --clip, --images or --prompts, expected a CLIP "
                 "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
-                "or a pipeline that draws prompts; add them."
+                "or a model that draws prompts; add them."
             )
     elif options.clip:
         raise ConfigError("--clip without --metrics=clip_score, expected both; add the metric.")
@@ -206,5 +206,9 @@ def _check_prompts(options: EvaluateOptions) -> None:
         )
     for name in ("prompts", "steps", "guidance", "dtype"):
         value = getattr(options, name)
-        if value not in (None, "") and not options.pipeline:
-            raise ConfigError(f"--{name}={value} without --pipeline, expected both; add it.")
+        if value not in (None, "") and (
+            options.images or not (options.pipeline or options.workdir)
+        ):
+            raise ConfigError(
+                f"--{name}={value} without --pipeline or --workdir, expected one; add it."
+            )

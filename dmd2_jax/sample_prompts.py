@@ -23,13 +23,14 @@ from dmd2_jax.families.stable_diffusion import StableDiffusionFamily
 from dmd2_jax.runtime.metrics import Progress
 from dmd2_jax.sample import Sampler, few_step_sampler, sample_noise
 from dmd2_jax.text2image import TextToImage, open_pipeline, read_scheduler_config
-from dmd2_jax.text_run import open_text_run
+from dmd2_jax.text_run import TextRun, open_text_run
 from dmd2_jax.typing import Array, Float, Params, PyTree
 
 __all__ = [
     "PromptOptions",
     "ddim_sampler",
     "pipeline_sampler",
+    "run_sampler",
     "sample_pipeline",
     "sample_text_run",
     "sample_texts",
@@ -231,6 +232,28 @@ def sample_pipeline(folder: str | Path, out: str | Path, options: PromptOptions)
     return write_grid(TextModel(pipeline, family, params, sampler), texts, out, options)
 
 
+def run_sampler(run: TextRun, options: PromptOptions) -> Sampler:
+    """Make the sampler of a run's network: a student's own times, or DDIM of a teacher.
+
+    Args:
+      run: the run, whose config has steps and guidance where the options have none.
+      options: what is asked for.
+
+    Raises:
+      ValueError: if the options do not suit it.
+    """
+    denoiser, config = run.family.denoiser, run.config
+    if run.which == "student":
+        return student_steps(denoiser, config.distill.student_times, options)
+    wanted = (options.guidance, config.distill.guidance, _GUIDANCE[run.base.class_name])
+    return ddim_sampler(
+        denoiser,
+        read_scheduler_config(run.base),
+        steps=options.steps or config.teacher.sampler_steps,
+        guidance=next(w for w in wanted if w is not None),
+    )
+
+
 def sample_text_run(
     workdir: str | Path,
     out: str | Path,
@@ -269,17 +292,7 @@ def sample_text_run(
         pipeline=pipeline,
         dtype=options.dtype,
     )
-    family, config = run.family, run.config
-    if run.which == "student":
-        sampler = student_steps(family.denoiser, config.distill.student_times, options)
-    else:
-        wanted = (options.guidance, config.distill.guidance, _GUIDANCE[run.base.class_name])
-        sampler = ddim_sampler(
-            family.denoiser,
-            read_scheduler_config(run.base),
-            steps=options.steps or config.teacher.sampler_steps,
-            guidance=next(w for w in wanted if w is not None),
-        )
+    family, sampler = run.family, run_sampler(run, options)
     made = open_pipeline(
         run.base.folder,
         vae=options.vae or None,

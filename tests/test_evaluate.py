@@ -288,7 +288,7 @@ def test_folders_that_do_not_fit_are_refused_by_name(files, message, capsys, tmp
         (["--workdir={run}", "--resize=edm"], "--resize=edm with --features=classifier"),
         (
             ["--workdir={run}", "--metrics=clip_score"],
-            "clip_score without --clip, --images or --pipeline",
+            "clip_score without --clip, --images or --prompts",
         ),
         (["--workdir={run}", "--ema=0.5"], "expected one of optim.ema_decays=(0.9,)"),
         (["--workdir={run}", "--checkpoint=3"], "expected one of [2, 4]"),

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd2_jax.config import plain
 from dmd2_jax.data import to_uint8
 from dmd2_jax.families import stable_diffusion
+from dmd2_jax.runtime.run_folder import open_run
 from dmd2_jax.sample_prompts import PromptOptions, TextModel, pipeline_sampler, sample_texts
 from dmd2_jax.text2image import open_pipeline
 from tests.data.images import png, write_folder
 from tests.pipelines import CAPTIONS, tiny_pipeline, vocabulary_and_merges, write_tokenizer
-from tests.tiny import dmd2, refused, scratch
+from tests.test_text_run import run_folder
+from tests.tiny import dmd2, get_config, refused, scratch
 
 COUNT = 6
 
@@ -141,13 +144,12 @@ def pipeline_words(*more: str | Path) -> list[str | Path]:
     return [f"--pipeline={tiny_pipeline('sd15')}", f"--prompts={prompts()}", "--steps=2", *more]
 
 
-def drawn(folder: Path, *, num: int) -> Path:
+@functools.cache
+def drawn(num: int) -> Path:
     """Write what `dmd2 sample` draws of these prompts, with the prompts as captions."""
     asked = PromptOptions(prompts=str(prompts()), steps=2)
-    pipeline, (family, params) = (
-        open_pipeline(tiny_pipeline("sd15")),
-        stable_diffusion.read(tiny_pipeline("sd15")),
-    )
+    pipeline = open_pipeline(tiny_pipeline("sd15"))
+    family, params = stable_diffusion.read(tiny_pipeline("sd15"))
     sampler = pipeline_sampler(
         family.denoiser, pipeline.scheduler, pipeline.index.class_name, asked
     )
@@ -155,24 +157,54 @@ def drawn(folder: Path, *, num: int) -> Path:
     made = sample_texts(TextModel(pipeline, family, params, sampler), texts, batch_size=num)
     files = {f"{i}.png": png(image) for i, image in enumerate(np.asarray(to_uint8(made)))}
     files |= {f"{i}.txt": text.encode() for i, text in enumerate(texts)}
-    return write_folder(folder, files)
+    return write_folder(scratch() / "drawn", files)
 
 
-def test_a_pipeline_s_images_have_the_score_of_those_that_sample_draws(tmp_path) -> None:
+def test_a_pipeline_s_images_have_the_score_of_those_that_sample_draws() -> None:
     """Five images of three prompts, over eight devices."""
     got = evaluate(*pipeline_words("--num=5"))
-    want = evaluate(f"--images={drawn(tmp_path / 'drawn', num=5)}")
+    want = evaluate(f"--images={drawn(5)}")
     assert got["pipeline_clip_score"] == pytest.approx(want["images_clip_score"], rel=1e-3)
     assert got["pipeline_num_samples"] == 5
     assert got["pipeline_nfe"] == 4  # two steps with guidance
 
 
+def test_networks_of_a_text_run_have_figures_of_their_own() -> None:
+    """The teacher has those of the pipeline that the run was made from."""
+    words = [f"--prompts={prompts()}", "--devices=1", "--num=5", "--batch_size=5"]
+    every = evaluate(f"--workdir={run_folder()}", *words)
+    names = ["teacher", "student", "student_ema_0.9"]
+    keys = [f"{name}_clip_score" for name in names]
+    assert [key for key in every if key.endswith("_clip_score")] == keys
+    assert len({every[key] for key in keys}) == 3
+    assert [every[f"{name}_nfe"] for name in names] == [8, 4, 4]
+    base = evaluate(f"--pipeline={tiny_pipeline('sd15')}", *words, "--steps=4", "--guidance=3")
+    assert every["teacher_clip_score"] == pytest.approx(base["pipeline_clip_score"], rel=1e-6)
+
+
+def test_a_text_run_needs_prompts(capsys) -> None:
+    workdir = f"--workdir={run_folder()}"
+    assert "--prompts=FILE of what to draw" in refused(capsys, "evaluate", workdir)
+
+
+def test_a_pipeline_needs_prompts_and_something_to_compare_with(capsys) -> None:
+    pipeline = f"--pipeline={tiny_pipeline('sd15')}"
+    assert f"{pipeline} without --prompts" in refused(capsys, "evaluate", pipeline)
+    words = [pipeline, f"--prompts={prompts()}"]
+    assert "--features=classifier without a recipe" in refused(capsys, "evaluate", *words)
+
+
+def test_a_run_of_classes_takes_no_prompts(capsys, tmp_path) -> None:
+    open_run(tmp_path / "run", "distill", plain(get_config()))
+    words = [f"--workdir={tmp_path / 'run'}", f"--prompts={prompts()}"]
+    assert "which is of classes, expected a text-to-image" in refused(capsys, "evaluate", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--pipeline=x"], "--pipeline=x without --prompts"),
-        (["--images=x", "--steps=2"], "--steps=2 without --pipeline"),
-        (["--pipeline=x", "--prompts=y", "--images=z"], "--images and --pipeline together"),
+        (["--pipeline=x", "--images=y"], "--images and --pipeline together"),
+        (["--images=x", "--steps=2"], "--steps=2 without --pipeline or --workdir"),
         (["--pipeline=x", "--prompts=y", "--ema=0.9"], "--ema without a run's networks"),
         (["--pipeline=nowhere", "--prompts=no.txt"], "no.txt"),
     ],

@@ -24,6 +24,7 @@ FLOORS = {
     "evaluate_options": 6,
     "evaluate_prompts": 6,
     "evaluate_table": 6,
+    "evaluate_targets": 6,
     "train_teacher": 5,
     "train_student": 5,
     "sample": 5,
