@@ -145,12 +145,14 @@ def open_clip(folder: str, texts: Sequence[str], mesh: Mesh) -> ClipJudge:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _image_embeds(module: ClipVision, params: Params, images: Array) -> Array:
-    return module.apply(params, images).image_embeds
+    with jax.default_matmul_precision("highest"):  # accelerators round to TF32 or bfloat16
+        return module.apply(params, images).image_embeds
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _text_embeds(module: ClipText, params: Params, ids: Array) -> Array:
-    return module.apply(params, ids).text_embeds
+    with jax.default_matmul_precision("highest"):
+        return module.apply(params, ids).text_embeds
 
 
 def _in_batches(apply: Any, rows: np.ndarray, mesh: Mesh) -> Float[np.ndarray, "n e"]:

@@ -54,7 +54,7 @@ def add_evaluate(
         "--out", default="", metavar="JSON", help="default: metrics.json, in --workdir if given"
     )
     parser.add_argument(
-        "--devices", type=int, default=0, metavar="N", help="use the first N; default: all"
+        "--devices", type=_count, default=0, metavar="N", help="use the first N; default: all"
     )
 
 
@@ -108,7 +108,7 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="likewise")
     group.add_argument(
         "--num",
-        type=int,
+        type=_count,
         default=0,
         metavar="N",
         help="images; default: config.evaluate.num_samples, all of a folder, one a prompt",
@@ -122,7 +122,7 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--batch_size",
-        type=int,
+        type=_count,
         default=0,
         metavar="N",
         help="images sampled at a time; changes no figure; default: config.evaluate.batch_size, of "
@@ -182,6 +182,12 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a CLIP model as transformers writes it; --images then have a metadata.jsonl",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
+    return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

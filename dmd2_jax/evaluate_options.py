@@ -96,9 +96,8 @@ def check_options(options: EvaluateOptions) -> None:
     """
     _check_metrics(options)
     _check_source(options)
-    for flag, value in (("num", options.num), ("batch_size", options.batch_size)):
-        if value < 0:
-            raise ConfigError(f"--{flag}={value}, expected 1 or more; leave it away for all.")
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"--seed={options.seed}, expected 0..{2**32 - 1}; try 0.")
     inception = options.features == "inception" or PATCH in options.metrics
     if inception and not options.inception_weights:
         raise ConfigError(
