@@ -85,6 +85,7 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
     values = {name: value for name, value in given.items() if name in names}
     values |= {
         "sample_shape": tuple(family.image_shape),
+        "student_times": tuple(float(t) for t in config.distill.student_times),
         "sigma_data": config.model.sigma_data,
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
