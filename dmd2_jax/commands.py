@@ -177,6 +177,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(f"statistics of {metrics['reference']}: {options.write_reference}")
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """Write a page of runs."""
+    from dmd2_jax.report import write_report
+
+    print(f"report: {write_report(arguments.workdir, arguments.out)}")
+
+
 def data(arguments: argparse.Namespace) -> None:
     """List, check or write data."""
     from dmd2_jax import data_command

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dmd2_jax.evaluation.measured_sets import by_set
 from dmd2_jax.recipe import aligned
 
 __all__ = ["metrics_table"]
 
-_EVERY = "num_samples"  # a figure that every measured set has, and no column
 _LAST = {
     "class_accuracy": ("class accuracy", "{:.2%}", 1.0),
     "nfe": ("calls/image", "{}", 1),
@@ -23,7 +23,7 @@ _HEADINGS = {
     "clip_score": "CLIP score",
 }
 _FORMATS = {"kid": "{:.4g}"}
-_HIDDEN = (_EVERY, "fid_bias", "patch_fid_bias")
+_HIDDEN = ("num_samples", "fid_bias", "patch_fid_bias")
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
@@ -33,8 +33,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
       metrics: NAME_num_samples and further figures NAME_... of each set, as in metrics.json. A
         figure's deviation NAME_..._std stands behind it; real_fid_floor has a row of its own.
     """
-    names = [key.removesuffix(f"_{_EVERY}") for key in metrics if key.endswith(f"_{_EVERY}")]
-    figures = {name: _own(metrics, name, names) for name in names}
+    figures = by_set(metrics)
     keys = list(dict.fromkeys(key for own in figures.values() for key in own))
     last = list(_LAST)
     # "fid" stands first, as the row of real images has a figure there.
@@ -48,16 +47,6 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         floor = f"{metrics['real_fid_floor']:.3f}"
         rows.append(["real, half to half", floor, *["-"] * (len(keys) - 1)])
     return aligned(rows)
-
-
-def _own(metrics: Mapping[str, Any], name: str, names: list[str]) -> dict[str, Any]:
-    """Return the figures of one set; student_ema_0.9_fid is not one of `student`."""
-    longer = tuple(f"{other}_" for other in names if other.startswith(f"{name}_"))
-    return {
-        key.removeprefix(f"{name}_"): value
-        for key, value in metrics.items()
-        if key.startswith(f"{name}_") and not key.startswith(longer)
-    }
 
 
 def _shown(keys: list[str]) -> list[str]:

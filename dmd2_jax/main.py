@@ -13,6 +13,7 @@ from dmd2_jax.config import (
     parse_overrides,
 )
 from dmd2_jax.evaluate_flags import add_evaluate
+from dmd2_jax.report_flags import add_report
 from dmd2_jax.text2image_flags import add_cache, add_export, add_make_pairs, add_prompts
 from dmd2_jax.version import __version__
 
@@ -157,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_convert(commands)
     add_evaluate(_add, commands)
+    add_report(_add, commands)
     _add_data(commands)
     add_cache(_add, commands)
     add_export(_add, commands)

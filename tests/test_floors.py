@@ -17,6 +17,8 @@ FLOORS = {
     "text2image_flags": 7,
     "demo": 6,
     "evaluate_flags": 7,
+    "report_flags": 7,
+    "report": 6,
     "evaluate": 6,
     "evaluate_clip": 6,
     "evaluate_features": 6,

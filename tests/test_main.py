@@ -35,7 +35,7 @@ def python_m(*words: str | Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["train-teacher", "distill", "sample", "convert", "evaluate", "demo"]
+    "command", ["train-teacher", "distill", "sample", "convert", "evaluate", "report", "demo"]
 )
 def test_help_says_what_is_written_and_gives_an_example(
     command: str, capsys: pytest.CaptureFixture[str]

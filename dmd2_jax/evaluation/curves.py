@@ -153,14 +153,14 @@ def _single(axes, x: np.ndarray, y: np.ndarray) -> None:
     else:
         kept = _places(len(x))
         axes.plot(x[kept], y[kept], color=FAINT, lw=0.8)
-        axes.plot(*_median(x, y), color=LINE, lw=1.6)
+        axes.plot(*running_median(x, y), color=LINE, lw=1.6)
     _scale(axes, y)
 
 
 def _several(axes, curves: dict[str, Series], colours: dict[str, str]) -> None:
     for name, (x, y) in curves.items():
         label = _words(name).removeprefix("logits ").split(" ")[0]
-        axes.plot(*_median(x, y), color=colours[name], lw=1.4, label=label)
+        axes.plot(*running_median(x, y), color=colours[name], lw=1.4, label=label)
     _scale(axes, np.concatenate([y for _, y in curves.values()]))
     _legend(axes)
 
@@ -173,7 +173,7 @@ def _levels(axes, x: np.ndarray, y: np.ndarray) -> None:
         there = np.isfinite(y[:, i])
         if there.any():
             label = f"{100 * i // bins}-{100 * (i + 1) // bins} %"
-            axes.plot(*_median(x[there], y[there, i]), color=colours[i], lw=1.3, label=label)
+            axes.plot(*running_median(x[there], y[there, i]), color=colours[i], lw=1.3, label=label)
     _scale(axes, y[np.isfinite(y)])
     if axes.lines:
         _legend(axes)
@@ -207,7 +207,7 @@ def _places(n: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, _MOST)).round().astype(int))
 
 
-def _median(x: np.ndarray, y: np.ndarray) -> Series:
+def running_median(x: np.ndarray, y: np.ndarray) -> Series:
     """Return the running median over a twentieth of 40 points or more, at `_MOST` places."""
     if len(y) < 40:
         return x, y
