@@ -13,7 +13,7 @@ from dmd2_jax.report.runs import Series
 __all__ = ["Line", "key", "line_chart", "short", "ticks"]
 
 _WIDTH, _HEIGHT = 380, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 12, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 12, 36
 _MANY = 40
 """Points from which on the running median is drawn over them."""
 

@@ -35,17 +35,15 @@ def curve_section(runs: Sequence[Run]) -> Markup:
     if len(names) > _MOST:
         notes.append(tag("p", f"{len(names)} metrics; charts of {_MOST} of them."))
         others = others[: max(0, _MOST - len(first))]
-    axis = x_label(runs)
 
     def charts(chosen: Iterable[str]) -> Markup:
         drawn = []
         for name in chosen:
-            lines = [
-                Line(run.name, style, curves[run.name][name])
-                for style, run in enumerate(runs)
-                if name in curves[run.name]
-            ]
-            drawn.append(line_chart(lines, title=_words(name), x_label=axis, named=len(runs) > 1))
+            having = [run for run in runs if name in curves[run.name]]
+            lines = [Line(run.name, runs.index(run), curves[run.name][name]) for run in having]
+            drawn.append(
+                line_chart(lines, title=_words(name), x_label=x_label(having), named=len(runs) > 1)
+            )
         return tag("div", *drawn, class_="charts")
 
     parts = [charts(first[:_MOST])] if first else []
@@ -65,12 +63,20 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
     """
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
+        step = _sane(row["step"])
         for name, value in row.items():
-            found = number(value)
-            if name not in _COUNTERS and found is not None and abs(found) <= _LARGEST:
-                found = found if abs(found) >= _LEAST else 0.0
-                points.setdefault(name[:80], []).append((float(row["step"]), found))
+            found = _sane(value)
+            if name not in _COUNTERS and step is not None and found is not None:
+                points.setdefault(name[:80], []).append((step, found))
     return {name: tuple(np.array(pairs, float).T) for name, pairs in points.items()}
+
+
+def _sane(value: object) -> float | None:
+    """Return a number that a chart's arithmetic takes, None if it is none."""
+    found = number(value)
+    if found is None or abs(found) > _LARGEST:
+        return None
+    return found if abs(found) >= _LEAST else 0.0
 
 
 def x_label(runs: Sequence[Run]) -> str:

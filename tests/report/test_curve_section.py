@@ -12,6 +12,8 @@ def test_curves_of_leave_out_what_is_no_finite_number() -> None:
         {"step": 3, "loss": float("nan")},
         {"step": 4, "loss": 10**400},
         {"step": 5, "loss": 1},
+        {"step": 6, "loss": 1e300},
+        {"step": 1e300, "loss": 1.0},
     ]
     found = curves_of(rows)
     assert list(found) == ["loss"]
