@@ -184,6 +184,14 @@ def report(arguments: argparse.Namespace) -> None:
     print(f"report: {write_report(arguments.workdir, arguments.out)}")
 
 
+def ablate(arguments: argparse.Namespace) -> None:
+    """Run a table of variants."""
+    from dmd2_jax.ablate import AblateOptions, ablate
+
+    names = [field.name for field in dataclasses.fields(AblateOptions)]
+    ablate(AblateOptions(**{name: getattr(arguments, name) for name in names}))
+
+
 def data(arguments: argparse.Namespace) -> None:
     """List, check or write data."""
     from dmd2_jax import data_command

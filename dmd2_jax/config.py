@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "allowed_changes",
     "apply_overrides",
+    "call_recipe",
     "from_plain",
     "load_config",
     "parse_overrides",
@@ -42,6 +43,28 @@ def load_config(path: str) -> ConfigDict:
     Raises:
       ConfigError: if there is no such file, or it makes no ConfigDict.
     """
+    config = call_recipe(path, "get_config", "return a ConfigDict", "configs/digits.py")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"--config={path}: get_config() returned {type(config).__name__}, expected a "
+            f"ConfigDict; start it from configs/common.py."
+        )
+    config.lock()
+    return config
+
+
+def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
+    """Return what a function of a config file returns.
+
+    Args:
+      path: see `load_config`.
+      name: of the function.
+      expected: what it is to do, for the error.
+      example: a file that does so, for the error.
+
+    Raises:
+      ConfigError: if there is no such file, or the function fails.
+    """
     file = Path(path)
     if not file.is_file():
         candidates = _recipes()
@@ -60,23 +83,16 @@ def load_config(path: str) -> ConfigDict:
             raise ConfigError(f"--config={path} is not Python, expected a file named *.py.")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        config = module.get_config()
+        return getattr(module, name)()
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"--config={path} failed ({type(error).__name__}: {error}), expected get_config() to "
-            f"return a ConfigDict; compare it with configs/digits.py."
+            f"--config={path} failed ({type(error).__name__}: {error}), expected {name}() to "
+            f"{expected}; compare it with {example}."
         ) from error
     finally:
         sys.path[:] = saved
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            f"--config={path}: get_config() returned {type(config).__name__}, expected a "
-            f"ConfigDict; start it from configs/common.py."
-        )
-    config.lock()
-    return config
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -423,10 +439,11 @@ def _project() -> Path:
 
 
 def _recipes() -> dict[str, Path]:
-    """Map the bare names of the recipes in configs/ to their files."""
+    """Map the bare names of the recipes in configs/ and configs/ablations/ to their files."""
     found: dict[str, Path] = {}
     for root in (_project(), Path.cwd()):
-        for file in sorted((root / "configs").glob("*.py")):
+        folder = root / "configs"
+        for file in sorted([*folder.glob("*.py"), *folder.glob("ablations/*.py")]):
             if not file.name.startswith("_"):
                 found[file.stem] = file
     return found

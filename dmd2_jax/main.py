@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from dmd2_jax import commands as run
+from dmd2_jax.ablate_flags import add_ablate
 from dmd2_jax.config import (
     ConfigError,
     parse_overrides,
@@ -72,7 +73,8 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         # What cannot be resumed has not done what it was asked when it is stopped. Processes that
         # have joined hear SIGTERM in the training loop, together.
         resumable = (
-            arguments.command in ("train-teacher", "distill", "demo", "cache", "make-pairs")
+            arguments.command
+            in ("train-teacher", "distill", "demo", "ablate", "cache", "make-pairs")
             and not together
         )
         with stoppable("The same command again goes on.") if resumable else nullcontext():
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     add_evaluate(_add, commands)
     add_report(_add, commands)
+    add_ablate(_add, commands)
     _add_data(commands)
     add_cache(_add, commands)
     add_export(_add, commands)
