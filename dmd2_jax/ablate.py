@@ -103,7 +103,7 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
         _finish(ablation, runs, table, workdir)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped between two runs; {workdir / _TABLE} has those that are finished. The same "
+            f"stopped outside of training; {workdir / _TABLE} has what is finished. The same "
             "command again goes on.",
             130,
         ) from None

@@ -18,7 +18,7 @@ from dmd2_jax.runtime.metrics import read_metrics
 from tests.tiny import contents, dmd2, refused, scratch, teacher_run
 
 FILE = Path(__file__).with_name("tiny_ablation.py")
-KEYS = [f"{row}/seed_{seed}" for seed in (0, 1) for row in ("no_ttur", "ttur")]
+KEYS = [f"{row}/seed_{seed}" for seed in (0, 1) for row in ("short", "long")]
 
 
 def words(workdir: Path, *more: str) -> list[str]:
@@ -73,7 +73,7 @@ def table() -> dict[str, Any]:
 def test_ablate_keeps_what_is_finished_when_it_is_interrupted() -> None:
     assert story().code == 130 and "The same command again goes on" in story().message
     assert list(story().between["runs"]) == KEYS[:1]
-    assert story().between["rows"]["no_ttur"]["seeds"] == [0]
+    assert story().between["rows"]["short"]["seeds"] == [0]
     assert story().between["pairs"][0]["verdict"] == "not run"
 
 
@@ -85,12 +85,13 @@ def test_ablate_leaves_finished_runs_alone_when_it_goes_on() -> None:
 
 def test_ablate_trains_no_cycle_twice() -> None:
     for key in KEYS:  # the second one was trained before the interruption, and not measured
+        steps = [1, 2] if key.startswith("long") else [1]
         rows = read_metrics(story().workdir / key / "metrics.jsonl")
-        assert [row["step"] for row in rows if "generator_loss" in row] == [1, 2]
+        assert [row["step"] for row in rows if "generator_loss" in row] == steps
 
 
 def test_ablate_gives_mean_and_deviation_of_what_runs_measured() -> None:
-    for row in ("no_ttur", "ttur"):
+    for row in ("short", "long"):
         files = [story().workdir / row / f"seed_{seed}" / "metrics.json" for seed in (0, 1)]
         fids = [json.loads(file.read_text())["student_ema_0.9_fid"] for file in files]
         assert fids[0] != fids[1]
@@ -103,18 +104,18 @@ def test_ablate_gives_mean_and_deviation_of_what_runs_measured() -> None:
 def test_ablate_runs_each_row_as_it_says() -> None:
     runs = [json.loads((story().workdir / key / "config.json").read_text()) for key in KEYS]
     configs = [run["config"] for run in runs]
-    assert [config["distill"]["critic_turns"] for config in configs] == [1, 2, 1, 2]
+    assert [config["distill"]["cycles"] for config in configs] == [1, 2, 1, 2]
     assert [config["seed"] for config in configs] == [0, 0, 1, 1]
-    assert {config["distill"]["cycles"] for config in configs} == {2}
+    assert {config["name"] for config in configs} == {"tiny_ablation_short", "tiny_ablation_long"}
 
 
 def test_ablate_prints_and_writes_the_table() -> None:
     text = (story().workdir / "table.md").read_text(encoding="utf-8")
-    assert "|  | TTUR | paper: FID | FID | class accuracy | runs |" in text
-    mean = table()["rows"]["ttur"]["figures"]["fid"]["mean"]
-    assert f"| + TTUR | ✓ | 2.61 | {mean:.2f} ± " in text
+    assert "|  | LONG | paper: FID | FID | class accuracy | runs |" in text
+    mean = table()["rows"]["long"]["figures"]["fid"]["mean"]
+    assert f"| two cycles | ✓ | 2.61 | {mean:.2f} ± " in text
     assert "teacher, 3 calls" in text and "real, half to half" in text
-    assert f"{mean:.2f} ± " in story().printed and "+ TTUR before DM alone" in story().printed
+    assert f"{mean:.2f} ± " in story().printed and "two cycles before one cycle" in story().printed
     with Image.open(story().workdir / "table.png") as picture:
         assert picture.size[0] == 640
 
@@ -132,7 +133,7 @@ def test_ablate_of_a_finished_table_trains_and_measures_nothing() -> None:
 def test_ablate_takes_rows_and_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     story()
     before = contents(story().workdir)
-    more = ("--rows=ttur", "--seeds=1,5", "--dry_run")
+    more = ("--rows=long", "--seeds=1,5", "--dry_run")
     assert dmd2(*words(story().workdir, *more)) == 0
     assert "2 runs can be made, 1 of them finished" in capsys.readouterr().out
     assert contents(story().workdir) == before
@@ -152,7 +153,7 @@ def test_ablate_refuses_runs_of_another_base_before_it_trains(
     workdir = story().workdir
     before = contents(workdir)
     message = refused(capsys, *words(workdir, "--config.optim.critic_lr=0.5"))
-    assert "row 'no_ttur'" in message and "optim.critic_lr: got 0.5" in message
+    assert "row 'short'" in message and "optim.critic_lr: got 0.5" in message
     assert contents(workdir) == before
 
 
@@ -161,7 +162,7 @@ def test_ablate_counts_a_run_that_diverges_and_goes_on(tmp_path: Path) -> None:
     figures = {"student_ema_0.9_fid": 2.0, "teacher_fid": 1.0, "teacher_nfe": 3}
 
     def train(config: Any, folder: Path) -> Path:
-        if config.distill.critic_turns == 1:
+        if config.distill.cycles == 1:
             raise DivergedError("3 updates in a row")
         return weights
 
@@ -171,10 +172,10 @@ def test_ablate_counts_a_run_that_diverges_and_goes_on(tmp_path: Path) -> None:
     ):
         assert dmd2(*words(tmp_path, "--seeds=0")) == 0
     found = json.loads((tmp_path / "table.json").read_text())
-    assert found["runs"]["no_ttur/seed_0"]["diverged"] == "3 updates in a row"
-    assert found["rows"]["no_ttur"]["diverged"] == 1 and not found["rows"]["no_ttur"]["figures"]
-    assert found["rows"]["ttur"]["figures"]["fid"]["mean"] == 2.0
-    assert "| DM alone |  | 3.48 | - | 1, 1 diverged |" in (tmp_path / "table.md").read_text(
+    assert found["runs"]["short/seed_0"]["diverged"] == "3 updates in a row"
+    assert found["rows"]["short"]["diverged"] == 1 and not found["rows"]["short"]["figures"]
+    assert found["rows"]["long"]["figures"]["fid"]["mean"] == 2.0
+    assert "| one cycle |  | 3.48 | - | 1, 1 diverged |" in (tmp_path / "table.md").read_text(
         "utf-8"
     )
 
@@ -182,7 +183,7 @@ def test_ablate_counts_a_run_that_diverges_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--rows=tturr", "expected some of no_ttur,ttur; did you mean 'ttur'?"),
+        ("--rows=longer", "expected some of short,long; did you mean 'long'?"),
         ("--seeds=1,1", "--seeds=(1, 1), expected one or more different"),
         ("--seeds=x", "'x', expected whole numbers like 0,1,2"),
         ("--config.teacher.weights=nowhere", "no weights at nowhere"),
@@ -203,11 +204,11 @@ def test_ablate_refuses_a_row_whose_values_contradict_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.py"
-    text = FILE.read_text().replace('"distill.critic_turns": 1', '"distill.train_critic": False')
+    text = FILE.read_text().replace('"distill.cycles": 1', '"distill.train_critic": False')
     file.write_text(text)
     workdir = tmp_path / "table"
     message = refused(capsys, *words(workdir, f"--config={file}"))
-    assert "row 'no_ttur' of" in message and "train_critic=False leaves" in message
+    assert "row 'short' of" in message and "train_critic=False leaves" in message
     assert not workdir.exists()
 
 
