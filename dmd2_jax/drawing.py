@@ -14,7 +14,8 @@ from dmd2_jax.evaluation.curves import loss_curves
 from dmd2_jax.evaluation.pictures import animate, headed_rows, image_grid
 from dmd2_jax.recipe import Family, Recipe
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.sample import Sampler, grid_labels, sample_images
+from dmd2_jax.sample import LARGE_LATENT, Sampler, grid_labels, sample_images
+from dmd2_jax.text2image import open_decoder
 from dmd2_jax.typing import Array, Float, Params, expand
 
 __all__ = ["Comparison", "draw_progress", "draw_scores", "score_comparison", "visible"]
@@ -60,7 +61,7 @@ def draw_progress(
         batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
     )
     pictures = {"grid": workdir / f"grid_{done:07d}.png", "curves": workdir / "curves.png"}
-    image_grid(visible(images), pictures["grid"], rows=rows, cols=columns)
+    image_grid(_decoded(recipe, images), pictures["grid"], rows=rows, cols=columns)
     loss_curves(workdir / "metrics.jsonl", pictures["curves"], x_label=unit)
     if done == (recipe.config.distill.cycles if unit == "cycle" else recipe.config.teacher.steps):
         animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")
@@ -140,9 +141,17 @@ def draw_scores(x_0: Float[np.ndarray, "b h w c"], scores: Comparison, path: Pat
 def visible(images: Float[np.ndarray, "... c"]) -> Float[np.ndarray, "... d"]:
     """Return what a picture shows of samples: images as they are, of latents three channels.
 
-    A third of a latent's channels' range is 1: they are about standard normal.
+    Latents are about standard normal: three standard deviations become the range of an image.
     """
     return images if images.shape[-1] in (1, 3) else np.asarray(images[..., :3]) / 3.0
+
+
+def _decoded(recipe: Recipe, images: np.ndarray) -> np.ndarray:
+    """Return the pictures of samples, latents decoded where that costs little memory."""
+    if images.shape[-1] in (1, 3) or images.shape[1] > LARGE_LATENT:
+        return visible(images)
+    decode = open_decoder(recipe.config.model.pipeline)
+    return visible(images) if decode is None else decode(images)
 
 
 def _on_one_device(params: Params) -> Params:

@@ -5,7 +5,7 @@ Everything of the pipeline but its U-Net, which is the teacher's or a student's.
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dmd2_jax.families.image_latents import (
     downscale,
     latent_shape,
 )
-from dmd2_jax.families.pipeline_folder import PipelineIndex, read_pipeline_index
+from dmd2_jax.families.pipeline_folder import AUTOENCODERS, PipelineIndex, read_pipeline_index
 from dmd2_jax.families.stable_diffusion import with_negative
 from dmd2_jax.families.text_encoder import (
     TextEncoders,
@@ -33,7 +33,13 @@ from dmd2_jax.families.text_encoder import (
 )
 from dmd2_jax.typing import Array, Float, Params
 
-__all__ = ["TextToImage", "open_pipeline", "own_resolution", "read_scheduler_config"]
+__all__ = [
+    "TextToImage",
+    "open_decoder",
+    "open_pipeline",
+    "own_resolution",
+    "read_scheduler_config",
+]
 
 _BATCH = 8
 
@@ -122,14 +128,40 @@ class TextToImage:
         Raises:
           ValueError: if an image is not finite; the message names the remedy.
         """
-        count, parts = len(latents), []
-        latents = np.asarray(latents, np.float32)
-        for begin in range(0, count, batch_size):
-            rows = np.minimum(np.arange(begin, begin + batch_size), count - 1)
-            parts.append(np.asarray(_decode(self.vae, self.vae_params, latents[rows])))
-        images = np.concatenate(parts)[:count]
+        count = len(latents)
+        images = _decoded(self.vae, self.vae_params, np.asarray(latents, np.float32), batch_size)
         check_finite(images, names or [f"image {i}" for i in range(count)], self.vae, "images")
         return images
+
+
+def open_decoder(
+    pipeline: str | os.PathLike,
+) -> Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n h2 w2 3"]] | None:
+    """Open the autoencoder of a pipeline alone, for pictures of latents.
+
+    Args:
+      pipeline: its folder.
+
+    Returns:
+      latents -> images, float32, not checked; None: it is no folder with an autoencoder.
+
+    Raises:
+      ValueError: if the autoencoder is damaged or of a class that is not built here.
+    """
+    folder = Path(pipeline).expanduser() / "vae"
+    if not pipeline or not folder.is_dir():
+        return None
+    model, params = read_component(folder, expected=AUTOENCODERS)
+    module: Any = model.module
+    return lambda latents: _decoded(module, params, latents, _BATCH)
+
+
+def _decoded(vae: Autoencoder, params: Params, latents: np.ndarray, batch_size: int) -> np.ndarray:
+    count, parts = len(latents), []
+    for begin in range(0, count, batch_size):
+        rows = np.minimum(np.arange(begin, begin + batch_size), count - 1)
+        parts.append(np.asarray(_decode(vae, params, latents[rows])))
+    return np.concatenate(parts)[:count]
 
 
 @functools.partial(jax.jit, static_argnums=0)

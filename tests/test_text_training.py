@@ -10,16 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from dmd2_jax.config import apply_overrides, load_config
 from dmd2_jax.cycle_data import read_cycle
 from dmd2_jax.data import labels_of
+from dmd2_jax.evaluation.pictures import image_grid
 from dmd2_jax.families import stable_diffusion
+from dmd2_jax.families.diffusers_folder import read_component
+from dmd2_jax.families.image_latents import decode_latents
 from dmd2_jax.families.published_configs import SCHEDULER
 from dmd2_jax.pairs import make_pairs
 from dmd2_jax.recipe import Recipe, build_family, open_recipe, teacher_file
 from dmd2_jax.runtime.metrics import read_metrics
-from dmd2_jax.sample import sample_noise, student_sampler
+from dmd2_jax.sample import (
+    grid_labels,
+    sample_images,
+    sample_noise,
+    student_sampler,
+    teacher_sampler,
+)
 from dmd2_jax.train_student import build_players, distill_config, initial_state
 from tests import tiny
 from tests.captioned import made
@@ -299,3 +309,17 @@ def test_recipe_can_be_started_shrunk(name: str, tmp_path: Path) -> None:
     }
     given = [f"--config.{key}={value}" for key, value in shrunk.items()]
     assert dmd2("distill", f"--config={name}", f"--workdir={tmp_path}", *given, "--dry_run") == 0
+
+
+def test_grid_of_a_training_run_shows_decoded_images() -> None:
+    it = recipe()
+    labels, rows, columns = grid_labels(it, rows=4)
+    sampler = teacher_sampler(it.family, it.config)
+    weights = it.family.load(teacher_run() / "teacher.safetensors")
+    latents = sample_images(sampler, it.family, weights, labels, seed=it.config.seed, batch_size=10)
+    vae, params = read_component(pipeline() / "vae", expected=("AutoencoderTiny",))
+    expected = scratch() / "expected.png"
+    images = decode_latents(vae.module, params, latents)
+    image_grid(np.asarray(images), expected, rows=rows, cols=columns)
+    drawn = np.asarray(Image.open(sorted(teacher_run().glob("grid_*.png"))[-1]), np.float32)
+    np.testing.assert_allclose(drawn, np.asarray(Image.open(expected), np.float32), atol=2)

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PIPELINES", "PipelineIndex", "read_pipeline_index"]
+__all__ = ["AUTOENCODERS", "PIPELINES", "PipelineIndex", "read_pipeline_index"]
 
 INDEX = "model_index.json"
 
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+"""The classes that a pipeline's `vae` may be of."""
+
 _COMMON = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "vae": AUTOENCODERS,
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
