@@ -378,6 +378,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         "  dmd2 plan --config=configs/imagenet64.py --topology=v5p:4x4x4\n"
         "  dmd2 plan --config=configs/imagenet64.py --sweep=v5e:8x8,v6e:4x4,v5p:2x4x4\n"
         "  dmd2 plan --config=configs/imagenet64.py --topology=v5e:8x8 --config.mesh.fsdp=8\n"
+        "  dmd2 plan --config=configs/sdxl_four_step.py --topology=v5p:4x4x4 --trace_only\n"
         f"{_OVERRIDES}",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a recipe")
@@ -390,6 +391,12 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         type=_batch_sizes,
         metavar="N,M,...",
         help="several global batch sizes, in the same table",
+    )
+    parser.add_argument(
+        "--trace_only",
+        action="store_true",
+        help="do not compile (minutes, for large networks hours): weights, states and arithmetic, "
+        "and the least time for it, are known without",
     )
     parser.add_argument(
         "--remedy",

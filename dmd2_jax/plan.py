@@ -69,12 +69,13 @@ def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) ->
     return CycleBatch(real, labels(turns, b), pairs)
 
 
-def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
+def make_plan(config: ConfigDict, name: str = LOCAL, *, trace_only: bool = False) -> Plan:
     """Compile a recipe's cycle for a machine, and count.
 
     Args:
       config: the whole config; its data and weights are not opened.
       name: "local", or a TPU slice such as "v5e:4x4".
+      trace_only: do not compile: weights, states and arithmetic alone are then known.
 
     Returns:
       The plan.
@@ -85,7 +86,8 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
     start = time.perf_counter()
     chip, devices, num_chips = _machine(name)
     cycle = trace_cycle(config, devices)
-    compiled, refusal = _compiled(cycle.traced)
+    compiled, refusal = (None, "") if trace_only else _compiled(cycle.traced)
+    owners = _owners(cycle)
     memory = None if compiled is None else compiled.memory_analysis()
     costs = read_program(compiled.as_text()) if compiled is not None else None
     size = cycle.mesh.size
@@ -99,8 +101,8 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
         batch_size=config.distill.batch_size,
         images=config.distill.batch_size * (1 + config.distill.critic_turns),
         cycles=config.distill.cycles,
-        owners=_owners(cycle),
-        peak_bytes=_peak(memory) if memory is not None else _asked_for(refusal),
+        owners=owners,
+        peak_bytes=_held(owners) if trace_only else _needed(memory, refusal),
         limit_bytes=_limit(chip, devices, num_chips),
         host_bytes=int(memory.host_argument_size_in_bytes) if memory is not None else 0,
         refusal=refusal,
@@ -108,6 +110,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL) -> Plan:
         num_bytes=costs.num_bytes if costs else 0,
         collectives=costs.collectives if costs else {},
         compile_seconds=time.perf_counter() - start,
+        is_compiled=not trace_only,
     )
 
 
@@ -159,7 +162,11 @@ def _placed(shapes: PyTree, places: PyTree) -> PyTree:
 
 
 def sweep(
-    config: ConfigDict, topologies: Sequence[str], batch_sizes: Sequence[int] = ()
+    config: ConfigDict,
+    topologies: Sequence[str],
+    batch_sizes: Sequence[int] = (),
+    *,
+    trace_only: bool = False,
 ) -> list[Plan]:
     """Plan one recipe for several machines and batch sizes, saying on standard error how far it is.
 
@@ -167,6 +174,7 @@ def sweep(
       config: the whole config.
       topologies: names as for `make_plan`.
       batch_sizes: global batch sizes; () is the recipe's.
+      trace_only: see `make_plan`.
 
     Returns:
       The plans, topologies outermost.
@@ -184,11 +192,12 @@ def sweep(
             seconds = (time.perf_counter() - start) / number * (len(pairs) - number)
             left = f", about {seconds / 60:.0f} minutes left"
         print(
-            f"plan {number + 1} of {len(pairs)}: {name}, batch {batch_size}: compiling{left} ...",
+            f"plan {number + 1} of {len(pairs)}: {name}, batch {batch_size}: "
+            f"{'tracing' if trace_only else 'compiling'}{left} ...",
             file=sys.stderr,
             flush=True,
         )
-        plans.append(make_plan(variant, name))
+        plans.append(make_plan(variant, name, trace_only=trace_only))
     return plans
 
 
@@ -266,7 +275,18 @@ def _compiled(traced: Any) -> tuple[Any, str]:
         return None, str(error)
 
 
-def _peak(memory: Any) -> int:
+def _held(owners: dict[str, dict[str, int]]) -> int:
+    """Return what the owners hold in a device's memory."""
+    held = (
+        size for parts in owners.values() for part, size in parts.items() if part != HOST_COLUMN
+    )
+    return sum(held)
+
+
+def _needed(memory: Any, refusal: str) -> int:
+    """Return the compiler's peak, or what its refusal asks for."""
+    if memory is None:
+        return _asked_for(refusal)
     together = memory.argument_size_in_bytes + memory.output_size_in_bytes
     together += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     return int(max(getattr(memory, "peak_memory_in_bytes", 0), together))

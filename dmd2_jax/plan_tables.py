@@ -38,6 +38,8 @@ class Plan(NamedTuple):
       num_bytes: read and written in one cycle.
       collectives: by kind, in one cycle.
       compile_seconds: what planning took.
+      is_compiled: False: the program was only traced, and the peak is what the owners hold, without
+        gradients and activations; traffic and collectives are not known.
     """
 
     name: str
@@ -58,10 +60,11 @@ class Plan(NamedTuple):
     num_bytes: int
     collectives: dict[str, Collective]
     compile_seconds: float
+    is_compiled: bool = True
 
     @property
     def fits(self) -> bool:
-        """Whether the program compiled and stays below the memory there is."""
+        """Whether the program was not refused and stays below the memory there is."""
         return not self.refusal and (not self.limit_bytes or self.peak_bytes <= self.limit_bytes)
 
     @property
@@ -70,9 +73,11 @@ class Plan(NamedTuple):
         if self.chip is None or self.refusal:
             return {}
         share = self.num_chips / self.num_devices  # of a chip that a device is
+        arithmetic = {"arithmetic": self.flops / (self.chip.flops * share)}
+        if not self.is_compiled:
+            return arithmetic
         linked = sum(collective.num_bytes for collective in self.collectives.values())
-        return {
-            "arithmetic": self.flops / (self.chip.flops * share),
+        return arithmetic | {
             "memory": self.num_bytes / (self.chip.memory_bandwidth * share),
             "links": linked / (self.chip.link_bandwidth * share),
         }
@@ -103,7 +108,8 @@ def plan_table(plan: Plan) -> str:
     ]
     if plan.refusal:
         return "\n".join(lines)
-    lines.append(f"memory traffic  at most {_si(plan.num_bytes)}B a device and cycle")
+    if plan.is_compiled:
+        lines.append(f"memory traffic  at most {_si(plan.num_bytes)}B a device and cycle")
     for kind, collective in plan.collectives.items():
         moved = f"{_si(collective.num_bytes)}B a device"
         lines.append(f"  {kind}: {collective.number} a cycle, {moved}")
@@ -119,7 +125,8 @@ def plan_table(plan: Plan) -> str:
             f"{_si(plan.chip.memory)}B, {_si(plan.chip.memory_bandwidth)}B/s, links "
             f"{_si(plan.chip.link_bandwidth)}B/s",
         ]
-    lines.append(f"compiled in {plan.compile_seconds:.0f} s")
+    done = "compiled" if plan.is_compiled else "traced, not compiled,"
+    lines.append(f"{done} in {plan.compile_seconds:.0f} s")
     return "\n".join(lines)
 
 
@@ -129,6 +136,10 @@ def verdict(plan: Plan) -> str:
     if plan.limit_bytes is None:
         return f"needs {needed}; how much there is, this backend does not say"
     there = f"{_si(plan.limit_bytes)}B there are"
+    if not plan.is_compiled and plan.fits:
+        return (
+            f"weights and states need {needed}, {there}: whether the rest fits, only compiling says"
+        )
     return f"{'FITS' if plan.fits else 'DOES NOT FIT'}: needs {needed}, {there}"
 
 
@@ -144,8 +155,8 @@ def _memory_table(plan: Plan) -> str:
         rows.append((owner, *cells))
     # A compiler with one memory has counted there what waits on the host.
     known = sum(sum(held.values()) for held in plan.owners.values()) - min(plan.host_bytes, waiting)
-    rest = max(plan.peak_bytes - known, 0) / 1e6
-    rows.append(("activations, gradients, the rest", f"{rest:,.1f}", *blank))
+    rest = f"{max(plan.peak_bytes - known, 0) / 1e6:,.1f}" if plan.is_compiled else "?"
+    rows.append(("activations, gradients, the rest", rest, *blank))
     rows.append(("together", f"{plan.peak_bytes / 1e6:,.1f}", *blank))
     return aligned(rows)
 
@@ -157,8 +168,9 @@ def sweep_table(plans: Sequence[Plan]) -> str:
     ]
     for plan in plans:
         limit = f"{plan.limit_bytes / 1e9:.1f}" if plan.limit_bytes else "?"
-        start = (plan.topology, plan.num_chips, plan.batch_size, f"{plan.peak_bytes / 1e9:.2f}")
-        verdict = "yes" if plan.fits else "NO"
+        needed = f"{'' if plan.is_compiled else '> '}{plan.peak_bytes / 1e9:.2f}"
+        start = (plan.topology, plan.num_chips, plan.batch_size, needed)
+        verdict = ("yes" if plan.is_compiled else "?") if plan.fits else "NO"
         if plan.seconds and plan.mfu is not None:
             hours = plan.seconds * plan.cycles / 3600
             times = (f"{1e3 * plan.seconds:.3g}", f"{plan.mfu:.0%}", f"{hours / 24:.3g}")

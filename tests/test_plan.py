@@ -215,6 +215,39 @@ def test_plan_command_compares_batches(capsys: pytest.CaptureFixture[str]) -> No
     assert [line.split()[:3] for line in lines[1:]] == 2 * [["local", "1", "8"]]
 
 
+def test_traced_plan_knows_what_needs_no_compiler(
+    one_device: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmd2_jax.plan._compiled", None)  # a call would fail
+    traced = make_plan(recipe(), trace_only=True)
+    assert (traced.owners, traced.flops) == (one_device.owners, one_device.flops)
+    assert traced.peak_bytes == sum(sum(held.values()) for held in traced.owners.values())
+    text = plan_table(traced)
+    assert "traced, not compiled, in" in text
+    assert "memory traffic" not in text
+
+
+def test_traced_plan_is_bounded_by_its_arithmetic_alone(one_device: Plan) -> None:
+    traced = one_device._replace(is_compiled=False, chip=CHIPS["v5e"], limit_bytes=1e12)
+    assert list(traced.bounds) == ["arithmetic"]
+    assert traced.mfu == 1
+    assert "only compiling says" in plan_table(traced)
+    (row,) = sweep_table([traced]).splitlines()[1:]
+    assert row.split()[3:7] == [">", "0.00", "1000.0", "?"]
+
+
+def test_traced_plan_whose_weights_do_not_fit_says_so(one_device: Plan) -> None:
+    traced = one_device._replace(is_compiled=False, limit_bytes=one_device.peak_bytes / 2)
+    assert "DOES NOT FIT: needs" in plan_table(traced)
+
+
+def test_plan_command_traces_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dmd2("plan", f"--config={RECIPE}", "--trace_only") == 0
+    assert "traced, not compiled" in capsys.readouterr().out
+    assert dmd2("plan", f"--config={RECIPE}", "--trace_only", "--remedy") == 2
+    assert "--trace_only with --remedy, which compiles" in capsys.readouterr().err
+
+
 @pytest.fixture
 def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def trace(*arguments: object) -> None:
