@@ -1,11 +1,13 @@
 """Judge images made from the captions of captioned_digits.py: their classes, and their distance.
 
+    python -m benchmarks.captioned_digits_judge --data=DIR --workdir=RUN --prompts=FILE.jsonl
     python -m benchmarks.captioned_digits_judge --data=DIR --images=samples/ --prompts=FILE.jsonl
 
-Image number i, in the order of the names, was made from prompt number i; after the last prompt the
-first follows again. Images are RGB of 16 x 16 pixels; they are reduced to grey of 8 x 8, the mean
-of 2 x 2 pixels and three channels, and named by a classifier that was trained on the digits of
-scikit-learn (evaluation/features.py). The distance is Fréchet's in that classifier's features, to
+A run is sampled, --num images of each prompt. Of a folder, image number i in the order of the names
+was made from prompt number i; after the last prompt the first follows again. Images are RGB of
+16 x 16 pixels; they are reduced to grey of 8 x 8, the mean of 2 x 2 pixels and three channels, and
+named by a classifier that was trained on the digits of scikit-learn (evaluation/features.py). The
+distance is Fréchet's in that classifier's features, to
 
     real      the real digits themselves
     route     the real digits after what generated images went through: enlarged, through the
@@ -41,6 +43,9 @@ from dmd2_jax.evaluation.fid import FeatureStatistics, feature_statistics, fid
 from dmd2_jax.evaluation.images import open_images
 from dmd2_jax.recipe import aligned
 from dmd2_jax.runtime.platform import prepare_backend, user_cache
+from dmd2_jax.sample_prompts import PromptOptions, TextModel, run_sampler, sample_texts
+from dmd2_jax.text2image import open_pipeline
+from dmd2_jax.text_run import open_text_run
 from dmd2_jax.typing import Array, Int, Shaped
 
 __all__ = ["Judge", "Verdict", "agreement", "caption_classes", "open_judge", "reduce"]
@@ -182,16 +187,26 @@ def main() -> None:
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="what captioned_digits.py wrote"
     )
-    parser.add_argument("--images", required=True, metavar="PATH", help="folder or zip of images")
+    parser.add_argument("--images", default="", metavar="PATH", help="folder or zip of images")
+    parser.add_argument("--workdir", default="", metavar="RUN", help="a run to sample instead")
+    parser.add_argument("--which", choices=("teacher", "student"), help="of the run")
+    parser.add_argument("--ema", type=float, help="the student's average with this decay")
+    parser.add_argument("--num", type=int, default=25, help="images a prompt of a run; default 25")
     parser.add_argument("--prompts", required=True, metavar="FILE", help="a .jsonl of prompts")
     parser.add_argument("--json", default="", help="write the figures here too")
     arguments = parser.parse_args()
     prepare_backend()
-    source = open_images(arguments.images)
-    images = source.examples(np.arange(len(source)))["image"]
+    if bool(arguments.images) == bool(arguments.workdir):
+        parser.error("expected one of --images and --workdir")
     file = Path(arguments.prompts)
     texts = [text_of(entry, where) for where, entry in json_lines(file.read_bytes(), str(file))]
-    captions = [texts[i % len(texts)] for i in range(len(images))]
+    if arguments.workdir:
+        images = _sampled(arguments, texts)
+        captions = [text for text in texts for _ in range(arguments.num)]
+    else:
+        source = open_images(arguments.images)
+        images = source.examples(np.arange(len(source)))["image"]
+        captions = [texts[i % len(texts)] for i in range(len(images))]
     judge = open_judge(arguments.data, user_cache() / "classifiers")
     verdict = judge(images)
     figures = {
@@ -208,6 +223,15 @@ def main() -> None:
     print(aligned([(name, f"{value:.4g}") for name, value in figures.items()]))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=1))
+
+
+def _sampled(arguments: argparse.Namespace, texts: Sequence[str]) -> np.ndarray:
+    """Sample a run: [prompts * num, h, w, 3], a prompt's images one after another."""
+    options = PromptOptions(prompt=texts, which=arguments.which, num=arguments.num, batch_size=100)
+    run = open_text_run(arguments.workdir, which=options.which, ema=arguments.ema)
+    made = open_pipeline(run.base.folder, latent_side=run.family.image_shape[0])
+    model = TextModel(made, run.family, run.load(), run_sampler(run, options))
+    return sample_texts(model, texts, num=options.num, batch_size=options.batch_size)
 
 
 if __name__ == "__main__":
