@@ -63,6 +63,8 @@ EXTRAS = {
         "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],
     "benchmarks": ["torch>=2.5"],
+    # Tests against diffusers' own pipelines; without these they are skipped.
+    "parity": ["torch>=2.5", "peft>=0.17", "accelerate>=1"],
     "dev": [
         "beartype>=0.19",
         "equinox>=0.13",
@@ -79,8 +81,8 @@ EXTRAS = {
 }
 EXTRAS["dev"] += EXTRAS["tensorboard"]  # its tests read the event files back
 
-# The tests prepare small datasets and read them.
-EXTRAS["dev"] += EXTRAS["tfds"]
+# The tests prepare small datasets and read them, and train on prompts; none of it needs torch.
+EXTRAS["dev"] += EXTRAS["tfds"] + EXTRAS["text2image"]
 
 setup(
     name="dmd2_jax",
