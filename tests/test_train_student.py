@@ -110,7 +110,6 @@ def test_distill_with_teacher_and_optimizer_on_the_host(tmp_path: Path) -> None:
         "--config.model.model_channels=16",
         f"--config.teacher.weights={tmp_path}",
         "--config.mesh.offload=teacher,optimizer",
-        "--config.optim.moment_dtype=bfloat16",
         "--config.distill.gan_generator_weight=None",
         "--config.distill.gan_critic_weight=None",
         "--config.distill.cycles=2",
