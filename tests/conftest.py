@@ -5,6 +5,8 @@ imported, so they are set while pytest reads this file.
 """
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,18 @@ from jaxtyping import install_import_hook
 install_import_hook(
     ["dmd2_jax.diffusion", "dmd2_jax.losses", "dmd2_jax.distill"], "beartype.beartype"
 )
+
+
+# Compiled programs, made once for all workers; they inherit the variable.
+_OWN = "DMD2_TESTS_CACHE" not in os.environ
+if _OWN:
+    os.environ["DMD2_TESTS_CACHE"] = tempfile.mkdtemp(prefix="dmd2_tests_cache_")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the compiled programs, in the process that made their folder."""
+    if _OWN:
+        shutil.rmtree(os.environ["DMD2_TESTS_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

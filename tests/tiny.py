@@ -5,6 +5,7 @@ It is a config file as those in configs/: `--config=tests/tiny.py`.
 
 import atexit
 import functools
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,9 @@ from ml_collections import ConfigDict
 from configs import common
 
 RECIPE = Path(__file__).resolve()
+
+SHARED = "DMD2_TESTS_CACHE"
+"""The variable that names the folder to the workers; conftest.py sets it."""
 
 
 def get_config() -> ConfigDict:
@@ -91,8 +95,9 @@ def scratch() -> Path:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Return the folder of the programs that the runs of these tests share."""
-    return scratch()
+    """Return the folder of the programs that the runs of these tests share, in all workers."""
+    together = os.environ.get(SHARED)
+    return Path(together) if together else scratch()
 
 
 @functools.cache
