@@ -45,6 +45,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "plan",
         "tensorboard",
         "benchmarks",
+        "parity",
         "dev",
     }
 
