@@ -31,6 +31,7 @@ from dmd2_jax.data import to_model
 from dmd2_jax.data.dataset import to_uint8
 from dmd2_jax.families.diffusers_folder import read_component, write_component
 from dmd2_jax.families.pipeline_folder import INDEX
+from dmd2_jax.families.published_configs import SCHEDULER
 from dmd2_jax.families.published_model import PublishedModel
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
@@ -84,19 +85,6 @@ UNET: dict[str, Any] = {
     "out_channels": 4,
     "sample_size": 8,
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-}
-
-SCHEDULER: dict[str, Any] = {
-    "_class_name": "DDIMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
 }
 
 _MODEL_INDEX: dict[str, Any] = {
