@@ -2,9 +2,9 @@
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data, families
-from dmd2_jax.config import ConfigError, validate
+from dmd2_jax.config import ConfigError, from_plain, load_config, plain, validate
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.weight_files import Weights
@@ -29,6 +29,7 @@ __all__ = [
     "check_has_images",
     "open_recipe",
     "parameter_table",
+    "recorded_config",
     "sample_labels",
     "teacher_file",
     "uniform_labels",
@@ -204,6 +205,32 @@ def check(config: ConfigDict) -> None:
             "data.name": sources,
         },
     )
+
+
+def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
+    """Return the config that a run recorded; keys newer than the run have their defaults.
+
+    Args:
+      values: of its config.json.
+
+    Returns:
+      The config, with every key of configs/common.py, where that is at hand.
+    """
+
+    def completed(known: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        added = {key: value for key, value in defaults.items() if key not in known}
+        groups = {
+            key: completed(value, defaults[key])
+            for key, value in known.items()
+            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+        }
+        return {**known, **added, **groups}
+
+    try:
+        defaults = plain(load_config("common"))
+    except ConfigError:  # the package without its recipes
+        defaults = {}
+    return from_plain(completed(values, defaults))
 
 
 def build_family(config: ConfigDict) -> Family:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import ConfigError, from_plain
+from dmd2_jax.config import ConfigError
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
@@ -24,6 +24,7 @@ from dmd2_jax.recipe import (
     Recipe,
     build_family,
     check,
+    recorded_config,
     sample_labels,
     teacher_file,
     uniform_labels,
@@ -252,7 +253,7 @@ def run_recipe(
       ValueError: if there is no run, or it trains no such network or average.
     """
     command, values = read_run(workdir)
-    config = from_plain(values)
+    config = recorded_config(values)
     check(config)
     trained = "teacher" if command == "train-teacher" else "student"
     which = which or trained

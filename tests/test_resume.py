@@ -11,8 +11,16 @@ from safetensors.numpy import load_file, save_file
 
 from dmd2_jax.runtime.checkpoint import Checkpoints
 from dmd2_jax.runtime.metrics import read_metrics
-from dmd2_jax.sample import checkpoint_params, load_run
-from tests.tiny import RECIPE, contents, distill_words, dmd2, student_run, teacher_run
+from dmd2_jax.sample import checkpoint_params, load_run, run_recipe
+from tests.tiny import (
+    RECIPE,
+    contents,
+    distill_words,
+    dmd2,
+    get_config,
+    student_run,
+    teacher_run,
+)
 
 ALLOW = "--allow_change=teacher"
 
@@ -240,3 +248,14 @@ def test_linked_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
         assert dmd2(*words) == 2
         assert "is a symbolic link to" in capsys.readouterr().err
     assert contents(outside) == before
+
+
+def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
+    run = copied(tmp_path, student_run())
+    record = json.loads((run / "config.json").read_text())
+    del record["config"]["model"]["pipeline"], record["config"]["teacher"]["objective"]
+    (run / "config.json").write_text(json.dumps(record))
+    _, _, config = run_recipe(run)
+    assert (config.model.pipeline, config.teacher.objective) == ("", "edm")
+    assert config.model.model_channels == get_config().model.model_channels
+    assert dmd2("sample", f"--workdir={run}", "--num=2", f"--out={tmp_path / 'x.png'}") == 0
