@@ -170,7 +170,7 @@ def pair_shapes(recipe: Recipe) -> PairPool | None:
 
 def _made_with(recipe: Recipe, teacher_params: Params) -> dict[str, Any]:
     config = recipe.config
-    prompts = None if recipe.prompts is None else recipe.prompts.name
+    prompts = getattr(recipe.prompts, "identity", None)
     return {
         "teacher": params_digest(teacher_params),
         "number": config.distill.regression_pairs,

@@ -183,9 +183,16 @@ def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
     chosen = config.data.copy_and_resolve_references()
     chosen.path = path
     try:
-        return data.load(chosen, "all")
+        prompts = data.load(chosen, "all")
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"config.data.prompts={path}: {error}") from error
+    made_by, expected = (getattr(it, "text_encoders", ()) for it in (prompts, dataset))
+    if made_by != expected:
+        raise ConfigError(
+            f"config.data.prompts={path} was made by the text encoders {made_by}, expected those "
+            f"of config.data.path, {expected}; write it with the same --pipeline and text encoders."
+        )
+    return prompts
 
 
 def check(config: ConfigDict) -> None:

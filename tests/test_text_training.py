@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from dmd2_jax import data
 from dmd2_jax.config import apply_overrides, load_config
 from dmd2_jax.cycle_data import read_cycle
 from dmd2_jax.data import labels_of
@@ -247,6 +249,28 @@ def test_training_refuses(
 ) -> None:
     assert message in refused(capsys, *words(command, tmp_path / "run", f"--config.{more}"))
     assert not (tmp_path / "run").exists()
+
+
+def test_training_refuses_prompts_of_other_text_encoders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_hand, load = recipe().dataset, data.load
+
+    def other(config: ConfigDict, split: str) -> Any:
+        source = load(config, split)
+        if config.path == str(prompts()):
+            source.manifest.plan["text_encoders"] = ["another"]
+        return source
+
+    monkeypatch.setattr(data, "load", other)
+    with pytest.raises(ValueError, match="was made by the text encoders .'another',., expected"):
+        recipe(data__prompts=str(prompts()))
+    assert len(at_hand.text_encoders) == 1
+
+
+def test_pairs_of_other_prompts_are_other_pairs() -> None:
+    some, others = recipe(), recipe(data__prompts=str(prompts()))
+    assert some.prompts.identity == recipe().prompts.identity != others.prompts.identity
 
 
 @pytest.mark.parametrize("command", ["train-teacher", "distill"])

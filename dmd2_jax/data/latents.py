@@ -7,6 +7,7 @@ with its digest when the cache is opened. Without a test split `config.data.test
 out by a fixed seed. Needs the package array_record.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,18 @@ class Latents:
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    @property
+    def identity(self) -> str:
+        """What tells these examples from others: a digest of the shards' digests and the choice."""
+        digests = " ".join(entry.digest for entry in self.manifest.shards)
+        chosen = np.asarray(self._indices, "<i8").tobytes()
+        return hashlib.sha256(digests.encode() + chosen).hexdigest()
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The digests of the text encoders that made the embeddings."""
+        return tuple(self.manifest.plan.get("text_encoders", ()))
 
     @property
     def has_latents(self) -> bool:
