@@ -256,7 +256,9 @@ def build_family(config: ConfigDict) -> Family:
         )
     levels = family.denoiser.schedule.levels
     whole = np.issubdtype(levels.dtype, np.integer)
-    wrong = [t for t in config.distill.student_times if whole and t not in levels]
+    # A config for converting weights has the network alone.
+    times = config.distill.student_times if "distill" in config else ()
+    wrong = [t for t in times if whole and t not in levels]
     if wrong:
         raise ConfigError(
             f"distill.student_times has {wrong}, expected whole numbers in {levels[0]}.."
