@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmd2_jax.data import Options, batches_from, latents
+from dmd2_jax.data import Options, batches_from, labels_of, latents
 from dmd2_jax.data.reading.sealed_shards import PLAN, read_manifest
 from dmd2_jax.families import stable_diffusion
 from dmd2_jax.families.state_dict import read_safetensors, write_safetensors
