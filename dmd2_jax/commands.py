@@ -266,9 +266,9 @@ def plan(arguments: argparse.Namespace) -> None:
             "got --remedy with --sweep or --batches, expected it with one plan; leave it away, "
             "or plan one slice with one batch size."
         )
-    if arguments.trace_only and arguments.remedy:
+    if arguments.until == "trace" and arguments.remedy:
         raise ConfigError(
-            "got --trace_only with --remedy, which compiles, expected one of them; leave one away."
+            "got --until=trace with --remedy, which compiles, expected one of them; leave one away."
         )
     topology = plan.LOCAL if arguments.topology is None else arguments.topology
     if several:
@@ -276,11 +276,11 @@ def plan(arguments: argparse.Namespace) -> None:
             config,
             arguments.sweep or [topology],
             arguments.batches or [],
-            trace_only=arguments.trace_only,
+            until=arguments.until,
         )
         print(sweep_table(plans))
         return
-    made = plan.make_plan(config, topology, trace_only=arguments.trace_only)
+    made = plan.make_plan(config, topology, until=arguments.until)
     print(plan_table(made))
     if not made.fits and arguments.remedy:
-        print(plan.find_remedy(config, made))
+        print(plan.find_remedy(config, made, arguments.until))

@@ -377,8 +377,9 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         "Data and weights are not opened. TPU slices need the extra [plan].\n\nexamples:\n"
         "  dmd2 plan --config=configs/imagenet64.py --topology=v5p:4x4x4\n"
         "  dmd2 plan --config=configs/imagenet64.py --sweep=v5e:8x8,v6e:4x4,v5p:2x4x4\n"
+        "  dmd2 plan --config=configs/imagenet64.py --topology=v6e:2x4 --until=buffers\n"
         "  dmd2 plan --config=configs/imagenet64.py --topology=v5e:8x8 --config.mesh.fsdp=8\n"
-        "  dmd2 plan --config=configs/sdxl_four_step.py --topology=v5p:4x4x4 --trace_only\n"
+        "  dmd2 plan --config=configs/sdxl_four_step.py --topology=v5p:4x4x4 --until=trace\n"
         f"{_OVERRIDES}",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a recipe")
@@ -393,10 +394,12 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         help="several global batch sizes, in the same table",
     )
     parser.add_argument(
-        "--trace_only",
-        action="store_true",
-        help="do not compile (minutes, for large networks hours): weights, states and arithmetic, "
-        "and the least time for it, are known without",
+        "--until",
+        choices=("trace", "buffers", "program"),
+        default="program",
+        help="how far to go: `trace`, without compiling, knows weights, states, arithmetic and the "
+        "least time for it; `buffers` compiles until the memory is known and makes no machine code "
+        "(on TPUs minutes in place of most of an hour for large networks); default: `program`",
     )
     parser.add_argument(
         "--remedy",

@@ -2,8 +2,8 @@
 
 The real cycle is compiled, ahead of time, for the slice. Memory is the compiler's own figure;
 FLOPs are counted in the traced program, bytes and collectives in the compiled one, with the body
-of the scan over critic turns counted as often as it runs. Times are lower bounds from published
-peaks: no program reaches all of them at once.
+of the scan over critic turns counted as often as it runs. The time is that of a
+roofline with the published peaks: no program reaches them all the way.
 """
 
 import itertools
@@ -29,6 +29,7 @@ from dmd2_jax.distill import (
     make_cycle,
 )
 from dmd2_jax.parallel import OFFLOAD, cycle_shardings, mesh_rules, spread_players
+from dmd2_jax.plan_buffers import Buffers, assign_buffers
 from dmd2_jax.plan_tables import HOST_COLUMN, Plan, verdict
 from dmd2_jax.recipe import Family, build_family, check
 from dmd2_jax.runtime.chips import Chip, topology
@@ -40,8 +41,10 @@ from dmd2_jax.typing import PyTree
 
 __all__ = [
     "LOCAL",
+    "STAGES",
     "batch_shapes",
     "find_remedy",
+    "machine",
     "make_plan",
     "sweep",
     "trace_cycle",
@@ -49,6 +52,9 @@ __all__ = [
 
 LOCAL = "local"
 """The topology that is this machine."""
+
+STAGES = ("trace", "buffers", "program")
+"""How far a plan can go, the cheapest first."""
 
 
 def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) -> CycleBatch:
@@ -69,13 +75,14 @@ def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) ->
     return CycleBatch(real, labels(turns, b), pairs)
 
 
-def make_plan(config: ConfigDict, name: str = LOCAL, *, trace_only: bool = False) -> Plan:
+def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str = "program") -> Plan:
     """Compile a recipe's cycle for a machine, and count.
 
     Args:
       config: the whole config; its data and weights are not opened.
       name: "local", or a TPU slice such as "v5e:4x4".
-      trace_only: do not compile: weights, states and arithmetic alone are then known.
+      until: how far to go, of `STAGES`: "trace" (weights, states and arithmetic alone are then
+        known), "buffers" (all but the machine code, see `assign_buffers`), "program".
 
     Returns:
       The plan.
@@ -83,13 +90,18 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, trace_only: bool = False
     Raises:
       ValueError: if the config or the topology is refused, or they do not fit each other.
     """
+    if until not in STAGES:
+        raise ValueError(f"until={until!r}, expected one of {STAGES}.")
     start = time.perf_counter()
-    chip, devices, num_chips = _machine(name)
+    chip, devices, num_chips = machine(name)
     cycle = trace_cycle(config, devices)
-    compiled, refusal = (None, "") if trace_only else _compiled(cycle.traced)
     owners = _owners(cycle)
-    memory = None if compiled is None else compiled.memory_analysis()
-    costs = read_program(compiled.as_text()) if compiled is not None else None
+    found = Buffers(_held(owners), 0, "", "")
+    if until == "buffers":
+        found = assign_buffers(config, name)
+    elif until == "program":
+        found = _compiled(cycle.traced)
+    costs = read_program(found.text) if found.text else None
     size = cycle.mesh.size
     return Plan(
         name=config.name,
@@ -102,15 +114,15 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, trace_only: bool = False
         images=config.distill.batch_size * (1 + config.distill.critic_turns),
         cycles=config.distill.cycles,
         owners=owners,
-        peak_bytes=_held(owners) if trace_only else _needed(memory, refusal),
+        peak_bytes=found.num_bytes or _asked_for(found.refusal),
         limit_bytes=_limit(chip, devices, num_chips),
-        host_bytes=int(memory.host_argument_size_in_bytes) if memory is not None else 0,
-        refusal=refusal,
+        host_bytes=found.host_bytes,
+        refusal=found.refusal,
         flops=jaxpr_flops(cycle.traced.jaxpr) / size,
         num_bytes=costs.num_bytes if costs else 0,
         collectives=costs.collectives if costs else {},
         compile_seconds=time.perf_counter() - start,
-        is_compiled=not trace_only,
+        is_compiled=until != "trace",
     )
 
 
@@ -166,7 +178,7 @@ def sweep(
     topologies: Sequence[str],
     batch_sizes: Sequence[int] = (),
     *,
-    trace_only: bool = False,
+    until: str = "program",
 ) -> list[Plan]:
     """Plan one recipe for several machines and batch sizes, saying on standard error how far it is.
 
@@ -174,7 +186,7 @@ def sweep(
       config: the whole config.
       topologies: names as for `make_plan`.
       batch_sizes: global batch sizes; () is the recipe's.
-      trace_only: see `make_plan`.
+      until: see `make_plan`.
 
     Returns:
       The plans, topologies outermost.
@@ -193,20 +205,21 @@ def sweep(
             left = f", about {seconds / 60:.0f} minutes left"
         print(
             f"plan {number + 1} of {len(pairs)}: {name}, batch {batch_size}: "
-            f"{'tracing' if trace_only else 'compiling'}{left} ...",
+            f"{'tracing' if until == 'trace' else 'compiling'}{left} ...",
             file=sys.stderr,
             flush=True,
         )
-        plans.append(make_plan(variant, name, trace_only=trace_only))
+        plans.append(make_plan(variant, name, until=until))
     return plans
 
 
-def find_remedy(config: ConfigDict, plan: Plan) -> str:
+def find_remedy(config: ConfigDict, plan: Plan, until: str = "program") -> str:
     """Compile variants of a recipe that does not fit until one does.
 
     Args:
       config: the whole config.
       plan: its plan.
+      until: see `make_plan`; "trace" knows too little.
 
     Returns:
       Which change makes it fit, or that none of those tried does.
@@ -228,7 +241,7 @@ def find_remedy(config: ConfigDict, plan: Plan) -> str:
         print(f"trying {text} ...", file=sys.stderr, flush=True)
         variant = config.copy_and_resolve_references()
         variant.update_from_flattened_dict(changes)
-        tried = make_plan(variant, plan.topology)
+        tried = make_plan(variant, plan.topology, until=until)
         if tried.fits:
             return f"it fits with {text}: {verdict(tried)}"
     return (
@@ -242,7 +255,7 @@ def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
     """Return the config with another batch, checked against a machine; nothing is compiled."""
     variant = config.copy_and_resolve_references()
     variant.distill.batch_size = batch_size
-    _, devices, _ = _machine(name)
+    _, devices, _ = machine(name)
     try:
         check(variant)
         check_batch_size(batch_size, make_mesh(variant.mesh, devices))
@@ -256,8 +269,12 @@ def _flag(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
-    """Return (chip, devices, number of chips)."""
+def machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
+    """Return (chip, devices, number of chips) of "local" or a TPU slice.
+
+    Raises:
+      ValueError: if there is no such slice, or libtpu is not installed.
+    """
     if name != LOCAL:
         chip, devices = topology(name)
         return chip, devices, math.prod(int(size) for size in name.partition(":")[2].split("x"))
@@ -265,14 +282,19 @@ def _machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
     return None, devices, len(devices)
 
 
-def _compiled(traced: Any) -> tuple[Any, str]:
-    """Return (the compiled program, ""), or (None, why it does not fit)."""
+def _compiled(traced: Any) -> Buffers:
+    """Return what a program takes, compiled to its end in this process."""
     try:
-        return traced.lower().compile(), ""
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return None, str(error)
+        return Buffers(0, 0, "", str(error))
+    memory = compiled.memory_analysis()
+    together = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    together += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    peak = int(max(getattr(memory, "peak_memory_in_bytes", 0), together))
+    return Buffers(peak, int(memory.host_argument_size_in_bytes), compiled.as_text(), "")
 
 
 def _held(owners: dict[str, dict[str, int]]) -> int:
@@ -281,15 +303,6 @@ def _held(owners: dict[str, dict[str, int]]) -> int:
         size for parts in owners.values() for part, size in parts.items() if part != HOST_COLUMN
     )
     return sum(held)
-
-
-def _needed(memory: Any, refusal: str) -> int:
-    """Return the compiler's peak, or what its refusal asks for."""
-    if memory is None:
-        return _asked_for(refusal)
-    together = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    together += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    return int(max(getattr(memory, "peak_memory_in_bytes", 0), together))
 
 
 def _asked_for(refusal: str) -> int:

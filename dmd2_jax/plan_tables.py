@@ -69,7 +69,10 @@ class Plan(NamedTuple):
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds a cycle takes at least, by what bounds it; {} where no peaks are known."""
+        """Seconds that each resource alone is busy at its peak; {} where no peaks are known.
+
+        Arithmetic and links are lower bounds; memory traffic is counted from above.
+        """
         if self.chip is None or self.refusal:
             return {}
         share = self.num_chips / self.num_devices  # of a chip that a device is
@@ -84,7 +87,7 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """Seconds that a cycle takes at least."""
+        """Seconds of a cycle by the roofline: those of the busiest resource."""
         return max(self.bounds.values()) if self.bounds else None
 
     @property
@@ -117,9 +120,9 @@ def plan_table(plan: Plan) -> str:
         bounds = ", ".join(f"{what} {1e3 * s:.3g} ms" for what, s in plan.bounds.items())
         days = plan.seconds * plan.cycles / 86400
         lines += [
-            f"time          at least {1e3 * plan.seconds:.3g} ms a cycle ({bounds}), "
-            f"{plan.images / plan.seconds:,.0f} images/s, MFU at most {plan.mfu:.0%}",
-            f"the recipe    {plan.cycles:,} cycles: at least {days:.3g} days, "
+            f"roofline      {1e3 * plan.seconds:.3g} ms a cycle, the largest of {bounds}: "
+            f"{plan.images / plan.seconds:,.0f} images/s, MFU {plan.mfu:.0%}",
+            f"the recipe    {plan.cycles:,} cycles: {days:.3g} days, "
             f"{days * 24 * plan.num_chips:,.0f} chip-hours",
             f"peaks used    {plan.chip.name}, a chip: {_si(plan.chip.flops)}FLOP/s bfloat16, "
             f"{_si(plan.chip.memory)}B, {_si(plan.chip.memory_bandwidth)}B/s, links "

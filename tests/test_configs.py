@@ -1,7 +1,6 @@
 """Every recipe in configs/: traced at full size, and one real step of it shrunk."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -113,29 +112,19 @@ def test_config_traces_at_full_size(config: ConfigDict) -> None:
     assert metrics["critic_loss"].shape == (config.distill.critic_turns,)
 
 
-def run(program: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """Call a jitted function, compiled fast rather than well: it runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return program.lower(*arguments).compile(compiler_options=options)(*arguments)
-
-
 @pytest.mark.slow
 def test_config_runs_one_step_shrunk(config: ConfigDict) -> None:
     apply_overrides(config, SHRUNK)
     recipe = recipe_of(config)
     params = recipe.family.init(jax.random.key(0))
-    _, metrics = run(
-        compile_step(recipe),
-        init_teacher_state(params),
-        *teacher_batch(recipe, 0),
-        jax.random.key(1),
-    )
+    step, state = compile_step(recipe), init_teacher_state(params)
+    _, metrics = step(state, *teacher_batch(recipe, 0), jax.random.key(1))
     assert np.isfinite(metrics["denoising_loss"])
 
     players, settings = build_players(config, recipe.family), distill_config(config, recipe.family)
     state = initial_state(players, settings, recipe.family, params, jax.random.key(2))
     cycle = make_cycle(players, settings)
-    state, metrics = run(cycle, state, params, cycle_batch(recipe, 0), jax.random.key(3))
+    state, metrics = cycle(state, params, cycle_batch(recipe, 0), jax.random.key(3))
     assert int(state.step.critic) == config.distill.critic_turns
     assert int(metrics["skipped_updates"]) == 0
     for name, value in metrics.items():

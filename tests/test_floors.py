@@ -51,6 +51,7 @@ FLOORS = {
     "cycle_data": 5,
     "parallel": 5,
     "plan": 5,
+    "plan_buffers": 5,
     "plan_tables": 5,
     "families": 4,
     "distill": 3,

@@ -18,7 +18,7 @@ import pytest
 
 from dmd2_jax.runtime.integrity import read_manifest, step_folders
 from dmd2_jax.runtime.metrics import read_metrics
-from tests.tiny import RECIPE, cache_folder, dmd2, scratch
+from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, dmd2, scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("DMD2_KILLS", "0"))
@@ -60,7 +60,7 @@ class Victim:
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": UNOPTIMISED,
         }
         return subprocess.Popen(
             [sys.executable, "-m", "dmd2_jax.main", *self.words, f"--workdir={workdir}"],

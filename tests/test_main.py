@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from dmd2_jax.runtime.metrics import read_metrics
-from tests.tiny import RECIPE, cache_folder, contents, distill_words, dmd2, student_run, teacher_run
+from tests.tiny import (
+    RECIPE,
+    UNOPTIMISED,
+    cache_folder,
+    contents,
+    distill_words,
+    dmd2,
+    student_run,
+    teacher_run,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +37,7 @@ def python_m(*words: str | Path) -> subprocess.Popen[str]:
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": UNOPTIMISED,
             "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
         },
     )

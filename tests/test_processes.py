@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from dmd2_jax.runtime.integrity import step_folders
 from dmd2_jax.runtime.metrics import read_metrics
-from tests.tiny import RECIPE, cache_folder, dmd2, scratch
+from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, dmd2, scratch
 
 ROOT = RECIPE.parent.parent
 MODEL = ("--config.model.model_channels=16",)  # some arrays are large enough to be split
@@ -30,7 +30,7 @@ def start(*words: object, count: int = 2, told: tuple[int, ...] = (2, 2), **more
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={8 // count}"
+    flags = f"--xla_force_host_platform_device_count={8 // count} {UNOPTIMISED}"
     processes: list[Any] = []
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

@@ -194,7 +194,7 @@ def steps_on(data: int, fsdp: int, tensor: int) -> tuple[TeacherState, np.ndarra
     )
     state = jax.device_put(init_teacher_state(params), state_shardings(recipe))
     lowered = compile_step(recipe).lower(state, *teacher_batch(recipe, 0), jax.random.key(0))
-    step = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+    step = lowered.compile()
     losses = []
     for i in range(5):
         state, metrics = step(state, *teacher_batch(recipe, i), jax.random.key(i))

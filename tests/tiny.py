@@ -20,6 +20,9 @@ from configs import common
 
 RECIPE = Path(__file__).resolve()
 
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+"""What XLA_FLAGS has in the tests, and in commands that they start, which compile more than run."""
+
 SHARED = "DMD2_TESTS_CACHE"
 """The variable that names the folder to the workers; conftest.py sets it."""
 

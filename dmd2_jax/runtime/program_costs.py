@@ -53,6 +53,13 @@ _FREE = frozenset(
 )
 
 
+# Their results are tuples that hold the operands again.
+_NAMES_ITS_OPERANDS = frozenset({"copy-start", "all-gather-start", "collective-permute-start"})
+
+# An array outside of the main memory, as a TPU program's text has it: f32[8,128]{1,0:T(8,128)S(1)}
+_ELSEWHERE = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
+
+
 class Collective(NamedTuple):
     """All collectives of one kind: how many run in one execution, and their result bytes."""
 
@@ -64,8 +71,9 @@ class ProgramCosts(NamedTuple):
     """What one execution costs one device.
 
     Attributes:
-      num_bytes: bytes that instructions read and write, an upper bound on memory traffic: fused
-        instructions count once, caches do not count.
+      num_bytes: bytes that instructions read and write in the device's main memory: fused
+        instructions count once, what the compiler holds in a chip's fast memory does not count. An
+        upper bound, since an instruction need not read all of an operand (a slice of it, say).
       collectives: by kind, for example "all-reduce".
     """
 
@@ -192,6 +200,7 @@ def _valid_taps(
 class _Instruction(NamedTuple):
     opcode: str
     num_bytes: int
+    main_bytes: int  # of num_bytes, those in the main memory
     operands: list[str]
     text: str
 
@@ -229,9 +238,12 @@ def _walk(
     instructions = computations.get(name, {})
     for instruction in instructions.values():
         opcode = instruction.opcode.removesuffix("-start")
+        operands = [instructions[name] for name in instruction.operands if name in instructions]
         if opcode in COLLECTIVES:
             counts[opcode][0] += times
             counts[opcode][1] += times * instruction.num_bytes
+            if instruction.opcode in _NAMES_ITS_OPERANDS:
+                counts[opcode][1] -= times * sum(operand.num_bytes for operand in operands)
         if instruction.opcode == "while":
             body = re.search(r"body=%?([\w.\-]+)", instruction.text)
             if body:
@@ -243,13 +255,11 @@ def _walk(
                 instruction.text,
             ):
                 total += _walk(computations, called, times, counts)
-        if instruction.opcode not in _FREE:
-            read = sum(
-                instructions[operand].num_bytes
-                for operand in instruction.operands
-                if operand in instructions
-            )
-            total += times * (instruction.num_bytes + read)
+        if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+            continue
+        total += times * instruction.main_bytes
+        if instruction.opcode not in _NAMES_ITS_OPERANDS:
+            total += times * sum(operand.main_bytes for operand in operands)
     return total
 
 
@@ -284,7 +294,8 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str | None]:
             continue
         shape, rest = found[2][: opcode.start()], found[2][opcode.end() - 1 :]
         operands = re.findall(r"%([\w.\-]+)", _arguments(rest))
-        current[found[1]] = _Instruction(opcode[1], _shape_bytes(shape), operands, rest)
+        sizes = _shape_bytes(shape), _shape_bytes(_ELSEWHERE.sub("", shape))
+        current[found[1]] = _Instruction(opcode[1], *sizes, operands, rest)
     return computations, entry
 
 

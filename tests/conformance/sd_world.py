@@ -35,12 +35,6 @@ from tests.conformance.players import golden_head, head_from_tensors, head_to_te
 _NO_CLIPPING = 1e30
 
 
-def quick(function, *arguments):
-    """Run a function compiled without XLA's expensive passes: each program here runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(function).lower(*arguments).compile(compiler_options=options)(*arguments)
-
-
 def check_gradients(tensors, z, case, tolerance):
     """Hold gradients by official name against the recorded norms and full arrays."""
     names = [str(n) for n in z[f"{case}_grad_names"]]
@@ -112,7 +106,7 @@ class World:
             if f"{ids}_{which}" in self.z:
                 model, params = read_component(folder / encoder)
                 tokens = jnp.asarray(self.z[f"{ids}_{which}"])
-                encoded.append(quick(model.module.apply, params, tokens))
+                encoded.append(jax.jit(model.module.apply)(params, tokens))
         if not self.family.is_sdxl:
             return encoded[0].last_hidden_state, encoded[0].pooled
         prompt = jnp.concatenate([e.hidden_states[-2] for e in encoded], axis=-1)
@@ -131,7 +125,7 @@ class World:
             )(x_0, *scores)
             return x_t, *scores, loss, metrics, gradient
 
-        return quick(run, self.real, self.fake, self.x_0, self.cond)
+        return jax.jit(run)(self.real, self.fake, self.x_0, self.cond)
 
     @functools.cached_property
     def denoising(self) -> tuple:
@@ -144,7 +138,7 @@ class World:
             return denoising_loss(prediction, x_0, weight=weight)[0], (x_t, prediction)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, aux), slopes = quick(gradient, self.fake, self.x_0, self.cond)
+        (loss, aux), slopes = jax.jit(gradient)(self.fake, self.x_0, self.cond)
         return loss, aux, self.family.to_state_dict(slopes)
 
     @functools.cached_property
@@ -158,7 +152,7 @@ class World:
             return generator_adversarial_loss(logits)[0], (logits, features[0])
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, aux), slopes = quick(gradient, self.x_0, self.fake, self.head, self.cond)
+        (loss, aux), slopes = jax.jit(gradient)(self.x_0, self.fake, self.head, self.cond)
         return loss, aux, slopes
 
     @functools.cached_property
@@ -186,7 +180,7 @@ class World:
             return discriminator_adversarial_loss(*logits)[0], logits
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, logits), slopes = quick(gradient, (self.fake, self.head), real, fake)
+        (loss, logits), slopes = jax.jit(gradient)((self.fake, self.head), real, fake)
         return loss, logits, self.guidance_tensors(*slopes)
 
     def guidance_tensors(self, critic, head) -> dict[str, np.ndarray]:
@@ -255,8 +249,8 @@ class World:
             return metrics, [p.opt_state[0].mu for p in (state.critic, state.discriminator)]
 
         # Two programs: one of both takes longer to compile.
-        x_0, metrics, slopes = quick(generate, state, self.real, fake_cond)
-        more, guidance_slopes = quick(guide, state, Samples(x_0, fake_cond), real)
+        x_0, metrics, slopes = jax.jit(generate)(state, self.real, fake_cond)
+        more, guidance_slopes = jax.jit(guide)(state, Samples(x_0, fake_cond), real)
         return (
             x_0,
             metrics | more,
@@ -287,6 +281,5 @@ class World:
 
         noise = jnp.zeros((len(self.student_times), *self.x_0.shape))
         example = (self.generator, self.cond, noise, jnp.int32(0))
-        options = {"xla_backend_optimization_level": 0}
-        program = jax.jit(run).lower(*example).compile(compiler_options=options)
+        program = jax.jit(run).lower(*example).compile()
         return lambda noise, step: program(self.generator, self.cond, noise, jnp.int32(step))

@@ -16,7 +16,7 @@ from dmd2_jax.families import state_dict
 from dmd2_jax.families.diffusers_folder import read_component
 from dmd2_jax.networks.gan_head import GanHead
 from tests.conformance.derive import check_sums, nchw, nhwc, recipe, relative
-from tests.conformance.sd_world import World, check_gradients, quick
+from tests.conformance.sd_world import World, check_gradients
 
 NETWORK, LOSS, UNET_GRADIENT, HEAD_GRADIENT = 1e-5, 3e-5, 5e-5, 2e-4
 
@@ -146,7 +146,7 @@ def test_inference_in_four_steps_matches_at_every_step(sdxl, step):
 def test_inference_in_fewer_steps_matches(sdxl, steps, times):
     times = times or (float(sdxl.args["conditioning_timestep"]),)
     sample = functools.partial(generate, sdxl.denoiser, times=times)
-    x_0 = quick(sample, sdxl.generator, inference_noise(sdxl)[:steps], sdxl.cond)
+    x_0 = jax.jit(sample)(sdxl.generator, inference_noise(sdxl)[:steps], sdxl.cond)
     assert relative(nchw(x_0), sdxl.z[f"inf{steps}_x0"][-1]) < NETWORK
 
 
@@ -157,7 +157,7 @@ def test_decoded_image_matches(golden, sdxl):
     latents = x_0[:1] / model.module.scaling_factor
     assert relative(nchw(latents), z["inf4_vae_input_latents_scaled"]) < NETWORK
     decode = functools.partial(model.module.apply, method="decode")
-    image = np.clip((np.asarray(quick(decode, params, latents)) + 1) * 127.5, 0, 255)
+    image = np.clip((np.asarray(jax.jit(decode)(params, latents)) + 1) * 127.5, 0, 255)
     off = np.abs(image.astype(np.uint8).astype(int) - z["inf4_image_uint8"])
     # A value within rounding of a whole number may be cut to either side of it.
     assert off.max() <= 1
@@ -182,7 +182,7 @@ def test_head_of_either_structure_matches(golden, kind):
         logits = module.apply(params, feature)
         return logits.sum(), logits
 
-    (_, logits), gradient = quick(jax.value_and_grad(total, has_aux=True), feature)
+    (_, logits), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(feature)
     assert relative(logits, z[f"{kind}_logits"][:, 0]) < LOSS
     assert relative(nchw(gradient), z[f"{kind}_dsum_dfeature"]) < HEAD_GRADIENT
     # As many stages as the feature map needs: the structure need not be named.

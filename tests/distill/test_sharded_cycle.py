@@ -115,7 +115,7 @@ def run(
     cycle = make_cycle(players, config, donate=False, shardings=shardings)
     key = jax.random.key(2)
     lowered = cycle.lower(state, teacher, place(batch_of(0), shardings), stream_key(key, "c", 0))
-    program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1})
+    program = lowered.compile()
     losses = []
     for i in range(CYCLES):
         batch, cycle_key = place(batch_of(i), shardings), stream_key(key, "c", i)

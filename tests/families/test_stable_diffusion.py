@@ -37,11 +37,6 @@ def inputs(family, batch=2):
     return x_t, jnp.asarray([999, 20], jnp.int32)[:batch], cond
 
 
-def quick(function, *arguments):
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(function).lower(*arguments).compile(compiler_options=options)(*arguments)
-
-
 def test_x0_is_the_networks_prediction_converted():
     families = {kind: build(prediction=kind) for kind in ("epsilon", "v_prediction", "sample")}
     family = families["epsilon"]
@@ -51,7 +46,7 @@ def test_x0_is_the_networks_prediction_converted():
         raw = family.model.module.apply(params, x_t, t.astype(float), cond["prompt_embeds"])
         return raw, {k: f.denoiser.x0(params, x_t, t, cond) for k, f in families.items()}
 
-    raw, x_0 = quick(run, params, x_t, t, cond)
+    raw, x_0 = jax.jit(run)(params, x_t, t, cond)
     assert float(jnp.std(raw)) > 0.1
     beta = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     squared = np.cumprod(1 - beta)[np.asarray(t)][:, None, None, None]
@@ -69,7 +64,7 @@ def test_x0_and_features_equal_x0_and_features_apart():
     def run(*args):
         return denoiser.x0_and_features(*args), denoiser.x0(*args), denoiser.features(*args)
 
-    both, x_0, features = quick(run, *args)
+    both, x_0, features = jax.jit(run)(*args)
     np.testing.assert_allclose(both[0], x_0, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(both[1][0], features[0], rtol=1e-4, atol=1e-5)
     (shape,) = family.feature_shapes(2)
@@ -86,7 +81,7 @@ def test_guidance_goes_away_from_the_negative_prompt():
         unguided = family.denoiser.x0(params, x_t, t, swapped)
         return guided_x0(family.denoiser, 0.0)(params, x_t, t, cond), unguided
 
-    guided, expected = quick(run, params, x_t, t, cond, swapped)
+    guided, expected = jax.jit(run)(params, x_t, t, cond, swapped)
     np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -86,10 +86,7 @@ def gradients(remat):
 
     # XLA's CPU backend takes the barriers away that keep a recomputation late (in its pass
     # cse_barrier_expander), computes again and keeps the first results all the same.
-    options = {
-        "xla_disable_hlo_passes": "cse_barrier_expander",
-        "xla_backend_optimization_level": 0,
-    }
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
     program = jax.jit(jax.grad(loss)).lower(params).compile(compiler_options=options)
     return program(params), program.memory_analysis().temp_size_in_bytes
 

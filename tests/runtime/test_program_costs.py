@@ -133,6 +133,29 @@ def test_read_program_finds_the_trip_count_in_the_condition() -> None:
     assert costs.collectives == {"all-reduce": Collective(6, 6 * 512)}
 
 
+PREFETCHED = """
+ENTRY %main (p0: f32[8,128], p1: f32[4,128]) -> f32[8,128] {
+  %p0 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %p1 = f32[4,128]{1,0:T(4,128)} parameter(1)
+  %start = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%p0)
+  %done = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %near = f32[8,128]{1,0:T(8,128)S(1)} fusion(%done, %done), kind=kLoop, calls=%fused
+  %gather = (f32[4,128]{1,0}, f32[8,128]{1,0}) all-gather-start(%p1), dimensions={0}
+  %gathered = f32[8,128]{1,0} all-gather-done(%gather)
+  ROOT %far = f32[8,128]{1,0:T(8,128)} fusion(%near, %gathered), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_read_program_counts_what_a_tpu_moves_in_its_main_memory_once() -> None:
+    costs = read_program(PREFETCHED)
+    whole = 4 * 8 * 128
+    # The prefetch reads p0, and writes where it costs nothing; the gather reads p1 and writes; the
+    # last fusion reads what was gathered and writes.
+    assert costs.num_bytes == whole + (whole / 2 + whole) + 2 * whole
+    assert costs.collectives == {"all-gather": Collective(1, whole)}
+
+
 def test_read_program_refuses_other_text() -> None:
     with pytest.raises(ValueError, match="no ENTRY"):
         read_program("module @jit_f {}")
