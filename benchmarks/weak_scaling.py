@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
-from dmd2_jax.plan import TracedCycle, trace_cycle
+from dmd2_jax.plan_cycle import TracedCycle, trace_cycle
 from dmd2_jax.recipe import aligned
 from dmd2_jax.runtime.program_costs import jaxpr_flops, read_program
 

@@ -251,6 +251,7 @@ def demo(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Plan a cycle."""
     from dmd2_jax import plan
+    from dmd2_jax.plan_cycle import LOCAL
     from dmd2_jax.plan_tables import plan_table, sweep_table
 
     config = load_config(arguments.config)
@@ -270,7 +271,7 @@ def plan(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "got --until=trace with --remedy, which compiles, expected one of them; leave one away."
         )
-    topology = plan.LOCAL if arguments.topology is None else arguments.topology
+    topology = LOCAL if arguments.topology is None else arguments.topology
     if several:
         plans = plan.sweep(
             config,

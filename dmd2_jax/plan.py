@@ -12,67 +12,28 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax.distill import (
-    CycleBatch,
-    CycleShardings,
-    DistillConfig,
-    Pairs,
-    Samples,
-    TrainState,
-    make_cycle,
-)
-from dmd2_jax.parallel import OFFLOAD, cycle_shardings, mesh_rules, spread_players
+from dmd2_jax.parallel import OFFLOAD
 from dmd2_jax.plan_buffers import Buffers, assign_buffers
+from dmd2_jax.plan_cycle import LOCAL, TracedCycle, machine, trace_cycle
 from dmd2_jax.plan_tables import HOST_COLUMN, Plan, verdict
-from dmd2_jax.recipe import Family, build_family, check
-from dmd2_jax.runtime.chips import Chip, topology
+from dmd2_jax.recipe import build_family, check
+from dmd2_jax.runtime.chips import Chip
 from dmd2_jax.runtime.offload import in_host_memory
 from dmd2_jax.runtime.program_costs import jaxpr_flops, read_program
-from dmd2_jax.runtime.sharding import check_batch_size, check_rules, make_mesh
-from dmd2_jax.train_student import build_players, distill_config, initial_state
+from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
+from dmd2_jax.train_student import distill_config
 from dmd2_jax.typing import PyTree
 
-__all__ = [
-    "LOCAL",
-    "STAGES",
-    "batch_shapes",
-    "find_remedy",
-    "machine",
-    "make_plan",
-    "sweep",
-    "trace_cycle",
-]
+__all__ = ["STAGES", "find_remedy", "make_plan", "sweep"]
 
-LOCAL = "local"
-"""The topology that is this machine."""
 
 STAGES = ("trace", "buffers", "program")
 """How far a plan can go, the cheapest first."""
-
-
-def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) -> CycleBatch:
-    """Return the shapes of what a cycle of a recipe reads, without any data."""
-    turns, b = settings.critic_turns, settings.batch_size
-
-    def labels(*lead: int) -> Any:
-        return family.cond_shapes(*lead)
-
-    def images(*lead: int) -> Any:
-        return jax.ShapeDtypeStruct((*lead, *family.image_shape), np.float32)
-
-    noised_real = not settings.backward_simulation and len(settings.student_times) > 1
-    real = Samples(images(turns, b), labels(turns, b)) if settings.has_gan or noised_real else None
-    pairs = None
-    if settings.regression_weight is not None:
-        pairs = Pairs(images(b), images(b), labels(b))
-    return CycleBatch(real, labels(turns, b), pairs)
 
 
 def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str = "program") -> Plan:
@@ -123,53 +84,6 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str = "program") 
         collectives=costs.collectives if costs else {},
         compile_seconds=time.perf_counter() - start,
         is_compiled=until != "trace",
-    )
-
-
-class TracedCycle(NamedTuple):
-    """A recipe's cycle, traced for a mesh and not compiled, and the shapes of what it takes."""
-
-    traced: Any
-    mesh: Mesh
-    state: TrainState
-    teacher: PyTree
-    batch: CycleBatch
-    shardings: CycleShardings
-
-
-def trace_cycle(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> TracedCycle:
-    """Trace a recipe's cycle without its data and weights.
-
-    Args:
-      config: the whole config.
-      devices: to make the mesh of; None: this machine's.
-
-    Raises:
-      ValueError: if the config is refused or does not fit the devices.
-    """
-    check(config)
-    mesh = make_mesh(config.mesh, devices)
-    check_batch_size(config.distill.batch_size, mesh)
-    family = build_family(config)
-    settings, players = distill_config(config, family), build_players(config, family)
-    teacher, key = family.param_shapes(), jax.random.key(0)
-    state = jax.eval_shape(lambda p: initial_state(players, settings, family, p, key), teacher)
-    rules = mesh_rules(config.mesh)
-    check_rules(rules, teacher, mesh)
-    batch = batch_shapes(config, family, settings)
-    shardings = cycle_shardings(state, teacher, batch, mesh, rules, config.mesh.offload)
-    cycle: Any = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)
-    placed = (_placed(state, shardings.state), _placed(teacher, shardings.teacher))
-    traced = cycle.trace(*placed, batch, jax.eval_shape(lambda: key))
-    return TracedCycle(traced, mesh, state, teacher, batch, shardings)
-
-
-def _placed(shapes: PyTree, places: PyTree) -> PyTree:
-    """Return shapes whose types say in which memory they lie."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        places,
     )
 
 
@@ -267,19 +181,6 @@ def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
 
 def _flag(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
-    """Return (chip, devices, number of chips) of "local" or a TPU slice.
-
-    Raises:
-      ValueError: if there is no such slice, or libtpu is not installed.
-    """
-    if name != LOCAL:
-        chip, devices = topology(name)
-        return chip, devices, math.prod(int(size) for size in name.partition(":")[2].split("x"))
-    devices = jax.devices()
-    return None, devices, len(devices)
 
 
 def _compiled(traced: Any) -> Buffers:

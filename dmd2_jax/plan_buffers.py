@@ -20,6 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import from_plain, plain
+from dmd2_jax.plan_cycle import machine, trace_cycle
 
 __all__ = ["Buffers", "assign_buffers"]
 
@@ -48,7 +49,7 @@ def assign_buffers(config: ConfigDict, name: str) -> Buffers:
     """Compile a recipe's cycle for a machine as far as its memory is known.
 
     Args:
-      config: the whole config, one that `dmd2_jax.plan.trace_cycle` accepts.
+      config: the whole config, one that `trace_cycle` accepts.
       name: "local", or a TPU slice such as "v5e:4x4".
 
     Raises:
@@ -100,8 +101,6 @@ def _total(report: str, space: str) -> int:
 
 def main(name: str, folder: str) -> None:
     """Compile the cycle of the config in a folder; XLA writes there."""
-    from dmd2_jax.plan import machine, trace_cycle
-
     config = from_plain(json.loads(Path(folder, _CONFIG).read_text()))
     try:
         trace_cycle(config, machine(name)[1]).traced.lower().compile()

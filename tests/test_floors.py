@@ -52,6 +52,7 @@ FLOORS = {
     "parallel": 5,
     "plan": 5,
     "plan_buffers": 5,
+    "plan_cycle": 5,
     "plan_tables": 5,
     "families": 4,
     "distill": 3,

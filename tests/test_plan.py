@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import plan
 from dmd2_jax.config import ConfigError, apply_overrides
-from dmd2_jax.plan import LOCAL, _asked_for, _owners, find_remedy, make_plan, trace_cycle
+from dmd2_jax.plan import _asked_for, _owners, find_remedy, make_plan
 from dmd2_jax.plan_buffers import Buffers, assign_buffers
+from dmd2_jax.plan_cycle import LOCAL, trace_cycle
 from dmd2_jax.plan_tables import Plan, plan_table, sweep_table
 from dmd2_jax.runtime.chips import CHIPS
 from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops

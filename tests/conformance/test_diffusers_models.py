@@ -64,13 +64,16 @@ class RecordedUNet(Recorded):
                 )
                 return jnp.sum(weights * out), (out, middle)
 
-            gradient = jax.value_and_grad(scalar, (0, 1), has_aux=True)
-            (value, (out, middle)), slopes = gradient(sample, prompt)
+            gradient = jax.grad(scalar, (0, 1), has_aux=True)
+            slopes, (out, middle) = gradient(sample, prompt)
             features = module.apply(params, sample, times, prompt, *added, method="features")
-            return out, middle, features, value, slopes
+            return out, middle, features, slopes
 
         prompt = jnp.asarray(self.arrays["encoder_hidden_states"])
-        return run(self.params, self.nhwc("sample"), prompt)
+        out, middle, features, slopes = run(self.params, self.nhwc("sample"), prompt)
+        # In float64, as its terms cancel.
+        value = np.sum(np.asarray(weights, np.float64) * np.asarray(out, np.float64))
+        return out, middle, features, value, slopes
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
