@@ -214,6 +214,8 @@ class TestLocalProcesses:
             stderr=subprocess.PIPE,
             text=True,
             env=variables(VENV=str(venv), DMD2_EXIT_WHEN_SAVED=str(saved)),
+            # A suite in the background ignores SIGINT, as would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process:
             assert sorted(process.stdout.readline() for _ in range(2)) == ["[1] ready\n", "ready\n"]
             process.send_signal(number)
