@@ -1,4 +1,4 @@
-"""Exact gradient accumulation: the gradient of one large batch from several small ones."""
+"""One large batch computed as several small ones: its gradient, or what a function makes of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +48,20 @@ def accumulated_grad(
     gradient = jax.tree.map(lambda g: g / microbatches, total)
     merged = {name: _merge(name, value) for name, value in sum_leading(metrics).items()}
     return gradient, jax.tree.map(_join, samples), merged
+
+
+def in_parts(function: Callable[[PyTree], PyTree], inputs: PyTree, parts: int) -> PyTree:
+    """Return function(inputs), computed a part of the batch after the other.
+
+    Args:
+      function: inputs -> outputs, sample by sample; arrays with leading axis b.
+      inputs: pytree of arrays with leading axis b.
+      parts: n, a divisor of b; 1 takes the batch whole.
+    """
+    if parts == 1:
+        return function(inputs)
+    outputs = jax.lax.map(function, jax.tree.map(lambda x: _split(x, parts), inputs))
+    return jax.tree.map(_join, outputs)
 
 
 # Every n-th sample, so that a batch that is spread over devices stays where it is.

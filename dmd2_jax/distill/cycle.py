@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.distill.accumulate import in_parts
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
 from dmd2_jax.distill.state import TrainState
@@ -123,7 +124,8 @@ def _fresh_samples(
 ) -> Float[Array, "k b ..."] | None:
     """Return the updated generator's samples for every rollout but the first; None if no more.
 
-    The generator does not change during the critic turns, so all of them are made at once.
+    The generator does not change during the critic turns, so all of them are made at once; with
+    microbatches, as many at a time as one has.
     """
     rollouts = jax.tree.map(lambda x: x[1:], rollouts)
     turns = rollouts.step.shape[0]
@@ -137,7 +139,14 @@ def _fresh_samples(
 
         def one(inputs: tuple) -> Array:
             draw, cond, real = inputs
-            return student_samples(players, params, draw, cond, real, config)
+
+            def part(inputs: tuple) -> Array:
+                noise, cond, real = inputs
+                some = RolloutDraws(jnp.moveaxis(noise, 0, 1), draw.step)
+                return student_samples(players, params, some, cond, real, config)
+
+            whole = (jnp.moveaxis(draw.noise, 1, 0), cond, real)
+            return in_parts(part, whole, config.microbatches)
 
         return jax.lax.map(one, (rollouts, cond, real))
 
@@ -147,8 +156,13 @@ def _fresh_samples(
         x = jnp.moveaxis(x, 0, 1)
         return x.reshape((-1, *x.shape[2:]))
 
-    merged = RolloutDraws(noise=merge(rollouts.noise[:, 0])[None], step=jnp.int32(0))
-    x_0 = student_samples(players, params, merged, jax.tree.map(merge, cond), None, config)
+    def samples(inputs: tuple) -> Array:
+        noise, cond = inputs
+        draw = RolloutDraws(noise=noise[None], step=jnp.int32(0))
+        return student_samples(players, params, draw, cond, None, config)
+
+    parts = turns * config.microbatches if config.microbatches > 1 else 1
+    x_0 = in_parts(samples, jax.tree.map(merge, (rollouts.noise[:, 0], cond)), parts)
     return jnp.moveaxis(x_0.reshape((-1, turns, *x_0.shape[1:])), 1, 0)
 
 

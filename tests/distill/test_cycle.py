@@ -300,7 +300,9 @@ def test_make_cycle_refuses_a_gan_without_discriminator():
         make_cycle(toy.players()._replace(discriminator=None), toy.config())
 
 
-@pytest.mark.parametrize("name", ["official", "few_step", "shared_pass", "no_gan"])
+@pytest.mark.parametrize(
+    "name", ["official", "few_step", "noised_real_input", "shared_pass", "no_gan"]
+)
 def test_microbatches_equal_one_large_batch(name):
     with jax.enable_x64(True):
         config = toy.config(**VARIANTS[name])
@@ -315,6 +317,21 @@ def test_microbatches_equal_one_large_batch(name):
         assert_trees_close(whole, split, 1e-6)
         assert metrics.keys() == in_parts.keys()
         assert_trees_close(metrics, in_parts, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["official", "few_step"])
+def test_no_network_call_takes_more_than_a_microbatch(name):
+    config = toy.config(**VARIANTS[name], microbatches=4)
+    players, sizes = toy.players(), set()
+
+    def x0(params, x_t, t, cond):
+        sizes.add(len(x_t))
+        return players.generator.x0(params, x_t, t, cond)
+
+    watched = players._replace(generator=players.generator._replace(x0=x0))
+    arguments = make_state(config), TEACHER, make_batch(config), jax.random.key(0)
+    jax.eval_shape(make_cycle(watched, config), *arguments)
+    assert sizes == {config.batch_size // 4}
 
 
 def _doubled(x):
