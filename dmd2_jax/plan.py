@@ -2,8 +2,8 @@
 
 The real cycle is compiled, ahead of time, for the slice. Memory is the compiler's own figure;
 FLOPs are counted in the traced program, bytes and collectives in the compiled one, with the body
-of the scan over critic turns counted as often as it runs. The time is that of a
-roofline with the published peaks: no program reaches them all the way.
+of the scan over critic turns counted as often as it runs. The time is that of a roofline with the
+published peaks: no program reaches them all the way.
 """
 
 import itertools
@@ -30,7 +30,6 @@ from dmd2_jax.train_student import distill_config
 from dmd2_jax.typing import PyTree
 
 __all__ = ["STAGES", "find_remedy", "make_plan", "sweep"]
-
 
 STAGES = ("trace", "buffers", "program")
 """How far a plan can go, the cheapest first."""
