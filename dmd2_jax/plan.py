@@ -49,6 +49,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str = "program") 
 
     Raises:
       ValueError: if the config or the topology is refused, or they do not fit each other.
+      ChildProcessError: with "buffers", if the compiler fails otherwise than by lack of memory.
     """
     if until not in STAGES:
         raise ValueError(f"until={until!r}, expected one of {STAGES}.")
