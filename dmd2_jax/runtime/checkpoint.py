@@ -30,6 +30,7 @@ from dmd2_jax.runtime.integrity import (
     step_folders,
 )
 from dmd2_jax.runtime.parts import part_entries, read_part
+from dmd2_jax.runtime.preemption import deferred
 from dmd2_jax.runtime.retention import Keep, Retention
 from dmd2_jax.typing import Array, PyTree
 
@@ -201,8 +202,9 @@ class Checkpoints(Closing):
           CheckpointError: if it failed.
         """
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            with deferred():  # torn, it would read as a failure to save
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
         except Exception as error:
             raise self._save_failure(error) from error
 

@@ -12,13 +12,16 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
-__all__ = ["GracefulStop", "Interrupted", "stoppable"]
+__all__ = ["GracefulStop", "Interrupted", "deferred", "stoppable"]
 
 _log = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A run was asked to stop, has saved, and can be resumed.
+
+    Like KeyboardInterrupt no Exception: it may be raised anywhere, and whoever handles the failures
+    of what he calls must not take it for one (a checkpoint being read is not damaged by it).
 
     Attributes:
       exit_code: 130 after Ctrl-C (128 + SIGINT, as shells expect); 0 after SIGTERM, so that a
@@ -125,3 +128,26 @@ def stoppable(hint: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let SIGTERM wait for the end of the block, for seconds that are not to be torn.
+
+    If the block fails, its error is what the caller hears of. With `jax.distributed`, where XLA
+    owns SIGTERM, and outside the main thread nothing is changed.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or jax.distributed.is_initialized()
+    ):
+        yield
+        return
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if received:
+        signal.raise_signal(signal.SIGTERM)

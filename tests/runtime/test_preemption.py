@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.runtime.checkpoint import Checkpoints
-from dmd2_jax.runtime.preemption import GracefulStop, Interrupted, stoppable
+from dmd2_jax.runtime.preemption import GracefulStop, Interrupted, deferred, stoppable
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -59,6 +59,52 @@ def test_stoppable_gives_way_to_a_running_loop() -> None:
         assert not stop.reached(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reached(2)
+
+
+def test_deferred_lets_sigterm_wait_for_the_end_of_the_block() -> None:
+    reached = []
+    with pytest.raises(Interrupted), stoppable("Try again."):
+        with deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("end of the block")
+        reached.append("behind it")
+    assert reached == ["end of the block"]
+
+
+def test_deferred_keeps_the_error_of_its_block() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match="full"), stoppable("Try again."), deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError("full")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("during", ["wait_until_finished", "restore"])
+def test_sigterm_while_a_checkpoint_is_written_or_read_does_it_no_harm(
+    during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = {"w": jnp.arange(6.0)}
+    with (
+        pytest.raises(Interrupted),
+        stoppable("Try again."),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoints.save(1, state)
+        manager = checkpoints._manager
+        inner = getattr(manager, during)
+
+        def hit(*args: object, **kwargs: object) -> object:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(manager, during, hit)
+        checkpoints.restore(state)
+    assert "failed" not in capfd.readouterr().err
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        restored, _, step = checkpoints.restore(state)
+    assert step == 1
+    np.testing.assert_array_equal(np.asarray(restored["w"]), state["w"])
+    assert [folder.name for folder in tmp_path.iterdir()] == ["1"]
 
 
 PROCESS = """
