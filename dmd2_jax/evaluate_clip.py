@@ -84,8 +84,9 @@ class ClipJudge:
         self._scores = np.concatenate([self._scores, scores])
 
     def figures(self) -> dict[str, float]:
-        """Return clip_score, the mean over all images so far."""
-        return {"clip_score": float(self._scores.mean())}
+        """Return clip_score, the mean over all images so far, and clip_score_std, of one image."""
+        deviation = float(self._scores.std(ddof=1)) if len(self._scores) > 1 else 0.0
+        return {"clip_score": float(self._scores.mean()), "clip_score_std": deviation}
 
 
 def captions_of(path: str, images: FileImages) -> list[str]:

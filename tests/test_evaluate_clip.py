@@ -96,7 +96,9 @@ def test_clip_score_equals_that_of_transformers(capsys) -> None:
     cosines = expected()
     assert cosines.min() < 0 < cosines.max()  # cutting at 0 counts
     got = evaluate(f"--images={images()}")
-    assert got["images_clip_score"] == pytest.approx(np.maximum(cosines, 0).mean(), rel=1e-4)
+    scores = np.maximum(cosines, 0)
+    assert got["images_clip_score"] == pytest.approx(scores.mean(), rel=1e-4)
+    assert got["images_clip_score_std"] == pytest.approx(scores.std(ddof=1), rel=1e-4)
     assert "CLIP score" in capsys.readouterr().out
 
 

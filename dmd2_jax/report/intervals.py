@@ -28,6 +28,8 @@ METHODS = {
     "images held fixed.",
     "inception_score": "Student's interval of the mean over 10 disjoint parts of the samples "
     "(10 parts' score: that of all samples at once is larger).",
+    "clip_score": "Interval of the mean over num_samples images, each with its prompt. Where "
+    "there are several images of a prompt, which are alike, it is too narrow for other prompts.",
 }
 """Figure -> how its interval is computed, and what it leaves out."""
 
@@ -80,8 +82,17 @@ def _of_parts(value: float, count: float, figures: Mapping[str, Any]) -> Interva
     return Interval(value - half, value + half)
 
 
+def _of_images(value: float, count: float, figures: Mapping[str, Any]) -> Interval | None:
+    deviation = number(figures.get("clip_score_std"))
+    if deviation is None or deviation < 0 or count < 2:
+        return None
+    half = _Z * deviation / math.sqrt(count)
+    return Interval(value - half, value + half)
+
+
 _INTERVALS: dict[str, Callable[[float, float, Mapping[str, Any]], Interval | None]] = {
     "class_accuracy": _share,
     "precision": _share,
     "inception_score": _of_parts,
+    "clip_score": _of_images,
 }

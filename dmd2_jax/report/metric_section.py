@@ -105,9 +105,9 @@ def _explained(keys: set[str]) -> Markup:
     if "kid" in keys:
         text = ": none. sd is the deviation over 100 subsets of the samples, which overlap."
         lines.append(tag("li", tag("b", "KID"), text))
-    rest = {"recall", "density", "coverage", "diversity", "clip_score"} & keys
+    rest = {"recall", "density", "coverage", "diversity"} & keys
     if rest:
-        names = ", ".join(_HEADINGS.get(key, key) for key in sorted(rest))
+        names = ", ".join(sorted(rest))
         text = ": none. metrics.json does not hold what one would take."
         lines.append(tag("li", tag("b", names), text))
     everywhere = tag(

@@ -45,7 +45,22 @@ def test_interval_of_the_inception_score_covers_its_mean_in_95_of_100_draws() ->
     assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
 
 
-@pytest.mark.parametrize("key", ["fid", "kid", "recall", "coverage", "density", "clip_score"])
+def test_interval_of_the_clip_score_covers_its_mean_in_95_of_100_draws() -> None:
+    images = np.random.RandomState(0).normal(30.0, 4.0, (4000, 100))
+    inside = []
+    for scores in images:
+        figures = {"clip_score": scores.mean(), "clip_score_std": scores.std(ddof=1)}
+        low, high = interval(figures | {"num_samples": 100}, "clip_score")
+        inside.append(low <= 30.0 <= high)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
+
+
+def test_clip_score_of_one_image_has_no_interval() -> None:
+    figures = {"clip_score": 30.0, "clip_score_std": 0.0, "num_samples": 1}
+    assert interval(figures, "clip_score") is None
+
+
+@pytest.mark.parametrize("key", ["fid", "kid", "recall", "coverage", "density"])
 def test_interval_is_none_where_none_is_honest(key: str) -> None:
     assert interval({key: 0.5, f"{key}_std": 0.1, "num_samples": 100}, key) is None
 
@@ -64,6 +79,6 @@ def test_interval_is_none_of_figures_that_cannot_be(figures: dict[str, object]) 
 
 
 def test_every_interval_says_how_it_is_computed() -> None:
-    figures = {"num_samples": 50, "inception_score_std": 0.1}
-    keys = ("class_accuracy", "precision", "inception_score", "recall", "fid", "kid")
+    figures = {"num_samples": 50, "inception_score_std": 0.1, "clip_score_std": 0.1}
+    keys = (*METHODS, "recall", "fid", "kid")
     assert {key for key in keys if interval(figures | {key: 0.5}, key)} == set(METHODS)
