@@ -63,19 +63,29 @@ def test_stoppable_gives_way_to_a_running_loop() -> None:
 
 def test_deferred_lets_sigterm_wait_for_the_end_of_the_block() -> None:
     reached = []
-    with pytest.raises(Interrupted), stoppable("Try again."):
-        with deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
-            reached.append("end of the block")
-        reached.append("behind it")
+
+    def act() -> None:
+        with stoppable("Try again."):
+            with deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                reached.append("end of the block")
+            reached.append("behind it")
+
+    with pytest.raises(Interrupted):
+        act()
     assert reached == ["end of the block"]
 
 
 def test_deferred_keeps_the_error_of_its_block() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(OSError, match="full"), stoppable("Try again."), deferred():
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise OSError("full")
+
+    def act() -> None:
+        with stoppable("Try again."), deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        act()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -84,21 +94,21 @@ def test_sigterm_while_a_checkpoint_is_written_or_read_does_it_no_harm(
     during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     state = {"w": jnp.arange(6.0)}
-    with (
-        pytest.raises(Interrupted),
-        stoppable("Try again."),
-        Checkpoints(tmp_path) as checkpoints,
-    ):
-        checkpoints.save(1, state)
-        manager = checkpoints._manager
-        inner = getattr(manager, during)
 
-        def hit(*args: object, **kwargs: object) -> object:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return inner(*args, **kwargs)
+    def act() -> None:
+        with stoppable("Try again."), Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, state)
+            inner = getattr(checkpoints._manager, during)
 
-        monkeypatch.setattr(manager, during, hit)
-        checkpoints.restore(state)
+            def hit(*args: object, **kwargs: object) -> object:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return inner(*args, **kwargs)
+
+            monkeypatch.setattr(checkpoints._manager, during, hit)
+            checkpoints.restore(state)
+
+    with pytest.raises(Interrupted):
+        act()
     assert "failed" not in capfd.readouterr().err
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         restored, _, step = checkpoints.restore(state)
