@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 0
     config.model.dtype = "bfloat16"
     config.model.remat = "block"
+    config.model.scan_layers = True
 
     config.teacher.objective = "eps"
     config.teacher.sampler_steps = 50

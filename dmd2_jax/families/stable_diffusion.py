@@ -229,7 +229,8 @@ def build(
       model_config: `pipeline`, a diffusers folder or "sd15" or "sdxl" for the published shapes, or
         in its place `unet`, what a U-Net's config.json holds; and optionally `resolution` (a side
         of the square latents; default: the U-Net's sample_size), `dtype` ("float32" or
-        "bfloat16", of the computation) and `remat` ("none", "block" or "full").
+        "bfloat16", of the computation), `remat` ("none", "block" or "full") and `scan_layers`
+        (whether to loop over the blocks of a transformer).
       schedule_config: what a scheduler_config.json holds; unused with `pipeline`, which has one.
 
     Returns:
@@ -255,7 +256,9 @@ def build(
         dtype=_DTYPES[dtype],
         remat=config.get("remat", "none"),
     )
-    unet, size = model.module, config.get("resolution") or config["unet"].get("sample_size")
+    unet = model.module.clone(scan_layers=config.get("scan_layers", False))
+    model = dataclasses.replace(model, module=unet)
+    size = config.get("resolution") or config["unet"].get("sample_size")
     if unet.in_channels != unet.out_channels:
         raise ValueError(
             f"in_channels={unet.in_channels}, expected out_channels={unet.out_channels}: networks "

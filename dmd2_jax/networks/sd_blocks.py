@@ -21,6 +21,7 @@ class BlockStyle(NamedTuple):
       eps: of the residual blocks' group norms.
       linear: whether the transformers' outer maps are stored as linear layers.
       remat: recompute each block's activations in the backward pass.
+      scan_layers: loop over the blocks of a transformer.
       dtype: type of the computation.
     """
 
@@ -28,6 +29,7 @@ class BlockStyle(NamedTuple):
     eps: float
     linear: bool
     remat: bool
+    scan_layers: bool
     dtype: jnp.dtype
 
     def resnet(self, index: int, channels: int) -> ResnetBlock:
@@ -43,6 +45,7 @@ class BlockStyle(NamedTuple):
             self.groups,
             self.linear,
             self.remat,
+            self.scan_layers,
             self.dtype,
             name=f"attentions_{index}",
         )

@@ -4,11 +4,12 @@ Modules are called as the published weights call them: `to_out_0` here is `to_ou
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from dmd2_jax.networks.attention import attention
 from dmd2_jax.networks.layers import Conv, GroupNorm, LayerNorm, Linear
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, Float, Params
 
 _NORM_EPS = 1e-6  # of the group norm before attention, whatever the U-Net's own
 
@@ -121,6 +122,9 @@ class SpatialTransformer(nn.Module):
       linear: whether the maps are stored as linear layers (SD 2, SDXL) or 1x1 convolutions (SD 1);
         they compute the same.
       remat: recompute each block's activations in the backward pass.
+      scan_layers: compile one block and loop over their stacked weights; a program of SDXL's ten
+        blocks is then as small as of one. The weights stay as they are named, so that every call
+        copies them, in `dtype`. Blocks of unequal adapters are not looped over.
       dtype: type of the computation.
 
     Source: Rombach et al. 2022 (2112.10752), section 3.3 and appendix E.2.1.
@@ -131,6 +135,7 @@ class SpatialTransformer(nn.Module):
     groups: int
     linear: bool
     remat: bool = False
+    scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -147,8 +152,37 @@ class SpatialTransformer(nn.Module):
 
         h = project("proj_in")(GroupNorm(self.groups, _NORM_EPS, name="norm")(x))
         tokens = h.reshape(x.shape[0], -1, channels)
-        block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
-        for index in range(self.depth):
-            name = f"transformer_blocks_{index}"
-            tokens = block(self.heads, dtype=self.dtype, name=name)(tokens, context)
+        names = [f"transformer_blocks_{index}" for index in range(self.depth)]
+        scan = self.scan_layers and not self.is_initializing()
+        layers = self._variables_of(names) if scan else []
+        if len(layers) > 1 and len({jax.tree.structure(layer) for layer in layers}) == 1:
+            tokens = self._scan(layers, tokens, context)
+        else:
+            block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
+            for name in names:
+                tokens = block(self.heads, dtype=self.dtype, name=name)(tokens, context)
         return x + project("proj_out")(tokens.reshape(x.shape))
+
+    def _variables_of(self, names: list[str]) -> list[Params]:
+        """Return each block's weights and, where it has them, its adapters."""
+        kinds = self.variables.items()
+        return [{kind: tree[name] for kind, tree in kinds if name in tree} for name in names]
+
+    def _scan(
+        self, layers: list[Params], tokens: Float[Array, "b n c"], context: Float[Array, "b m d"]
+    ) -> Float[Array, "b n c"]:
+        """Apply blocks of equal structure, one after another."""
+
+        def stack(*leaves: Array) -> Array:
+            # Matrices are computed with in `dtype` in any case: copy that, not their masters.
+            return jnp.stack(
+                [leaf.astype(self.dtype) if leaf.ndim > 1 else leaf for leaf in leaves]
+            )
+
+        def step(tokens: Array, layer: Params) -> tuple[Array, None]:
+            block = TransformerBlock(self.heads, dtype=self.dtype, parent=None)
+            return block.apply(layer, tokens, context), None
+
+        # A loop's body is compiled on its own: nothing there can merge the two passes.
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        return jax.lax.scan(step, tokens, jax.tree.map(stack, *layers))[0]

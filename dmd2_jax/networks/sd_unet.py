@@ -104,6 +104,7 @@ class StableDiffusionUNet(nn.Module):
       dtype: type of the computation; parameters and outputs are float32.
       remat: what the backward pass computes again instead of keeping it: "none"; "block": what is
         inside of each residual block and each transformer block; "full": those blocks' inputs too.
+      scan_layers: loop over the blocks of each transformer, see `SpatialTransformer`.
 
     Source: Rombach et al. 2022 (2112.10752); Podell et al. 2023 (2307.01952), section 2.
     """
@@ -127,10 +128,12 @@ class StableDiffusionUNet(nn.Module):
     freq_shift: float = 0
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    scan_layers: bool = False
 
     def setup(self) -> None:
         """Name the layers as the published weights do."""
-        style = BlockStyle(self.groups, self.eps, self.linear, self.remat != "none", self.dtype)
+        remat = self.remat != "none"
+        style = BlockStyle(self.groups, self.eps, self.linear, remat, self.scan_layers, self.dtype)
         self.conv_in = Conv(self.block_channels[0], padding=1, dtype=self.dtype)
         self.time_embedding = TimestepEmbedding(self.time_dim, self.time_condition_dim, self.dtype)
         if self.added:

@@ -15,6 +15,8 @@ from dmd2_jax.networks.clip_config import (
 )
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.layers import Embedding, LayerNorm
+from dmd2_jax.networks.lora import LoraConfig, combine, lora_init
+from dmd2_jax.networks.sd_transformer import SpatialTransformer
 from dmd2_jax.networks.sd_unet import sinusoids
 from dmd2_jax.networks.sd_unet_config import example_unet_inputs, unet_from_config
 from dmd2_jax.networks.vae import Gaussian, vae_from_config
@@ -104,6 +106,58 @@ def test_remat_changes_no_gradient():
     (_, _), saved = jax.jit(functools.partial(squared, sdxl("full")))(sdxl_params())
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """A transformer of three blocks, its weights with adapters, and its inputs."""
+    module = SpatialTransformer(heads=2, depth=3, groups=2, linear=True)
+    random = np.random.default_rng(0)
+    inputs = [random.normal(size=shape).astype(np.float32) for shape in [(2, 2, 2, 8), (2, 3, 12)]]
+    params = init_variables(module, jax.random.key(0), *inputs)
+    config = LoraConfig(2, 4.0, ("to_q", "net_2"))
+    adapters = lora_init(jax.random.key(1), params, config)
+    adapters = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), adapters
+    )
+    return module, combine(params, adapters, config), inputs
+
+
+def value_and_gradient(module, variables, inputs):
+    def loss(variables):
+        return jnp.mean(jnp.square(module.apply(variables, *inputs)))
+
+    return jax.jit(jax.value_and_grad(loss))(variables)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_compute_the_same(deep, remat):
+    module, variables, inputs = deep
+    expected = value_and_gradient(module, variables, inputs)
+    actual = value_and_gradient(module.clone(scan_layers=True, remat=remat), variables, inputs)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected
+    )
+
+
+def test_scanned_layers_are_one_block_in_the_program(deep):
+    module, variables, inputs = deep
+
+    def products(scan):
+        apply = module.clone(scan_layers=scan).apply
+        return str(jax.make_jaxpr(apply)(variables, *inputs)).count("dot_general")
+
+    assert products(True) < 0.5 * products(False)
+
+
+def test_layers_of_unequal_adapters_are_not_scanned(deep):
+    module, variables, inputs = deep
+    adapters = dict(variables["lora"])
+    del adapters["transformer_blocks_1"]
+    unequal = {**variables, "lora": adapters}
+    expected = value_and_gradient(module, unequal, inputs)
+    actual = value_and_gradient(module.clone(scan_layers=True), unequal, inputs)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_remat_keeps_less_from_level_to_level():
