@@ -3,7 +3,8 @@
 A TPU program's memory is final long before its machine code is there: ImageNet-64's after four
 minutes, the code not after 26. The compiler writes both, the buffers and the optimised program, to
 files as it goes (XLA's `--xla_dump_to`), so it runs in a process of its own that is ended as soon
-as they are complete.
+as they are complete. What comes next can take more memory than all before: SDXL's 13 GB became more
+than 21.
 """
 
 import json
@@ -22,10 +23,11 @@ from ml_collections import ConfigDict
 from dmd2_jax.config import from_plain, plain
 from dmd2_jax.plan_cycle import machine, trace_cycle
 
-__all__ = ["Buffers", "assign_buffers"]
+__all__ = ["Buffers", "assign_buffers", "is_whole"]
 
 _CONFIG, _REFUSAL, _SAID = "config.json", "refusal.txt", "output.txt"
-_LAST = "*jit_cycle*after_optimizations_after_buffer_assignment.txt"  # written when all else is
+_REPORT, _PROGRAM = "-memory-usage-report", ""  # the ends of the two files' names
+_POLL = 0.5  # seconds
 _CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # a program that is found there is not compiled
 
 
@@ -68,26 +70,44 @@ def assign_buffers(config: ConfigDict, name: str) -> Buffers:
                 stderr=said,
             )
             try:
-                while compiler.poll() is None and not list(place.glob(_LAST)):
-                    time.sleep(0.1)
+                sizes: tuple[int, ...] = ()
+                while compiler.poll() is None:
+                    time.sleep(_POLL)
+                    before, sizes = sizes, _sizes(place)
+                    if sizes and sizes == before and is_whole(_dumped(place, _PROGRAM)[0]):
+                        break
             finally:
                 compiler.kill()
                 compiler.wait()
         if (place / _REFUSAL).exists():
             return Buffers(0, 0, "", (place / _REFUSAL).read_text())
-        return _read(place)
+        return _read(place, compiler.returncode)
+
+
+def is_whole(file: Path) -> bool:
+    """Return whether a program's text is all there: its entry comes last and has its end."""
+    text = file.read_text()
+    last_but_one = text.rfind("\n}\n\n", 0, len(text) - 1)
+    return text.endswith("\n}\n\n") and text.rfind("\nENTRY ") > last_but_one
 
 
 def _dumped(folder: Path, what: str) -> list[Path]:
-    return sorted(folder.glob(f"*jit_cycle*after_optimizations{what and '-'}{what}.txt"))
+    return sorted(folder.glob(f"*jit_cycle*after_optimizations{what}.txt"))
 
 
-def _read(folder: Path) -> Buffers:
-    reports, programs = _dumped(folder, "memory-usage-report"), _dumped(folder, "")
-    if not reports or not programs:
+def _sizes(folder: Path) -> tuple[int, ...]:
+    """Return the sizes of what `_read` needs; nothing as long as one of them is missing."""
+    files = _dumped(folder, _REPORT)[:1] + _dumped(folder, _PROGRAM)[:1]
+    return tuple(file.stat().st_size for file in files) if len(files) == 2 else ()
+
+
+def _read(folder: Path, code: int) -> Buffers:
+    reports, programs = _dumped(folder, _REPORT), _dumped(folder, _PROGRAM)
+    if not reports or not programs or not is_whole(programs[0]):
         raise ChildProcessError(
-            "the compiler ended without saying what memory the cycle takes, expected it in a file "
-            "*memory-usage-report.txt; try --until=program. Its last words:\n"
+            f"the compiler ended (exit code {code}; -9: this machine's memory was not enough for "
+            "it) before the cycle's memory and program were written, expected both; give it more "
+            "memory or try --until=program. Its last words:\n"
             + "\n".join((folder / _SAID).read_text().splitlines()[-20:])
         )
     report = reports[0].read_text()

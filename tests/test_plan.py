@@ -1,6 +1,9 @@
 """Plans: the compiler's own figures, shard sizes by hand, and the command."""
 
+import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,7 +12,7 @@ from ml_collections import ConfigDict
 from dmd2_jax import plan
 from dmd2_jax.config import ConfigError, apply_overrides
 from dmd2_jax.plan import _asked_for, _owners, find_remedy, make_plan
-from dmd2_jax.plan_buffers import Buffers, assign_buffers
+from dmd2_jax.plan_buffers import Buffers, assign_buffers, is_whole
 from dmd2_jax.plan_cycle import LOCAL, trace_cycle
 from dmd2_jax.plan_tables import Plan, plan_table, sweep_table
 from dmd2_jax.runtime.chips import CHIPS
@@ -267,8 +270,38 @@ def test_plan_until_buffers_that_is_refused_needs_what_the_compiler_asks_for(
     assert refused.peak_bytes == int(34.5 * 2**30)
 
 
+PROGRAM = "HloModule m\n\n%loop {\n  a\n}\n\nENTRY %main {\n  b\n}\n\n"
+
+
+def test_program_is_whole_with_the_end_of_its_entry_only(tmp_path: Path) -> None:
+    file = tmp_path / "program.txt"
+    for size in range(len(PROGRAM)):
+        file.write_text(PROGRAM[:size])
+        assert not is_whole(file)
+    file.write_text(PROGRAM)
+    assert is_whole(file)
+
+
+def test_compiler_killed_while_it_writes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def killed(words: list[str], **options: object) -> subprocess.Popen:
+        stem = f"{words[-1]}/jit_cycle.after_optimizations"
+        code = f"""
+            import os, signal
+            open({stem + "-memory-usage-report.txt"!r}, "w").write("Memory Space: default")
+            open({stem + ".txt"!r}, "w").write({PROGRAM[:-5]!r})
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+        return start([sys.executable, "-c", textwrap.dedent(code)], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", killed)
+    with pytest.raises(ChildProcessError, match=r"\(exit code -9; -9: this machine's"):
+        assign_buffers(recipe(), "local")
+
+
 def test_compiler_that_says_nothing_of_memory_is_an_error_with_its_last_words() -> None:
-    with pytest.raises(ChildProcessError, match=r"(?s)try --until=program.*expected CHIP:SHAPE"):
+    with pytest.raises(ChildProcessError, match=r"(?s)exit code 1.*expected CHIP:SHAPE"):
         assign_buffers(recipe(), "v5x:4x4")
 
 
