@@ -20,7 +20,7 @@ class BlockStyle(NamedTuple):
       groups: of every group norm.
       eps: of the residual blocks' group norms.
       linear: whether the transformers' outer maps are stored as linear layers.
-      remat: recompute each block's activations in the backward pass.
+      remat: of the U-Net.
       scan_layers: loop over the blocks of a transformer.
       dtype: type of the computation.
     """
@@ -28,13 +28,13 @@ class BlockStyle(NamedTuple):
     groups: int
     eps: float
     linear: bool
-    remat: bool
+    remat: str
     scan_layers: bool
     dtype: jnp.dtype
 
     def resnet(self, index: int, channels: int) -> ResnetBlock:
         """Return the level's residual block of this number."""
-        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        block = ResnetBlock if self.remat == "none" else nn.remat(ResnetBlock)
         return block(channels, self.groups, self.eps, self.dtype, name=f"resnets_{index}")
 
     def transformer(self, index: int, heads: int, depth: int) -> SpatialTransformer:

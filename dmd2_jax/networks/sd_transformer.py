@@ -121,10 +121,12 @@ class SpatialTransformer(nn.Module):
       groups: of the group norm.
       linear: whether the maps are stored as linear layers (SD 2, SDXL) or 1x1 convolutions (SD 1);
         they compute the same.
-      remat: recompute each block's activations in the backward pass.
+      remat: "none"; "block": recompute each block's activations in the backward pass; "full": as
+        "block" here, and the copies of `scan_layers` too.
       scan_layers: compile one block and loop over their stacked weights; a program of SDXL's ten
         blocks is then as small as of one. The weights stay as they are named, so that every call
-        copies them, in `dtype`. Blocks of unequal adapters are not looped over.
+        copies them, in `dtype`; outside of "full" a compiler may copy once for many calls, and keep
+        the copies of the whole network. Blocks of unequal adapters are not looped over.
       dtype: type of the computation.
 
     Source: Rombach et al. 2022 (2112.10752), section 3.3 and appendix E.2.1.
@@ -134,7 +136,7 @@ class SpatialTransformer(nn.Module):
     depth: int
     groups: int
     linear: bool
-    remat: bool = False
+    remat: str = "none"
     scan_layers: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -158,7 +160,7 @@ class SpatialTransformer(nn.Module):
         if len(layers) > 1 and len({jax.tree.structure(layer) for layer in layers}) == 1:
             tokens = self._scan(layers, tokens, context)
         else:
-            block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
+            block = TransformerBlock if self.remat == "none" else nn.remat(TransformerBlock)
             for name in names:
                 tokens = block(self.heads, dtype=self.dtype, name=name)(tokens, context)
         return x + project("proj_out")(tokens.reshape(x.shape))
@@ -183,6 +185,9 @@ class SpatialTransformer(nn.Module):
             block = TransformerBlock(self.heads, dtype=self.dtype, parent=None)
             return block.apply(layer, tokens, context), None
 
-        # A loop's body is compiled on its own: nothing there can merge the two passes.
-        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        if self.remat == "full":  # copies that wait for their tokens leave no loop around the call
+            layers, tokens = jax.lax.optimization_barrier((layers, tokens))
+        if self.remat != "none":
+            # A loop's body is compiled on its own: nothing there can merge the two passes.
+            step = jax.checkpoint(step, prevent_cse=False)
         return jax.lax.scan(step, tokens, jax.tree.map(stack, *layers))[0]

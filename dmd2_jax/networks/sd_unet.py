@@ -103,7 +103,8 @@ class StableDiffusionUNet(nn.Module):
       cosine_first, freq_shift: of the embedded numbers, see `sinusoids`.
       dtype: type of the computation; parameters and outputs are float32.
       remat: what the backward pass computes again instead of keeping it: "none"; "block": what is
-        inside of each residual block and each transformer block; "full": those blocks' inputs too.
+        inside of each residual block and each transformer block; "full": those blocks' inputs too,
+        and the copies of weights that `scan_layers` makes.
       scan_layers: loop over the blocks of each transformer, see `SpatialTransformer`.
 
     Source: Rombach et al. 2022 (2112.10752); Podell et al. 2023 (2307.01952), section 2.
@@ -132,8 +133,9 @@ class StableDiffusionUNet(nn.Module):
 
     def setup(self) -> None:
         """Name the layers as the published weights do."""
-        remat = self.remat != "none"
-        style = BlockStyle(self.groups, self.eps, self.linear, remat, self.scan_layers, self.dtype)
+        style = BlockStyle(
+            self.groups, self.eps, self.linear, self.remat, self.scan_layers, self.dtype
+        )
         self.conv_in = Conv(self.block_channels[0], padding=1, dtype=self.dtype)
         self.time_embedding = TimestepEmbedding(self.time_dim, self.time_condition_dim, self.dtype)
         if self.added:

@@ -19,6 +19,7 @@ from dmd2_jax.networks.lora import LoraConfig, combine, lora_init
 from dmd2_jax.networks.sd_transformer import SpatialTransformer
 from dmd2_jax.networks.sd_unet import sinusoids
 from dmd2_jax.networks.sd_unet_config import example_unet_inputs, unet_from_config
+from dmd2_jax.networks.unet import REMAT
 from dmd2_jax.networks.vae import Gaussian, vae_from_config
 from dmd2_jax.networks.vae_tiny import tiny_vae_from_config
 from tests.families import tiny_models
@@ -130,7 +131,7 @@ def value_and_gradient(module, variables, inputs):
     return jax.jit(jax.value_and_grad(loss))(variables)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", REMAT)
 def test_scanned_layers_compute_the_same(deep, remat):
     module, variables, inputs = deep
     expected = value_and_gradient(module, variables, inputs)
