@@ -134,12 +134,13 @@ def stoppable(hint: str) -> Iterator[None]:
 def deferred() -> Iterator[None]:
     """Let SIGTERM wait for the end of the block, for seconds that are not to be torn.
 
-    If the block fails, its error is what the caller hears of. With `jax.distributed`, where XLA
-    owns SIGTERM, and outside the main thread nothing is changed.
+    If the block fails, its error is what the caller hears of. Nothing is changed where SIGTERM is
+    not Python's, as with `jax.distributed` it is XLA's, and outside the main thread.
     """
     if (
         threading.current_thread() is not threading.main_thread()
         or jax.distributed.is_initialized()
+        or signal.getsignal(signal.SIGTERM) is None
     ):
         yield
         return
