@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
     # stable_diffusion only: a diffusers folder, or sd15 or sdxl for the published shapes. Of the
     # keys below only resolution (of latents), image_channels, num_classes, dtype and remat count.
     config.model.pipeline = ""
-    # stable_diffusion only: loop over the blocks of each transformer. SDXL compiles many times
-    # faster; each network call copies the transformers' weights once.
+    # stable_diffusion only: loop over the blocks of each transformer. SDXL's program is a fraction
+    # as large to compile; each network call copies the transformers' weights.
     config.model.scan_layers = False
     config.model.network = "adm"  # adm | song
     config.model.resolution = 8
