@@ -168,7 +168,8 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         "--inception_weights",
         default="",
         metavar="FILE",
-        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
+        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or NVIDIA's "
+        "inception-2015-12-05.pkl",
     )
     group.add_argument(
         "--resize",

@@ -101,7 +101,7 @@ def check_options(options: EvaluateOptions) -> None:
     inception = options.features == "inception" or PATCH in options.metrics
     if inception and not options.inception_weights:
         raise ConfigError(
-            "Inception without --inception_weights, expected pytorch-fid's file; download "
+            "Inception without --inception_weights, expected a file of its weights; download "
             "pt_inception-2015-12-05-6726825d.pth from its GitHub release fid_weights."
         )
     if options.inception_weights and not inception:

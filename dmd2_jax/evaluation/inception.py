@@ -2,7 +2,6 @@
 
 import functools
 import os
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -10,6 +9,9 @@ from jax.sharding import Mesh
 from dmd2_jax.evaluation.extractor import Extractor
 from dmd2_jax.evaluation.resize import check_preparation, prepare
 from dmd2_jax.networks.inception import FEATURES, InceptionV3, inception_params
+from dmd2_jax.networks.inception_names import torchvision_tensors
+from dmd2_jax.runtime.recorded_module import module_tensors
+from dmd2_jax.runtime.stand_ins import Record
 from dmd2_jax.runtime.torch_files import read_torch
 from dmd2_jax.runtime.unpickle import PickleError
 from dmd2_jax.typing import Array, Params
@@ -19,16 +21,19 @@ __all__ = ["WEIGHTS", "inception_extractor", "read_inception"]
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 """The file of weights, as pytorch-fid publishes it (GitHub release `fid_weights`)."""
 
+NVIDIA_WEIGHTS = "inception-2015-12-05.pkl"
+"""The same weights, as NVIDIA publishes them with StyleGAN3."""
+
 
 def read_inception(path: str | os.PathLike) -> Params:
     """Read the weights of the FID network; nothing in the file is executed.
 
-    NVIDIA's `inception-v3-2015-12-05.pkl` (or `inception-2015-12-05.pt`) holds the same numbers
-    inside a TorchScript program, whose layout is not documented and which only runs: it is refused
-    by name. `resize="edm"` gives its way of preparing images to pytorch-fid's weights.
+    NVIDIA's files hold the numbers of pytorch-fid's. Their own way of preparing images is
+    `resize="edm"`, whichever file the weights come from.
 
     Args:
-      path: pytorch-fid's `WEIGHTS`, or any file of torch.save with the same state dict.
+      path: pytorch-fid's `WEIGHTS`, or any file of torch.save with the same state dict; NVIDIA's
+        `inception-2015-12-05.pkl`, or the TorchScript program `inception-2015-12-05.pt`.
 
     Returns:
       The parameters of `networks.inception.InceptionV3`.
@@ -36,26 +41,21 @@ def read_inception(path: str | os.PathLike) -> Params:
     Raises:
       ValueError: if the file is missing, damaged, hostile, or not these weights.
     """
-    remedy = f"expected pytorch-fid's {WEIGHTS}, from its GitHub release fid_weights"
+    remedy = f"expected pytorch-fid's {WEIGHTS}, from its GitHub release fid_weights, or NVIDIA's"
     try:
-        tensors = read_torch(path)
+        found = read_torch(path)
     except PickleError as error:
-        if Path(path).is_file() and _is_program(path):
-            raise ValueError(
-                f"{path} is a TorchScript program, as NVIDIA's inception files are, and is not "
-                f"run; {remedy}: it holds the same weights, and resize='edm' prepares images as "
-                "NVIDIA's file does."
-            ) from error
-        raise ValueError(f"{error} ({remedy}.)") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in tensors.items()
-    ):
-        raise ValueError(
-            f"{path} holds a {type(tensors).__name__} that is no state dict, {remedy}; NVIDIA's "
-            "pickles of networks are not read, resize='edm' prepares images as they do."
-        )
+        raise ValueError(f"{error} ({remedy} {NVIDIA_WEIGHTS}.)") from error
     try:
-        return inception_params(tensors)
+        tensors = module_tensors(found) if isinstance(found, Record) else found
+        if not isinstance(tensors, dict) or not all(
+            isinstance(name, str) and isinstance(value, np.ndarray)
+            for name, value in tensors.items()
+        ):
+            raise ValueError(
+                f"got a {type(tensors).__name__} that is no state dict, {remedy} {NVIDIA_WEIGHTS}."
+            )
+        return inception_params(torchvision_tensors(tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -98,15 +98,3 @@ def inception_extractor(
 
 def _apply(resize: str, params: Params, images: Array) -> tuple[Array, Array]:
     return InceptionV3().apply({"params": params}, prepare(resize, images))
-
-
-def _is_program(path: str | os.PathLike) -> bool:
-    """Return whether the file has a TorchScript program's marks: a zip with code/ in it."""
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-    return any("/code/" in name or name.endswith("/constants.pkl") for name in names)

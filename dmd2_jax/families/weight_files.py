@@ -15,10 +15,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dmd2_jax.families.state_dict import Tensors, read_safetensors, write_safetensors
-from dmd2_jax.runtime.stand_ins import NumpyArray, Record
+from dmd2_jax.runtime.recorded_module import NoNetworkError, entries, module_tensors, tensor_of
+from dmd2_jax.runtime.stand_ins import Record
 from dmd2_jax.runtime.torch_files import read_torch, write_torch
 from dmd2_jax.runtime.unpickle import shown
 
@@ -38,8 +37,6 @@ _NETWORKS = ("ema", "G_ema", "net")
 """Keys of a pickle that hold the network, best first: the average is what is published."""
 
 _STATE_DICTS = (*_NETWORKS, "state_dict", "model", "generator")
-_MOST_MODULES = 100_000
-_DEEPEST = 64
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +77,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
         return Weights(read_safetensors(path))
     try:
         return _weights(read_torch(path))
-    except _NoNetworkError as error:
+    except NoNetworkError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -168,76 +165,33 @@ def _found_prefix(tensors: Tensors, expected: Collection[str]) -> str:
     return found[0] if found else ""
 
 
-class _NoNetworkError(ValueError):
-    """The file was read, and holds no network."""
-
-
 def _weights(value: Any, key: str = "") -> Weights:
     """Find the network in what the file holds."""
+    if isinstance(value, Record) and value.is_scripted:
+        return Weights(module_tensors(value), key=key)
     if isinstance(value, Record):
         return Weights(
-            _module_tensors(value),
+            module_tensors(value),
             value.class_name,
-            tuple(_plain(entry) for entry in _entries(value, "_init_args", tuple)),
-            {shown(k): _plain(v) for k, v in _entries(value, "_init_kwargs", dict).items()},
+            tuple(_plain(entry) for entry in entries(value, "_init_args", tuple)),
+            {shown(k): _plain(v) for k, v in entries(value, "_init_kwargs", dict).items()},
             key,
         )
     if not isinstance(value, dict) or not value:
-        raise _NoNetworkError(
+        raise NoNetworkError(
             f"got a {type(value).__name__}, expected a network or its tensors by name; save its "
             "state dict."
         )
-    tensors = {name: _tensor(entry) for name, entry in value.items()}
+    tensors = {name: tensor_of(entry) for name, entry in value.items()}
     if all(tensor is not None and type(name) is str for name, tensor in tensors.items()):
         return Weights(tensors, key=key)
     for name in _STATE_DICTS if not key else ():
         if isinstance(value.get(name), Record | dict) and value[name]:
             return _weights(value[name], name)
-    raise _NoNetworkError(
+    raise NoNetworkError(
         f"got entries {sorted(shown(name) for name in value)[:10]}, expected tensors by name or a "
         f"network under one of {_STATE_DICTS}; save its state dict."
     )
-
-
-def _module_tensors(module: Record) -> dict[str, np.ndarray]:
-    """Return a recorded module's parameters and buffers by name, as its state_dict() would."""
-    tensors: dict[str, np.ndarray] = {}
-    pending: list[tuple[str, Any, int]] = [("", module, 0)]
-    visited = 0
-    while pending:
-        prefix, node, depth = pending.pop()
-        visited += 1
-        if not isinstance(node, Record) or depth > _DEEPEST or visited > _MOST_MODULES:
-            raise _NoNetworkError(
-                f"got a module tree that is no tree of modules at {shown(prefix)!r}, expected "
-                f"fewer than {_MOST_MODULES:,} modules, {_DEEPEST} deep; take another copy."
-            )
-        hidden = _entries(node, "_non_persistent_buffers_set", set)
-        for group in ("_parameters", "_buffers"):
-            for name, entry in _entries(node, group, dict).items():
-                tensor = _tensor(entry)
-                if tensor is not None and (group == "_parameters" or name not in hidden):
-                    tensors[f"{prefix}{name}"] = tensor
-        for name, child in _entries(node, "_modules", dict).items():
-            if child is not None:
-                pending.append((f"{prefix}{name}.", child, depth + 1))
-    return tensors
-
-
-def _entries(node: Record, name: str, kind: type) -> Any:
-    entries = node.state.get(name, kind())
-    if type(entries) is not kind:
-        raise _NoNetworkError(
-            f"got {name} of type {type(entries).__name__} in {shown(node.class_name)}, expected a "
-            f"{kind.__name__}; take another copy."
-        )
-    return entries
-
-
-def _tensor(entry: Any) -> np.ndarray | None:
-    if isinstance(entry, NumpyArray):
-        return entry.value
-    return entry if isinstance(entry, np.ndarray) else None
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ The source code that NVIDIA's persistent objects carry is never looked at.
 
 import dataclasses
 import math
+import pickletools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from dmd2_jax.runtime.unpickle import Buildable, Global, PickleError, shown
 
-__all__ = ["ALLOWED", "STORAGE_TYPES", "NumpyArray", "Record", "Storage"]
+__all__ = ["ALLOWED", "STORAGE_TYPES", "NumpyArray", "Record", "Storage", "program_classes"]
 
 STORAGE_TYPES = {
     "torch.FloatStorage": np.dtype(np.float32),
@@ -35,12 +36,21 @@ _MOST_AXES = 32
 _PLAIN_DTYPE = re.compile(r"[<>|=]?([fiu][1248]|b1|\?)")
 
 
+_PROGRAM = "__torch__."
+"""What the names of a TorchScript program's classes begin with."""
+
+
 class Record(Buildable):
     """An object of the pickle that is not made: the name of its class and its attributes."""
 
     def __init__(self, class_name: str, state: dict[str, Any] | None = None) -> None:
         self.class_name = class_name
         self.state = state or {}
+
+    @property
+    def is_scripted(self) -> bool:
+        """Whether its class is one of a TorchScript program."""
+        return self.class_name.startswith(_PROGRAM)
 
     def build(self, state: Any) -> None:
         """Take the attributes."""
@@ -209,6 +219,36 @@ def _recorded(name: str) -> Callable[..., Record]:
     return make
 
 
+def program_classes(pickled: bytes) -> dict[str, Global]:
+    """Return the classes of a TorchScript program that a pickle names; they become `Record`s.
+
+    Args:
+      pickled: the program's data.pkl, which defines none of them: their code lies elsewhere in
+        the file and is not looked at.
+
+    Raises:
+      ValueError: if the pickle is damaged.
+    """
+    named = [a for op, a, _ in pickletools.genops(pickled) if op.name == "GLOBAL"]
+    names = {name.replace(" ", ".") for name in named if isinstance(name, str)}
+
+    def makes(name: str) -> Callable[[], Record]:
+        return lambda: Record(name)
+
+    return {name: Global(name, makes(name)) for name in names if name.startswith(_PROGRAM)}
+
+
+def _typed_list(values: Any) -> list[Any]:
+    if type(values) is not list:
+        raise PickleError(f"got a {type(values).__name__}, expected TorchScript's list")
+    return values
+
+
+def _typed(value: Any, _: Any) -> Any:
+    """Return a container of TorchScript; the types of its entries are not kept."""
+    return value
+
+
 def _size(values: Any = ()) -> tuple[int, ...]:
     return _sizes(values)
 
@@ -230,9 +270,14 @@ _MODULES = tuple(
         "normalization.LayerNorm",
         "activation.SiLU",
         "dropout.Dropout",
+        "pooling.AvgPool2d",
+        "pooling.MaxPool2d",
     )
 )
 """torch's own modules, of which the pickle gives the attributes."""
+
+_LISTS = ("int", "double", "bool", "tensor")
+"""TorchScript's lists of one type."""
 
 _TYPES = (
     "torch.Tensor",
@@ -273,6 +318,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
             ("numeric._frombuffer", _numpy_buffer),
         )
     },
+    **{f"torch.jit._pickle.build_{kind}list": _typed_list for kind in _LISTS},
+    "torch.jit._pickle.restore_type_tag": _typed,
     **{name: _recorded(name) for name in _MODULES},
 }
 

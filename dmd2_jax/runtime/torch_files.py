@@ -3,6 +3,7 @@
 Three containers hold the same kind of pickle (`stand_ins`):
 
     zip      torch.save since 1.6: NAME/data.pkl, and the numbers in NAME/data/0, NAME/data/1, ...
+             torch.jit.save: the same, and a program in NAME/code, which is not read
     legacy   torch.save before: magic number, version, system, object, keys, then the numbers
     plain    pickle.dump: every storage is the bytes of a legacy file of its own (EDM's .pkl)
 
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dmd2_jax.runtime.stand_ins import ALLOWED, STORAGE_TYPES, Storage
+from dmd2_jax.runtime.stand_ins import ALLOWED, STORAGE_TYPES, Storage, program_classes
 from dmd2_jax.runtime.unpickle import Global, PickleError, shown, unpickle
 from dmd2_jax.runtime.whole_file import whole_file
 
@@ -118,18 +119,21 @@ def _read_zip(file: BinaryIO) -> Any:
             raw = archive.read(entries[name])
             return Storage(np.frombuffer(raw, dtype))
 
-        stream = io.BytesIO(archive.read(pickles[0]))
-        return unpickle(stream, ALLOWED, _storages(storages, load))
+        pickled = archive.read(pickles[0])
+        allowed = ALLOWED | program_classes(pickled)
+        return unpickle(io.BytesIO(pickled), allowed, _storages(storages, load))
 
 
 def _checked_entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the entries by name, having refused what torch.save never writes."""
+    """Return the entries that may be read, having refused what torch.save never writes."""
     entries: dict[str, zipfile.ZipInfo] = {}
     total = 0
     for info in archive.infolist():
         name = info.filename
         if name in entries or name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise PickleError(f"got the zip entry {shown(name)!r}, expected NAME/data/NUMBER once")
+        if name.split("/")[1:2] == ["code"]:
+            continue  # of a TorchScript program, compressed
         total += info.file_size
         if info.compress_type != zipfile.ZIP_STORED or total > size:
             raise PickleError(

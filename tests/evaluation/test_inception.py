@@ -1,7 +1,7 @@
 """The Inception extractor: its weights' file, refused files, the whole way from image to FID."""
 
 import pickle
-import zipfile
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,11 @@ import pytest
 
 from dmd2_jax.evaluation import inception
 from dmd2_jax.networks.inception import InceptionV3, inception_params
+from dmd2_jax.runtime.stand_ins import Record
 from dmd2_jax.runtime.torch_files import write_torch
+from tests.weights import make
 from tests.weights.inception import SHAPES
+from tests.weights.nvidia_inception import PLACES
 
 
 def tensors():
@@ -101,15 +104,71 @@ def test_patch_extractor_refuses_small_images(tmp_path):
         network(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_read_inception_refuses_a_torchscript_program(tmp_path):
-    """As torch.jit.save lays it out, which is what NVIDIA publishes."""
-    path = tmp_path / "inception-2015-12-05.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("inception/data.pkl", b"\x80\x02c__torch__\nInception\n.")
-        archive.writestr("inception/code/__torch__.py", "class Inception(Module):\n  pass\n")
-        archive.writestr("inception/constants.pkl", b"\x80\x02).")
-    with pytest.raises(ValueError, match=f"TorchScript program.*{inception.WEIGHTS}.*resize='edm'"):
-        inception.read_inception(path)
+def nvidia_tensors(given):
+    """The same weights as NVIDIA's files have them: its names, no scale."""
+    names = {ours: theirs for theirs, ours in PLACES.items()}
+    leaves = {
+        "conv.weight": "weight",
+        "bn.bias": "beta",
+        "bn.running_mean": "mean",
+        "bn.running_var": "var",
+    }
+    found = {"output.weight": given["fc.weight"], "output.bias": given["fc.bias"]}
+    for ours, theirs in names.items():
+        assert (given[f"{ours}.bn.weight"] == 1).all()
+        found |= {f"{theirs}.{its}": given[f"{ours}.{leaf}"] for leaf, its in leaves.items()}
+    return found
+
+
+def drawn_tensors():
+    """Weights of which no two are alike, so that any that change places are found."""
+    random = np.random.default_rng(0)
+    return {
+        name: np.ones(shape, np.float32)
+        if name.endswith("bn.weight")
+        else random.uniform(0.5, 1.5, shape).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+def recorded(tensors, scripted):
+    """The tree of modules of a file: TorchScript's, or that of a pickle with persistent classes."""
+    root = Record("__torch__.InceptionV3" if scripted else "InceptionV3", {"training": False})
+    for name, array in tensors.items():
+        node, (*path, leaf) = root, name.split(".")
+        for part in path:
+            children = node.state if scripted else node.state.setdefault("_modules", {})
+            kind = "__torch__.Module" if scripted else "Module"
+            node = children.setdefault(part, Record(kind, {"training": False}))
+        (node.state if scripted else node.state.setdefault("_parameters", {}))[leaf] = array
+    return root
+
+
+@pytest.mark.parametrize("scripted", [False, True], ids=["pkl", "pt"])
+@pytest.mark.parametrize("prefix", ["", "base."])
+def test_read_inception_reads_nvidias_files(monkeypatch, scripted, prefix):
+    given = drawn_tensors()
+    named = {prefix + name: array for name, array in nvidia_tensors(given).items()}
+    monkeypatch.setattr(inception, "read_torch", lambda path: recorded(named, scripted))
+    got = inception.read_inception(inception.NVIDIA_WEIGHTS)
+    assert jax.tree.all(jax.tree.map(np.array_equal, got, inception_params(given)))
+
+
+def test_read_inception_names_what_a_file_of_nvidia_lacks(monkeypatch):
+    named = nvidia_tensors(drawn_tensors())
+    del named["layers.mixed_9.tower_mixed_conv.weight"], named["layers.mixed.conv.beta"]
+    monkeypatch.setattr(inception, "read_torch", lambda path: recorded(named, True))
+    missing = (
+        "3 missing: Mixed_5b.branch1x1.bn.weight, "
+        "Mixed_5b.branch1x1.bn.bias, Mixed_7b.branch3x3_2a.conv.weight"
+    )
+    with pytest.raises(ValueError, match=re.escape(missing)):
+        inception.read_inception("x.pt")
+
+
+def test_read_inception_refuses_another_program():
+    with pytest.raises(ValueError, match=r"program.pt: got .* tensors with .* missing"):
+        inception.read_inception(make.HERE / "program.pt")
 
 
 def test_read_inception_runs_nothing_in_a_pickle(tmp_path):

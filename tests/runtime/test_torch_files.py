@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from dmd2_jax.runtime.recorded_module import module_tensors
 from dmd2_jax.runtime.stand_ins import Record
 from dmd2_jax.runtime.torch_files import read_torch, write_torch
 from dmd2_jax.runtime.unpickle import PickleError
@@ -37,8 +38,36 @@ def test_read_torch_views_one_storage_where_torch_did(name):
     assert shared == (name != "tensors.pkl")
 
 
+def test_read_torch_reads_a_program_and_leaves_its_code():
+    program = read_torch(make.HERE / "program.pt")
+    assert isinstance(program, Record) and program.is_scripted
+    layer = program.state["layers"].state["mixed"].state["tower"].state["conv_1"]
+    assert layer.state["padding"] == [0, 3] and layer.state["stride"] == 1
+    found, expected = module_tensors(program), make.program_tensors()
+    assert sorted(found) == sorted(expected)
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+
+
+def test_read_torch_refuses_a_program_that_names_what_is_no_class_of_its_own(tmp_path):
+    raw = archive_of(b"\x80\x02c__torch__\nNet\n)\x81}X\x01\0\0\0acos\nsystem\nsb.")
+    refused(tmp_path, raw, "got the global 'os.system'")
+
+
+@pytest.mark.parametrize("scripted", [True, False], ids=["scripted", "traced"])
+def test_read_torch_reads_programs_of_the_installed_torch(tmp_path, scripted):
+    torch = pytest.importorskip("torch")
+    program = make.program()
+    if not scripted:
+        program = torch.jit.trace(program, torch.zeros(1, 3, 8, 8))
+    program.save(tmp_path / "x.pt")
+    found = module_tensors(read_torch(tmp_path / "x.pt"))
+    for key, array in make.program_tensors().items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+
+
 def test_fixtures_are_small():
-    assert sum(file.stat().st_size for file in make.HERE.glob("*.p*")) < 100_000
+    assert sum(file.stat().st_size for file in make.HERE.glob("*.p[kt]*")) < 100_000
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])

@@ -9,6 +9,7 @@ installed. Written by torch 2.13.0 (CPU), Python 3.11:
     tensors.pth        torch.save of `examples()`, the zip format
     tensors_legacy.pth the same in the format before torch 1.6
     tensors.pkl        the same by pickle.dump
+    program.pt         torch.jit.save of `program()`: modules as NVIDIA's Inception network has them
 
 The persistence protocol is written here anew, from what it leaves in a file: an object becomes
 _reconstruct_persistent_obj({type, version, module_src, class_name, state}). The module source is a
@@ -160,8 +161,72 @@ def edm_network(shapes: dict[str, tuple[int, ...]]):
     return root, Persistent
 
 
+PROGRAM = {
+    "layers.conv.weight": (2, 3, 3, 3),
+    "layers.mixed.tower.conv_1.weight": (2, 2, 1, 7),
+    "output.weight": (5, 2),
+    "output.bias": (5,),
+    **{f"{layer}.{leaf}": (2,) for layer in ("layers.conv", "layers.mixed.tower.conv_1")
+       for leaf in ("beta", "mean", "var")},
+}  # fmt: skip
+"""Names and shapes of the tensors of program.pt."""
+
+
+def program_tensors() -> dict[str, np.ndarray]:
+    """Return the tensors of program.pt."""
+    random = np.random.RandomState(8)
+    return {
+        name: random.standard_normal(shape).astype(np.float32)
+        for name, shape in sorted(PROGRAM.items())
+    }
+
+
+def program():
+    """Script a network of the layers that NVIDIA's Inception network has, with those tensors."""
+    import torch
+
+    class Conv2dLayer(torch.nn.Module):
+        stride: int
+        padding: list[int]  # an attribute that is no tensor
+
+        def __init__(self, size, channels, padding):
+            super().__init__()
+            self.stride, self.padding = 1, padding
+            self.weight = torch.nn.Parameter(torch.zeros(2, channels, *size))
+            for name in ("beta", "mean", "var"):
+                self.register_buffer(name, torch.zeros(2))
+
+        def forward(self, x):
+            x = torch.nn.functional.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+            return torch.nn.functional.batch_norm(x, self.mean, self.var, None, self.beta)
+
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            pool = torch.nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+            layers = {"pool": pool, "conv_1": Conv2dLayer((1, 7), 2, [0, 3])}
+            self.tower = torch.nn.Sequential(OrderedDict(layers))
+
+        def forward(self, x):
+            return self.tower(x)
+
+    class InceptionV3(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers = {"conv": Conv2dLayer((3, 3), 3, [0, 0]), "mixed": Mixed()}
+            self.layers = torch.nn.Sequential(OrderedDict(layers))
+            self.output = torch.nn.Linear(2, 5)
+
+        def forward(self, x):
+            return self.output(self.layers(x).mean([2, 3]))
+
+    network = InceptionV3()
+    network.load_state_dict({n: torch.from_numpy(t) for n, t in program_tensors().items()})
+    return torch.jit.script(network.eval())
+
+
 def main() -> None:
-    """Write the four files."""
+    """Write the five files."""
     import torch
 
     from dmd2_jax.families import edm
@@ -182,6 +247,7 @@ def main() -> None:
     torch.save(tensors, HERE / "tensors_legacy.pth", _use_new_zipfile_serialization=False)
     with (HERE / "tensors.pkl").open("wb") as file:
         pickle.dump(tensors, file)
+    program().save(HERE / "program.pt")
 
 
 if __name__ == "__main__":
