@@ -32,7 +32,8 @@ def prepare_backend(*, compilation_cache: str | None = _DEFAULT) -> None:
     process when it meets a flag that it does not know, so for a jaxlib that is not in
     `TESTED_JAXLIB` the flags are first tried in a process of their own, and the answer is kept
     in the user's cache folder. Where JAX will use, or might find, an accelerator (no
-    JAX_PLATFORMS=cpu and a GPU or TPU plugin installed), no flag is set.
+    JAX_PLATFORMS=cpu and a GPU plugin installed, or a TPU in the machine), no flag is set. TPU's
+    compiler alone, which `dmd2 plan` needs, is no TPU: JAX then stays on the CPU.
 
     Args:
       compilation_cache: folder of compiled programs; None: do not keep any. By default
@@ -74,8 +75,23 @@ def _runs_on_cpu() -> bool:
     if platforms:
         return platforms.split(",")[0] == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
-    namespace = importlib.util.find_spec("jax_plugins")
-    return not plugins and namespace is None and importlib.util.find_spec("libtpu") is None
+    if plugins or importlib.util.find_spec("jax_plugins") is not None:
+        return False
+    if importlib.util.find_spec("libtpu") is not None:
+        if _may_have_tpu():
+            return False
+        # Else JAX would look for one with warnings, and the profiler would crash in libtpu.
+        jax.config.update("jax_platforms", "cpu")
+    return True
+
+
+def _may_have_tpu() -> bool:
+    """Return whether a TPU is in this machine; where JAX cannot tell, there may be one."""
+    with contextlib.suppress(Exception):  # a question that JAX does not make public
+        from jax._src import hardware_utils
+
+        return hardware_utils.num_available_tpu_chips_and_device_id()[0] > 0
+    return True
 
 
 def _add_cpu_flags() -> None:

@@ -22,6 +22,7 @@ flags = os.environ.get("XLA_FLAGS", "")
 if os.environ.get("COMPUTE"):
     jax.block_until_ready(jax.jit(lambda x: x @ x + x.sum())(jax.numpy.ones((300, 300))))
 print(json.dumps({"flags": flags, "cache": jax.config.jax_compilation_cache_dir,
+                  "platforms": jax.config.jax_platforms or None,
                   "warnings": [str(w.message) for w in caught]}))
 """
 FLAGS = " ".join(f"--{name}={value}" for name, value in platform.CPU_FLAGS.items())
@@ -67,6 +68,23 @@ def test_prepare_backend_appends_to_other_flags(tmp_path):
 
 def test_prepare_backend_sets_no_flag_for_an_accelerator(tmp_path):
     assert prepare(tmp_path, JAX_PLATFORMS="tpu,cpu")["flags"] == ""
+
+
+@pytest.mark.parametrize(
+    ("chips", "platforms", "flags"),
+    [("lambda: (0, None)", "cpu", FLAGS), ("lambda: (4, None)", None, ""), ("None", None, "")],
+    ids=["no TPU", "a TPU", "JAX cannot tell"],
+)
+def test_prepare_backend_with_the_compiler_of_a_tpu(tmp_path, chips, platforms, flags):
+    setup = (
+        "import importlib.metadata, importlib.util\n"
+        "from jax._src import hardware_utils\n"
+        "importlib.metadata.entry_points = lambda **_: ()\n"
+        "importlib.util.find_spec = lambda name: True if name == 'libtpu' else None\n"
+        f"hardware_utils.num_available_tpu_chips_and_device_id = {chips}"
+    )
+    result = prepare(tmp_path, setup=setup, JAX_PLATFORMS="")
+    assert (result["platforms"], result["flags"]) == (platforms, flags)
 
 
 @pytest.mark.parametrize(("flag", "accepted"), [("xla_no_such_flag", False), (None, True)])
