@@ -11,18 +11,21 @@ Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), cha
 stand for its single samples.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dmd2_jax.evaluation.fid import FeatureStatistics
-from dmd2_jax.typing import Int
+from dmd2_jax.typing import Float, Int
 
-__all__ = ["BLOCKS", "Dealer", "jackknife_std", "left_out"]
+__all__ = ["BLOCKS", "BlockStatistics", "Dealer", "jackknife_std", "left_out"]
 
 BLOCKS = 10
 """m: nine degrees of freedom, for ten more figures."""
+
+_AT_ONCE = 2048  # vectors: a product of matrices this size is worth its overhead
 
 
 class Dealer:
@@ -52,6 +55,49 @@ class Dealer:
         return dealt[:count]
 
 
+class BlockStatistics:
+    """Statistics of vectors that arrive in parts of any size: of all of them, and of blocks."""
+
+    def __init__(self, dimension: int, blocks: int = BLOCKS) -> None:
+        """Begin with no vectors.
+
+        Args:
+          dimension: d.
+          blocks: m; 1: none, all vectors together.
+        """
+        self._deal = Dealer(blocks)
+        self._done = [FeatureStatistics.empty(dimension) for _ in range(blocks)]
+        self._pending: list[list[np.ndarray]] = [[] for _ in range(blocks)]
+
+    def add(self, features: Float[np.ndarray, "n d"]) -> None:
+        """Take vectors.
+
+        Args:
+          features: [n, d], the next ones.
+
+        Raises:
+          ValueError: see `FeatureStatistics.update`; also later, as vectors wait for others.
+        """
+        dealt = self._deal(len(features))
+        for block, pending in enumerate(self._pending):
+            pending.append(features[dealt == block])
+            if sum(len(part) for part in pending) >= _AT_ONCE:
+                self._flush(block)
+
+    def result(self) -> tuple[FeatureStatistics, tuple[FeatureStatistics, ...] | None]:
+        """Return the statistics of all vectors so far, and those of the blocks (None of one)."""
+        for block in range(len(self._done)):
+            self._flush(block)
+        blocks = tuple(self._done) if len(self._done) > 1 else None
+        return functools.reduce(FeatureStatistics.merge, self._done), blocks
+
+    def _flush(self, block: int) -> None:
+        if self._pending[block]:
+            vectors = np.concatenate(self._pending[block])
+            self._done[block] = self._done[block].update(vectors)
+            self._pending[block] = []
+
+
 def left_out(blocks: Sequence[FeatureStatistics]) -> Iterator[FeatureStatistics]:
     """Go through the statistics of all samples but those of one block.
 
@@ -61,9 +107,7 @@ def left_out(blocks: Sequence[FeatureStatistics]) -> Iterator[FeatureStatistics]
     Yields:
       m statistics.
     """
-    whole = blocks[0]
-    for block in blocks[1:]:
-        whole = whole.merge(block)
+    whole = functools.reduce(FeatureStatistics.merge, blocks)
     for block in blocks:
         yield whole.without(block)
 

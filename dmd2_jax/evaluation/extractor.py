@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dmd2_jax.data.dataset import to_model, to_uint8
-from dmd2_jax.evaluation.blocks import BLOCKS, Dealer
+from dmd2_jax.evaluation.blocks import BLOCKS, BlockStatistics
 from dmd2_jax.evaluation.features import Classifier
 from dmd2_jax.evaluation.fid import FeatureStatistics, Moments
 from dmd2_jax.runtime.sharding import batch_sharding, check_batch_size, make_mesh, replicated
@@ -28,7 +28,6 @@ __all__ = ["KEEP", "Collector", "Extractor", "FeatureSet", "classifier_extractor
 KEEP = ("blocks", "features", "logits", "labels")
 """What a `FeatureSet` can keep beside the statistics: those of blocks, and parts of each sample."""
 
-_BLOCK = 2048  # vectors at a time: a product of matrices this size is worth its overhead
 _NAMED = 5
 
 Apply = Callable[[Params, Array], tuple[Array, Array | None]]
@@ -210,9 +209,7 @@ class Collector:
         self._extractor, self._keep = extractor, tuple(keep - {"blocks"})
         self._describe = describe or "sample {}".format
         blocks = BLOCKS if "blocks" in keep else 1
-        self._deal = Dealer(blocks)
-        self._statistics = [FeatureStatistics.empty(extractor.dimension) for _ in range(blocks)]
-        self._pending: list[list[np.ndarray]] = [[] for _ in range(blocks)]
+        self._statistics = BlockStatistics(extractor.dimension, blocks)
         self._kept: dict[str, list[np.ndarray]] = {name: [] for name in self._keep}
         self._count = 0
         self._shape: tuple[int, ...] | None = None
@@ -247,12 +244,8 @@ class Collector:
                 f"the weights of {self._extractor.name}."
             )
         self._keep_parts({"features": features, "logits": logits, "labels": labels}, len(features))
+        self._statistics.add(features)
         self._count += len(features)
-        dealt = self._deal(len(features))
-        for block, pending in enumerate(self._pending):
-            pending.append(features[dealt == block])
-            if sum(len(part) for part in pending) >= _BLOCK:
-                self._flush(block)
 
     def result(self) -> FeatureSet:
         """Return the set of all samples so far.
@@ -262,11 +255,8 @@ class Collector:
         """
         if self._count == 0:
             raise ValueError("got no images, expected at least one; check where they come from.")
-        for block in range(len(self._statistics)):
-            self._flush(block)
         kept = {name: np.concatenate(parts) for name, parts in self._kept.items()}
-        whole = functools.reduce(FeatureStatistics.merge, self._statistics)
-        blocks = tuple(self._statistics) if len(self._statistics) > 1 else None
+        whole, blocks = self._statistics.result()
         return FeatureSet(self._extractor.name, whole, **kept, blocks=blocks)
 
     def _keep_parts(self, parts: Mapping[str, Array | np.ndarray | None], count: int) -> None:
@@ -278,12 +268,6 @@ class Collector:
                     f"expected one for each; use a feature network and images that have {name}."
                 )
             self._kept[name].append(np.asarray(part))
-
-    def _flush(self, block: int) -> None:
-        if self._pending[block]:
-            vectors = np.concatenate(self._pending[block])
-            self._statistics[block] = self._statistics[block].update(vectors)
-            self._pending[block] = []
 
 
 def collect(

@@ -111,7 +111,7 @@ def test_classifier_extractor_refuses_images_of_another_size(classifier):
 
 
 def test_collect_streams_the_statistics_of_all_batches(monkeypatch):
-    monkeypatch.setattr("dmd2_jax.evaluation.extractor._BLOCK", 6)
+    monkeypatch.setattr("dmd2_jax.evaluation.blocks._AT_ONCE", 6)
     given = images(23)
     batches = [{"image": part} for part in np.split(given, [1, 9, 14])]
     got = collect(extractor(), batches).statistics
@@ -130,7 +130,7 @@ def test_collect_keeps_what_is_asked_for_and_no_more():
 
 
 def test_collect_keeps_the_statistics_of_dealt_blocks(monkeypatch):
-    monkeypatch.setattr("dmd2_jax.evaluation.extractor._BLOCK", 2)
+    monkeypatch.setattr("dmd2_jax.evaluation.blocks._AT_ONCE", 2)
     batches = [{"image": part} for part in np.split(images(64), [1, 9, 30])]
     got = collect(extractor(), batches, keep=("blocks",))
     dealt = Dealer()(64)
