@@ -24,7 +24,14 @@ _HEADINGS = {
 }
 _LAST = ("num_samples", "nfe", "seconds_per_image")
 _SHARES = ("class_accuracy", "precision", "recall", "coverage")
-_OF_THE_WHOLE = ("extractor", "reference", "seed", "clip", "classifier_test_accuracy")
+_OF_THE_WHOLE = (
+    "extractor",
+    "reference",
+    "seed",
+    "clip",
+    "clip_prefix",
+    "classifier_test_accuracy",
+)
 _UNSHOWN = ("_bias", "_std", "_standard_error")  # their figure's interval is
 _MOST_ROWS = 200
 
