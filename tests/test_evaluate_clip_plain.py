@@ -129,6 +129,13 @@ def test_clip_prefix_stands_before_every_caption_and_is_recorded(given: str) -> 
     assert got["clip_prefix"] == given.strip()
 
 
+def test_help_breaks_its_examples_as_a_shell_takes_them(capsys) -> None:
+    assert dmd2("evaluate", "--help") == 0
+    text = capsys.readouterr().out
+    assert "--metrics=clip_score,diversity \\\n      --clip=" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 @pytest.mark.parametrize("flag", ["--clip=x", "--clip_prefix=x"])
 def test_flags_of_clip_without_its_metric_are_refused(flag: str, capsys) -> None:
     message = refused(capsys, "evaluate", "--images=x", flag)
