@@ -4,12 +4,13 @@
     python -m benchmarks.fid --samples=10000 --metrics=kid,precision_recall --json=fid.json
 
 Random features are made batch by batch, as a network would, and streamed into statistics; then
-the distance to reference statistics is computed. Target on 2 cores: FID in less than 60 s and
-4 GB. Other metrics keep the features and are timed without a target.
+the distance to reference statistics is computed, and its deviation by ten more distances, as
+`dmd2 evaluate` does. Target on 2 cores: FID in less than 60 s and 4 GB. Other metrics keep the
+features and are timed without a target.
 
-Measured on 2026-11-21 on 2 cores shared with other programs (load 14), OPENBLAS_NUM_THREADS=1: 43 s
-by the clock, 10.7 s of one processor, 0.48 GB. On a shared machine that setting helps: two BLAS
-threads that wait for each other (91 s, 35 s of processors) are slower than one.
+Measured on 2026-11-28 on 2 cores shared with other programs (load 7), at idle priority: 46 s by the
+clock, 20.8 s of one processor, 0.90 GB. Eigen-decompositions keep to one BLAS thread wherever they
+run (`evaluation.fid`), so that OPENBLAS_NUM_THREADS need not be set.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.evaluation import metrics
+from dmd2_jax.evaluation.blocks import BLOCKS, BlockStatistics
 from dmd2_jax.evaluation.extractor import FeatureSet
-from dmd2_jax.evaluation.fid import FeatureStatistics
 from dmd2_jax.recipe import aligned
 from dmd2_jax.typing import Float
 
 TARGETS = {"fid seconds": 60.0, "peak GB": 4.0}
 
-_BATCH = 2048  # as `extractor.Collector` gathers them
+_BATCH = 2048
 
 
 def main() -> None:
@@ -60,8 +61,8 @@ def main() -> None:
 def run(samples: int, dimension: int, others: list[str]) -> dict[str, float]:
     """Return the time of each metric, and the peak memory of the whole process in GB."""
     keep = bool(others)
-    real = collect(samples, dimension, 0, keep)[0]
-    fake, spent = collect(samples, dimension, 1, keep)
+    real = collect(samples, dimension, 0, keep, blocks=1)[0]
+    fake, spent = collect(samples, dimension, 1, keep, blocks=BLOCKS)
     figures = {}
     for name in ("fid", *others):
         start = now()
@@ -84,17 +85,20 @@ def now() -> Float[np.ndarray, " 2"]:
 
 
 def collect(
-    samples: int, dimension: int, seed: int, keep: bool
+    samples: int, dimension: int, seed: int, keep: bool, blocks: int
 ) -> tuple[FeatureSet, Float[np.ndarray, " 2"]]:
     """Return a set of random features, and the time (see `now`) that its statistics took."""
-    statistics, kept, spent = FeatureStatistics.empty(dimension), [], np.zeros(2)
+    statistics, kept, spent = BlockStatistics(dimension, blocks), [], np.zeros(2)
     for batch in batches(samples, dimension, seed):
         start = now()
-        statistics = statistics.update(batch)
+        statistics.add(batch)
         spent += now() - start
         kept += [batch] * keep
+    start = now()
+    whole, parts = statistics.result()
+    spent += now() - start
     features = np.concatenate(kept) if keep else None
-    return FeatureSet("random/none", statistics, features), spent
+    return FeatureSet("random/none", whole, features, blocks=parts), spent
 
 
 def batches(samples: int, dimension: int, seed: int) -> Iterator[Float[np.ndarray, "b d"]]:

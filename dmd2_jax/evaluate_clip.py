@@ -111,7 +111,7 @@ def captions_of(path: str, images: FileImages) -> list[str]:
     return [by_file[file] for file in files]
 
 
-def open_clip(folder: str, texts: Sequence[str], mesh: Mesh) -> ClipJudge:
+def open_clip(folder: str, texts: Sequence[str], mesh: Mesh, prefix: str = "") -> ClipJudge:
     """Read a CLIP model and embed the captions.
 
     Args:
@@ -119,6 +119,7 @@ def open_clip(folder: str, texts: Sequence[str], mesh: Mesh) -> ClipJudge:
         tokenizer's files and preprocessor_config.json.
       texts: the captions, in the order of the images.
       mesh: the devices.
+      prefix: words to put before each caption, a space between; "A photo depicts" of Hessel et al.
 
     Raises:
       MissingPackageError: if transformers is not installed.
@@ -137,6 +138,8 @@ def open_clip(folder: str, texts: Sequence[str], mesh: Mesh) -> ClipJudge:
             f"expected {module.vision.image_size} as config.json says; take both from one model."
         )
     tokenizer = open_tokenizer(folder, module.text)
+    if prefix.strip():
+        texts = [f"{prefix.strip()} {text}" for text in texts]
     tokens = tokenizer(texts)
     warn_of_cut(tokens.counts, tokenizer.length, texts)
     weights = jax.device_put({"params": params["params"]["text"]}, replicated(mesh))

@@ -21,7 +21,7 @@ example:
   dmd2 evaluate --config=configs/cifar10.py --weights=student.safetensors
   dmd2 evaluate --images=samples.zip --reference=imagenet-64x64.npz --features=inception \\
       --inception_weights=pt_inception-2015-12-05-6726825d.pth --resize=edm
-  dmd2 evaluate --pipeline=student --prompts=prompts.txt --metrics=clip_score,diversity \
+  dmd2 evaluate --pipeline=student --prompts=prompts.txt --metrics=clip_score,diversity \\
       --clip=clip-vit-base-patch32 --features=inception --inception_weights=...
 
 prints one table and writes metrics.json into --workdir, or where --out says; with
@@ -182,6 +182,12 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="DIR",
         help="a CLIP model as transformers writes it; --images then have a metadata.jsonl",
+    )
+    group.add_argument(
+        "--clip_prefix",
+        default="",
+        metavar="WORDS",
+        help="put before each caption for CLIP, as 'A photo depicts' in many papers; default: none",
     )
 
 

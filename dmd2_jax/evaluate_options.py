@@ -38,6 +38,7 @@ class EvaluateOptions:
       inception_weights: the file of Inception's weights.
       resize: of `evaluation.resize.PREPARATIONS`.
       clip: a folder of a CLIP model, for clip_score.
+      clip_prefix: words before each caption that it is given.
       num: images; 0: config.evaluate.num_samples, or all of a folder.
       seed: of the noise, or of which images are taken.
       batch_size: images at a time; 0: config.evaluate.batch_size.
@@ -66,6 +67,7 @@ class EvaluateOptions:
     inception_weights: str = ""
     resize: str | None = None
     clip: str = ""
+    clip_prefix: str = ""
     num: int = 0
     seed: int = 0
     batch_size: int = 0
@@ -135,15 +137,18 @@ def _check_metrics(options: EvaluateOptions) -> None:
             raise ConfigError(f"--metrics={name}, expected some of {', '.join(names)}; {hint}")
     if not options.metrics:
         raise ConfigError(f"--metrics= is empty, expected some of {', '.join(names)}; name one.")
-    if CLIP in options.metrics:
-        if not options.clip or not (options.images or options.prompts):
+    captioned = options.images or options.prompts
+    if CLIP in options.metrics and not (options.clip and captioned):
+        raise ConfigError(
+            "--metrics=clip_score without --clip, --images or --prompts, expected a CLIP "
+            "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
+            "or a model that draws prompts; add them."
+        )
+    for flag in ("clip", "clip_prefix"):
+        if getattr(options, flag) and CLIP not in options.metrics:
             raise ConfigError(
-                "--metrics=clip_score without --clip, --images or --prompts, expected a CLIP "
-                "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
-                "or a model that draws prompts; add them."
+                f"--{flag} without --metrics=clip_score, expected both; add the metric."
             )
-    elif options.clip:
-        raise ConfigError("--clip without --metrics=clip_score, expected both; add the metric.")
 
 
 def _check_source(options: EvaluateOptions) -> None:

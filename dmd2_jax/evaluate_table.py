@@ -23,7 +23,7 @@ _HEADINGS = {
     "clip_score": "CLIP score",
 }
 _FORMATS = {"kid": "{:.4g}"}
-_HIDDEN = ("num_samples", "fid_bias", "patch_fid_bias")
+_HIDDEN = ("num_samples", "fid_bias", "patch_fid_bias", "kid_standard_error")
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

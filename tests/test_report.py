@@ -113,6 +113,7 @@ def test_report_shows_figures_with_their_intervals(tmp_path: Path) -> None:
     figures = {
         "real_fid_floor": 0.5,
         "student_fid": 2.5,
+        "student_fid_std": 0.1,
         "student_class_accuracy": 0.8,
         "student_num_samples": 100,
         "student_nfe": 1,
@@ -124,8 +125,9 @@ def test_report_shows_figures_with_their_intervals(tmp_path: Path) -> None:
     (found,) = (rows for caption, rows in page.tables.items() if caption.startswith("Metrics"))
     assert found == [
         ["measured", "FID", "class accuracy", "samples", "calls an image"],
+        # Student: 2.262157 times 0.1.
         # Wilson, by hand: (0.8 + 0.019207 -+ 1.96 sqrt(0.0016 + 0.00009604)) / 1.0384
-        ["student", "2.500", "80.0 % [71.1 %, 86.7 %]", "100", "1"],
+        ["student", "2.500 [2.274, 2.726]", "80.0 % [71.1 %, 86.7 %]", "100", "1"],
         ["student_ema_0.9", "1.500", "–", "100", "–"],
         ["real, half to half", "0.500", "–", "–", "–"],
     ]

@@ -35,6 +35,24 @@ def browse(folder: Path, page: str, *words: str) -> tuple[str, list[str]]:
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
+def test_browse_sees_what_the_console_says(tmp_path: Path) -> None:
+    """The other tests find the console silent: it must not be deaf."""
+    scripts = ["console.error('said')", "throw new Error('uncaught')", "nowhere()"]
+    page = "<!DOCTYPE html><title>x</title>"
+    page += "".join(f"<script>{script};</script>" for script in scripts)
+    _, console = browse(tmp_path, page, "--dump-dom")
+    for words, line in zip(("said", "Error: uncaught", "nowhere is not"), console, strict=True):
+        assert words in line
+
+
+def test_browse_sees_what_a_policy_stops(tmp_path: Path) -> None:
+    policy = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">'
+    page = f"<!DOCTYPE html>{policy}<title>x</title><script>document.title = 'ran';</script>"
+    text, console = browse(tmp_path, page, "--dump-dom")
+    assert "<title>x</title>" in text
+    assert any("Content Security Policy" in line for line in console)
+
+
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the document of two runs as the browser has it; its console is checked."""

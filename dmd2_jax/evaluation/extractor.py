@@ -1,8 +1,9 @@
 """From batches of images to the features that metrics compare, streamed and on all devices.
 
 An `Extractor` is a network with its weights and its way of preparing images. A `Collector` feeds
-it batch by batch and keeps what the metrics need: always count, mean and scatter, and the feature
-vectors, logits and labels where they are asked for. Images are never kept.
+it batch by batch and keeps what the metrics need: always count, mean and scatter; where they are
+asked for, also those of ten blocks of the samples, the feature vectors, logits and labels. Images
+are never kept.
 """
 
 import functools
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dmd2_jax.data.dataset import to_model, to_uint8
+from dmd2_jax.evaluation.blocks import BLOCKS, BlockStatistics
 from dmd2_jax.evaluation.features import Classifier
 from dmd2_jax.evaluation.fid import FeatureStatistics, Moments
 from dmd2_jax.runtime.sharding import batch_sharding, check_batch_size, make_mesh, replicated
@@ -23,10 +25,9 @@ from dmd2_jax.typing import Array, Float, Int, Params, Shaped
 
 __all__ = ["KEEP", "Collector", "Extractor", "FeatureSet", "classifier_extractor", "collect"]
 
-KEEP = ("features", "logits", "labels")
-"""What a `FeatureSet` can keep for each sample, beside the statistics."""
+KEEP = ("blocks", "features", "logits", "labels")
+"""What a `FeatureSet` can keep beside the statistics: those of blocks, and parts of each sample."""
 
-_BLOCK = 2048  # vectors at a time: a product of matrices this size is worth its overhead
 _NAMED = 5
 
 Apply = Callable[[Params, Array], tuple[Array, Array | None]]
@@ -168,6 +169,8 @@ class FeatureSet:
       features: [n, d] float32, or None if not kept.
       logits: [n, k] float32, or None if not kept.
       labels: [n] int, the classes or prompts that the samples are of, or None.
+      blocks: statistics of `blocks.BLOCKS` parts of equal size, by which `statistics` can be left
+        without one of them, or None if not kept.
     """
 
     extractor: str
@@ -175,6 +178,7 @@ class FeatureSet:
     features: Float[np.ndarray, "n d"] | None = None
     logits: Float[np.ndarray, "n k"] | None = None
     labels: Int[np.ndarray, " n"] | None = None
+    blocks: tuple[FeatureStatistics, ...] | None = None
 
 
 class Collector:
@@ -190,9 +194,9 @@ class Collector:
 
         Args:
           extractor: the feature network.
-          keep: what to keep of each sample, of `KEEP`; 50,000 vectors of 2,048 take 0.4 GB.
-            "statistics", which are always kept, may be among them, as in what `metrics.needs`
-            returns.
+          keep: what to keep, of `KEEP`; 50,000 vectors of 2,048 take 0.4 GB, and "blocks" of 2,048
+            dimensions 0.5 GB. "statistics", which are always kept, may be among them, as in what
+            `metrics.needs` returns.
           describe: number of a sample -> its name for messages, its file for example.
 
         Raises:
@@ -202,11 +206,11 @@ class Collector:
         unknown = sorted(keep - set(KEEP))
         if unknown:
             raise ValueError(f"keep={unknown}, expected names of {KEEP}; see `metrics.needs`.")
-        self._extractor, self._keep = extractor, tuple(keep)
+        self._extractor, self._keep = extractor, tuple(keep - {"blocks"})
         self._describe = describe or "sample {}".format
-        self._statistics = FeatureStatistics.empty(extractor.dimension)
-        self._pending: list[np.ndarray] = []
-        self._kept: dict[str, list[np.ndarray]] = {name: [] for name in keep}
+        blocks = BLOCKS if "blocks" in keep else 1
+        self._statistics = BlockStatistics(extractor.dimension, blocks)
+        self._kept: dict[str, list[np.ndarray]] = {name: [] for name in self._keep}
         self._count = 0
         self._shape: tuple[int, ...] | None = None
 
@@ -240,10 +244,8 @@ class Collector:
                 f"the weights of {self._extractor.name}."
             )
         self._keep_parts({"features": features, "logits": logits, "labels": labels}, len(features))
-        self._pending.append(features)
+        self._statistics.add(features)
         self._count += len(features)
-        if sum(len(part) for part in self._pending) >= _BLOCK:
-            self._flush()
 
     def result(self) -> FeatureSet:
         """Return the set of all samples so far.
@@ -253,9 +255,9 @@ class Collector:
         """
         if self._count == 0:
             raise ValueError("got no images, expected at least one; check where they come from.")
-        self._flush()
         kept = {name: np.concatenate(parts) for name, parts in self._kept.items()}
-        return FeatureSet(self._extractor.name, self._statistics, **kept)
+        whole, blocks = self._statistics.result()
+        return FeatureSet(self._extractor.name, whole, **kept, blocks=blocks)
 
     def _keep_parts(self, parts: Mapping[str, Array | np.ndarray | None], count: int) -> None:
         for name in self._keep:
@@ -266,11 +268,6 @@ class Collector:
                     f"expected one for each; use a feature network and images that have {name}."
                 )
             self._kept[name].append(np.asarray(part))
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._statistics = self._statistics.update(np.concatenate(self._pending))
-            self._pending = []
 
 
 def collect(

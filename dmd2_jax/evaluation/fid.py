@@ -4,11 +4,15 @@ The distance knows nothing of what made the features: Inception's 2048 and a sma
 classifier's 48 go through the same functions.
 """
 
+import contextlib
+import functools
 import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import scipy.linalg
+import threadpoolctl
 from jaxtyping import Float64
 
 from dmd2_jax.typing import Float
@@ -136,11 +140,35 @@ class FeatureStatistics:
             return self
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)
-        scatter = (
-            self.scatter
-            + other.scatter
-            + np.outer(delta, delta) * (self.count * other.count / count)
-        )
+        scatter = np.outer(delta * (self.count * other.count / count), delta)
+        scatter += self.scatter  # in place: one new matrix, where d is large
+        scatter += other.scatter
+        return FeatureStatistics(count, mean, scatter)
+
+    def without(self, part: "FeatureStatistics") -> "FeatureStatistics":
+        """Return the statistics of the vectors that are not in a part: `merge` undone.
+
+        Args:
+          part: statistics of some of these vectors, and not of all.
+
+        Returns:
+          New statistics; directions that only the part has keep a variance of rounding's size.
+
+        Raises:
+          ValueError: if the part is no smaller than the whole, or of another dimension.
+        """
+        count = self.count - part.count
+        if count < 1 or part.dimension != self.dimension:
+            raise ValueError(
+                f"a part of {part.count} vectors of dimension {part.dimension} out of {self.count} "
+                f"of dimension {self.dimension}, expected fewer vectors of one dimension; pass a "
+                "part of these vectors."
+            )
+        delta = part.mean - self.mean
+        mean = self.mean - delta * (part.count / count)
+        scatter = np.outer(delta * (-part.count * self.count / count), delta)
+        scatter += self.scatter
+        scatter -= part.scatter
         return FeatureStatistics(count, mean, scatter)
 
 
@@ -173,10 +201,10 @@ def frechet_distance(
 
     |mu1 - mu2|^2 + tr(cov1) + tr(cov2) - 2 tr((cov1 cov2)^1/2)
 
-    The product of two covariances is not symmetric, but it has the eigenvalues of
-    cov1^1/2 cov2 cov1^1/2, which is. Two symmetric eigen-decompositions therefore replace a
-    general matrix square root: real by construction, and sound for covariances without full
-    rank, where rounding only turns zero eigenvalues into tiny negative ones, cut to 0 here.
+    The product of two covariances is not symmetric, but it has the eigenvalues of L^T cov2 L,
+    which is, where cov1 = L L^T. They replace a general matrix square root: real by construction.
+    L is Cholesky's factor; where cov1 lacks rank and has none, it is the symmetric root. Rounding
+    only turns zero eigenvalues into tiny negative ones, cut to 0 here.
 
     Args:
       mu1: [d] mean.
@@ -209,13 +237,37 @@ def frechet_distance(
             raise ValueError(
                 f"{name} holds NaN or infinity, expected finite values; look at the samples."
             )
-    values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    product = root @ cov2 @ root
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
-    trace_of_root = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
+    trace_of_root = np.sqrt(np.maximum(_eigenvalues_of_product(cov1, cov2), 0.0)).sum()
     distance = np.sum((mu1 - mu2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root
     return float(max(distance, 0.0))
+
+
+def _eigenvalues_of_product(cov1: np.ndarray, cov2: np.ndarray) -> Float64[np.ndarray, " d"]:
+    """Return the eigenvalues of cov1 cov2, by symmetric decompositions alone."""
+    with _one_blas_thread():
+        with contextlib.suppress(scipy.linalg.LinAlgError):  # of Cholesky, without full rank
+            # type 2: of the product. A quarter of the work of the symmetric root.
+            return scipy.linalg.eigh(
+                cov2, cov1, type=2, eigvals_only=True, driver="gv", check_finite=False
+            )
+        values, vectors = np.linalg.eigh(cov1)
+        root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+        product = root @ cov2 @ root
+        return np.linalg.eigvalsh((product + product.T) / 2)
+
+
+def _one_blas_thread() -> contextlib.AbstractContextManager:
+    """Keep eigen-decompositions on one processor.
+
+    Half of one is products of a matrix and a vector, which wait for memory. More threads gain
+    little, and where other programs run they wait for each other: ten times the processor time.
+    """
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()  # finds the libraries, which takes a while
 
 
 def fid(statistics_1: Moments, statistics_2: Moments) -> float:
@@ -269,7 +321,8 @@ def fid_bias(statistics: Moments, count: int) -> float:
     Source: expectation of the second-order expansion of the Bures distance under Wishart errors,
     E[(S - C)_ij^2] = (1 + [i = j]) v_i v_j / n.
     """
-    variances = np.maximum(np.linalg.eigvalsh(statistics.covariance), 0.0)
+    with _one_blas_thread():
+        variances = np.maximum(np.linalg.eigvalsh(statistics.covariance), 0.0)
     total = variances.sum()
     sums = variances[:, None] + variances
     harmonic = np.divide(

@@ -5,7 +5,8 @@
                   float32, cut to 0..255; (x - 128) / 128
     edm           bilinear as TensorFlow 1 had it, output pixel i from i * in / out: up to half a
                   pixel to the upper left; (x - 128) / 128. StyleGAN and EDM, within their network
-    patch         no resizing: the central 299 x 299 pixels; x / 127.5 - 1
+    patch         no resizing: the central 299 x 299 pixels, cut where torchvision's CenterCrop
+                  cuts; (x - 128) / 128, as clean-fid feeds its network
 
 The same images under two of these names differ by more FID than two good models do. All of them
 are linear and separable, so each is a matrix for the rows and one for the columns, and runs on the
@@ -90,8 +91,9 @@ def _edm(x: Array) -> Array:
 
 
 def _patch(x: Array) -> Array:
-    top, left = ((side - SIZE) // 2 for side in x.shape[1:3])
-    return x[:, top : top + SIZE, left : left + SIZE] / 127.5 - 1.0
+    # Python's rounding, halves to even, is torchvision's.
+    top, left = (round((side - SIZE) / 2) for side in x.shape[1:3])
+    return (x[:, top : top + SIZE, left : left + SIZE] - 128.0) / 128.0
 
 
 PREPARATIONS = {

@@ -158,3 +158,55 @@ OPENCLIP_BIGG_TEXT: Config = {
     "vocab_size": 49408,
 }
 """OpenCLIP's ViT-bigG/14, SDXL's second text encoder: 694,659,840 parameters."""
+
+
+def _clip(
+    projection: int, activation: str, text: tuple[int, int, int], vision: tuple[int, int, int, int]
+) -> Config:
+    """Return the config of a CLIPModel: its encoders' width, layers and heads, and the patch."""
+    common = {"hidden_act": activation, "layer_norm_eps": 1e-05}
+    width, layers, heads = text
+    text_config = {
+        **common,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "pad_token_id": 1,
+        "vocab_size": 49408,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": projection,
+        "text_config": text_config,
+        "vision_config": {
+            **common,
+            "hidden_size": vision[0],
+            "image_size": 224,
+            "intermediate_size": 4 * vision[0],
+            "model_type": "clip_vision_model",
+            "num_attention_heads": vision[2],
+            "num_channels": 3,
+            "num_hidden_layers": vision[1],
+            "patch_size": vision[3],
+        },
+    }
+
+
+CLIP_B32: Config = _clip(512, "quick_gelu", (512, 12, 8), (768, 12, 12, 32))
+"""OpenAI's ViT-B/32, both encoders: 151,277,313 parameters."""
+
+CLIP_L14: Config = _clip(768, "quick_gelu", (768, 12, 12), (1024, 24, 16, 14))
+"""OpenAI's ViT-L/14: 427,616,513 parameters."""
+
+_G14 = _clip(1024, "gelu", (1024, 24, 16), (1408, 40, 16, 14))
+OPENCLIP_G14: Config = {
+    **_G14,
+    "vision_config": {**_G14["vision_config"], "intermediate_size": 6144},  # not 4 widths
+}
+"""OpenCLIP's ViT-g/14 of LAION-2B, not bigG/14: 1,366,678,273 parameters."""

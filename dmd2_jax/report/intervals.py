@@ -10,11 +10,15 @@ __all__ = ["METHODS", "Interval", "interval", "wilson"]
 
 _Z = 1.959964  # 97.5 % of the normal distribution
 _T = 2.262157  # 97.5 % of Student's distribution, 9 degrees of freedom
-_PARTS = 10  # of the samples, for the Inception Score
+_PARTS = 10  # of the samples, for the Inception Score and the jackknife
 
 
 class Interval(NamedTuple):
-    """An interval that covers the figure of infinitely many samples in 95 of 100 evaluations."""
+    """An interval that covers, in 95 of 100 evaluations, the figure's mean over evaluations.
+
+    That mean is of as many samples each: of a share or a mean it is the figure of infinitely many
+    samples, of FID, which falls with their number, it is not.
+    """
 
     low: float
     high: float
@@ -28,6 +32,17 @@ METHODS = {
     "images held fixed.",
     "inception_score": "Student's interval of the mean over 10 disjoint parts of the samples "
     "(10 parts' score: that of all samples at once is larger).",
+    "fid": "Student's interval by the jackknife over 10 blocks of the samples, the reference held "
+    "fixed. It is of the FID of as many samples of other noise; that of infinitely many is lower, "
+    "by about fid_bias of metrics.json. Where FID is not far above fid_bias, the interval is up to "
+    "1.4 times too wide.",
+    "patch_fid": "As that of FID.",
+    "kid": "Interval of a U-statistic, the real images held fixed; the draw of the subsets is in "
+    "it.",
+    "density": "Interval of the mean over num_samples independent samples, the real images held "
+    "fixed.",
+    "coverage": "Student's interval by the jackknife over 10 blocks of the samples, the real "
+    "images held fixed. It is of the coverage by as many samples of other noise; more cover more.",
     "clip_score": "Interval of the mean over num_samples images, each with its prompt. Where "
     "there are several images of a prompt, which are alike, it is too narrow for other prompts.",
 }
@@ -37,8 +52,8 @@ METHODS = {
 def interval(figures: Mapping[str, Any], key: str) -> Interval | None:
     """Return the 95 % interval of one figure of one measured set.
 
-    Others have none: FID, recall, density, coverage and diversity are no means over independent
-    samples, and KID's deviation is of subsets that overlap.
+    Others have none: recall and diversity are no means over independent samples, and metrics.json
+    does not say how they vary. Files of before this version lack the others' deviations too.
 
     Args:
       figures: of the set, without its name in front.
@@ -90,9 +105,30 @@ def _of_images(value: float, count: float, figures: Mapping[str, Any]) -> Interv
     return Interval(value - half, value + half)
 
 
-_INTERVALS: dict[str, Callable[[float, float, Mapping[str, Any]], Interval | None]] = {
+_Made = Callable[[float, float, Mapping[str, Any]], Interval | None]
+
+
+def _by_deviation(key: str, factor: float, low: float = 0.0, high: float = math.inf) -> _Made:
+    """Return how to make the interval of a figure with its own deviation, within its range."""
+
+    def made(value: float, count: float, figures: Mapping[str, Any]) -> Interval | None:
+        deviation = number(figures.get(key))
+        if deviation is None or deviation < 0 or not low <= value <= high:
+            return None
+        half = factor * deviation
+        return Interval(max(low, value - half), min(high, value + half))
+
+    return made
+
+
+_INTERVALS: dict[str, _Made] = {
     "class_accuracy": _share,
     "precision": _share,
     "inception_score": _of_parts,
+    "fid": _by_deviation("fid_std", _T),
+    "patch_fid": _by_deviation("patch_fid_std", _T),
+    "kid": _by_deviation("kid_standard_error", _Z, low=-math.inf),
+    "density": _by_deviation("density_std", _Z),
+    "coverage": _by_deviation("coverage_std", _T, high=1.0),
     "clip_score": _of_images,
 }

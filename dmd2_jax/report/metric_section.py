@@ -24,7 +24,15 @@ _HEADINGS = {
 }
 _LAST = ("num_samples", "nfe", "seconds_per_image")
 _SHARES = ("class_accuracy", "precision", "recall", "coverage")
-_OF_THE_WHOLE = ("extractor", "reference", "seed", "clip", "classifier_test_accuracy")
+_OF_THE_WHOLE = (
+    "extractor",
+    "reference",
+    "seed",
+    "clip",
+    "clip_prefix",
+    "classifier_test_accuracy",
+)
+_UNSHOWN = ("_bias", "_std", "_standard_error")  # their figure's interval is
 _MOST_ROWS = 200
 
 
@@ -49,7 +57,7 @@ def metric_section(runs: Sequence[Run]) -> Markup:
 
 def _table(runs: Sequence[Run], sets: Sequence[tuple[Run, str, Mapping[str, Any]]]) -> Markup:
     keys = list(dict.fromkeys(key for _, _, own in sets for key in own))
-    keys = [key for key in keys if not key.endswith(("_bias", "_std"))]
+    keys = [key for key in keys if not key.endswith(_UNSHOWN)]
     keys.sort(key=lambda key: (_LAST.index(key) + 1 if key in _LAST else 0, key != "fid"))
     styles = {run.name: style for style, run in enumerate(runs)}
 
@@ -74,8 +82,6 @@ def _cell(own: Mapping[str, Any], key: str) -> object:
     if found := interval(own, key):
         span = f"[{_format(key, found.low)}, {_format(key, found.high)}]"
         return joined((f"{shown} ", tag("span", span, class_="interval")))
-    if key == "kid" and (spread := number(own.get("kid_std"))) is not None:
-        return joined((f"{shown} ", tag("span", f"sd {_format(key, spread)}", class_="interval")))
     return shown
 
 
@@ -90,7 +96,7 @@ def _format(key: str, value: float) -> str:
 
 
 def _explained(keys: set[str]) -> Markup:
-    """Say how each interval is computed, and why the others have none."""
+    """Say how each interval is computed, and which figures have none."""
     lines = [
         tag("li", tag("b", _HEADINGS.get(key, key.replace("_", " "))), ": ", method)
         for key, method in METHODS.items()
@@ -98,14 +104,11 @@ def _explained(keys: set[str]) -> Markup:
     ]
     if keys & {"fid", "patch_fid"}:
         text = (
-            ": none. One evaluation gives one FID, which is no mean over samples; the distance of "
-            "real images, half to half, is what perfect samples could reach, and no interval."
+            "the distance of real images, half to half, is what perfect samples could reach, and "
+            "no interval."
         )
-        lines.append(tag("li", tag("b", "FID"), text))
-    if "kid" in keys:
-        text = ": none. sd is the deviation over 100 subsets of the samples, which overlap."
-        lines.append(tag("li", tag("b", "KID"), text))
-    rest = {"recall", "density", "coverage", "diversity"} & keys
+        lines.append(tag("li", tag("b", "FID"), f": {text}"))
+    rest = {"recall", "diversity"} & keys
     if rest:
         names = ", ".join(sorted(rest))
         text = ": none. metrics.json does not hold what one would take."

@@ -7,6 +7,7 @@ import pytest
 
 from dmd2_jax.data import digits, to_model
 from dmd2_jax.evaluation import metrics
+from dmd2_jax.evaluation.blocks import Dealer
 from dmd2_jax.evaluation.extractor import Collector, Extractor, classifier_extractor, collect
 from dmd2_jax.evaluation.features import Classifier
 from dmd2_jax.evaluation.fid import feature_statistics
@@ -110,7 +111,7 @@ def test_classifier_extractor_refuses_images_of_another_size(classifier):
 
 
 def test_collect_streams_the_statistics_of_all_batches(monkeypatch):
-    monkeypatch.setattr("dmd2_jax.evaluation.extractor._BLOCK", 6)
+    monkeypatch.setattr("dmd2_jax.evaluation.blocks._AT_ONCE", 6)
     given = images(23)
     batches = [{"image": part} for part in np.split(given, [1, 9, 14])]
     got = collect(extractor(), batches).statistics
@@ -126,6 +127,30 @@ def test_collect_keeps_what_is_asked_for_and_no_more():
     np.testing.assert_array_equal(got.features, sums(np.concatenate([images(3), images(3, 1)])))
     np.testing.assert_array_equal(got.labels, [0, 0, 0, 1, 1, 1])
     assert got.logits is None
+
+
+def test_collect_keeps_the_statistics_of_dealt_blocks(monkeypatch):
+    monkeypatch.setattr("dmd2_jax.evaluation.blocks._AT_ONCE", 2)
+    batches = [{"image": part} for part in np.split(images(64), [1, 9, 30])]
+    got = collect(extractor(), batches, keep=("blocks",))
+    dealt = Dealer()(64)
+    assert len(got.blocks) == 10
+    for block, statistics in enumerate(got.blocks):
+        expected = feature_statistics(sums(images(64)[dealt == block]))
+        assert statistics.count == expected.count
+        np.testing.assert_allclose(statistics.mean, expected.mean, rtol=1e-12)
+        np.testing.assert_allclose(statistics.scatter, expected.scatter, rtol=1e-9)
+    whole = feature_statistics(sums(images(64)))
+    np.testing.assert_allclose(got.statistics.covariance, whole.covariance, rtol=1e-10)
+
+
+def test_what_fid_needs_of_generated_samples_gives_its_deviation():
+    real, fake = (
+        collect(extractor(), [{"image": images(count, count)}], keep)
+        for count, keep in ((40, metrics.needs(["fid"]).real), (30, metrics.needs(["fid"]).fake))
+    )
+    assert real.blocks is None
+    assert metrics.compute(["fid"], real, fake)["fid_std"] > 0
 
 
 def test_collect_names_the_samples_whose_features_are_not_finite():

@@ -5,20 +5,20 @@ import pytest
 from PIL import Image
 
 from dmd2_jax.evaluation.resize import PREPARATIONS, prepare, resize_matrix
+from tests.evaluation import torch_resize
+from tests.evaluation.torch_resize import SIDES, images
 
-SIDES = [32, 299, 320, 700]
-"""Enlarged, unchanged, and shrunk by less and more than the kernel's width."""
 
-
-def images(side, channels=3, seed=0):
-    random = np.random.RandomState(seed)
-    return random.randint(0, 256, (2, side, side + 3, channels)).astype(np.uint8)
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(torch_resize.RECORDED) as archive:
+        return dict(archive)
 
 
 def bytes_again(name, prepared):
     """Undo the map to [-1, 1]."""
     prepared = np.asarray(prepared, np.float64)
-    return prepared * 128 + 128 if name in ("clean_fid", "edm") else (prepared + 1) * 127.5
+    return (prepared + 1) * 127.5 if name == "pytorch_fid" else prepared * 128 + 128
 
 
 def tensorflow1(image, size=299):
@@ -36,17 +36,21 @@ def tensorflow1(image, size=299):
     return out
 
 
+# torch's places are float32: one unit in the last place of 300 is 3e-5 of a pixel.
+INTERPOLATE = {"atol": 6e-5}
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_prepare_pytorch_fid_equals_recorded_torch(side, recorded):
+    got = torch_resize.kept(prepare("pytorch_fid", images(side)))
+    np.testing.assert_allclose(got, recorded[f"pytorch_fid_{side}"], **INTERPOLATE)
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_prepare_pytorch_fid_equals_torch_interpolate(side):
-    torch = pytest.importorskip("torch")
-    given = images(side)
-    floats = torch.from_numpy(given).permute(0, 3, 1, 2).float() / 255
-    resized = torch.nn.functional.interpolate(
-        floats, size=(299, 299), mode="bilinear", align_corners=False
-    )
-    expected = (2 * resized - 1).permute(0, 2, 3, 1).numpy()
-    # torch's places are float32: one unit in the last place of 300 is 3e-5 of a pixel.
-    np.testing.assert_allclose(prepare("pytorch_fid", given), expected, atol=6e-5)
+    pytest.importorskip("torch")
+    expected = torch_resize.interpolate(images(side))
+    np.testing.assert_allclose(prepare("pytorch_fid", images(side)), expected, **INTERPOLATE)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -69,29 +73,28 @@ def test_prepare_edm_equals_tensorflow_1(side):
     np.testing.assert_allclose(got[0], tensorflow1(given[0].astype(float)), atol=1e-3)
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_prepare_edm_equals_the_recorded_grid_of_torch(side, recorded):
+    got = torch_resize.kept(bytes_again("edm", prepare("edm", images(side))))
+    np.testing.assert_allclose(got, recorded[f"edm_{side}"], atol=1e-3)
+
+
 def test_prepare_edm_equals_the_shifted_grid_of_torch():
-    """StyleGAN's network samples a grid whose corner is moved so that pixel 0 lies on pixel 0."""
-    torch = pytest.importorskip("torch")
-    given = images(48)
-    x = torch.from_numpy(given).permute(0, 3, 1, 2).double()
-    h, w = x.shape[2:]
-    theta = torch.eye(2, 3, dtype=torch.float64)
-    theta[0, 2] = 1 / w - 1 / 299
-    theta[1, 2] = 1 / h - 1 / 299
-    grid = torch.nn.functional.affine_grid(
-        theta[None].repeat(2, 1, 1), [2, 3, 299, 299], align_corners=False
-    )
-    sampled = torch.nn.functional.grid_sample(
-        x, grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
-    got = bytes_again("edm", prepare("edm", given))
-    np.testing.assert_allclose(got, sampled.permute(0, 2, 3, 1).numpy(), atol=1e-3)
+    pytest.importorskip("torch")
+    got = bytes_again("edm", prepare("edm", images(48)))
+    np.testing.assert_allclose(got, torch_resize.shifted_grid(images(48)), atol=1e-3)
 
 
-def test_prepare_patch_cuts_the_centre():
-    given = images(400)
-    got = bytes_again("patch", prepare("patch", given))
-    np.testing.assert_allclose(got, given[:, 50:349, 52:351], atol=1e-4)
+@pytest.mark.parametrize(
+    ("height", "width", "top", "left"),
+    # Halves go to the even number, as torchvision's crop rounds: 1.5 and 2.5 both to 2.
+    [(400, 403, 50, 52), (302, 304, 2, 2), (300, 299, 0, 0), (1024, 1025, 362, 363)],
+)
+def test_prepare_patch_cuts_the_centre(height, width, top, left):
+    given = np.random.RandomState(0).randint(0, 256, (1, height, width, 3)).astype(np.uint8)
+    got = prepare("patch", given)
+    cut = given[:, top : top + 299, left : left + 299].astype(np.float32)
+    np.testing.assert_allclose(got, (cut - 128) / 128, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(PREPARATIONS))

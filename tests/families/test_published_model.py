@@ -89,6 +89,40 @@ def test_full_size_state_dict_lists_agree_with_the_library(name):
     assert full_size(name) == expected
 
 
+# Of the publishers' files: openai/clip-vit-base-patch32 and -large-patch14, and
+# laion/CLIP-ViT-g-14-laion2B-s12B-b42K; the scale of the logits is one of them.
+CLIP_MODELS = {
+    "CLIP_B32": 151_277_313,
+    "CLIP_L14": 427_616_513,
+    "OPENCLIP_G14": 1_366_678_273,
+}
+
+
+@pytest.mark.parametrize("name", CLIP_MODELS)
+def test_full_size_clip_models_have_the_published_parameter_count(name):
+    assert sum(math.prod(shape) for shape in full_size(name).values()) == CLIP_MODELS[name]
+
+
+@pytest.mark.parametrize("name", CLIP_MODELS)
+def test_full_size_clip_models_embed_a_published_image_and_prompt(name):
+    """Shapes alone: 224 pixels and 77 tokens."""
+    model = PublishedModel.from_config(getattr(published_configs, name))
+    ids, images = jnp.zeros((2, 77), jnp.int32), jnp.zeros((3, 224, 224, 3))
+    out = jax.eval_shape(model.module.apply, model.param_shapes(), ids, images)
+    assert out.shape == (3, 2)  # the similarity of each image to each prompt
+
+
+@pytest.mark.parametrize("name", CLIP_MODELS)
+def test_full_size_clip_models_list_the_tensors_of_the_library(name):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPConfig(**getattr(published_configs, name))
+    with torch.device("meta"):
+        network = transformers.CLIPModel(config)
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    assert full_size(name) == expected
+
+
 def drawn(model: PublishedModel) -> dict[str, np.ndarray]:
     """Draw tensors of a network's names and shapes."""
     random = np.random.default_rng(0)

@@ -1,8 +1,14 @@
 """Intervals: their values, how often they cover, and which figures have none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from dmd2_jax.evaluation import metrics
+from dmd2_jax.evaluation.blocks import Dealer
+from dmd2_jax.evaluation.extractor import FeatureSet
+from dmd2_jax.evaluation.fid import feature_statistics
 from dmd2_jax.report.intervals import METHODS, interval, wilson
 
 
@@ -60,9 +66,57 @@ def test_clip_score_of_one_image_has_no_interval() -> None:
     assert interval(figures, "clip_score") is None
 
 
-@pytest.mark.parametrize("key", ["fid", "kid", "recall", "coverage", "density"])
+def gaussian(random: np.random.RandomState, count: int, shift: float, width: float) -> FeatureSet:
+    """Return samples with all that a metric may take."""
+    features = random.standard_normal((count, 4)) * width + shift
+    dealt = Dealer()(count)
+    blocks = tuple(feature_statistics(features[dealt == block]) for block in range(10))
+    made = FeatureSet("test/none", feature_statistics(features), features)
+    return dataclasses.replace(made, blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("metric", "key", "options"),
+    [
+        ("fid", "fid", {}),
+        ("kid", "kid", {"subset_size": 50, "subsets": 20}),
+        ("density_coverage", "density", {}),
+        ("density_coverage", "coverage", {}),
+    ],
+)
+def test_interval_of_evaluations_covers_their_mean_in_95_of_100(
+    metric: str, key: str, options: dict[str, int]
+) -> None:
+    """Of Gaussians shifted and widened, against one set of real samples."""
+    random = np.random.RandomState(0)
+    real, found = gaussian(random, 200, 0.0, 1.0), []
+    for seed in range(200):
+        fake = gaussian(random, 120, 0.5, 1.2)
+        more = options | ({"seed": seed} if metric == "kid" else {})
+        figures = metrics.compute([metric], real, fake, {metric: more})
+        low, high = interval(figures | {"num_samples": 120}, key)
+        found.append((figures[key], low, high))
+    values, low, high = np.array(found).T
+    inside = (low <= values.mean()) & (values.mean() <= high)
+    # Three deviations of 200 draws below; above, what the jackknife's caution may add.
+    assert 0.90 <= inside.mean() <= 0.995
+    assert (high - low).mean() < 8 * values.std()  # twice what a normal distribution needs
+
+
+def test_interval_of_fid_is_students_and_not_below_0() -> None:
+    figures = {"fid": 2.0, "fid_std": 0.1, "num_samples": 100}
+    np.testing.assert_allclose(interval(figures, "fid"), (2 - 0.2262157, 2 + 0.2262157))
+    assert interval(figures | {"fid_std": 2.0}, "fid").low == 0.0
+    assert interval({"fid": 2.0, "num_samples": 100}, "fid") is None  # of an older release
+
+
+@pytest.mark.parametrize("key", ["recall", "diversity"])
 def test_interval_is_none_where_none_is_honest(key: str) -> None:
     assert interval({key: 0.5, f"{key}_std": 0.1, "num_samples": 100}, key) is None
+
+
+def test_deviation_of_a_kid_s_subset_makes_no_interval() -> None:
+    assert interval({"kid": 0.5, "kid_std": 0.1, "num_samples": 100}, "kid") is None
 
 
 @pytest.mark.parametrize(
@@ -79,6 +133,7 @@ def test_interval_is_none_of_figures_that_cannot_be(figures: dict[str, object]) 
 
 
 def test_every_interval_says_how_it_is_computed() -> None:
-    figures = {"num_samples": 50, "inception_score_std": 0.1, "clip_score_std": 0.1}
-    keys = (*METHODS, "recall", "fid", "kid")
+    figures = {"num_samples": 50} | {f"{key}_std": 0.1 for key in METHODS}
+    figures |= {"kid_standard_error": 0.1}
+    keys = (*METHODS, "recall", "diversity")
     assert {key for key in keys if interval(figures | {key: 0.5}, key)} == set(METHODS)

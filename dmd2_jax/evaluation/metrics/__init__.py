@@ -5,6 +5,7 @@ A metric is a module with
     compute(real: FeatureSet, fake: FeatureSet, *, options with defaults) -> dict of numbers
     REAL, FAKE    what it reads of each side: "statistics", or names of `extractor.KEEP`;
                   REAL = () if it looks at the generated samples alone
+    FAKE_USES     optional: what it reads of generated samples where it is there
 
 whose numbers are named after it (`kid`, `kid_std`) and whose docstring begins with a line that says
 what it measures. It knows nothing of what made the features. It may also have
@@ -31,7 +32,7 @@ class Needs(NamedTuple):
     Attributes:
       real: "statistics" and names of `extractor.KEEP`; without any of the latter, a file of
         reference statistics is enough.
-      fake: likewise.
+      fake: likewise; also what they only make use of, for deviations.
     """
 
     real: frozenset[str]
@@ -63,7 +64,9 @@ def needs(names: Collection[str]) -> Needs:
     metrics = [_metric(name) for name in names]
     return Needs(
         frozenset(part for metric in metrics for part in metric.REAL),
-        frozenset(part for metric in metrics for part in metric.FAKE),
+        frozenset(
+            part for metric in metrics for part in (*metric.FAKE, *getattr(metric, "FAKE_USES", ()))
+        ),
     )
 
 

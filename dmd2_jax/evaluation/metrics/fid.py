@@ -1,11 +1,13 @@
 """Fréchet distance of two Gaussians with the means and covariances of the features (FID)."""
 
 import warnings
+from collections.abc import Sequence
 
 from dmd2_jax.evaluation import fid as distance
+from dmd2_jax.evaluation.blocks import jackknife_std, left_out
 from dmd2_jax.evaluation.extractor import FeatureSet
 
-REAL, FAKE = ("statistics",), ("statistics",)
+REAL, FAKE, FAKE_USES = ("statistics",), ("statistics",), ("blocks",)
 
 _FLOOR = 8
 """Below one sample for this many dimensions the figure says how many samples there are, and
@@ -15,16 +17,23 @@ nothing of what they are."""
 def compute(
     real: FeatureSet, fake: FeatureSet, *, min_samples: int | None = None
 ) -> dict[str, float]:
-    """Return the distance, and how much of it is owed to the number of samples.
+    """Return the distance, how far it varies, and how much is owed to the number of samples.
+
+    fid_std is what the distance would differ by between evaluations of as many samples of other
+    noise, by the jackknife over blocks: one more distance a block, about a second each in 2,048
+    dimensions. The real side is held fixed. Where the distance is not far above fid_bias, it is up
+    to 1.4 times too large.
 
     Args:
       real: statistics; of at least as many samples.
-      fake: statistics; of 10 times as many samples as dimensions for a figure to report.
+      fake: statistics; of 10 times as many samples as dimensions for a figure to report; and
+        blocks, where there are any.
       min_samples: fewer, on either side, are refused; None: an eighth of the dimension.
 
     Returns:
-      fid >= 0, and fid_bias: what that many generated samples of the real Gaussian itself would
-      show (`fid.fid_bias`); the latter only where it is known how many there are.
+      fid >= 0; fid_std, where there are blocks of two samples or more each; and fid_bias: what that
+      many generated samples of the real Gaussian itself would show (`fid.fid_bias`), where it is
+      known how many there are.
 
     Raises:
       ValueError: if there are too few samples or the dimensions differ.
@@ -46,9 +55,22 @@ def compute(
                 "samples, or compare kid, which is unbiased.",
                 stacklevel=2,
             )
-    if fake.statistics.count is None:
-        return {"fid": value}
-    return {"fid": value, "fid_bias": distance.fid_bias(real.statistics, fake.statistics.count)}
+    numbers = {"fid": value}
+    if fake.blocks is not None and min(block.count for block in fake.blocks) >= 2:
+        numbers["fid_std"] = _deviation(real.statistics, fake.blocks)
+    if fake.statistics.count is not None:
+        numbers["fid_bias"] = distance.fid_bias(real.statistics, fake.statistics.count)
+    return numbers
+
+
+def _deviation(real: distance.Moments, blocks: Sequence[distance.FeatureStatistics]) -> float:
+    mean, covariance = real.mean, real.covariance
+    return jackknife_std(
+        [
+            distance.frechet_distance(mean, covariance, rest.mean, rest.covariance)
+            for rest in left_out(blocks)
+        ]
+    )
 
 
 def check_count(

@@ -1,12 +1,15 @@
 """Every metric against its plain twin, on random and degenerate features; the registry."""
 
+import dataclasses
 import re
 import warnings
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from dmd2_jax.evaluation import metrics, neighbours
+from dmd2_jax.evaluation.blocks import Dealer
 from dmd2_jax.evaluation.fid import feature_statistics, fid_bias
 from dmd2_jax.evaluation.metrics.kid import squared_discrepancy
 from tests.evaluation.metrics import plain
@@ -37,7 +40,8 @@ def test_precision_recall_equals_its_plain_twin(pair, small_blocks):
 def test_density_coverage_equals_its_plain_twin(pair, small_blocks):
     real, fake = PAIRS[pair]
     got = compute("density_coverage", real, fake, k=5)
-    assert got == pytest.approx(plain.density_coverage(real, fake, 5), rel=1e-12)
+    expected = plain.density_coverage(real, fake, 5)
+    assert {key: got[key] for key in expected} == pytest.approx(expected, rel=1e-12)
 
 
 @random_pairs
@@ -196,6 +200,63 @@ def test_fid_of_many_samples_warns_of_nothing():
     assert got["fid"] > got["fid_bias"] > 0
 
 
+def jackknife(figures):
+    """Its formula, written out."""
+    m, mean = len(figures), sum(figures) / len(figures)
+    return ((m - 1) / m * sum((figure - mean) ** 2 for figure in figures)) ** 0.5
+
+
+def blocks_of(features):
+    dealt = Dealer()(len(features))
+    return tuple(feature_statistics(features[dealt == block]) for block in range(10))
+
+
+def test_fid_std_equals_the_jackknife_by_brute_force():
+    """Each time from the vectors anew, the root by scipy."""
+    real, fake = (np.asarray(side, np.float64) for side in PAIRS["random"])
+    dealt, distances = Dealer()(len(fake)), []
+    for block in range(10):
+        rest = fake[dealt != block]
+        cov1, cov2 = np.cov(real.T), np.cov(rest.T)
+        root = np.trace(scipy.linalg.sqrtm(cov1 @ cov2)).real
+        shift = np.sum((real.mean(axis=0) - rest.mean(axis=0)) ** 2)
+        distances.append(shift + np.trace(cov1 + cov2) - 2 * root)
+    side = dataclasses.replace(feature_set(fake), blocks=blocks_of(fake))
+    got = metrics.compute(["fid"], feature_set(real), side)
+    assert got["fid_std"] == pytest.approx(jackknife(distances), rel=1e-6)
+
+
+def test_fid_of_blocks_of_one_sample_has_no_deviation():
+    real, fake = PAIRS["random"]
+    for count, there in ((19, False), (20, True)):
+        side = dataclasses.replace(feature_set(fake[:count]), blocks=blocks_of(fake[:count]))
+        assert ("fid_std" in metrics.compute(["fid"], feature_set(real), side)) is there
+
+
+def test_coverage_std_equals_the_jackknife_by_brute_force():
+    real, fake = PAIRS["random"]
+    dealt = Dealer()(len(fake))
+    without = [
+        plain.density_coverage(real, fake[dealt != block], 5)["coverage"] for block in range(10)
+    ]
+    got = compute("density_coverage", real, fake)
+    assert got["coverage_std"] == pytest.approx(jackknife(without), rel=1e-9)
+    assert got["coverage_std"] > 0
+
+
+def test_density_std_is_the_standard_error_of_its_mean():
+    real, fake = PAIRS["random"]
+    each = [plain.density_coverage(real, fake[i : i + 1], 5)["density"] for i in range(len(fake))]
+    expected = np.std(each, ddof=1) / len(fake) ** 0.5
+    got = compute("density_coverage", real, fake)
+    assert got["density_std"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_density_of_few_samples_has_no_deviation():
+    real, fake = PAIRS["random"]
+    assert set(compute("density_coverage", real, fake[:19])) == {"density", "coverage"}
+
+
 def test_fid_of_few_samples_warns_of_their_share():
     real, fake = PAIRS["random"]
     with pytest.warns(UserWarning, match=r"FID of 7 generated samples in 7 dim.*: about .* owed"):
@@ -213,7 +274,7 @@ def test_fid_refuses_a_number_of_samples_that_says_nothing():
 def test_compute_merges_several_metrics_in_order():
     real, fake = PAIRS["random"]
     got = metrics.compute(["kid", "fid"], feature_set(real), feature_set(fake))
-    assert list(got) == ["kid", "kid_std", "fid", "fid_bias"]
+    assert list(got) == ["kid", "kid_std", "kid_standard_error", "fid", "fid_bias"]
 
 
 def test_available_metrics_each_say_what_they_are():
@@ -226,7 +287,7 @@ def test_available_metrics_each_say_what_they_are():
 def test_needs_are_those_of_all_metrics():
     got = metrics.needs(["fid", "inception_score", "diversity"])
     assert got.real == {"statistics"}
-    assert got.fake == {"statistics", "logits", "features", "labels"}
+    assert got.fake == {"statistics", "blocks", "logits", "features", "labels"}
 
 
 def test_compute_refuses_an_unknown_metric():
