@@ -28,6 +28,7 @@ BASE = [
     "numpy>=2.0",
     "scipy>=1.14",
     "scikit-learn>=1.5",
+    "threadpoolctl>=3",
     "safetensors>=0.5",
     "pillow>=11",
     "matplotlib>=3.9",

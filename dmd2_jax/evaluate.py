@@ -68,7 +68,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     Returns:
       What the file of figures holds: those of each set with its name in front (images_fid,
       student_fid, student_checkpoint_400_fid, ...), real_fid_floor and classifier_test_accuracy
-      of a classifier, extractor, reference, seed, clip.
+      of a classifier, extractor, reference, seed, clip, clip_prefix.
 
     Raises:
       ValueError: if a flag or what it names is refused; before any image is made, as far as that
@@ -106,6 +106,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
     if clip is not None:
         figures["clip"] = Path(options.clip).name
+        if options.clip_prefix:
+            figures["clip_prefix"] = options.clip_prefix.strip()
     if measured:
         write_json(out, figures)
     if options.all_checkpoints:
@@ -135,7 +137,7 @@ def _clip(options: EvaluateOptions, images: Measured, mesh: Mesh) -> ClipJudge:
     else:
         assert isinstance(images, PromptImages)  # `check_options` lets nothing else pass
         texts = images.texts
-    return open_clip(options.clip, texts, mesh)
+    return open_clip(options.clip, texts, mesh, options.clip_prefix)
 
 
 def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:

@@ -235,7 +235,7 @@ def test_patch_fid_is_of_the_centre_at_full_resolution(means, tmp_path) -> None:
     ]
     words = [f"--reference={folders[0]}", f"--images={folders[1]}", means]
     got = evaluate(*words, "--metrics=patch_fid")
-    centres = [side[:, 2:301, 2:301].astype(np.float64) / 127.5 - 1 for side in sides]
+    centres = [(side[:, 2:301, 2:301].astype(np.float64) - 128) / 128 for side in sides]
     expected = fid(*(feature_statistics(centre.mean(axis=(1, 2))) for centre in centres))
     assert got["images_patch_fid"] == pytest.approx(expected, rel=1e-4)
     assert "images_fid" not in got

@@ -3,9 +3,9 @@
     dmd2 ablate --config=configs/ablations/table4.py --workdir=runs/table4
 
 Four rows, three seeds each, one teacher for all, as many generator and critic turns in every row.
-The student's times are those of the paper's SDXL student (999, 749, 499, 249) by their ratio of noise
-to data: SDXL's sigma there, 4.08, 1.61 and 0.69 for latents of deviation 1, times these data's 0.5;
-the first is pure noise in both.
+The student's times are those of the paper's SDXL student (999, 749, 499, 249) by their ratio of
+noise to data: SDXL's sigma there, 4.08, 1.61 and 0.69 for latents of deviation 1, times these
+data's 0.5; the first is pure noise in both.
 
 Source: Yin et al. 2024 (arXiv 2405.14867), Table 4, SDXL on 10,000 prompts of COCO 2014, quoted.
 There FID is least without distribution matching, which the paper holds against FID: such images

@@ -246,7 +246,7 @@ def _eigenvalues_of_product(cov1: np.ndarray, cov2: np.ndarray) -> Float64[np.nd
     """Return the eigenvalues of cov1 cov2, by symmetric decompositions alone."""
     with _one_blas_thread():
         with contextlib.suppress(scipy.linalg.LinAlgError):  # of Cholesky, without full rank
-            # type 2: of the product. A quarter of the work of the symmetric root.
+            # type 2: of the product. Under half of the work of the symmetric root.
             return scipy.linalg.eigh(
                 cov2, cov1, type=2, eigvals_only=True, driver="gv", check_finite=False
             )
