@@ -10,19 +10,21 @@ from jax.sharding import Mesh
 
 from dmd2_jax.config import ConfigError
 from dmd2_jax.denoiser import Adapter, Denoiser, map_params
-from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState
+from dmd2_jax.distill import CycleBatch, CycleShardings, Player, Players, TrainState
 from dmd2_jax.runtime.offload import check_offload, fetched, host_shardings
 from dmd2_jax.runtime.sharding import (
     Rules,
     batch_sharding,
+    check_rules,
     gather,
+    like_params,
     pin_batch,
     replicated,
     tree_shardings,
 )
 from dmd2_jax.typing import Array, Params, PyTree
 
-__all__ = ["OFFLOAD", "cycle_shardings", "mesh_rules", "spread_players"]
+__all__ = ["OFFLOAD", "check_player_rules", "cycle_shardings", "mesh_rules", "spread_players"]
 
 OFFLOAD = ("teacher", "optimizer")
 """What may wait in the host's memory: the teacher's parameters, all players' Adam moments."""
@@ -54,6 +56,23 @@ def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
         names = [axis.strip() for axis in axes.split(":")]
         rules.append((pattern, tuple(None if axis == "-" else axis for axis in names)))
     return tuple(rules)
+
+
+def check_player_rules(rules: Rules, teacher_params: Params, state: TrainState, mesh: Mesh) -> None:
+    """Check the rules over all players: adapters and the GAN head have parameters of their own.
+
+    Args:
+      rules: from `mesh_rules`.
+      teacher_params: the teacher's parameters, or their shapes.
+      state: the training state, or its shapes.
+      mesh: from `make_mesh`.
+
+    Raises:
+      ValueError: see `check_rules`.
+    """
+    players = (state.generator, state.critic, state.discriminator)
+    own = (player.params for player in players if player is not None)
+    check_rules(rules, teacher_params, mesh, *own)
 
 
 def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
@@ -142,7 +161,7 @@ def cycle_shardings(
     check_offload(offload, OFFLOAD, mesh)
     turns = jax.tree.map(lambda _: batch_sharding(mesh, axis=1), (batch.real, batch.fake_cond))
     pairs = jax.tree.map(lambda _: batch_sharding(mesh), batch.pairs)
-    places = tree_shardings(state, mesh, rules)
+    places = _state_shardings(state, mesh, rules)
     teacher = tree_shardings(teacher_params, mesh, rules)
     if "teacher" in offload:
         teacher = host_shardings(teacher_params, teacher)
@@ -157,4 +176,20 @@ def cycle_shardings(
         teacher=teacher,
         batch=CycleBatch(turns[0], turns[1], pairs),
         key=replicated(mesh),
+    )
+
+
+def _state_shardings(state: TrainState, mesh: Mesh, rules: Rules) -> TrainState:
+    """Return where a state lies: moments and averages where their parameters do."""
+
+    def player(it: Player) -> Player:
+        opt_state = like_params(it.opt_state, it.params, mesh, rules)
+        return Player(tree_shardings(it.params, mesh, rules), opt_state)
+
+    return TrainState(
+        step=jax.tree.map(lambda _: replicated(mesh), state.step),
+        generator=player(state.generator),
+        critic=player(state.critic),
+        discriminator=None if state.discriminator is None else player(state.discriminator),
+        ema=tuple(tree_shardings(it, mesh, rules) for it in state.ema),
     )

@@ -1,6 +1,8 @@
 """Distil a teacher into a few-step student: `dmd2 distill`."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +42,12 @@ from dmd2_jax.one_base import (
     with_base,
 )
 from dmd2_jax.pairs import make_pairs, pair_shapes, pairs_folder
-from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
+from dmd2_jax.parallel import (
+    check_player_rules,
+    cycle_shardings,
+    mesh_rules,
+    spread_players,
+)
 from dmd2_jax.recipe import (
     Family,
     Recipe,
@@ -54,14 +61,15 @@ from dmd2_jax.runtime.checkpoint import Checkpoints, state_bytes
 from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.loop import CHECKPOINTS
+from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.run_folder import check_teacher, read_run
-from dmd2_jax.runtime.sharding import check_rules
+from dmd2_jax.runtime.sharding import check_batch_size
 from dmd2_jax.sample import (
     grid_labels,
     student_sampler,
 )
-from dmd2_jax.training import open_training, run_training
+from dmd2_jax.training import open_training, run_training, say_idle
 from dmd2_jax.typing import Key, Params
 
 __all__ = [
@@ -69,6 +77,7 @@ __all__ = [
     "distill_config",
     "initial_state",
     "starting_weights",
+    "state_shapes",
     "student_files",
     "train",
 ]
@@ -112,8 +121,11 @@ def initial_state(
     teacher_params: Params,
     key: Key,
     start: tuple[Params, Params] | None = None,
+    places: TrainState | None = None,
 ) -> TrainState:
     """Make the state of cycle 0: generator and critic are copies of the teacher, or adapters of it.
+
+    With `places` no device holds more of it than its part, if the teacher's weights are split.
 
     Args:
       players: from `build_players`.
@@ -122,19 +134,35 @@ def initial_state(
       teacher_params: the teacher's weights.
       key: of the GAN head's weights, and of adapters.
       start: parameters of generator and critic to begin with instead.
+      places: where it belongs, a state of Shardings; see `init_state`.
     """
-    head = None
-    if players.discriminator is not None:
-        head = players.discriminator.init(key, family.feature_shapes(1))
 
     def own(name: str, adapter: Adapter | None) -> Params:
         return adapter.init(stream_key(key, name), teacher_params) if adapter else teacher_params
 
-    generator, critic = start or (
-        own("generator", players.generator_adapter),
-        own("critic", players.critic_adapter),
+    head = None
+    with on_host() if places is not None else contextlib.nullcontext():
+        if players.discriminator is not None:
+            head = players.discriminator.init(key, family.feature_shapes(1))
+        generator, critic = start or (
+            own("generator", players.generator_adapter),
+            own("critic", players.critic_adapter),
+        )
+    return init_state(
+        settings, generator=generator, critic=critic, discriminator=head, places=places
     )
-    return init_state(settings, generator=generator, critic=critic, discriminator=head)
+
+
+def state_shapes(config: ConfigDict, family: Family) -> TrainState:
+    """Return the shapes of a distillation's state, without its weights.
+
+    Raises:
+      ValueError: if the config is refused.
+    """
+    settings, players = distill_config(config, family), build_players(config, family)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    make = functools.partial(initial_state, players, settings, family)
+    return jax.eval_shape(make, family.param_shapes(), key)
 
 
 def starting_weights(
@@ -232,6 +260,7 @@ def train(
         allow_change=allow_change,
         dry_run=dry_run,
     )
+    say_idle(recipe.mesh)
     print(_table(job.shapes, job.teacher_params), flush=True)
     if dry_run:
         jax.eval_shape(job.cycle, job.shapes, job.teacher_params, job.batch, job.root)
@@ -250,7 +279,7 @@ class _Job(NamedTuple):
       teacher_params: the teacher's weights.
       teacher: their path and digest.
       players: the networks.
-      make_state: teacher's weights -> the state of cycle 0.
+      make_state: (teacher's weights, `shardings.state` or None) -> the state of cycle 0.
       shapes: the state's.
       batch: the shapes of what a cycle reads.
       shardings: where all of this lies on the mesh.
@@ -261,7 +290,7 @@ class _Job(NamedTuple):
     teacher_params: Params
     teacher: dict[str, str]
     players: Players
-    make_state: Callable[[Params], TrainState]
+    make_state: Callable[[Params, TrainState | None], TrainState]
     shapes: TrainState
     batch: CycleBatch
     shardings: CycleShardings
@@ -274,21 +303,22 @@ def _open(recipe: Recipe) -> _Job:
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     rules = mesh_rules(config.mesh)
     settings, players = distill_config(config, family), build_players(config, family)
+    check_batch_size(settings.batch_size, mesh, settings.microbatches)
     if needs_images(config):
         check_has_images(recipe, "the GAN, or students trained on noised images")
     file = teacher_file(config)
     # Kept outside of the devices, which shall hold it only where the mesh says.
     teacher_params = to_host(family.load(file))
-    check_rules(rules, teacher_params, mesh)
     teacher = {"path": str(file), "digest": params_digest(teacher_params)}
     start = starting_weights(config.distill.start_from, family, config, teacher)
     root = jax.random.key(config.seed)
     head_key = stream_key(root, "discriminator")
 
-    def make_state(params: Params) -> TrainState:
-        return initial_state(players, settings, family, params, head_key, start)
+    def make_state(params: Params, places: TrainState | None) -> TrainState:
+        return initial_state(players, settings, family, params, head_key, start, places)
 
-    shapes = jax.eval_shape(make_state, teacher_params)
+    shapes = jax.eval_shape(lambda params: make_state(params, None), teacher_params)
+    check_player_rules(rules, teacher_params, shapes, mesh)
     batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, pair_shapes(recipe)))
     offload = config.mesh.offload
     shardings = cycle_shardings(shapes, teacher_params, batch, mesh, rules, offload)
@@ -335,7 +365,7 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
         job.shapes,
         shardings=job.shardings.state,
         total=config.distill.cycles,
-        make_state=lambda: job.make_state(job.teacher_params),
+        make_state=lambda: job.make_state(teacher_params, job.shardings.state),
         make_batch=make_batch,
         examples_per_step=turns * b,
         teacher=job.teacher,

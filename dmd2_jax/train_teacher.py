@@ -21,7 +21,7 @@ from dmd2_jax.distill.health import average_by_level
 from dmd2_jax.drawing import draw_progress
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.measure import training_score
-from dmd2_jax.parallel import mesh_rules
+from dmd2_jax.parallel import check_player_rules, mesh_rules
 from dmd2_jax.recipe import (
     Family,
     Recipe,
@@ -29,19 +29,22 @@ from dmd2_jax.recipe import (
     open_recipe,
     parameter_table,
 )
-from dmd2_jax.runtime.distributed import in_step, on_first, to_host
+from dmd2_jax.runtime.distributed import in_step, on_first, put, say, to_host
+from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import (
     batch_sharding,
     check_rules,
     gather,
+    like_params,
     pin_batch,
     replicated,
     shard_batch,
     tree_shardings,
 )
 from dmd2_jax.sample import teacher_sampler
-from dmd2_jax.training import open_training, run_training
+from dmd2_jax.train_student import state_shapes
+from dmd2_jax.training import open_training, run_training, say_idle
 from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree, expand
 
 __all__ = [
@@ -113,8 +116,15 @@ class TeacherState(NamedTuple):
     ema: Params
 
 
-def init_teacher_state(params: Params) -> TeacherState:
-    """Make the state of step 0 from initial weights, which are copied."""
+def init_teacher_state(params: Params, places: TeacherState | None = None) -> TeacherState:
+    """Make the state of step 0 from initial weights, which are copied.
+
+    Args:
+      params: the weights.
+      places: where the state belongs, from `state_shardings`; the weights go there before they are
+        copied, so that no device holds more than its part. None: where JAX puts new arrays.
+    """
+    params = params if places is None else put(params, places.params)
 
     def copy() -> Params:
         return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
@@ -122,6 +132,7 @@ def init_teacher_state(params: Params) -> TeacherState:
     def zero() -> Array:
         return jnp.zeros((), jnp.int32)
 
+    # Adam's zeros are made like the weights: where these lie, and split as they are.
     return TeacherState(zero(), zero(), zero(), copy(), _adam().init(params), copy())
 
 
@@ -266,6 +277,8 @@ def train(
         dry_run=dry_run,
     )
     step = compile_step(recipe)
+    say_idle(mesh)
+    _say_unused(config)
     print(parameter_table({"teacher": shapes.params}), flush=True)
     if dry_run:
         x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
@@ -273,6 +286,11 @@ def train(
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
     root, step = jax.random.key(config.seed), in_step(step)
+
+    def make_state() -> TeacherState:
+        with on_host():
+            weights = family.init(stream_key(root, "init"))
+        return init_teacher_state(weights, shardings)
 
     def advance(state: TeacherState, batch: Batch, i: int) -> tuple[TeacherState, dict[str, Any]]:
         # The second step moves nothing: the batch lies there already.
@@ -286,7 +304,7 @@ def train(
         shapes,
         shardings=shardings,
         total=config.teacher.steps,
-        make_state=lambda: init_teacher_state(family.init(stream_key(root, "init"))),
+        make_state=make_state,
         make_batch=lambda i, first: shard_batch(read_step(recipe, i, first_example=first), mesh),
         examples_per_step=config.teacher.batch_size,
         unit="step",
@@ -315,6 +333,20 @@ def _check_objective(recipe: Recipe) -> None:
     check_has_images(recipe, "a teacher's training")
 
 
+def _say_unused(config: ConfigDict) -> None:
+    """Say which settings of the distillation's memory do nothing here: a recipe is for both."""
+    unused = []
+    if config.mesh.offload:
+        unused.append(f"mesh.offload={tuple(config.mesh.offload)}")
+    if config.optim.moment_dtype != "float32":
+        unused.append(f"optim.moment_dtype={config.optim.moment_dtype}")
+    if unused:
+        say(
+            f"{' and '.join(unused)} apply to the distillation alone: a teacher's training keeps "
+            f"its state on the devices, in float32; mesh.fsdp splits it."
+        )
+
+
 def _learning_rate(config: TeacherConfig, taken: Float[Array, ""]) -> Float[Array, ""]:
     """Return the rate of the next update after `taken` of them: warm-up, then the schedule."""
     warm = (taken + 1.0) / config.warmup if config.warmup else jnp.ones(())
@@ -335,9 +367,18 @@ def state_shardings(recipe: Recipe) -> TeacherState:
     Raises:
       ValueError: if a rule is wrong, or nothing is split over an axis that the mesh has.
     """
-    family, mesh, rules = recipe.family, recipe.mesh, mesh_rules(recipe.config.mesh)
-    check_rules(rules, family.param_shapes(), mesh)
-    return tree_shardings(jax.eval_shape(init_teacher_state, family.param_shapes()), mesh, rules)
+    mesh, rules = recipe.mesh, mesh_rules(recipe.config.mesh)
+    params = recipe.family.param_shapes()
+    if rules:  # the same recipe's may be for what only the distillation has
+        state = state_shapes(recipe.config, recipe.family)
+        check_player_rules(rules, params, state, mesh)
+    else:
+        check_rules(rules, params, mesh)
+    moments = jax.eval_shape(_adam().init, params)
+    places: Any = tree_shardings(params, mesh, rules)
+    everywhere: Any = replicated(mesh)
+    opt_state = like_params(moments, params, mesh, rules)
+    return TeacherState(everywhere, everywhere, everywhere, places, opt_state, places)
 
 
 def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Any]]]:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import plain
 from dmd2_jax.recipe import Recipe
 from dmd2_jax.runtime.checkpoint import Checkpoints, Keep, newest_extra
-from dmd2_jax.runtime.distributed import from_first
+from dmd2_jax.runtime.distributed import from_first, say
 from dmd2_jax.runtime.loop import (
     CHECKPOINTS,
     check_room,
@@ -23,7 +25,7 @@ from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.runtime.writers import check_writers
 from dmd2_jax.typing import PyTree
 
-__all__ = ["RESUME_MAY_DIFFER", "open_training", "run_training"]
+__all__ = ["RESUME_MAY_DIFFER", "open_training", "run_training", "say_idle"]
 
 RESUME_MAY_DIFFER = (
     "name",
@@ -102,6 +104,17 @@ def open_training(
     return from_first(open_folder)
 
 
+def say_idle(mesh: Mesh) -> None:
+    """Say on standard error that the mesh leaves devices out, if it does."""
+    count = jax.device_count()
+    if mesh.size < count:
+        platform = mesh.devices.flat[0].platform
+        say(
+            f"config.mesh takes {mesh.size} of the {count} {platform} devices here, the others "
+            f"idle; config.mesh.data=-1 takes all."
+        )
+
+
 def run_training(
     advance: Callable[[PyTree, PyTree, int], tuple[PyTree, dict[str, Any]]],
     recipe: Recipe,
@@ -125,7 +138,8 @@ def run_training(
       shapes: of the state.
       shardings: where it lies: a tree of Shardings, or one for all.
       total: steps of the whole run.
-      make_state: makes the state of step 0.
+      make_state: makes the state of step 0, best where it belongs: what is made elsewhere has to
+        fit there.
       make_batch: (step, examples read before) -> the batch, on the devices; called ahead of time,
         in a thread of its own.
       examples_per_step: how many examples a step reads.

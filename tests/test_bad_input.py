@@ -40,6 +40,7 @@ def train(workdir: Path, *more: str) -> list[str]:
         ("model.num_classes=7", "expected 10 as in digits, or 0"),
         ("model.image_channels=3", "expected 1 as in the images of digits"),
         ("model.channel_mult=1,2,4,8,16", "must be divisible by 16"),
+        ("model.scan_layers=True", "of which the U-Nets of model.family=edm have none"),
     ],
 )
 def test_config_values_are_refused(
@@ -59,13 +60,23 @@ def test_batch_that_does_not_split_over_the_devices_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_parts_of_a_batch_that_do_not_split_over_the_devices_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--config.mesh.data=4", "--config.distill.microbatches=4")
+    message = refused(capsys, *distill_words(tmp_path / "run", *more))
+    assert "microbatches=4 makes parts of 2 out of batch_size=8" in message
+    assert "expected parts divisible by data shards=4; try microbatches=2." in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", ["train-teacher", "distill"])
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
         (("data=3", "fsdp=4"), "which takes 12 devices, expected a mesh for the 8 cpu devices"),
         (("data=-1", "fsdp=3"), "a multiple of 3 devices, expected a mesh for the 8 cpu devices"),
-        (("data=1", "fsdp=3"), "batch_size=8 must be divisible by data shards=3; try 9."),
+        (("data=3",), "which takes 3 devices, expected a mesh for the 8 cpu devices"),
         (("tensor=2",), "mesh.tensor=2, but no parameter is split over it"),
         (("rules='conv0/kernel=-:-:-:model'",), "names ['model'], expected axes of"),
         (("rules='conv0/kernel=-:-:fsdp:fsdp'",), "names ['fsdp'] twice, expected each axis once"),

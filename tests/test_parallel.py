@@ -18,10 +18,12 @@ from dmd2_jax.distill import (
     init_state,
     make_cycle,
 )
-from dmd2_jax.parallel import OFFLOAD, cycle_shardings, spread_players
+from dmd2_jax.distill import state as state_module
+from dmd2_jax.parallel import OFFLOAD, check_player_rules, cycle_shardings, spread_players
 from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.runtime.distributed import put, to_host
 from dmd2_jax.runtime.offload import host_shardings
-from dmd2_jax.runtime.sharding import make_mesh, tree_shardings
+from dmd2_jax.runtime.sharding import Rules, make_mesh, tree_shardings
 from tests.distill import toy
 
 WIDTH = 512  # both matrices have at least 2,048 elements, the bias has not
@@ -137,3 +139,84 @@ def test_spread_teacher_is_fetched_before_it_is_gathered() -> None:
 
 def on_host(variable: Any) -> bool:
     return getattr(variable.aval, "memory_space", None) == jax.memory.Space.Host
+
+
+HEAD = {"w": np.linspace(-1.0, 1.0, 4096, dtype=np.float32)}
+NETS = to_host([toy.init_mlp(seed, WIDTH) for seed in (1, 2)])
+
+
+def first_state(places: TrainState | None = None) -> TrainState:
+    return init_state(
+        toy.config(moment_dtype="bfloat16", ema_decays=(0.9,)),
+        generator=NETS[0],
+        critic=NETS[1],
+        discriminator=HEAD,
+        places=places,
+    )
+
+
+def places_on(rules: Rules = (), offload: tuple[str, ...] = ()) -> CycleShardings:
+    mesh, shapes = make_mesh({"data": 2, "fsdp": 4}), jax.eval_shape(first_state)
+    return cycle_shardings(shapes, TEACHER, batch_of(CONFIG, 0), mesh, rules, offload)
+
+
+@pytest.mark.parametrize("offload", [(), OFFLOAD])
+def test_init_state_lies_where_it_belongs_and_has_the_same_numbers(offload: tuple) -> None:
+    places = places_on(offload=offload).state
+    got, expected = first_state(places), first_state()
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    assert jax.tree.map(lambda x: x.sharding, got) == places
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    # The cycle is given the state's memory to write over: nothing may be in it twice.
+    held = [it.data.unsafe_buffer_pointer() for x in jax.tree.leaves(got) for it in shards(x)]
+    assert len(set(held)) == len(held)
+
+
+def shards(x: jax.Array) -> list[Any]:
+    return list(x.addressable_shards)
+
+
+def test_init_state_is_at_no_time_whole_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = places_on().state
+    shapes, kept = jax.eval_shape(first_state), jax.live_arrays()
+    split = {
+        leaf.size
+        for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places), strict=True)
+        if not place.is_fully_replicated
+    }
+    assert 4096 in split  # the head's
+    looks = []
+
+    def spied(tree: Any, place: Any) -> Any:
+        new = [x for x in jax.live_arrays() if not any(x is old for old in kept)]
+        looks.append([x.shape for x in new if x.size in split and shards(x)[0].data.size == x.size])
+        return put(tree, place)
+
+    monkeypatch.setattr(state_module, "put", spied)
+    first_state(places)
+    assert looks == [[]] * len(looks)
+    assert len(looks) == 3 * 2 + 1 + 1  # players before and after they are copied, average, turns
+
+
+def test_cycle_shardings_match_rules_from_each_players_own_root() -> None:
+    # By default "out" and "w" are split along their first axis.
+    found = places_on((("^out$", (None, "fsdp")), ("^w$", (None,))))
+    state = found.state
+    whole = [found.teacher, *state.ema, *networks(state.generator), *networks(state.critic)]
+    assert {tuple(params["out"].spec) for params in whole} == {(None, "fsdp")}
+    assert {tuple(params["w"].spec) for params in networks(state.discriminator)} == {(None,)}
+
+
+def networks(player: Any) -> list[Any]:
+    """The trees of a player that are like its parameters: these and Adam's moments."""
+    adam = player.opt_state[0]
+    return [player.params, adam.mu, adam.nu]
+
+
+def test_check_player_rules_knows_the_discriminators_parameters() -> None:
+    mesh, shapes = make_mesh({"data": 2, "fsdp": 4}), jax.eval_shape(first_state)
+    check_player_rules((("^w$", ("fsdp",)),), TEACHER, shapes, mesh)
+    with pytest.raises(ValueError, match="no parameter's path matches 'generator/'"):
+        check_player_rules((("generator/", ("fsdp",)),), TEACHER, shapes, mesh)

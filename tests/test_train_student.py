@@ -14,7 +14,9 @@ from dmd2_jax import train_student
 from dmd2_jax.config import apply_overrides
 from dmd2_jax.cycle_data import cycle_batch
 from dmd2_jax.recipe import Recipe, build_family, open_recipe, weights_file
+from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.metrics import read_metrics
+from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.train_student import (
     build_players,
     distill_config,
@@ -148,6 +150,47 @@ def test_initial_state_copies_the_teacher_to_both_players() -> None:
     for params in (state.generator.params, state.critic.params, *state.ema):
         for got, expected in zip(jax.tree.leaves(params), jax.tree.leaves(teacher), strict=True):
             np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+
+
+class Begun(BaseException):
+    """Ends a run as soon as its first state is made."""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mesh__offload": "teacher,optimizer"},
+        {"distill__lora_rank": "16", "distill__lora_critic": "True"},
+    ],
+)
+def test_distill_begins_with_a_state_that_is_split_and_has_the_same_numbers(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = recipe(model__model_channels="16", mesh__data="2", mesh__fsdp="4", **given)
+    teacher = to_host(it.family.init(jax.random.key(1)))
+    it.family.save(teacher, tmp_path / "teacher.safetensors")
+    begun = []
+
+    def spied(state: Any, places: Any) -> None:
+        begun.append((state, places))
+        raise Begun
+
+    monkeypatch.setattr("dmd2_jax.runtime.loop.put", spied)
+    it.config.unlock()
+    it.config.teacher.weights = str(tmp_path)
+    with pytest.raises(Begun):
+        train_student.train(it.config, tmp_path / "run")
+    ((state, places),) = begun
+    assert jax.tree.map(lambda x: x.sharding, state) == places
+    split = [x for x in jax.tree.leaves(state) if not x.sharding.is_fully_replicated]
+    assert {4 * x.addressable_shards[0].data.size / x.size for x in split} == {1.0}
+
+    players, settings = build_players(it.config, it.family), distill_config(it.config, it.family)
+    key = stream_key(jax.random.key(it.config.seed), "discriminator")
+    expected = initial_state(players, settings, it.family, teacher, key)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_distill_config_takes_every_value_of_the_same_name() -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd2_jax import train_teacher
 from dmd2_jax.config import apply_overrides
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.schedules import edm
 from dmd2_jax.families import edm as edm_family
-from dmd2_jax.recipe import open_recipe
+from dmd2_jax.recipe import build_family, open_recipe
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.train_teacher import (
@@ -177,6 +178,62 @@ def test_train_teacher_resumed_equals_never_stopped(tmp_path: Path) -> None:
     assert dmd2(*words) == 0
     for name in ("teacher.safetensors", "metrics.jsonl"):
         assert (tmp_path / name).read_bytes() == (teacher_run() / name).read_bytes(), name
+
+
+class Begun(BaseException):
+    """Ends a run as soon as its first state is made."""
+
+
+def test_train_teacher_begins_with_a_state_that_is_split_and_has_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = get_config()
+    changes = {"mesh.data": "2", "mesh.fsdp": "4", "model.model_channels": "16"}
+    apply_overrides(config, changes)
+    begun = []
+
+    def spied(state: TeacherState, places: TeacherState) -> None:
+        begun.append((state, places))
+        raise Begun
+
+    monkeypatch.setattr("dmd2_jax.runtime.loop.put", spied)
+    with pytest.raises(Begun):
+        train_teacher.train(config, tmp_path / "run")
+    ((state, places),) = begun
+    pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True))
+    assert [x.shape for x, place in pairs if x.size > 1 and x.sharding != place] == []
+    assert any(not place.is_fully_replicated for _, place in pairs)
+    family = build_family(config)
+    expected = init_teacher_state(family.init(stream_key(jax.random.key(config.seed), "init")))
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_teacher_state_follows_rules_from_the_networks_root() -> None:
+    config = get_config()
+    # The second is for the GAN head, which the distillation with the same config has.
+    rules = "'^params/map_layer1/kernel$=-:fsdp','^head_0/0/kernel$=-:-:-:fsdp'"
+    changes = {"mesh.data": "4", "mesh.fsdp": "2", "model.model_channels": "32"}
+    apply_overrides(config, changes | {"mesh.rules": rules})
+    places = state_shardings(open_recipe(config, config.teacher.batch_size))
+    for tree in (places.params, places.ema, places.opt_state.mu, places.opt_state.nu):
+        assert tuple(tree["params"]["map_layer1"]["kernel"].spec) == (None, "fsdp")
+
+
+def test_train_teacher_says_which_settings_are_the_distillations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train-teacher", f"--config={RECIPE}", f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    more = ("--config.mesh.offload=teacher", "--config.optim.moment_dtype=bfloat16")
+    assert dmd2(*words, *more) == 0
+    said = capsys.readouterr().err
+    assert "mesh.offload=('teacher',) and optim.moment_dtype=bfloat16 apply to the distill" in said
+    assert "config.mesh takes 1 of the 8 cpu devices here, the others idle" in said
+    assert dmd2(*words, "--config.mesh.data=8") == 0
+    said = capsys.readouterr().err
+    assert "apply to the distillation" not in said
+    assert "idle" not in said
 
 
 @functools.cache

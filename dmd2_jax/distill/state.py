@@ -1,6 +1,6 @@
 """The training state: a pytree of arrays, and the optimiser steps that move it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import optax
 from dmd2_jax.denoiser import trainable_mask
 from dmd2_jax.distill.adam import scale_by_adam
 from dmd2_jax.distill.config import DistillConfig
+from dmd2_jax.runtime.distributed import put
 from dmd2_jax.runtime.offload import fetched, put_back
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 
@@ -88,14 +89,19 @@ def init_state(
     generator: Params,
     critic: Params,
     discriminator: Params | None = None,
+    places: TrainState | None = None,
 ) -> TrainState:
     """Make the state of turn 0.
+
+    With `places` each player goes where it belongs before the next one is made, its parameters
+    before they are copied: no device holds more than its part, not even for a moment.
 
     Args:
       config: the settings.
       generator: initial parameters; DMD2 copies the teacher's. The adapter's if it has one.
       critic: likewise.
       discriminator: initial parameters of the GAN head; None without a GAN.
+      places: a state of `jax.sharding.Sharding`s; None: everything where JAX puts new arrays.
 
     Returns:
       A TrainState with arrays of its own (the cycle donates it, so it must not share buffers
@@ -115,17 +121,27 @@ def init_state(
     def copy(params: Params) -> Params:
         return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
 
-    def player(params: Params) -> Player:
-        params = copy(params)
-        return Player(params, optimizer.init(params))
+    def player(params: Params, place: Player | None) -> Player:
+        # Zeros are made like what they are for: where the copy lies, and split as it is.
+        own = copy(_put(params, None if place is None else place.params))
+        return _put(Player(own, optimizer.init(own)), place)
 
+    def at(part: str) -> Any:
+        return None if places is None else getattr(places, part)
+
+    made = player(generator, at("generator"))
+    averages = at("ema") or (None,) * len(config.ema_decays)
     return TrainState(
-        step=Turns(*(jnp.zeros((), jnp.int32) for _ in Turns._fields)),
-        generator=player(generator),
-        critic=player(critic),
-        discriminator=None if discriminator is None else player(discriminator),
-        ema=tuple(copy(generator) for _ in config.ema_decays),
+        step=_put(Turns(*(jnp.zeros((), jnp.int32) for _ in Turns._fields)), at("step")),
+        generator=made,
+        critic=player(critic, at("critic")),
+        discriminator=None if discriminator is None else player(discriminator, at("discriminator")),
+        ema=tuple(_put(copy(made.params), place) for place in averages),
     )
+
+
+def _put(tree: PyTree, place: PyTree | None) -> PyTree:
+    return tree if place is None else put(tree, place)
 
 
 def update_players(

@@ -304,6 +304,11 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for name, bound in least.items():
         if config[name] < bound:
             raise ValueError(f"model.{name}={config[name]} must be at least {bound}.")
+    if config.get("scan_layers"):
+        raise ValueError(
+            "model.scan_layers=True loops over the blocks of transformers, of which the U-Nets of "
+            "model.family=edm have none, expected False; remove it."
+        )
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"model.dropout={config['dropout']} must lie in [0, 1).")
     if not config["sigma_data"] > 0:

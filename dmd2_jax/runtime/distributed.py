@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from dmd2_jax.runtime.offload import in_host_memory
 from dmd2_jax.typing import PyTree
 
 __all__ = [
@@ -243,6 +244,8 @@ def to_host(tree: PyTree) -> PyTree:
     def whole(leaf: Any) -> np.ndarray:
         spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
         if spread and not leaf.is_fully_replicated:
+            if in_host_memory(leaf.sharding):  # devices exchange what lies in their own memory
+                leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
             return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
         return np.asarray(leaf)
 
@@ -250,16 +253,19 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 def put(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Put arrays that every process has whole where they belong on the devices of all.
+    """Put arrays where they belong on the devices of all.
 
     Args:
-      tree: arrays of this process.
+      tree: arrays that every process has whole, or that lie on the devices of all already; what
+        is where it belongs is not copied.
       shardings: a tree of Shardings that is a prefix of `tree`, or one for all.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
     def piecewise(leaf: Any, sharding: Sharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
         here = np.asarray(leaf)
         return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
 

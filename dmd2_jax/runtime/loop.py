@@ -253,7 +253,8 @@ def start_or_resume(
     Args:
       checkpoints: of the run.
       shapes: the state's shapes.
-      make: makes the state of step 0; called only where there is no checkpoint.
+      make: makes the state of step 0, best where it belongs; called only where there is no
+        checkpoint.
       shardings: where the leaves are put: a tree as the state, or one Sharding for all.
 
     Raises:

@@ -4,14 +4,23 @@ A sharding says in which memory an array lies, and inside of jit an array's type
 runs there needs no other sign of what to fetch and where to put it back.
 """
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import jax
 from jax.sharding import Mesh, Sharding
 
 from dmd2_jax.typing import PyTree
 
-__all__ = ["check_offload", "fetched", "host_shardings", "in_host_memory", "put_back"]
+__all__ = [
+    "check_offload",
+    "fetched",
+    "host_shardings",
+    "in_host_memory",
+    "on_host",
+    "put_back",
+]
 
 HOST = "pinned_host"
 """The memory kind of host memory that the device copies from and to by itself."""
@@ -44,6 +53,17 @@ def check_offload(offload: Sequence[str], allowed: Sequence[str], mesh: Mesh) ->
             f"{device.device_kind} does not have (it has {kinds}); set --config.mesh.offload='()' "
             "and save memory with mesh.fsdp, model.remat or optim.moment_dtype."
         )
+
+
+def on_host() -> AbstractContextManager:
+    """Return a context in which new arrays are made on the host's processor, if JAX has it.
+
+    For what is drawn whole before it is split over the devices.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        return contextlib.nullcontext()
 
 
 def in_host_memory(sharding: Sharding) -> bool:

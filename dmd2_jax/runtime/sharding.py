@@ -7,8 +7,10 @@ replicated.
 """
 
 import functools
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ __all__ = [
     "check_processes",
     "check_rules",
     "gather",
+    "like_params",
     "make_mesh",
     "partition_spec",
     "pin_batch",
@@ -42,13 +45,18 @@ BATCH_AXES = ("data", "fsdp")
 
 Rules = Sequence[tuple[str, Sequence[str | None]]]
 """(regular expression for a path such as "params/enc_8x8_conv/kernel", one mesh axis or None for
-each axis of the array); the first that is found in the path counts, else the default."""
+each axis of the array); the first that is found in the path counts, else the default. Paths begin
+where a network's own parameters do, whoever holds them: with "params" or "lora" for the families'
+networks, with "head_0" for the GAN head."""
 
 _SMALLEST = 2**11  # elements; below it the default rule replicates: latency outweighs the memory
 
 
 def make_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make the mesh ("data", "fsdp", "tensor") of the run.
+
+    A mesh of fewer devices takes the first ones, and must divide them: one of 3 out of 8 is more
+    likely a mistake than a wish. To use just these, hide the others, or pass `devices`.
 
     Args:
       config: `config.mesh`: the sizes of the axes; one of them may be -1, which is all the
@@ -59,11 +67,11 @@ def make_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = 
       The mesh.
 
     Raises:
-      ValueError: if the sizes do not fit the devices there are.
+      ValueError: if the sizes do not fit the devices there are, naming the nearest that do.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: int(config.get(axis, 1)) for axis in AXES}
-    text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    text = _text(sizes)
     here = f"the {len(devices)} {devices[0].platform} devices here"
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -71,31 +79,64 @@ def make_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = 
             f"config.mesh has {text}, expected sizes of at least 1 and at most one -1 (the rest); "
             f"try data=-1, fsdp=1, tensor=1 for {here}."
         )
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if open_axes:
-        sizes[open_axes[0]] = len(devices) // fixed
-    count = int(np.prod(list(sizes.values())))
-    if not 1 <= count <= len(devices) or (open_axes and count != len(devices)):
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % fixed:
         raise ValueError(
             f"config.mesh has {text}, which takes "
-            f"{f'a multiple of {fixed}' if open_axes else count} devices, expected a mesh for "
-            f"{here}; try data=-1 with fsdp x tensor a divisor of {len(devices)}."
+            f"{f'a multiple of {fixed}' if open_axes else fixed} devices, expected a mesh for "
+            f"{here}, with a divisor of {len(devices)}; try {_text(_nearest(sizes, len(devices)))}"
+            f", or show the run only the devices it is to use (CUDA_VISIBLE_DEVICES)."
         )
-    grid = np.asarray(devices[:count]).reshape(*sizes.values())
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // fixed
+    grid = np.asarray(devices[: math.prod(sizes.values())]).reshape(*sizes.values())
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Check that the batch splits evenly over the axes data and fsdp.
+def _text(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+def _nearest(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Return the sizes nearest to these whose product divides `count`; -1 stays."""
+    divisors = [number for number in range(1, count + 1) if count % number == 0]
+    choices = [[-1] if size == -1 else divisors for size in sizes.values()]
+    grids = [dict(zip(sizes, it, strict=True)) for it in itertools.product(*choices)]
+
+    def distance(grid: dict[str, int]) -> tuple[float, int]:
+        ratios = (abs(math.log(size / sizes[axis])) for axis, size in grid.items())
+        return sum(ratios), -math.prod(grid.values())
+
+    fitting = [grid for grid in grids if count % math.prod(grid.values()) == 0]
+    return min(fitting, key=distance)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Check that the batch, and each of its parts, splits evenly over the axes data and fsdp.
+
+    A part that does not would be computed whole by every device.
+
+    Args:
+      batch_size: of the whole batch.
+      mesh: from `make_mesh`.
+      microbatches: parts that are computed one after another.
 
     Raises:
-      ValueError: if it does not, naming the nearest size that does.
+      ValueError: if it does not, naming the nearest number that does.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % shards:
         nearest = max(shards, round(batch_size / shards) * shards)
         raise ValueError(
             f"batch_size={batch_size} must be divisible by data shards={shards}; try {nearest}."
+        )
+    each = batch_size // shards
+    if each % microbatches:
+        fitting = (number for number in range(1, each + 1) if each % number == 0)
+        raise ValueError(
+            f"microbatches={microbatches} makes parts of {batch_size / microbatches:g} out of "
+            f"batch_size={batch_size}, expected parts divisible by data shards={shards}; try "
+            f"microbatches={min(fitting, key=lambda number: abs(number - microbatches))}."
         )
 
 
@@ -116,19 +157,20 @@ def check_processes(mesh: Mesh) -> None:
         )
 
 
-def check_rules(rules: Rules, tree: PyTree, mesh: Mesh) -> None:
-    """Check that the rules make sense for a tree of parameters.
+def check_rules(rules: Rules, tree: PyTree, mesh: Mesh, *others: PyTree) -> None:
+    """Check that the rules make sense for the networks of a run.
 
     Args:
       rules: from the config.
-      tree: the parameters, or their shapes.
+      tree: a network's parameters, or their shapes.
       mesh: from `make_mesh`.
+      others: further networks' parameters; it is enough that a rule matches in one of them.
 
     Raises:
       ValueError: if a rule names an axis twice or one that does not exist, matches nothing or does
         not fit what it matches, or if the mesh splits something over an axis that no rule uses.
     """
-    specs = {path: (spec, rule) for path, spec, rule in _specs(tree, mesh, rules)}
+    specs = [found for it in (tree, *others) for found in _specs(it, mesh, rules)]
     for rule in rules:
         unknown = [axis for axis in rule[1] if axis not in (None, *AXES)]
         if unknown:
@@ -142,12 +184,12 @@ def check_rules(rules: Rules, tree: PyTree, mesh: Mesh) -> None:
                 f"config.mesh.rules: {rule} names {twice} twice, expected each axis once; put - "
                 "in the other places."
             )
-        if not any(used == rule for _, used in specs.values()):
+        if not any(used == rule for _, _, used in specs):
             raise ValueError(
                 f"config.mesh.rules: no parameter's path matches {rule[0]!r}, expected for example "
-                f"{next(iter(specs))!r}; correct the pattern or remove the rule."
+                f"{specs[0][0]!r}; correct the pattern or remove the rule."
             )
-    used = {axis for spec, _ in specs.values() for axis in spec}
+    used = {axis for _, spec, _ in specs for axis in spec}
     for axis in ("fsdp", "tensor"):
         if mesh.shape[axis] > 1 and axis not in used:
             raise ValueError(
@@ -179,13 +221,10 @@ def partition_spec(path: str, shape: Sequence[int], mesh: Mesh, rules: Rules = (
 
 
 def tree_shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
-    """Return where each array of a tree of parameters, or of a whole training state, lies.
-
-    An optimiser's moments and the averages have the paths of their parameters at the end of
-    their own, and the same shapes, so they lie where their parameters lie.
+    """Return where each array of a network's parameters lies.
 
     Args:
-      tree: arrays or ShapeDtypeStructs.
+      tree: arrays or ShapeDtypeStructs; the rules' paths begin at its root.
       mesh: from `make_mesh`.
       rules: see `partition_spec`.
 
@@ -197,6 +236,38 @@ def tree_shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
     """
     specs = [NamedSharding(mesh, spec) for _, spec, _ in _specs(tree, mesh, rules)]
     return jax.tree.unflatten(jax.tree.structure(tree), specs)
+
+
+def like_params(tree: PyTree, params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
+    """Return where the arrays of an optimiser's state lie: each where its parameter does.
+
+    Moments have the paths of their parameters at the end of their own, and the same shapes. What
+    belongs to no parameter, such as a count, is split by size alone.
+
+    Args:
+      tree: the optimiser's state, or its shapes.
+      params: the parameters, or their shapes.
+      mesh: from `make_mesh`.
+      rules: see `partition_spec`.
+
+    Returns:
+      A tree as `tree` of NamedShardings.
+
+    Raises:
+      ValueError: if a rule does not fit a parameter.
+    """
+    owners = {
+        (path, leaf.shape): place
+        for (path, leaf), place in zip(
+            _named(params), jax.tree.leaves(tree_shardings(params, mesh, rules)), strict=True
+        )
+    }
+    places = []
+    for path, leaf in _named(tree):
+        ends = ((path[start:], leaf.shape) for start in range(len(path) + 1))  # the longest first
+        default = NamedSharding(mesh, _default_spec(tuple(leaf.shape), mesh))
+        places.append(next((owners[end] for end in ends if end in owners), default))
+    return jax.tree.unflatten(jax.tree.structure(tree), places)
 
 
 def gather(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
@@ -312,10 +383,16 @@ def _specs(
 ) -> list[tuple[str, PartitionSpec, tuple[str, Sequence[str | None]] | None]]:
     """Return (path, spec, the rule that gave it) of every leaf, in the tree's order."""
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, leaf in _named(tree):
+        name = "/".join(path)
         found.append((name, *_spec_and_rule(name, tuple(leaf.shape), mesh, rules)))
     return found
+
+
+def _named(tree: PyTree) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (the names that lead to it, leaf) of every leaf, in the tree's order."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf
 
 
 def _spec_and_rule(

@@ -1,5 +1,10 @@
 """What may wait in the host's memory, on devices that have one and on others."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,3 +54,61 @@ def test_fetched_and_put_back_move_only_what_lies_on_the_host() -> None:
     np.testing.assert_array_equal(double(tree)["far"], [2, 2])
     assert [set(seen[0].values()), seen[1]] == [{"MemorySpace.Device"}, spaces(tree)]
     assert spaces(tree) == {"near": "MemorySpace.Device", "far": "MemorySpace.Host"}
+
+
+PROCESS = """
+import sys
+import jax, numpy as np
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+from dmd2_jax.runtime import distributed
+from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.runtime.offload import host_shardings
+from dmd2_jax.runtime.sharding import make_mesh, tree_shardings
+mesh, gather = make_mesh({"data": 2, "fsdp": 2}), distributed.multihost_utils.process_allgather
+
+def gathered(leaf, **options):
+    # A CPU would gather from the host's memory too, accelerators not.
+    place = getattr(leaf, "sharding", mesh)  # Orbax compares numbers in this way, too
+    assert place is mesh or place.memory_kind == "device", place
+    return gather(leaf, **options)
+
+distributed.multihost_utils.process_allgather = gathered
+tree = {"w": np.random.RandomState(0).randn(64, 64), "odd": np.ones((63, 65)), "b": np.ones(3)}
+tree = {name: array.astype(np.float32) for name, array in tree.items()}
+near = tree_shardings(tree, mesh)
+far = host_shardings(tree, near)
+state = distributed.put(tree, far)
+moved = distributed.put(distributed.put(state, near), far)  # there and back
+with Checkpoints(sys.argv[3]) as checkpoints:
+    checkpoints.save(1, moved)
+    checkpoints.wait()
+    template = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), moved, far
+    )
+    restored = checkpoints.restore(template).state
+for it in (state, moved, restored):
+    assert [it[name].sharding.memory_kind for name in ("w", "odd")] == ["pinned_host"] * 2
+    for name, array in distributed.to_host(it).items():
+        np.testing.assert_array_equal(array, tree[name])
+print("same")
+"""
+
+
+def test_two_processes_save_what_waits_on_the_host(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, port, str(number), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all(output.endswith("same\n") for output in outputs), outputs

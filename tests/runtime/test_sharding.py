@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dmd2_jax.runtime.sharding import (
@@ -15,6 +17,7 @@ from dmd2_jax.runtime.sharding import (
     check_batch_size,
     check_rules,
     gather,
+    like_params,
     make_mesh,
     partition_spec,
     replicate,
@@ -35,7 +38,7 @@ def test_make_mesh_has_three_named_axes() -> None:
     [
         ({"data": -1, "fsdp": 4}, (2, 4, 1)),
         ({"data": 2, "fsdp": 2, "tensor": -1}, (2, 2, 2)),
-        ({"data": 3}, (3, 1, 1)),
+        ({"data": 2}, (2, 1, 1)),  # the others idle
     ],
 )
 def test_make_mesh_gives_the_rest_to_minus_one(sizes: dict, shape: tuple) -> None:
@@ -48,6 +51,29 @@ def test_make_mesh_gives_the_rest_to_minus_one(sizes: dict, shape: tuple) -> Non
 def test_make_mesh_refuses_devices_that_are_not_there(sizes: dict) -> None:
     with pytest.raises(ValueError, match="expected a mesh for the 8 cpu devices here"):
         make_mesh(sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "remedy"),
+    [
+        ({"data": 3}, "takes 3 devices.*try data=4, fsdp=1, tensor=1,"),
+        ({"data": 3, "fsdp": 4}, "takes 12 devices.*try data=2, fsdp=4, tensor=1,"),
+        ({"data": -1, "fsdp": 3}, "a multiple of 3 devices.*try data=-1, fsdp=4, tensor=1,"),
+        ({"data": 4096}, "try data=8, fsdp=1, tensor=1,.*CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_make_mesh_refuses_to_leave_an_odd_rest_and_names_the_nearest(
+    sizes: dict, remedy: str
+) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        make_mesh(sizes)
+
+
+def test_make_mesh_takes_the_devices_it_is_given() -> None:
+    chosen = jax.devices()[2:5]
+    assert list(make_mesh({"data": 3}, chosen).devices.flat) == chosen
+    with pytest.raises(ValueError, match="expected a mesh for the 3 cpu devices here"):
+        make_mesh({"data": 2}, chosen)
 
 
 @pytest.mark.parametrize("sizes", [{"data": 0}, {"data": -2}, {"data": -1, "fsdp": -1}])
@@ -106,6 +132,25 @@ def test_check_rules_refuses(rules: Rules, sizes: dict, message: str) -> None:
         check_rules(rules, tree, make_mesh(sizes))
 
 
+def test_check_rules_finds_a_match_in_any_network() -> None:
+    teacher, head = ({name: jax.ShapeDtypeStruct((64, 64), np.float32)} for name in ("w", "head"))
+    mesh, rules = make_mesh({"fsdp": 2}), (("^head$", ("fsdp", None)),)
+    check_rules(rules, teacher, mesh, head)
+    with pytest.raises(ValueError, match=r"no parameter's path matches '\^head\$'.*example 'w'"):
+        check_rules(rules, teacher, mesh)
+
+
+def test_like_params_puts_moments_where_anchored_rules_put_their_parameters() -> None:
+    params = {"w": jnp.ones((64, 64)), "v": jnp.ones((64, 64)), "b": jnp.ones(64)}
+    state = optax.chain(optax.scale_by_adam()).init(params)
+    mesh, rules = make_mesh({"fsdp": 2}), (("^w$", (None, "fsdp")),)
+    (found,) = like_params(state, params, mesh, rules)
+    expected = {"w": (None, "fsdp"), "v": ("fsdp", None), "b": (None,)}
+    for moment in (found.mu, found.nu, tree_shardings(params, mesh, rules)):
+        assert {name: tuple(place.spec) for name, place in moment.items()} == expected
+    assert tuple(found.count.spec) == ()
+
+
 def test_gather_keeps_values_and_splits_gradients() -> None:
     mesh = make_mesh({"fsdp": 8})
     w = np.arange(64.0 * 64, dtype=np.float32).reshape(64, 64)
@@ -145,6 +190,19 @@ def test_check_batch_size_names_the_nearest_that_fits(size: int, remedy: int) ->
 
 def test_check_batch_size_accepts_multiples() -> None:
     check_batch_size(24, make_mesh({"data": 8}))
+    check_batch_size(64, make_mesh({"data": 4, "fsdp": 2}), microbatches=8)
+
+
+@pytest.mark.parametrize(("size", "parts", "remedy"), [(64, 16, 8), (48, 4, 3), (8, 2, 1)])
+def test_check_batch_size_refuses_parts_that_do_not_split(
+    size: int, parts: int, remedy: int
+) -> None:
+    with pytest.raises(ValueError, match="microbatches") as caught:
+        check_batch_size(size, make_mesh({"data": 4, "fsdp": 2}), parts)
+    assert str(caught.value) == (
+        f"microbatches={parts} makes parts of {size // parts} out of batch_size={size}, expected "
+        f"parts divisible by data shards=8; try microbatches={remedy}."
+    )
 
 
 def test_replicate_keeps_the_values() -> None:
