@@ -82,6 +82,11 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     check_options(options)
     _check_one_written(options)
     out = figures_file(options)
+    if options.all_checkpoints and "fid" not in options.metrics:
+        _LOG.warning(
+            "%s will not be drawn: it is of FID, and --metrics=%s has no fid.",
+            out.with_name(CURVE), ",".join(options.metrics),
+        )  # fmt: skip
     if not out.parent.is_dir():
         raise ConfigError(f"--out={out} lies in no folder, expected {out.parent}; create it.")
     config = _recipe(options)
@@ -201,12 +206,7 @@ def _draw(
         for images in measured
         if images.step is not None and f"{images.key}_fid" in figures
     }
-    if not values:
-        _LOG.warning(
-            "%s is not drawn: it is of FID, and --metrics=%s has no fid.",
-            path, ",".join(options.metrics),
-        )  # fmt: skip
-        return
-    name = Path(options.workdir).name
-    title = f"{name}: {measured[0].key.partition('_checkpoint')[0]}, {figures['extractor']}"
-    checkpoint_curve(values, path, title=title, floor=figures.get("real_fid_floor"))
+    if values:
+        name = Path(options.workdir).name
+        title = f"{name}: {measured[0].key.partition('_checkpoint')[0]}, {figures['extractor']}"
+        checkpoint_curve(values, path, title=title, floor=figures.get("real_fid_floor"))
