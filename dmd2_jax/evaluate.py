@@ -10,6 +10,7 @@ images (see `evaluation.features`), which compare models of one data set and not
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dmd2_jax.config import ConfigError, apply_overrides, load_config
 from dmd2_jax.evaluate_clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate_features import RealSide, Space, open_spaces, real_side
 from dmd2_jax.evaluate_images import FILES_BATCH, FileImages, Measured, open_measured
-from dmd2_jax.evaluate_options import CLIP, EvaluateOptions, check_options
+from dmd2_jax.evaluate_options import CLIP, PATCH, EvaluateOptions, check_options
 from dmd2_jax.evaluate_prompts import PromptImages
 from dmd2_jax.evaluate_table import metrics_table
 from dmd2_jax.evaluation.checkpoint_curve import checkpoint_curve
@@ -33,6 +34,8 @@ from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sample import run_recipe
 
 __all__ = ["CURVE", "EvaluateOptions", "evaluate", "evaluate_run", "figures_file", "metrics_table"]
+
+_LOG = logging.getLogger(__name__)
 
 CURVE = "fid_checkpoints.png"
 """The picture of FID over checkpoints, beside the file of figures."""
@@ -77,7 +80,13 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     """
     options = dataclasses.replace(options, metrics=tuple(dict.fromkeys(options.metrics)))
     check_options(options)
+    _check_one_written(options)
     out = figures_file(options)
+    if options.all_checkpoints and "fid" not in options.metrics:
+        _LOG.warning(
+            "%s will not be drawn: it is of FID, and --metrics=%s has no fid.",
+            out.with_name(CURVE), ",".join(options.metrics),
+        )  # fmt: skip
     if not out.parent.is_dir():
         raise ConfigError(f"--out={out} lies in no folder, expected {out.parent}; create it.")
     config = _recipe(options)
@@ -118,6 +127,17 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
 def figures_file(options: EvaluateOptions) -> Path:
     """Return the file that figures are written to."""
     return Path(options.out or Path(options.workdir) / "metrics.json")
+
+
+def _check_one_written(options: EvaluateOptions) -> None:
+    """Refuse to write the statistics of two feature networks into one file."""
+    others = [name for name in options.metrics if name not in (PATCH, CLIP)]
+    if options.write_reference and PATCH in options.metrics and others:
+        raise ConfigError(
+            f"--write_reference with --metrics={','.join(options.metrics)}, which are of two "
+            f"feature networks, expected one, as a file holds the statistics of one; write a file "
+            f"with --metrics={PATCH} and another with the rest."
+        )
 
 
 def _recipe(options: EvaluateOptions) -> ConfigDict | None:

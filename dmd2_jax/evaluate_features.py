@@ -169,7 +169,7 @@ def real_side(
         return RealSide("", (None,) * len(spaces))
     if options.uses_statistics_file:
         _check_statistics_suffice(options, spaces)
-        sets = [read_reference(options.reference, space.extractor) for space in spaces]
+        sets = [read_reference(options.reference, space.extractor, measured) for space in spaces]
         return RealSide(Path(options.reference).name, tuple(sets))
     if not spaces:
         raise ConfigError(
@@ -188,7 +188,8 @@ def real_side(
     else:
         sets = _collected(spaces, needs, source)
     if options.write_reference:
-        write_statistics(sets[0].statistics, sets[0].extractor, options.write_reference)
+        (made,) = sets  # of one network: `evaluate` has refused the flag with several
+        write_statistics(made.statistics, made.extractor, options.write_reference, source)
     return RealSide(source.name, tuple(sets))
 
 

@@ -1,12 +1,9 @@
 """The images that `dmd2 evaluate` measures: sampled as they are needed, or read from files."""
 
 import functools
-import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,14 +15,13 @@ from dmd2_jax.evaluate_options import EvaluateOptions
 from dmd2_jax.evaluate_prompts import pipeline_images, text_run_images
 from dmd2_jax.evaluate_targets import run_targets
 from dmd2_jax.evaluation.images import image_batches, open_images
-from dmd2_jax.recipe import Family, build_family, uniform_labels, weights_file
-from dmd2_jax.runtime.sharding import batch_sharding, replicated
+from dmd2_jax.measure import SampledImages
+from dmd2_jax.recipe import Family, build_family, weights_file
 from dmd2_jax.sample import (
     Sampler,
     checkpoint_params,
     load_run,
     run_recipe,
-    sample_noise,
     student_sampler,
     teacher_sampler,
 )
@@ -112,90 +108,6 @@ class FileImages:
     def figures(self) -> dict[str, Any]:
         """Return their number."""
         return {"num_samples": len(self)}
-
-
-class SampledImages:
-    """The images that a network makes of noise, over a mesh of devices; see `Measured`.
-
-    Image i depends on (seed, i) alone: not on the batch size, nor on the devices.
-    """
-
-    def __init__(
-        self,
-        key: str,
-        name: str,
-        family: Family,
-        sampler: Sampler,
-        load: Callable[[], Params],
-        *,
-        num: int,
-        batch_size: int,
-        seed: int,
-        mesh: Mesh,
-        step: int | None = None,
-    ) -> None:
-        """Take the network; nothing is loaded yet.
-
-        Args:
-          key: see `Measured`.
-          name: see `Measured`.
-          family: the network.
-          sampler: from noise to images.
-          load: reads the weights.
-          num: images, every class alike often.
-          batch_size: images at a time; made a multiple of the devices.
-          seed: of the noise.
-          mesh: over which images are split.
-          step: see `Measured`.
-        """
-        self.key, self.name, self.step = key, name, step
-        self.resolution, _, self.channels = family.image_shape
-        self.conditional = bool(family.num_classes)
-        self._family, self._sampler, self._load = family, sampler, load
-        self._num, self._seed, self._mesh, self._seconds = num, seed, mesh, 0.0
-        self._batch_size = math.ceil(min(batch_size, num) / mesh.size) * mesh.size
-
-    def __len__(self) -> int:
-        return self._num
-
-    def batches(self) -> Iterator[Batch]:
-        """Sample all images, and take the time of it without that of compilation."""
-        params = jax.device_put(self._load(), replicated(self._mesh))
-        self._batch(params, 0)
-        self._seconds = 0.0
-        for begin in range(0, self._num, self._batch_size):
-            start = time.perf_counter()
-            images, labels = self._batch(params, begin)
-            self._seconds += time.perf_counter() - start
-            count = min(self._batch_size, self._num - begin)
-            yield {"image": images[:count], "label": labels[:count]}
-
-    def describe(self, index: int) -> str:
-        """Return the network and the image's number."""
-        return f"image {index} of {self.name}"
-
-    def figures(self) -> dict[str, Any]:
-        """Return number, network calls an image, and seconds an image."""
-        return {
-            "num_samples": self._num,
-            "nfe": self._sampler.nfe,
-            "seconds_per_image": self._seconds / self._num,
-        }
-
-    def _batch(self, params: Params, begin: int) -> tuple[np.ndarray, np.ndarray]:
-        # The last batch is whole as the others are, so that one program serves all.
-        indices = np.arange(begin, begin + self._batch_size)
-        labels = uniform_labels(begin + self._batch_size, self._family.num_classes)[begin:]
-        split = functools.partial(batch_sharding, self._mesh)
-        noise = sample_noise(
-            self._seed,
-            jax.device_put(indices, split()),
-            self._sampler.num_noises,
-            self._family.image_shape,
-        )
-        noise = jax.device_put(noise, split(1))
-        cond = jax.device_put(self._family.cond(labels), split())
-        return np.asarray(self._sampler.run(params, noise, cond)), labels
 
 
 def open_measured(

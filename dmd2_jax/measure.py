@@ -4,16 +4,21 @@ The distances are in the feature space of a small classifier that is trained on 
 (see `evaluation.features`), so they compare models of one data set and nothing else.
 """
 
+import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.data import Batch
+from dmd2_jax.evaluation.extractor import Collector, Extractor, classifier_extractor
 from dmd2_jax.evaluation.features import (
     Classifier,
     distribution_report,
@@ -21,13 +26,14 @@ from dmd2_jax.evaluation.features import (
     real_statistics,
     train_classifier,
 )
-from dmd2_jax.evaluation.fid import FeatureStatistics
+from dmd2_jax.evaluation.fid import FeatureStatistics, fid
 from dmd2_jax.recipe import Family, Recipe, uniform_labels
-from dmd2_jax.runtime.distributed import from_first, on_first, to_host
-from dmd2_jax.sample import Sampler, sample_images
+from dmd2_jax.runtime.distributed import from_all, on_first, to_host
+from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
+from dmd2_jax.sample import Sampler, sample_images, sample_noise
 from dmd2_jax.typing import Params, PyTree
 
-__all__ = ["Reference", "measure", "open_reference", "training_score"]
+__all__ = ["Reference", "SampledImages", "measure", "open_reference", "training_score"]
 
 
 class Reference(NamedTuple):
@@ -74,7 +80,7 @@ def measure(
     batch_size: int,
     seed: int,
 ) -> dict[str, float]:
-    """Sample, time and judge one network.
+    """Sample, time and judge one network, on one device and with all its images in memory.
 
     Args:
       sampler: from `sample.teacher_sampler` or `sample.student_sampler`.
@@ -95,8 +101,101 @@ def measure(
     start = time.perf_counter()
     images = sample_images(sampler, family, params, labels, **options)
     seconds = time.perf_counter() - start
-    report = _judged(reference, family, images, labels)
+    report = dict(distribution_report(reference.statistics, images, labels, reference.classifier))
+    if not family.num_classes:
+        del report["class_accuracy"]
     return report | {"nfe": sampler.nfe, "seconds_per_image": seconds / num_samples}
+
+
+class SampledImages:
+    """The images that a network makes of noise, a batch at a time over a mesh of devices.
+
+    Image i depends on (seed, i) alone: not on the batch size, nor on the devices. It is one of the
+    sets that `dmd2 evaluate` measures (`evaluate_images.Measured`), and what a training run
+    measures itself by.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        family: Family,
+        sampler: Sampler,
+        load: Callable[[], Params],
+        *,
+        num: int,
+        batch_size: int,
+        seed: int,
+        mesh: Mesh,
+        step: int | None = None,
+        first: int = 0,
+        timed: bool = True,
+    ) -> None:
+        """Take the network; nothing is loaded yet.
+
+        Args:
+          key: in front of its figures.
+          name: for messages.
+          family: the network.
+          sampler: from noise to images.
+          load: reads the weights.
+          num: images, every class alike often.
+          batch_size: images at a time; made a multiple of the devices.
+          seed: of the noise.
+          mesh: over which images are split.
+          step: of the checkpoint that it is from, if it is from one.
+          first: number of the first image.
+          timed: whether the time of an image is wanted, for which one batch more is made, so that
+            compilation is not in it.
+        """
+        self.key, self.name, self.step = key, name, step
+        self.resolution, _, self.channels = family.image_shape
+        self.conditional = bool(family.num_classes)
+        self._family, self._sampler, self._load = family, sampler, load
+        self._num, self._seed, self._mesh, self._first = num, seed, mesh, first
+        self._timed, self._seconds = timed, 0.0
+        self._batch_size = _whole(min(batch_size, num), mesh)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield {"image": float [b, h, w, c], "label": [b]}; no batch is kept."""
+        params = jax.device_put(self._load(), replicated(self._mesh))
+        if self._timed:
+            self._batch(params, 0)
+        self._seconds = 0.0
+        for begin in range(0, self._num, self._batch_size):
+            start = time.perf_counter()
+            images, labels = self._batch(params, begin)
+            self._seconds += time.perf_counter() - start
+            count = min(self._batch_size, self._num - begin)
+            yield {"image": images[:count], "label": labels[:count]}
+
+    def describe(self, index: int) -> str:
+        """Return the network and the image's number."""
+        return f"image {self._first + index} of {self.name}"
+
+    def figures(self) -> dict[str, Any]:
+        """Return number, network calls an image, and seconds an image where they are wanted."""
+        found = {"num_samples": self._num, "nfe": self._sampler.nfe}
+        return found | ({"seconds_per_image": self._seconds / self._num} if self._timed else {})
+
+    def _batch(self, params: Params, begin: int) -> tuple[np.ndarray, np.ndarray]:
+        # The last batch is whole as the others are, so that one program serves all.
+        begin += self._first
+        indices = np.arange(begin, begin + self._batch_size)
+        labels = uniform_labels(begin + self._batch_size, self._family.num_classes)[begin:]
+        split = functools.partial(batch_sharding, self._mesh)
+        noise = sample_noise(
+            self._seed,
+            jax.device_put(indices, split()),
+            self._sampler.num_noises,
+            self._family.image_shape,
+        )
+        noise = jax.device_put(noise, split(1))
+        cond = jax.device_put(self._family.cond(labels), split())
+        return np.asarray(self._sampler.run(params, noise, cond)), labels
 
 
 def training_score(
@@ -107,46 +206,112 @@ def training_score(
 ) -> Callable[[PyTree], dict[str, float]] | None:
     """Return what measures a run as it trains: state -> fid, class_accuracy.
 
-    The same noise every time, and no clock in the figures: a resumed run reports the same.
+    The images go by in batches on the devices of the run, each process's a share of them, and are
+    forgotten, as those of `dmd2 evaluate`. The same noise every time, and no clock in the figures:
+    a resumed run reports the same.
 
     Args:
-      recipe: of its config, `log.evaluate_every`, `evaluate` and `data` count.
+      recipe: of its config, `log.evaluate_every`, `evaluate`, `seed` and `data` count.
       workdir: the run folder; the classifier of the real images is kept there, as by
         `dmd2 evaluate`.
       sampler: of the network that trains.
       choose: state -> the weights to measure.
 
     Returns:
-      The function; None if `log.evaluate_every` is 0.
+      The function, which every process of the run must call; None if `log.evaluate_every` is 0.
+
+    Raises:
+      ValueError: if the data are refused, or the processes do not have one classifier.
     """
     config, family = recipe.config, recipe.family
     if not config.log.evaluate_every:
         return None
-    reference = on_first(lambda: open_reference(config, Path(workdir) / "classifier"))
-    number = config.evaluate.training_samples
-    labels = uniform_labels(number, family.num_classes)
-
-    def measured(weights: Params) -> dict[str, float]:
-        assert reference is not None  # nobody else calls this
-        params = jax.device_put(weights, jax.local_devices()[0])
-        batch_size = min(number, config.evaluate.batch_size)
-        images = sample_images(
-            sampler, family, params, labels, seed=config.seed, batch_size=batch_size
-        )
-        report = _judged(reference, family, images, labels)
-        return {name: report[name] for name in ("fid", "class_accuracy") if name in report}
+    cache = Path(workdir) / "classifier"
+    reference = on_first(lambda: open_reference(config, cache))
+    if reference is None:  # the first has put the classifier there by now
+        reference = open_reference(config, cache)
+    place, number = _place(), config.evaluate.training_samples
+    mesh = _own_mesh(recipe.mesh)
+    share = range(*(number * (place[0] + i) // place[1] for i in range(2)))
+    batch_size = min(config.evaluate.batch_size, max(len(share), 1))
+    extractor = classifier_extractor(
+        reference.classifier, batch_size=_whole(batch_size, mesh), mesh=mesh
+    )
+    _check_one_classifier(extractor)
 
     def score(state: PyTree) -> dict[str, float]:
         weights = to_host(choose(state))
-        return from_first(lambda: measured(weights))
+        images = SampledImages(
+            "training",
+            "the network that trains",
+            family,
+            sampler,
+            lambda: weights,
+            num=len(share),
+            batch_size=batch_size,
+            seed=config.seed,
+            mesh=mesh,
+            first=share.start,
+            timed=False,
+        )
+        statistics, correct = _together(*_judge(extractor, images))
+        found = {"fid": fid(reference.statistics, statistics)}
+        return found | ({"class_accuracy": correct / number} if images.conditional else {})
 
     return score
 
 
-def _judged(
-    reference: Reference, family: Family, images: np.ndarray, labels: np.ndarray
-) -> dict[str, float]:
-    report = dict(distribution_report(reference.statistics, images, labels, reference.classifier))
-    if not family.num_classes:
-        del report["class_accuracy"]
-    return report
+def _place() -> tuple[int, int]:
+    """Return (the number of this process, how many there are)."""
+    return jax.process_index(), jax.process_count()
+
+
+def _own_mesh(mesh: Mesh) -> Mesh:
+    """Return the devices of a run's mesh that are this process's, for images alone."""
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return make_mesh({"data": -1}, own)
+
+
+def _whole(batch_size: int, mesh: Mesh) -> int:
+    """Return the next number of images that splits evenly over the devices."""
+    return math.ceil(batch_size / mesh.size) * mesh.size
+
+
+def _check_one_classifier(extractor: Extractor) -> None:
+    """Refuse processes that would measure in feature spaces of their own."""
+    names = sorted(set(from_all(extractor.name)))
+    if len(names) > 1:
+        raise ValueError(
+            f"the processes of this run trained different classifiers, {', '.join(names)}, "
+            "expected one; put --workdir where all of them read it, or set "
+            "--config.log.evaluate_every=0."
+        )
+
+
+def _judge(extractor: Extractor, images: SampledImages) -> tuple[FeatureStatistics, int]:
+    """Let images go by once; return their statistics, and how many are of the class asked for."""
+    if not len(images):  # there are more processes than images
+        return FeatureStatistics.empty(extractor.dimension), 0
+    collector = Collector(
+        extractor, {"logits", "labels"} if images.conditional else (), images.describe
+    )
+    for batch in images.batches():
+        collector.add(batch["image"], batch["label"])
+    found = collector.result()
+    assert isinstance(found.statistics, FeatureStatistics)  # a Collector makes no others
+    correct = 0
+    if found.logits is not None and found.labels is not None:
+        correct = int((found.logits.argmax(axis=-1) == found.labels).sum())
+    return found.statistics, correct
+
+
+def _together(statistics: FeatureStatistics, correct: int) -> tuple[FeatureStatistics, int]:
+    """Return the sums over all processes, to each of them the same."""
+    own: dict[str, Any] = {"count": statistics.count, "correct": correct}
+    own |= {"mean": statistics.mean.tolist(), "scatter": statistics.scatter.tolist()}
+    total, correct = FeatureStatistics.empty(statistics.dimension), 0
+    for part in from_all(own):
+        arrays = (np.asarray(part[name], np.float64) for name in ("mean", "scatter"))
+        total = total.merge(FeatureStatistics(part["count"], *arrays))
+        correct += part["correct"]
+    return total, correct

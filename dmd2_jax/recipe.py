@@ -151,8 +151,29 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
             f"model.num_classes={model.num_classes}, expected {dataset.num_classes} as in "
             f"{dataset.name}, or 0 for an unconditional model; set --config.model.num_classes."
         )
+    _check_measurable(config, dataset)
     family = _conditioned(config, build_family(config), dataset)
     return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+
+
+def _check_measurable(config: ConfigDict, dataset: Source) -> None:
+    """Refuse FID while training where there is no classifier to measure it by."""
+    every = config.log.evaluate_every
+    if not every:
+        return
+    off = "set --config.log.evaluate_every=0 and --config.log.keep_best=0"
+    if getattr(dataset, "null", None) is not None:
+        raise ConfigError(
+            f"log.evaluate_every={every} with config.data.name={config.data.name}, expected images "
+            f"with classes, on which the classifier that judges is trained; {off}, and measure "
+            "checkpoints by `dmd2 evaluate --all_checkpoints --features=inception --prompts=FILE`."
+        )
+    if dataset.num_classes < 2:
+        raise ConfigError(
+            f"log.evaluate_every={every} with {dataset.name}, which has {dataset.num_classes} "
+            f"class, expected 2 or more, by which the classifier that judges is trained; {off}, or "
+            "sort the images into a folder a class."
+        )
 
 
 def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:

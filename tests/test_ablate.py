@@ -4,6 +4,9 @@ import contextlib
 import functools
 import io
 import json
+import os
+import shutil
+import signal
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +91,31 @@ def test_ablate_trains_no_cycle_twice() -> None:
         steps = [1, 2] if key.startswith("long") else [1]
         rows = read_metrics(story().workdir / key / "metrics.jsonl")
         assert [row["step"] for row in rows if "generator_loss" in row] == steps
+
+
+def test_ablate_stopped_in_the_middle_of_a_row_has_the_figures_of_one_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(story().workdir / "classifier", tmp_path / "classifier")  # saves its training
+    more = ("--rows=long", "--seeds=1")  # which nothing disturbed in the story
+    prepare = module.train_student.prepare
+
+    def stopped(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)  # as the first cycle begins
+        return prepare(*arguments)
+
+    with mock.patch.object(module.train_student, "prepare", stopped):
+        assert dmd2(*words(tmp_path, *more)) == 0
+    assert "stopped by SIGTERM after cycle 1 of 2" in capsys.readouterr().err
+    assert not (tmp_path / "table.json").exists()
+    assert dmd2(*words(tmp_path, *more)) == 0
+    rows = read_metrics(tmp_path / KEYS[3] / "metrics.jsonl")
+    assert [row["step"] for row in rows if "generator_loss" in row] == [1, 2]
+    runs = [json.loads((it / "table.json").read_text()) for it in (tmp_path, story().workdir)]
+    figures = [run["runs"][KEYS[3]]["figures"] for run in runs]
+    for found in figures:
+        del found["seconds_per_image"]
+    assert figures[0] == figures[1] and figures[0]["fid"] > 0
 
 
 def test_ablate_gives_mean_and_deviation_of_what_runs_measured() -> None:

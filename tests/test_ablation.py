@@ -118,3 +118,29 @@ def test_table3_switches_losses_as_the_paper_does() -> None:
         assert ticks == (found[name] if "DMD" in row.on else (False, False, *found[name][2:]))
     assert not any(found[name][0] for name in ("gan", "gan_ttur"))
     assert {config.cycles for config in configs.values()} == {360}
+
+
+def test_table4_leaves_away_what_the_paper_does() -> None:
+    ablation = load_ablation("table4")
+    configs = {name: ablation.config(name, 0, "").distill for name in ablation.rows}
+    found = {
+        name: (
+            config.gan_generator_weight is not None and config.gan_critic_weight is not None,
+            config.dm_weight is not None and config.train_critic,
+            config.backward_simulation,
+        )
+        for name, config in configs.items()
+    }
+    assert found == {
+        "no_gan": (False, True, True),
+        "no_distribution_matching": (True, False, True),
+        "no_backward_simulation": (True, True, False),
+        "dmd2": (True, True, True),
+    }
+    without = configs["no_gan"], configs["no_distribution_matching"]
+    assert without[0].gan_generator_weight is without[0].gan_critic_weight is None
+    assert without[1].dm_weight is None and not without[1].train_critic
+    for config in configs.values():
+        assert len(config.student_times) == 4 and config.regression_weight is None
+    for key in ("cycles", "critic_turns", "student_times", "batch_size"):
+        assert len({config[key] for config in configs.values()}) == 1, key

@@ -96,7 +96,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures() -> None:
 
 
 def test_evaluate_gives_the_figures_of_measure() -> None:
-    """All images in memory at once on one device, as training measures them."""
+    """All images in memory at once on one device, as the demo measures them."""
     _, config, family, file = load_run(run())
     expected = measure(
         student_sampler(family, config),
@@ -157,6 +157,17 @@ def test_all_checkpoints_are_measured_and_drawn() -> None:
     assert np.asarray(Image.open(out.with_name("fid_checkpoints.png"))).std() > 0
 
 
+def test_all_checkpoints_without_fid_say_that_nothing_is_drawn(caplog, tmp_path) -> None:
+    out = tmp_path / "figures.json"
+    words = ["--all_checkpoints", "--metrics=diversity", "--num=20", f"--out={out}"]
+    assert dmd2("evaluate", f"--workdir={run()}", *words) == 0
+    assert (
+        "fid_checkpoints.png will not be drawn: it is of FID, and --metrics=diversity"
+        in caplog.text
+    )
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_several_metrics_of_one_pass_equal_each_alone() -> None:
     plain()
     for name, key in (("precision_recall", "recall"), ("diversity", "diversity"), ("kid", "kid")):
@@ -208,6 +219,20 @@ def test_statistics_of_another_extractor_are_refused(means, tmp_path, capsys) ->
     message = refused(capsys, "evaluate", *words, "--resize=clean_fid")
     assert "real.npz" in message
     assert "made by extractor 'inception_v3/edm', expected 'inception_v3/clean_fid'" in message
+
+
+def test_statistics_of_images_of_another_size_are_refused(means, tmp_path, capsys) -> None:
+    small, large = (
+        write_folder(tmp_path / str(side), {f"{i}.png": png(picture(i, side)) for i in range(4)})
+        for side in (8, 16)
+    )
+    path = tmp_path / "real.npz"
+    words = ["--features=inception", means]
+    assert dmd2("evaluate", f"--reference={small}", *words, f"--write_reference={path}") == 0
+    assert evaluate(f"--images={small}", f"--reference={path}", *words)["images_fid"] < 1e-8
+    message = refused(capsys, "evaluate", f"--images={large}", f"--reference={path}", *words)
+    assert "16 has images of resolution 16, expected 8 as the images that statistics" in message
+    assert str(path) in message
 
 
 def test_inception_measures_a_recipe_s_weights_against_its_data(means) -> None:
@@ -268,13 +293,18 @@ def test_weights_whose_images_are_not_finite_are_named(capsys, tmp_path) -> None
         ({f"{i}.png": png(picture(i, 9, 1)) for i in range(8)}, "(1, 9, 9, 1), expected"),
         ({f"{i}.png": png(picture(i)) for i in range(8)}, "(1, 8, 8, 3), expected"),
         ({"0.png": png(picture(0, 8, 1)), "1.png": b"no image"}, "1.png"),
+        ({"0.png": png(picture(0, 8, 1)), "1.png": png(picture(0, 9, 1))}, "1.png is 9 x 9"),
     ],
 )
-def test_folders_that_do_not_fit_are_refused_by_name(files, message, capsys, tmp_path) -> None:
+def test_folders_that_do_not_fit_are_refused_by_name(
+    files, message, capsys, caplog, tmp_path
+) -> None:
     plain()
     folder = write_folder(tmp_path / "samples", files)
     text = refused(capsys, "evaluate", f"--images={folder}", f"--workdir={run()}")
     assert message in text and "samples" in text
+    for word in ("config.data", "BytesIO", "takes its place"):
+        assert word not in text + caplog.text
 
 
 @pytest.mark.parametrize(
@@ -303,6 +333,10 @@ def test_folders_that_do_not_fit_are_refused_by_name(files, message, capsys, tmp
         (["--weights=nowhere"], "without a recipe"),
         (["--workdir={run}", "--reference=x.npz", "--write_reference=y.npz"], "copy the file"),
         (["--workdir={run}", "--write_reference=y"], "ending in .npz"),
+        (
+            ["--metrics=fid,patch_fid", "--inception_weights=x", "--write_reference=y.npz"],
+            "--metrics=fid,patch_fid, which are of two feature networks, expected one",
+        ),
     ],
 )
 def test_evaluate_refuses(words, message, capsys) -> None:

@@ -1,14 +1,20 @@
 """Resuming through the command: what may change, what may not, and what a checkpoint gives back."""
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dmd2_jax import train_student, train_teacher
+from dmd2_jax.measure import open_reference
 from dmd2_jax.runtime.checkpoint import Checkpoints
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.sample import checkpoint_params, load_run, run_recipe
@@ -18,6 +24,7 @@ from tests.tiny import (
     distill_words,
     dmd2,
     get_config,
+    scratch,
     student_run,
     teacher_run,
 )
@@ -186,21 +193,80 @@ def test_sample_refuses_checkpoints_that_are_not_there(
     assert message in capsys.readouterr().err
 
 
-def test_training_measures_fid_and_keeps_the_best(tmp_path: Path) -> None:
+@functools.cache
+def classifier() -> Path:
+    """A folder with the classifier of digits, trained once; a run that has it trains none."""
+    folder = scratch()
+    open_reference(get_config(), folder)
+    return folder
+
+
+def best_at(
+    best: int, module: ModuleType, taken: Callable[[Any], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let a command's FID be as measured after step `best`, and far higher after any other."""
+    real = module.training_score
+
+    def training_score(*arguments: Any) -> Callable[[Any], dict[str, float]] | None:
+        score = real(*arguments)
+        if score is None:
+            return None
+
+        def worse(state: Any) -> dict[str, float]:
+            found = score(state)
+            return found | {"fid": found["fid"] + 1e6 * abs(taken(state) - best)}
+
+        return worse
+
+    monkeypatch.setattr(module, "training_score", training_score)
+
+
+def measured(workdir: Path) -> dict[int, dict[str, float]]:
+    return {row["step"]: row for row in read_metrics(workdir / "metrics.jsonl") if "fid" in row}
+
+
+def test_teacher_measures_fid_and_keeps_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(classifier(), tmp_path / "classifier")
+    best_at(4, train_teacher, lambda state: int(state.step), monkeypatch)
     words = train(tmp_path, "--config.log.evaluate_every=2", "--config.log.keep=1")
     words += ["--config.log.keep_best=1"]
     words += ["--config.evaluate.training_samples=60", "--config.log.checkpoint_every=100"]
     assert dmd2(*words, "--config.teacher.steps=4") == 0
-    assert dmd2(*words) == 0
-    fids = {
-        row["step"]: row["fid"] for row in read_metrics(tmp_path / "metrics.jsonl") if "fid" in row
-    }
-    assert list(fids) == [2, 4, 6]
-    assert steps(tmp_path) == sorted({6, min(fids, key=fids.__getitem__)})
-    assert extra(tmp_path, 6)["metrics"]["fid"] == fids[6]
+    assert steps(tmp_path) == [4]
+    assert dmd2(*words) == 0  # which knows of step 4 by its checkpoint alone
+    found = measured(tmp_path)
+    assert list(found) == [2, 4, 6]
+    assert steps(tmp_path) == [4, 6]
+    assert extra(tmp_path, 4)["metrics"]["fid"] == found[4]["fid"] < 1e6
+    assert extra(tmp_path, 6)["metrics"]["fid"] == found[6]["fid"] > 1e6
     # Measuring changes nothing of the training.
     name = "teacher.safetensors"
     assert (tmp_path / name).read_bytes() == (teacher_run() / name).read_bytes()
+
+
+def test_distillation_measures_fid_as_the_command_does_and_keeps_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(classifier(), tmp_path / "classifier")
+    best_at(2, train_student, lambda state: int(state.step.generator), monkeypatch)
+    more = ("--config.log.evaluate_every=1", "--config.log.keep=1", "--config.log.keep_best=1")
+    assert dmd2(*distill_words(tmp_path, *more, "--config.evaluate.training_samples=60")) == 0
+    found = measured(tmp_path)
+    assert list(found) == [1, 2, 3, 4]
+    assert steps(tmp_path) == [2, 4]
+    assert extra(tmp_path, 2)["metrics"]["fid"] == found[2]["fid"]
+    name = "student_ema_0.9.safetensors"
+    assert (tmp_path / name).read_bytes() == (student_run() / name).read_bytes()
+    # The same images of the same average, on eight devices in place of one.
+    out = tmp_path / "figures.json"
+    words = ("--checkpoint=2", "--ema=0.9", "--num=60", f"--seed={get_config().seed}")
+    assert dmd2("evaluate", f"--workdir={tmp_path}", *words, f"--out={out}") == 0
+    figures = json.loads(out.read_text())
+    for name in ("fid", "class_accuracy"):
+        expected = figures[f"student_ema_0.9_checkpoint_2_{name}"]
+        assert found[2][name] == pytest.approx(expected, rel=1e-5), name
 
 
 def test_run_moved_from_one_device_to_four_to_two_equals_one_that_stayed(tmp_path: Path) -> None:

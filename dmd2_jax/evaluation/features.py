@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from dmd2_jax.data.dataset import ImageDataset, to_model, to_uint8
+from dmd2_jax.data.dataset import ImageDataset, class_counts, to_model, to_uint8
 from dmd2_jax.data.stream import batch_at
 from dmd2_jax.evaluation.fid import FeatureStatistics, feature_statistics, fid
 from dmd2_jax.networks.classifier import ConvClassifier
@@ -38,6 +38,7 @@ from dmd2_jax.typing import Array, Float, Int, Params, Shaped
 _LOG = logging.getLogger(__name__)
 _EVALUATION_BATCH = 500
 _CACHE_FORMAT = 1  # part of the cache's hash: raise it when the network or its training changes
+_LEAST_GAIN = 0.1  # of the way from the most frequent class's share to 1, before a warning
 # All that reading a damaged .npz raises; a lying header asks for more memory than there is.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -144,7 +145,8 @@ def train_classifier(
       The classifier and its test accuracy.
 
     Raises:
-      ValueError: if the two splits are of different size or classes.
+      ValueError: if the two splits are of different size or classes, or the train split has
+        images of fewer than two classes, of which there is nothing to tell apart.
     """
     training = training or Training()
     shapes = [(d.images.shape[1:], d.num_classes) for d in (dataset_train, dataset_test)]
@@ -152,6 +154,13 @@ def train_classifier(
         raise ValueError(
             f"test split has (image size, classes) {shapes[1]}, expected {shapes[0]} as in the "
             "train split; load both from one data set."
+        )
+    present = len(np.unique(dataset_train.labels))
+    if present < 2:
+        raise ValueError(
+            f"{dataset_train.name} has images of {present} class, expected 2 or more for a "
+            "classifier, whose features would be random and FID in them meaningless; use "
+            "--features=inception, or sort the images into a folder a class."
         )
     module = ConvClassifier(dataset_train.num_classes, training.num_features, training.width)
     path = None
@@ -167,7 +176,21 @@ def train_classifier(
             _write_cache(path, params)
     classifier = Classifier(module, params, dataset_train.images.shape[1:], float("nan"))
     correct = classifier.predict(dataset_test.images) == dataset_test.labels
-    return replace(classifier, test_accuracy=float(correct.mean()))
+    classifier = replace(classifier, test_accuracy=float(correct.mean()))
+    _warn_near_chance(classifier, dataset_test)
+    return classifier
+
+
+def _warn_near_chance(classifier: Classifier, dataset_test: ImageDataset) -> None:
+    """Warn of a classifier that hardly knows more than which class is the most frequent."""
+    chance = class_counts(dataset_test).max() / len(dataset_test)
+    if classifier.test_accuracy - chance <= _LEAST_GAIN * (1.0 - chance):
+        _LOG.warning(
+            "the classifier of %s names %.1f %% of the test images correctly, and always the most "
+            "frequent class would %.1f %%: its features say little of the images, nor does FID in "
+            "them. Look at the labels, or use --features=inception.",
+            dataset_test.name, 100 * classifier.test_accuracy, 100 * chance,
+        )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -256,15 +279,7 @@ def _read_cache(path: Path, template: Params) -> Params | None:
             got = weights[name]
             if got.shape != array.shape or got.dtype != array.dtype or not np.isfinite(got).all():
                 raise ValueError(f"tensor {name} is not as expected")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
+    except _DAMAGE as e:
         _LOG.warning("%s is damaged (%s); training the classifier again.", path, e)
         return None
     return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(weights, sep="/"))

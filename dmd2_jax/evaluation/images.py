@@ -1,7 +1,10 @@
 """The images of an evaluation: a folder or zip, in batches that never hold all of them."""
 
+import contextlib
 import io
+import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -10,18 +13,70 @@ import numpy as np
 
 from dmd2_jax.data import image_folder
 from dmd2_jax.data.dataset import Batch, Options, Source
+from dmd2_jax.data.reading import source as reading
 from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.folder import FileTree, Folder
-from dmd2_jax.data.reading.source import DecodedSource
+from dmd2_jax.data.reading.source import CorruptDataError, DecodedSource
 from dmd2_jax.data.reading.zip_file import ZipFolder
 from dmd2_jax.runtime.prefetch import Prefetch
+from dmd2_jax.typing import Int
 
-__all__ = ["Sized", "check_comparable", "image_batches", "open_images"]
+__all__ = ["ImageFiles", "Sized", "check_comparable", "image_batches", "open_images"]
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
+_PYTHON_OBJECT = re.compile(r" ?<_io\.BytesIO object at \w+>")  # of Pillow's words for a file
 
 
-def open_images(path: str | os.PathLike) -> DecodedSource:
+class ImageFiles:
+    """The images of a folder or zip, of which each counts; implements `data.Source`.
+
+    Training may go on without a corrupt image, and its errors name keys of the config. Here such
+    an image is an error, and there is no config.
+    """
+
+    def __init__(self, path: str, source: DecodedSource) -> None:
+        """Take the files.
+
+        Args:
+          path: of the folder or zip, for messages.
+          source: its images, which may go on to the next one where one is corrupt.
+
+        Raises:
+          ValueError: if the source has met a corrupt image.
+        """
+        self._path, self._source = path, source
+        self.name, self.num_classes = source.name, source.num_classes
+        self.resolution, self.channels = source.resolution, source.channels
+        self._check_sound()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        """Return the examples of these numbers, in this order.
+
+        Raises:
+          ValueError: if an image cannot be read or is not like the first; it is named.
+        """
+        with _own_words(self._path, self.resolution):
+            batch = self._source.examples(indices)
+        self._check_sound()
+        return batch
+
+    def describe(self, index: int) -> str:
+        """Return the file of an image, for messages."""
+        return self._source.describe(index)
+
+    def _check_sound(self) -> None:
+        found = list(self._source.corrupt.values())
+        if found:
+            raise ValueError(
+                f"cannot read {reading.listed(_plain(found))}, expected PNG or JPEG, as every "
+                f"image of {self._path} counts; copy it again, or take it away."
+            )
+
+
+def open_images(path: str | os.PathLike) -> ImageFiles:
     """Open a folder or zip of PNG and JPEG images of one size.
 
     Args:
@@ -48,7 +103,12 @@ def open_images(path: str | os.PathLike) -> DecodedSource:
             f"images {str(path)!r} has no file ending in {', '.join(_ENDINGS)}, expected at least "
             "one; check the path."
         )
-    return image_folder.load(str(path), "all", _first_width(tree), Options(max_corrupt=0))
+    width = _first_width(tree)
+    # All that are met, so that they are named by `ImageFiles`.
+    options = Options(max_corrupt=len(tree.names))
+    with _own_words(str(path), width):
+        source = image_folder.load(str(path), "all", width, options)
+    return ImageFiles(str(path), source)
 
 
 def _wanted(name: str) -> bool:
@@ -64,10 +124,52 @@ def _first_width(tree: FileTree) -> int:
         content = tree.read(name, MAX_BYTES)
         return Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).size[0]
     except (CorruptImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        (reason,) = _plain([f"{type(e).__name__}: {e}"])
         raise ValueError(
-            f"{tree.place}/{name} cannot be read ({type(e).__name__}: {e}), expected a PNG or "
-            "JPEG; remove it or copy it again."
+            f"{tree.place}/{name} cannot be read ({reason}), expected a PNG or JPEG; remove it or "
+            "copy it again."
         ) from e
+
+
+def _plain(reasons: list[str]) -> list[str]:
+    """Return Pillow's words without the name of a Python object, which tells nobody anything."""
+    return [_PYTHON_OBJECT.sub("", reason) for reason in reasons]
+
+
+@contextlib.contextmanager
+def _own_words(path: str, resolution: int) -> Iterator[None]:
+    """Say what is wrong with a file without the reader's advice, which is for training.
+
+    Args:
+      path: the folder or zip.
+      resolution: of its first image.
+
+    Raises:
+      ValueError: for an image that is refused, and where none can be read.
+    """
+    log = logging.getLogger(reading.__name__)
+    # It warns of a corrupt image that the next one takes its place. Here it does not: it is an
+    # error in a moment, which names the file.
+    log.addFilter(_is_no_warning)
+    try:
+        yield
+    except ImageRefusedError as error:
+        raise ValueError(
+            f"{str(error).partition(', expected ')[0]}, expected opaque 8-bit grey or RGB of "
+            f"{resolution} x {resolution} pixels. All images of {path} must be like its first, "
+            f"which is {resolution} x {resolution}; prepare them alike, or take this one away."
+        ) from error
+    except CorruptDataError as error:
+        raise ValueError(
+            f"none of the images of {path} can be read, expected PNG or JPEG files; copy them "
+            "again."
+        ) from error
+    finally:
+        log.removeFilter(_is_no_warning)
+
+
+def _is_no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.WARNING
 
 
 def image_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[Batch]:
@@ -82,20 +184,14 @@ def image_batches(source: Source, batch_size: int, limit: int = 0) -> Iterator[B
       {"image": uint8 [b, h, w, c], "label": int32 [b]}.
 
     Raises:
-      ValueError: if an image cannot be read or is of another size than the first; it is named.
+      ValueError: whatever the source raises, as `ImageFiles` for an image that cannot be read.
     """
     count = min(limit, len(source)) if limit else len(source)
     steps = -(-count // batch_size)
 
     def read(i: int) -> Batch:
         begin = i * batch_size
-        try:
-            return source.examples(np.arange(begin, min(begin + batch_size, count)))
-        except ImageRefusedError as error:
-            raise ValueError(
-                f"{error} All images of one set must be like its first, which is "
-                f"{source.resolution} x {source.resolution}."
-            ) from error
+        return source.examples(np.arange(begin, min(begin + batch_size, count)))
 
     with Prefetch(read, 0, steps) as ahead:
         for i in range(steps):

@@ -4,14 +4,18 @@
     sigma      [d, d] float64, the unbiased covariance
     extractor  the network and its way of preparing images, "inception_v3/edm"; ours only
     count      how many images; ours only
+    resolution their height and width in pixels, before the network's own resizing; ours only
+    channels   1 for grey, 3 for colour; ours only
 
-EDM's own files have the first two entries; they were made by "inception_v3/edm".
+EDM's own files have the first two entries; they were made by "inception_v3/edm". EDM's programs
+look at these two alone, so that they read ours.
 """
 
 import logging
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +24,7 @@ from jaxtyping import Float64
 
 from dmd2_jax.evaluation.extractor import Extractor, FeatureSet
 from dmd2_jax.evaluation.fid import Moments
+from dmd2_jax.evaluation.images import Sized
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = ["ReferenceStatistics", "read_reference", "read_statistics", "write_statistics"]
@@ -30,6 +35,8 @@ _MOST_BYTES = 2**31  # of an entry: sigma of 16,384 dimensions
 # All that reading a damaged .npz raises; a lying header asks for more memory than there is.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 _EXPECTED = "expected EDM's npz with mu [d] and sigma [d, d]"
+_NOTES = {"extractor": "U", "count": "iu", "resolution": "iu", "channels": "iu"}
+"""What a file may say beside the statistics, and the kinds of NumPy's types that it may have."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,16 @@ class ReferenceStatistics:
       covariance: [d, d] float64, unbiased.
       count: images; None if the file does not say.
       extractor: what made them; None if the file does not say.
+      resolution: of the images, in pixels; None if the file does not say.
+      channels: of the images; None if the file does not say.
     """
 
     mean: Float64[np.ndarray, " d"]
     covariance: Float64[np.ndarray, "d d"]
     count: int | None = None
     extractor: str | None = None
+    resolution: int | None = None
+    channels: int | None = None
 
     @property
     def dimension(self) -> int:
@@ -54,13 +65,17 @@ class ReferenceStatistics:
         return len(self.mean)
 
 
-def write_statistics(statistics: Moments, extractor: str, path: str | os.PathLike) -> None:
+def write_statistics(
+    statistics: Moments, extractor: str, path: str | os.PathLike, images: Sized | None = None
+) -> None:
     """Write statistics as EDM's programs read them, whole or not at all.
 
     Args:
       statistics: of the reference images.
       extractor: the name of the `Extractor` that made them.
       path: the .npz file; replaced if it exists.
+      images: the reference images, whose resolution and channels are noted; None: they are not,
+        and samples of any size will pass.
 
     Raises:
       ValueError: if there are too few images for a covariance, or the name does not end in .npz.
@@ -75,25 +90,49 @@ def write_statistics(statistics: Moments, extractor: str, path: str | os.PathLik
     }
     if statistics.count is not None:
         entries["count"] = np.array(statistics.count)
+    if images is not None:
+        entries["resolution"] = np.array(images.resolution)
+        entries["channels"] = np.array(images.channels)
     with whole_file(path) as partial:
         np.savez(partial, **entries)
 
 
-def read_reference(path: str | os.PathLike, extractor: Extractor) -> FeatureSet:
+def read_reference(
+    path: str | os.PathLike, extractor: Extractor, samples: Iterable[Sized] = ()
+) -> FeatureSet:
     """Read statistics as the real side of metrics that need no more of it.
 
     Args:
       path: the .npz file, ours or EDM's.
       extractor: of the generated side.
+      samples: the generated sets, whose resolution and channels must be those that the file
+        notes; a file that notes none, as EDM's own, is taken.
 
     Returns:
       A set with statistics alone.
 
     Raises:
-      ValueError: see `read_statistics`.
+      ValueError: see `read_statistics`; and if a set has images of another resolution or other
+        channels.
     """
     statistics = read_statistics(path, extractor.name, extractor.dimension)
+    for images in samples:
+        _check_comparable(path, statistics, images)
     return FeatureSet(extractor.name, statistics)
+
+
+def _check_comparable(
+    path: str | os.PathLike, statistics: ReferenceStatistics, images: Sized
+) -> None:
+    """Refuse samples of another size, which a network that resizes would compare all the same."""
+    for what in ("resolution", "channels"):
+        noted, got = getattr(statistics, what), getattr(images, what)
+        if noted not in (None, got):
+            raise ValueError(
+                f"{images.name} has images of {what} {got}, expected {noted} as the images that "
+                f"statistics file {str(path)!r} was made of; use statistics of images of that "
+                "size and colour, or prepare the samples so."
+            )
 
 
 def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> ReferenceStatistics:
@@ -145,8 +184,10 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
             "%s does not say which extractor made it; EDM's files are of %s, and the other side "
             "is of %s.", path, _UNNAMED, extractor,
         )  # fmt: skip
-    count = int(entries["count"]) if "count" in entries else None
-    return ReferenceStatistics(mean, covariance, count, made_by)
+    count, resolution, channels = (
+        int(entries[key]) if key in entries else None for key in ("count", "resolution", "channels")
+    )
+    return ReferenceStatistics(mean, covariance, count, made_by, resolution, channels)
 
 
 def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -160,7 +201,7 @@ def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if missing:
             raise ValueError(f"no {' and no '.join(sorted(missing))} among {archive.files[:10]}")
         entries = {key: archive[key] for key in ("mu", "sigma")}
-        for key, kinds in (("extractor", "U"), ("count", "iu")):
+        for key, kinds in _NOTES.items():
             if key in archive.files:
                 entries[key] = archive[key]
                 if entries[key].shape != () or entries[key].dtype.kind not in kinds:

@@ -1,6 +1,7 @@
 """The classifier that makes the features, its cache, and the report of a set of samples."""
 
 import logging
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,28 @@ def test_train_classifier_refuses_splits_of_different_size(real):
     other = ImageDataset(np.zeros((4, 16, 16, 1), np.uint8), np.zeros(4, np.int32), 10, "other")
     with pytest.raises(ValueError, match="load both from one data set"):
         lib.train_classifier(real[0], other)
+
+
+def test_train_classifier_refuses_images_of_one_class(real):
+    train, test = (ImageDataset(d.images, np.full_like(d.labels, 3), 10, d.name) for d in real)
+    with pytest.raises(ValueError, match=r"images of 1 class, expected 2 or more .*inception"):
+        lib.train_classifier(train, test, training=TINY)
+
+
+def test_train_classifier_warns_of_a_classifier_near_chance(real, caplog):
+    lib.train_classifier(*real, training=TINY)  # three steps teach it nothing
+    (record,) = caplog.records
+    most = class_counts(real[1]).max() / 359
+    assert f"always the most frequent class would {100 * most:.1f} %" in record.message
+
+
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.18, True), (0.21, False)])
+def test_near_chance_is_a_tenth_of_the_way_from_the_most_frequent_class(
+    classifier, real, caplog, accuracy, warns
+):
+    assert class_counts(real[1]).max() == 37  # of 359: a tenth of the way is 0.193
+    lib._warn_near_chance(replace(classifier, test_accuracy=accuracy), real[1])
+    assert bool(caplog.records) == warns
 
 
 def forbid_training(monkeypatch):

@@ -1,8 +1,12 @@
 """Folders and zips of images to evaluate: read in order, and refused by name."""
 
+import io
+import logging
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dmd2_jax.evaluation import metrics
 from dmd2_jax.evaluation.extractor import Extractor, collect
@@ -55,25 +59,60 @@ def test_open_images_refuses_what_is_not_there(tmp_path):
         open_images(tmp_path / "nowhere")
 
 
+def refusal(path, caplog):
+    """Read all images, which must fail, and return the message; nothing else may be said."""
+    with pytest.raises(ValueError) as caught:
+        list(image_batches(open_images(path), 100))
+    message = str(caught.value)
+    for word in ("config.data", "BytesIO", "takes its place"):
+        assert word not in message + caplog.text
+    return message
+
+
 @pytest.mark.parametrize("number", [0, 1])
-def test_an_unreadable_image_is_named(place, number):
+def test_an_unreadable_image_is_named(place, number, caplog):
     broken = files(2) | {f"img{number:02d}.png": b"no image"}
-    with pytest.raises(ValueError, match=f"img0{number}.png"):
-        list(image_batches(open_images(place(broken)), 2))
+    message = refusal(place(broken), caplog)
+    assert f"img0{number}.png" in message and "cannot identify image file" in message
 
 
-def test_a_truncated_image_is_named(place):
+def test_a_truncated_image_is_named(place, caplog):
     contents = files(40)  # beyond those that opening looks at
     contents["img38.png"] = contents["img38.png"][:80]
-    with pytest.raises(ValueError, match=r"img38\.png"):
-        list(image_batches(open_images(place(contents)), 40))
+    message = refusal(place(contents), caplog)
+    assert "img38.png" in message and "expected PNG or JPEG, as every image of" in message
 
 
-def test_an_image_of_another_size_is_named(tmp_path):
-    contents = files(70) | {"img01.png": png(picture(1, 9))}
-    source = open_images(write_folder(tmp_path / "made", contents))
-    with pytest.raises(ValueError, match=r"img01\.png is 9 x 9 pixels.*its first, which is 8 x 8"):
-        list(image_batches(source, 70))
+def test_an_image_of_another_size_is_named(tmp_path, caplog):
+    for number in (1, 68):  # opening looks at the last one but one, not at the second
+        contents = files(70) | {f"img{number:02d}.png": png(picture(1, 9))}
+        message = refusal(write_folder(tmp_path / str(number), contents), caplog)
+        assert f"img{number:02d}.png is 9 x 9 pixels, expected" in message
+        assert "its first, which is 8 x 8; prepare them alike" in message
+
+
+def test_an_image_of_another_kind_is_named(tmp_path, caplog):
+    grey = files(3) | {"img01.png": png(picture(1), "L")}
+    list(image_batches(open_images(write_folder(tmp_path / "sound", grey)), 3))
+    clear = Image.fromarray(picture(1, channels=4))
+    buffer = io.BytesIO()
+    clear.save(buffer, format="PNG")
+    path = write_folder(tmp_path / "made", files(3) | {"img01.png": buffer.getvalue()})
+    message = refusal(path, caplog)
+    assert "img01.png has transparent pixels, expected opaque 8-bit grey or RGB of 8 x 8" in message
+
+
+def test_a_folder_of_headers_alone_is_refused(tmp_path, caplog):
+    cut = {name: content[:50] for name, content in files(3).items()}
+    path = write_folder(tmp_path / "made", cut)
+    assert f"none of the images of {path} can be read" in refusal(path, caplog)
+
+
+def test_warnings_of_other_readers_are_heard_again(tmp_path, caplog):
+    """What silences the reader here does not stay: training's data have the same one."""
+    refusal(write_folder(tmp_path / "made", files(2) | {"img01.png": b"no image"}), caplog)
+    logging.getLogger("dmd2_jax.data.reading.source").warning("corrupt")
+    assert "corrupt" in caplog.text
 
 
 def test_figures_of_files_are_those_of_their_pixels(place):

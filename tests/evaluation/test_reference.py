@@ -3,6 +3,7 @@
 import logging
 import pickle
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ NAME = "inception_v3/edm"
 
 def statistics(d=4):
     return feature_statistics(np.random.RandomState(0).standard_normal((50, d)))
+
+
+class Images(NamedTuple):
+    """What a reference looks at of a set of images."""
+
+    name: str = "samples"
+    resolution: int = 32
+    channels: int = 3
 
 
 def write_edm(path, d=4, **changes):
@@ -56,6 +65,23 @@ def test_metrics_take_a_file_for_the_real_side(tmp_path):
     got = metrics.compute(["fid"], real, fake)
     assert got == metrics.compute(["fid"], FeatureSet(NAME, statistics()), fake)
     assert metrics.compute(["fid"], fake, real) == {"fid": pytest.approx(got["fid"], rel=1e-9)}
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (Images(resolution=64), "resolution 64, expected 32"),
+        (Images(channels=1), "channels 1, expected 3"),
+    ],
+)
+def test_read_reference_refuses_samples_of_another_size_or_colour(tmp_path, other, words):
+    network = Extractor(NAME, 4, lambda params, images: (images, None), {})
+    write_statistics(statistics(), NAME, tmp_path / "ref.npz", Images("real"))
+    read_reference(tmp_path / "ref.npz", network, [Images(), Images()])
+    with pytest.raises(ValueError, match=rf"samples has images of {words} .*ref\.npz'"):
+        read_reference(tmp_path / "ref.npz", network, [Images(), other])
+    # EDM's own file says nothing of sizes, and is taken.
+    read_reference(write_edm(tmp_path / "edm.npz"), network, [other])
 
 
 def test_read_statistics_refuses_another_extractor(tmp_path):
@@ -115,6 +141,7 @@ def test_read_statistics_never_unpickles(tmp_path):
     [
         ({"extractor": np.arange(3)}, "an entry extractor of another kind"),
         ({"count": np.array("many")}, "an entry count of another kind"),
+        ({"resolution": np.array([32, 32])}, "an entry resolution of another kind"),
         ({"mu": np.array(["a"] * 4)}, "mu of type"),
     ],
 )
