@@ -4,22 +4,16 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.config import ConfigError
 from dmd2_jax.data import Batch
-from dmd2_jax.denoiser import Denoiser
-from dmd2_jax.diffusion.schedules import add_noise
-from dmd2_jax.distill.health import average_by_level
 from dmd2_jax.drawing import draw_progress
-from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.measure import training_score
 from dmd2_jax.parallel import check_player_rules, mesh_rules
 from dmd2_jax.recipe import (
@@ -29,7 +23,7 @@ from dmd2_jax.recipe import (
     open_recipe,
     parameter_table,
 )
-from dmd2_jax.runtime.distributed import in_step, on_first, put, say, to_host
+from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
 from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import (
@@ -43,197 +37,28 @@ from dmd2_jax.runtime.sharding import (
     tree_shardings,
 )
 from dmd2_jax.sample import teacher_sampler
+from dmd2_jax.teacher_step import (
+    TeacherConfig,
+    TeacherState,
+    init_teacher_state,
+    teacher_step,
+)
 from dmd2_jax.train_student import state_shapes
 from dmd2_jax.training import open_training, run_training, say_idle
-from dmd2_jax.typing import Array, Float, Int, Key, Params, PyTree, expand
+from dmd2_jax.typing import Array, Key, Params, PyTree
 
 __all__ = [
     "NAME",
-    "TeacherConfig",
-    "TeacherState",
     "compile_step",
-    "init_teacher_state",
     "prepare",
     "read_step",
     "state_shardings",
     "teacher_batch",
-    "teacher_loss",
-    "teacher_step",
     "train",
 ]
 
 NAME = "teacher.safetensors"
 """The file of a run folder that holds the trained weights (their moving average)."""
-
-X0WithKey = Callable[[Params, Array, Array, PyTree, Key], Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherConfig:
-    """The settings of teacher training; the defaults are EDM's.
-
-    Attributes:
-      objective: "edm" (for families whose time is sigma) or "eps".
-      lr: Adam's learning rate after the warm-up.
-      warmup: steps of linear warm-up; 0 is none.
-      lr_schedule: after the warm-up: "constant" or "cosine" (to 0 at step `steps`).
-      steps: length of the whole training, for the cosine.
-      ema_decay: of the average that is exported; min(decay, (1 + n) / (10 + n)) at step n.
-      p_mean, p_std: of "edm": ln sigma is normal with these.
-      label_dropout: probability that a sample is trained without its condition, for guidance.
-      sigma_data: standard deviation of the data.
-    """
-
-    objective: str = "edm"
-    lr: float = 1e-3
-    warmup: int = 100
-    lr_schedule: str = "constant"
-    steps: int = 0
-    ema_decay: float = 0.999
-    p_mean: float = -1.2
-    p_std: float = 1.2
-    label_dropout: float = 0.0
-    sigma_data: float = 0.5
-
-
-class TeacherState(NamedTuple):
-    """All that a teacher's training has learned.
-
-    Attributes:
-      step: [] int32, steps taken.
-      skipped: [] int32, of these the ones without an update, for gradients that are not finite.
-      in_a_row: [] int32, steps without an update since the last one.
-      params: the weights.
-      opt_state: Adam's.
-      ema: the average of the weights.
-    """
-
-    step: Int[Array, ""]
-    skipped: Int[Array, ""]
-    in_a_row: Int[Array, ""]
-    params: Params
-    opt_state: PyTree
-    ema: Params
-
-
-def init_teacher_state(params: Params, places: TeacherState | None = None) -> TeacherState:
-    """Make the state of step 0 from initial weights, which are copied.
-
-    Args:
-      params: the weights.
-      places: where the state belongs, from `state_shardings`; the weights go there before they are
-        copied, so that no device holds more than its part. None: where JAX puts new arrays.
-    """
-    params = params if places is None else put(params, places.params)
-
-    def copy() -> Params:
-        return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
-
-    def zero() -> Array:
-        return jnp.zeros((), jnp.int32)
-
-    # Adam's zeros are made like the weights: where these lie, and split as they are.
-    return TeacherState(zero(), zero(), zero(), copy(), _adam().init(params), copy())
-
-
-def teacher_loss(
-    params: Params,
-    x_0: Float[Array, "b ..."],
-    cond: PyTree,
-    key: Key,
-    *,
-    x0_fn: X0WithKey,
-    denoiser: Denoiser,
-    config: TeacherConfig,
-) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """Return the denoising loss on one batch: mean( w (x_0(x_t, t) - x_0)^2 ).
-
-        edm   ln t ~ N(p_mean, p_std^2), w = (t^2 + sigma_data^2) / (t sigma_data)^2; t is sigma
-        eps   t uniform among the schedule's levels, w = alpha^2 / sigma^2: the error of eps
-
-    Args:
-      params: the network's parameters; the gradient is theirs.
-      x_0: [b, ...], images in [-1, 1].
-      cond: leading axis b, or None.
-      key: of noise, levels, label dropout and dropout.
-      x0_fn: (params, x_t, t, cond, key) -> x_0.
-      denoiser: whose schedule noises, and whose null_cond drops labels.
-      config: the settings.
-
-    Returns:
-      The loss and the metrics `denoising_loss`, `denoising_error_by_level`.
-
-    Source: Karras et al. 2022 (arXiv 2206.00364), equation 2 and table 1, but no augmentation; Ho
-      et al. 2020 (arXiv 2006.11239), equation 14.
-    """
-    b, schedule = x_0.shape[0], denoiser.schedule
-    if config.objective == "edm":
-        normal = jax.random.normal(stream_key(key, "sigma"), (b,))
-        t = jnp.exp(config.p_mean + config.p_std * normal)
-    else:
-        number = jax.random.randint(stream_key(key, "level"), (b,), 0, len(schedule.levels))
-        t = jnp.asarray(schedule.levels)[number]
-    noise = jax.random.normal(stream_key(key, "noise"), x_0.shape)
-    if config.label_dropout > 0:
-        drop = jax.random.bernoulli(stream_key(key, "labels"), config.label_dropout, (b,))
-        cond = jax.tree.map(
-            lambda c, n: jnp.where(expand(drop, c), n, c), cond, denoiser.null_cond(cond)
-        )
-    x_0_teacher = x0_fn(
-        params, add_noise(schedule, x_0, noise, t), t, cond, stream_key(key, "dropout")
-    )
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    weight = denoising_weight(config.objective, alpha, sigma, sigma_data=config.sigma_data)
-    loss, metrics = denoising_loss(x_0_teacher, x_0, weight=weight)
-    level = jnp.clip(jnp.searchsorted(schedule.levels, t), 0, len(schedule.levels) - 1)
-    errors = average_by_level(metrics.pop("denoising_errors"), level, schedule)
-    return loss, metrics | {"denoising_error_by_level": errors}
-
-
-def teacher_step(
-    state: TeacherState,
-    x_0: Float[Array, "b ..."],
-    cond: PyTree,
-    key: Key,
-    *,
-    x0_fn: X0WithKey,
-    denoiser: Denoiser,
-    config: TeacherConfig,
-) -> tuple[TeacherState, dict[str, Any]]:
-    """Take one Adam step on `teacher_loss`, and one step of the average.
-
-    A step whose gradient is not finite changes nothing but the counts.
-
-    Args:
-      state: the state; donate it.
-      x_0: see `teacher_loss`.
-      cond: see `teacher_loss`.
-      key: this step's own, `stream_key(root, "teacher", step)`.
-      x0_fn: see `teacher_loss`.
-      denoiser: see `teacher_loss`.
-      config: the settings.
-
-    Returns:
-      The new state and metrics: denoising_loss, denoising_error_by_level, grad_norm, lr,
-      skipped_updates, skipped_in_a_row.
-    """
-    loss = functools.partial(teacher_loss, x0_fn=x0_fn, denoiser=denoiser, config=config)
-    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, x_0, cond, key)
-    norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(norm)
-    taken = (state.step - state.skipped).astype(jnp.float32)
-    lr = _learning_rate(config, taken)
-    direction, opt_state = _adam().update(gradient, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, d: p - lr * d, state.params, direction)
-    decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
-    ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
-    new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    skipped = state.skipped + ~finite
-    in_a_row = jnp.where(finite, 0, state.in_a_row + 1)
-    metrics |= {"grad_norm": norm, "lr": jnp.float32(lr)}
-    metrics |= {"skipped_updates": skipped, "skipped_in_a_row": in_a_row}
-    return TeacherState(state.step + 1, skipped, in_a_row, params, opt_state, ema), metrics
 
 
 def train(
@@ -347,20 +172,6 @@ def _say_unused(config: ConfigDict) -> None:
         )
 
 
-def _learning_rate(config: TeacherConfig, taken: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the rate of the next update after `taken` of them: warm-up, then the schedule."""
-    warm = (taken + 1.0) / config.warmup if config.warmup else jnp.ones(())
-    lr = config.lr * jnp.minimum(1.0, warm)
-    if config.lr_schedule == "cosine":
-        progress = (taken - config.warmup) / max(config.steps - config.warmup, 1)
-        lr *= 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
-    return lr
-
-
-def _adam() -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
-
-
 def state_shardings(recipe: Recipe) -> TeacherState:
     """Return where the training state of a recipe lies on its mesh.
 
@@ -374,7 +185,7 @@ def state_shardings(recipe: Recipe) -> TeacherState:
         check_player_rules(rules, params, state, mesh)
     else:
         check_rules(rules, params, mesh)
-    moments = jax.eval_shape(_adam().init, params)
+    moments = jax.eval_shape(init_teacher_state, params).opt_state
     places: Any = tree_shardings(params, mesh, rules)
     everywhere: Any = replicated(mesh)
     opt_state = like_params(moments, params, mesh, rules)

@@ -19,16 +19,14 @@ from dmd2_jax.families import edm as edm_family
 from dmd2_jax.recipe import build_family, open_recipe
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.train_teacher import (
+from dmd2_jax.teacher_step import (
     TeacherConfig,
     TeacherState,
-    compile_step,
     init_teacher_state,
-    state_shardings,
-    teacher_batch,
     teacher_loss,
     teacher_step,
 )
+from dmd2_jax.train_teacher import compile_step, state_shardings, teacher_batch
 from dmd2_jax.typing import Array, PyTree
 from tests.tiny import RECIPE, dmd2, get_config, teacher_run
 
