@@ -62,9 +62,9 @@ _TPUS = {
     "TPU7x": "tpu7x",
 }
 
-# By JAX's names, which are the driver's. As NVIDIA's data sheets state them ("H100 Tensor Core GPU",
-# "H200 Tensor Core GPU", "HGX B200", "A100 80GB", "L4", "L40S", "A10") and, for GeForce, the
-# whitepapers of the architectures Ada and GA102 (with 32-bit accumulation): matrices without
+# By JAX's names, which are the driver's. From NVIDIA's data sheets of "H100 Tensor Core GPU", "H200
+# Tensor Core GPU", "HGX B200", "A100 Tensor Core GPU", "L4", "L40S" and "A10"; for GeForce from the
+# whitepapers of the architectures Ada and GA102 (with 32-bit accumulation). Matrices without
 # sparsity, half of a figure that is given with it; NVLink, or PCIe where there is none, in one
 # direction, half of what is given for both. Not here: GPUs without bfloat16, parts of one (MIG).
 _GPUS = {
