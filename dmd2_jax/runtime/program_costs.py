@@ -104,7 +104,7 @@ def read_program(text: str) -> ProgramCosts:
     """Read bytes and collectives off a compiled program's text.
 
     Of a branch the largest side counts. A collective that is fused with what surrounds it counts
-    once, in however many pieces the compiler has laid it (all of one channel).
+    once, in however many fusions the compiler has laid pieces of it.
 
     Args:
       text: from `compiled.as_text()`: the program of one device.
@@ -133,15 +133,16 @@ def _cost(computations: _Computations, name: str, known: dict[str, ProgramCosts]
         return known[name]
     costs = ProgramCosts(0, {})
     instructions = computations.get(name, {})
-    channels: set[str] = set()
+    seen: set[tuple[str, int, str]] = set()
     for instruction in instructions.values():
         operands = [instructions[name] for name in instruction.operands if name in instructions]
         found: dict[str, Collective] = {}
         if instruction.opcode == "fusion":
-            for kind, num_bytes, channel in _fused(computations, instruction):
-                if channel not in channels:
+            for piece in _fused(computations, instruction):
+                kind, num_bytes, _ = piece
+                if piece not in seen or kind == "reduce-scatter":  # which is never in pieces
                     found = _sum(found, {kind: Collective(1, num_bytes)})
-                channels |= {channel} if channel else set()
+                seen.add(piece)
         elif _kind(instruction) in COLLECTIVES:
             size = _collective_bytes(instruction, operands)
             found = {_kind(instruction): Collective(1, size)}
@@ -175,17 +176,16 @@ def _called(
 def _fused(computations: _Computations, fusion: _Instruction) -> Iterator[tuple[str, int, str]]:
     """Yield (kind, bytes, channel) of the collectives inside of a fusion.
 
-    A TPU's reduce-scatter is a fusion of an all-reduce and a slice of its result. A collective
+    A TPU's reduce-scatter is a fusion of an all-reduce and slices of its results. A collective
     that runs beside others' computation is in several fusions, the ones that start and end it and
     those beside which it runs; all name its channel.
     """
     called = re.search(r"calls=%?([\w.\-]+)", fusion.text)
     inside = computations.get(called[1], {}) if called else {}
     sliced = {
-        name
+        _source(inside, one.operands[0])
         for one in inside.values()
-        if one.opcode in ("dynamic-slice", "slice")
-        for name in one.operands[:1]
+        if one.opcode in ("dynamic-slice", "slice") and one.operands
     }
     for name, one in inside.items():
         if one.opcode == "fusion":
@@ -196,6 +196,13 @@ def _fused(computations: _Computations, fusion: _Instruction) -> Iterator[tuple[
             scatters = _kind(one) == "all-reduce" and name in sliced
             kind = "reduce-scatter" if scatters else _kind(one)
             yield kind, _collective_bytes(one, operands), channel[1] if channel else ""
+
+
+def _source(instructions: dict[str, _Instruction], name: str) -> str:
+    """Return the instruction that computes what another one hands on."""
+    while name in instructions and instructions[name].opcode in ("get-tuple-element", "bitcast"):
+        name = instructions[name].operands[0]
+    return name
 
 
 def _kind(instruction: _Instruction) -> str:

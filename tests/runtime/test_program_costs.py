@@ -244,6 +244,34 @@ def test_read_program_counts_a_fused_reduce_scatter_by_what_it_reduces() -> None
     assert costs.num_bytes == 4 * (2048 + 256) * 2048
 
 
+# As above, of two arrays at once, for two networks: libtpu gives both the same channel.
+SCATTERED_TOGETHER = """
+%all-reduce-scatter.38 (a: f32[8,64], b: f32[128]) -> (f32[2,64], f32[32]) {
+  %a = f32[8,64]{1,0:T(8,128)S(1)} parameter(0)
+  %b = f32[128]{0:T(128)S(1)} parameter(1)
+  %sum.443 = (f32[8,64]{1,0}, f32[128]{0}) all-reduce(%a, %b), channel_id=1, to_apply=%add
+  %get.27 = f32[8,64]{1,0} get-tuple-element(%sum.443), index=0
+  %partition-id.96 = u32[] partition-id()
+  %slice.729 = f32[2,64]{1,0} dynamic-slice(%get.27, %partition-id.96, %partition-id.96)
+  %get.28 = f32[128]{0} get-tuple-element(%sum.443), index=1
+  %slice.730 = f32[32]{0} dynamic-slice(%get.28, %partition-id.96)
+  ROOT %both = (f32[2,64]{1,0}, f32[32]{0}) tuple(%slice.729, %slice.730)
+}
+
+ENTRY %main (c: f32[8,64], d: f32[128]) -> (f32[2,64], f32[32]) {
+  %c = f32[8,64]{1,0} parameter(0)
+  %d = f32[128]{0} parameter(1)
+  %first = (f32[2,64]{1,0}, f32[32]{0}) fusion(%c, %d), calls=%all-reduce-scatter.38
+  ROOT %second = (f32[2,64]{1,0}, f32[32]{0}) fusion(%c, %d), calls=%all-reduce-scatter.38
+}
+"""
+
+
+def test_read_program_counts_each_reduce_scatter_of_several_arrays() -> None:
+    costs = read_program(SCATTERED_TOGETHER)
+    assert costs.collectives == {"reduce-scatter": Collective(2, 2 * 4 * (8 * 64 + 128))}
+
+
 def test_read_program_counts_a_fused_all_reduce() -> None:
     text = SCATTERED.replace("dynamic-slice(%all-reduce.4", "add(%all-reduce.4")
     assert read_program(text).collectives == {"all-reduce": Collective(1, 4 * 2048 * 2048)}
