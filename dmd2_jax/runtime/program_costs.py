@@ -223,6 +223,11 @@ def _moved(instruction: _Instruction, operands: list[_Instruction]) -> int:
         return 0
     if instruction.opcode in _NAMES_ITS_OPERANDS:
         return instruction.main_bytes
+    if instruction.opcode == "slice-start":  # a prefetch of a part: ((operand), part, a number)
+        read = instruction.num_bytes - sum(operand.num_bytes for operand in operands)
+        near = not sum(operand.main_bytes for operand in operands)
+        written = instruction.main_bytes - sum(operand.main_bytes for operand in operands)
+        return written + (0 if near else read)
     return instruction.main_bytes + sum(operand.main_bytes for operand in operands)
 
 

@@ -346,6 +346,24 @@ def test_read_program_counts_a_collective_in_several_fusions_once() -> None:
     assert costs.collectives == {"all-gather": Collective(7 * 2, 7 * 2 * 2 * 2048 * 2048)}
 
 
+# From v5e:2x4, shortened: a prefetch in parts.
+PARTS = """
+ENTRY %main (p: f32[256,2048]) -> f32[64,2048] {
+  %p = f32[256,2048]{1,0:T(8,128)} parameter(0)
+  %s.8 = ((f32[256,2048]{1,0}), f32[64,2048]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p)
+  %s.9 = ((f32[256,2048]{1,0}), f32[64,2048]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p)
+  %d.8 = f32[64,2048]{1,0:T(8,128)S(1)} slice-done(%s.8)
+  %d.9 = f32[64,2048]{1,0:T(8,128)S(1)} slice-done(%s.9)
+  ROOT %out = f32[64,2048]{1,0:T(8,128)S(1)} add(%d.8, %d.9)
+}
+"""
+
+
+def test_read_program_counts_of_a_prefetch_the_part_that_is_read() -> None:
+    num_bytes = read_program(PARTS).num_bytes
+    assert num_bytes == pytest.approx(2 * 4 * 64 * 2048, abs=2 * 4)  # each has a number, too
+
+
 def test_read_program_refuses_other_text() -> None:
     with pytest.raises(ValueError, match="no ENTRY"):
         read_program("module @jit_f {}")
