@@ -221,14 +221,11 @@ def _moved(instruction: _Instruction, operands: list[_Instruction]) -> int:
     """Return the bytes that an instruction itself reads and writes in the main memory."""
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
         return 0
-    if instruction.opcode in _NAMES_ITS_OPERANDS:
-        return instruction.main_bytes
+    given = sum(operand.main_bytes for operand in operands)
     if instruction.opcode == "slice-start":  # a prefetch of a part: ((operand), part, a number)
-        read = instruction.num_bytes - sum(operand.num_bytes for operand in operands)
-        near = not sum(operand.main_bytes for operand in operands)
-        written = instruction.main_bytes - sum(operand.main_bytes for operand in operands)
-        return written + (0 if near else read)
-    return instruction.main_bytes + sum(operand.main_bytes for operand in operands)
+        part = instruction.num_bytes - sum(operand.num_bytes for operand in operands)
+        return instruction.main_bytes - given + (part if given else 0)
+    return instruction.main_bytes + (given if instruction.opcode not in _NAMES_ITS_OPERANDS else 0)
 
 
 def _plus(costs: ProgramCosts, more: ProgramCosts, times: int = 1) -> ProgramCosts:
