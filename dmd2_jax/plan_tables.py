@@ -158,8 +158,8 @@ def plan_table(plan: Plan) -> str:
         days = plan.seconds * plan.cycles / 86400
         lines += [
             f"roofline      {1e3 * plan.seconds:.3g} ms a cycle, the largest of {bounds}: "
-            f"{plan.images / plan.seconds:,.0f} images/s, MFU {plan.mfu:.0%} (of model FLOPs: "
-            "nothing that is computed again)",
+            f"{plan.images / plan.seconds:,.0f} images/s, MFU {plan.mfu:.0%} (model "
+            "FLOPs alone)",
             f"the recipe    {plan.cycles:,} cycles: {days:.3g} days, "
             f"{days * 24 * plan.num_chips:,.0f} chip-hours",
             f"peaks used    {plan.chip.name}, a chip: {_si(plan.chip.flops)}FLOP/s bfloat16, "

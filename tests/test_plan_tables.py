@@ -27,7 +27,7 @@ def test_plan_takes_the_slowest_bound() -> None:
     assert plan.mfu == pytest.approx(0.5)
     text = plan_table(plan)
     assert "FITS: needs 12 GB a device, 16 GB there are" in text
-    assert "3,840 images/s, MFU 50% (of model FLOPs: nothing that is computed again)" in text
+    assert "3,840 images/s, MFU 50% (model FLOPs alone)" in text
     assert "36,000 cycles: 0.0417 days, 8 chip-hours" in text
 
 
