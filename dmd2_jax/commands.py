@@ -252,7 +252,7 @@ def plan(arguments: argparse.Namespace) -> None:
     """Plan a cycle."""
     from dmd2_jax import plan
     from dmd2_jax.plan_cycle import LOCAL
-    from dmd2_jax.plan_tables import plan_table, sweep_table
+    from dmd2_jax.plan_tables import Plan, plan_table, sweep_table
 
     config = load_config(arguments.config)
     apply_overrides(config, arguments.overrides)
@@ -280,8 +280,16 @@ def plan(arguments: argparse.Namespace) -> None:
             until=arguments.until,
         )
         print(sweep_table(plans))
+        if any(isinstance(made, Plan) and not made.fits for made in plans):
+            print("what would make a slice fit, it alone with --remedy says")
         return
     made = plan.make_plan(config, topology, until=arguments.until)
     print(plan_table(made))
     if not made.fits and arguments.remedy:
         print(plan.find_remedy(config, made, arguments.until))
+    elif not made.fits:
+        instead = " in place of --until=trace" if arguments.until == "trace" else ""
+        print(
+            f"add --remedy{instead}: it compiles variants (rematerialisation, microbatches, fsdp, "
+            "offload, bfloat16 moments) until one fits"
+        )

@@ -373,12 +373,13 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         "what a recipe needs on a TPU slice that need not be there",
         "Compile a recipe's real cycle ahead of time for a TPU slice (none needed) or for this\n"
         "machine, and print whether it fits, the memory by owner, arithmetic, memory traffic,\n"
-        "collectives, the least time a cycle can take, and days and chip-hours of the recipe.\n"
+        "collectives, the time of a cycle by the roofline, and days and chip-hours of the\n"
+        "recipe (on this machine too, where its GPUs or TPUs have published peaks).\n"
         "Data and weights are not opened. TPU slices need the extra [plan].\n\nexamples:\n"
-        "  dmd2 plan --config=configs/imagenet64.py --topology=v5p:4x4x4\n"
-        "  dmd2 plan --config=configs/imagenet64.py --sweep=v5e:8x8,v6e:4x4,v5p:2x4x4\n"
-        "  dmd2 plan --config=configs/imagenet64.py --topology=v6e:2x4 --until=buffers\n"
-        "  dmd2 plan --config=configs/imagenet64.py --topology=v5e:8x8 --config.mesh.fsdp=8\n"
+        "  dmd2 plan --config=configs/imagenet64.py --topology=v5p:2x2x2\n"
+        "  dmd2 plan --config=configs/imagenet64.py --sweep=v5e:2x4,v6e:2x4,v5p:2x2x1\n"
+        "  dmd2 plan --config=configs/imagenet64.py --topology=v5e:2x4 --remedy\n"
+        "  dmd2 plan --config=configs/sd15.py --topology=v5e:8x8 --config.mesh.fsdp=8\n"
         "  dmd2 plan --config=configs/sdxl_four_step.py --topology=v5p:4x4x4 --until=trace\n"
         f"{_OVERRIDES}",
     )
@@ -396,10 +397,10 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--until",
         choices=("trace", "buffers", "program"),
-        default="program",
         help="how far to go: `trace`, without compiling, knows weights, states, arithmetic and the "
         "least time for it; `buffers` compiles until the memory is known and makes no machine code "
-        "(on TPUs minutes in place of most of an hour for large networks); default: `program`",
+        "(on TPUs minutes in place of most of an hour for large networks), `program` to the end; "
+        "default: `buffers` for a slice, `program` for this machine",
     )
     parser.add_argument(
         "--remedy",

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax.parallel import OFFLOAD
 from dmd2_jax.plan_buffers import Buffers, assign_buffers
 from dmd2_jax.plan_cycle import LOCAL, TracedCycle, machine, trace_cycle
-from dmd2_jax.plan_tables import HOST_COLUMN, Plan, verdict
+from dmd2_jax.plan_tables import HOST_COLUMN, Plan, Unplanned, verdict
 from dmd2_jax.recipe import build_family, check
 from dmd2_jax.runtime.chips import Chip
 from dmd2_jax.runtime.offload import in_host_memory
@@ -35,14 +36,16 @@ STAGES = ("trace", "buffers", "program")
 """How far a plan can go, the cheapest first."""
 
 
-def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str = "program") -> Plan:
+def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str | None = None) -> Plan:
     """Compile a recipe's cycle for a machine, and count.
 
     Args:
       config: the whole config; its data and weights are not opened.
       name: "local", or a TPU slice such as "v5e:4x4".
       until: how far to go, of `STAGES`: "trace" (weights, states and arithmetic alone are then
-        known), "buffers" (all but the machine code, see `assign_buffers`), "program".
+        known), "buffers" (all but the machine code, see `assign_buffers`), "program". None:
+        "program" for this machine, "buffers" for a slice, whose machine code can take most of an
+        hour and tells nothing more.
 
     Returns:
       The plan.
@@ -51,35 +54,40 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str = "program") 
       ValueError: if the config or the topology is refused, or they do not fit each other.
       ChildProcessError: with "buffers", if the compiler fails otherwise than by lack of memory.
     """
+    if until is None:
+        until = "program" if name == LOCAL else "buffers"
     if until not in STAGES:
-        raise ValueError(f"until={until!r}, expected one of {STAGES}.")
+        raise ValueError(f"until={until!r}, expected one of {STAGES}; correct it.")
     start = time.perf_counter()
     chip, devices, num_chips = machine(name)
     cycle = trace_cycle(config, devices)
-    owners = _owners(cycle)
+    owners, flops = _owners(cycle), jaxpr_flops(cycle.traced.jaxpr)
+    model_flops = _model_flops(config, devices, flops)
     found = Buffers(_held(owners), 0, "", "")
     if until == "buffers":
         found = assign_buffers(config, name)
     elif until == "program":
         found = _compiled(cycle.traced)
     costs = read_program(found.text) if found.text else None
-    size = cycle.mesh.size
+    size, devices_per_chip = cycle.mesh.size, len(devices) // num_chips
     return Plan(
         name=config.name,
         topology=name,
         chip=chip,
+        device_kind=devices[0].device_kind,
         num_devices=size,
-        num_chips=num_chips * size // len(devices),
+        devices_per_chip=devices_per_chip,
         mesh=dict(cycle.mesh.shape),
         batch_size=config.distill.batch_size,
         images=config.distill.batch_size * (1 + config.distill.critic_turns),
         cycles=config.distill.cycles,
         owners=owners,
         peak_bytes=found.num_bytes or _asked_for(found.refusal),
-        limit_bytes=_limit(chip, devices, num_chips),
+        limit_bytes=_limit(name, chip, devices, devices_per_chip),
         host_bytes=found.host_bytes,
         refusal=found.refusal,
-        flops=jaxpr_flops(cycle.traced.jaxpr) / size,
+        flops=flops / size,
+        model_flops=model_flops / size,
         num_bytes=costs.num_bytes if costs else 0,
         collectives=costs.collectives if costs else {},
         compile_seconds=time.perf_counter() - start,
@@ -92,8 +100,8 @@ def sweep(
     topologies: Sequence[str],
     batch_sizes: Sequence[int] = (),
     *,
-    until: str = "program",
-) -> list[Plan]:
+    until: str | None = None,
+) -> list[Plan | Unplanned]:
     """Plan one recipe for several machines and batch sizes, saying on standard error how far it is.
 
     Args:
@@ -103,22 +111,31 @@ def sweep(
       until: see `make_plan`.
 
     Returns:
-      The plans, topologies outermost.
+      The plans, topologies outermost; in place of one the reason why there is none.
 
     Raises:
-      ValueError: see `make_plan`; any of them is refused before the first is compiled.
+      ValueError: if a topology does not exist, or if there is no plan for any of them; nothing is
+        compiled then.
     """
-    plans: list[Plan] = []
     pairs = list(itertools.product(topologies, batch_sizes or [config.distill.batch_size]))
     variants = [_with_batch(config, name, batch_size) for name, batch_size in pairs]
-    start = time.perf_counter()
-    for number, ((name, batch_size), variant) in enumerate(zip(pairs, variants, strict=True)):
+    refused = [variant for variant in variants if isinstance(variant, Unplanned)]
+    if len(refused) == len(pairs):
+        first = refused[0]
+        raise ValueError(f"{first.topology}, batch {first.batch_size}: {first.reason}")
+    plans: list[Plan | Unplanned] = []
+    start, number, count = time.perf_counter(), 0, len(pairs) - len(refused)
+    for (name, batch_size), variant in zip(pairs, variants, strict=True):
+        if isinstance(variant, Unplanned):
+            plans.append(variant)
+            continue
         left = ""
         if number:
-            seconds = (time.perf_counter() - start) / number * (len(pairs) - number)
+            seconds = (time.perf_counter() - start) / number * (count - number)
             left = f", about {seconds / 60:.0f} minutes left"
+        number += 1
         print(
-            f"plan {number + 1} of {len(pairs)}: {name}, batch {batch_size}: "
+            f"plan {number} of {count}: {name}, batch {batch_size}: "
             f"{'tracing' if until == 'trace' else 'compiling'}{left} ...",
             file=sys.stderr,
             flush=True,
@@ -127,7 +144,7 @@ def sweep(
     return plans
 
 
-def find_remedy(config: ConfigDict, plan: Plan, until: str = "program") -> str:
+def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str:
     """Compile variants of a recipe that does not fit until one does.
 
     Args:
@@ -140,13 +157,13 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str = "program") -> str:
     """
     shards = plan.mesh["data"] * plan.mesh["fsdp"]
     batch = config.distill.batch_size // shards
-    halves = [n for n in (2, 4, 8, 16) if batch % n == 0]
+    parts = _parts(batch)
     remat: dict[str, Any] = {"model.remat": "full"}
     variants: list[dict[str, Any]] = [{"model.remat": "block"}, remat]
-    variants += [remat | {"distill.microbatches": n} for n in halves]
+    variants += [remat | {"distill.microbatches": n} for n in parts]
     if plan.mesh["fsdp"] < shards:
         spread = remat | {"mesh.data": 1, "mesh.fsdp": shards}
-        variants += [spread] + [spread | {"distill.microbatches": n} for n in halves[-1:]]
+        variants += [spread] + [spread | {"distill.microbatches": n} for n in parts[-1:]]
     # Last what costs time on the host's links, or changes numbers.
     variants.append(variants[-1] | {"mesh.offload": OFFLOAD})
     variants.append(variants[-1] | {"optim.moment_dtype": "bfloat16"})
@@ -165,18 +182,50 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str = "program") -> str:
     )
 
 
-def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
-    """Return the config with another batch, checked against a machine; nothing is compiled."""
+def _parts(batch: int) -> list[int]:
+    """Return numbers of microbatches that divide a device's batch, each at least twice the last."""
+    parts = [1]
+    for n in range(2, min(batch, 64) + 1):
+        if batch % n == 0 and n >= 2 * parts[-1]:
+            parts.append(n)
+    return parts[1:]
+
+
+def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict | Unplanned:
+    """Return the config with another batch, or why a machine does not go with it."""
     variant = config.copy_and_resolve_references()
     variant.distill.batch_size = batch_size
-    _, devices, _ = machine(name)
+    _, devices, num_chips = machine(name)
     try:
         check(variant)
-        check_batch_size(batch_size, make_mesh(variant.mesh, devices))
+        _check_divides(batch_size, make_mesh(variant.mesh, devices), num_chips)
         distill_config(variant, build_family(variant))
     except ValueError as error:
-        raise ValueError(f"{name}, batch {batch_size}: {error}") from error
+        return Unplanned(name, num_chips, batch_size, str(error))
     return variant
+
+
+def _check_divides(batch_size: int, mesh: Mesh, num_chips: int) -> None:
+    try:
+        check_batch_size(batch_size, mesh)
+    except ValueError as error:
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        what = "chips" if shards == num_chips else "shards (data x fsdp)"
+        remedy = str(error).rpartition("; ")[2]
+        message = f"batch {batch_size} does not divide over {shards} {what}, {remedy}"
+        raise ValueError(message) from error
+
+
+def _model_flops(config: ConfigDict, devices: Sequence[jax.Device], flops: float) -> float:
+    """Return the FLOPs of a cycle that computes nothing twice; `flops` are those of the config's.
+
+    It is traced only.
+    """
+    if config.model.get("remat", "none") == "none":
+        return flops
+    keeping = config.copy_and_resolve_references()
+    keeping.model.remat = "none"
+    return jaxpr_flops(trace_cycle(keeping, devices).traced.jaxpr)
 
 
 def _flag(value: Any) -> str:
@@ -215,11 +264,13 @@ def _asked_for(refusal: str) -> int:
     return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
 
 
-def _limit(chip: Chip | None, devices: Sequence[jax.Device], num_chips: int) -> float | None:
-    if chip is not None:
-        return chip.memory * num_chips / len(devices)
-    statistics = devices[0].memory_stats() or {}
-    return statistics.get("bytes_limit")
+def _limit(
+    name: str, chip: Chip | None, devices: Sequence[jax.Device], devices_per_chip: int
+) -> float | None:
+    """Return what a program may take of a device; of one that is here the backend says it."""
+    statistics = (devices[0].memory_stats() or {}) if name == LOCAL else {}
+    published = chip.memory / devices_per_chip if chip else None
+    return statistics.get("bytes_limit", published)
 
 
 def _owners(cycle: TracedCycle) -> dict[str, Any]:

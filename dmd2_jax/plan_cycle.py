@@ -20,7 +20,7 @@ from dmd2_jax.distill import (
 )
 from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
 from dmd2_jax.recipe import Family, build_family, check
-from dmd2_jax.runtime.chips import Chip, topology
+from dmd2_jax.runtime.chips import Chip, chip_of, num_chips, topology
 from dmd2_jax.runtime.sharding import check_batch_size, check_rules, make_mesh
 from dmd2_jax.train_student import build_players, distill_config, initial_state
 from dmd2_jax.typing import PyTree
@@ -52,6 +52,9 @@ def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) ->
 def machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
     """Return (chip, devices, number of chips) of "local" or a TPU slice.
 
+    Args:
+      name: "local", whose chip is None where no peaks are published (a CPU), or a slice.
+
     Raises:
       ValueError: if there is no such slice, or libtpu is not installed.
     """
@@ -59,7 +62,7 @@ def machine(name: str) -> tuple[Chip | None, Sequence[jax.Device], int]:
         chip, devices = topology(name)
         return chip, devices, math.prod(int(size) for size in name.partition(":")[2].split("x"))
     devices = jax.devices()
-    return None, devices, len(devices)
+    return chip_of(devices[0].device_kind), devices, num_chips(devices)
 
 
 class TracedCycle(NamedTuple):

@@ -1,5 +1,6 @@
 """A plan's figures, and how they are shown."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from dmd2_jax.recipe import aligned
 from dmd2_jax.runtime.chips import Chip
 from dmd2_jax.runtime.program_costs import Collective
 
-__all__ = ["HOST_COLUMN", "Plan", "plan_table", "sweep_table", "verdict"]
+__all__ = ["HOST_COLUMN", "Plan", "Unplanned", "plan_table", "sweep_table", "verdict"]
 
 HOST_COLUMN = "on the host"
 """The key of `Plan.owners` for what waits in the host's memory."""
@@ -19,9 +20,10 @@ class Plan(NamedTuple):
     Attributes:
       name: the recipe.
       topology: what it is planned for, for example "v5p:4x4x4".
-      chip: the peaks; None on this machine, whose peaks are not known.
+      chip: the peaks; None where they are not known.
+      device_kind: what JAX calls the devices.
       num_devices: devices of the mesh.
-      num_chips: chips of the slice.
+      devices_per_chip: 2 where each of a chip's two cores is a device.
       mesh: the sizes of the axes.
       batch_size: of one turn, global.
       images: images that one cycle trains on, global.
@@ -34,7 +36,8 @@ class Plan(NamedTuple):
       host_bytes: what the compiler keeps in the host's memory for a device; 0 on a CPU, whose
         memory is one.
       refusal: what the compiler said; "" if the program compiled.
-      flops: in one cycle.
+      flops: in one cycle, with what rematerialisation computes again.
+      model_flops: in one cycle without it.
       num_bytes: read and written in one cycle.
       collectives: by kind, in one cycle.
       compile_seconds: what planning took.
@@ -45,8 +48,9 @@ class Plan(NamedTuple):
     name: str
     topology: str
     chip: Chip | None
+    device_kind: str
     num_devices: int
-    num_chips: int
+    devices_per_chip: int
     mesh: dict[str, int]
     batch_size: int
     images: int
@@ -57,10 +61,16 @@ class Plan(NamedTuple):
     host_bytes: int
     refusal: str
     flops: float
+    model_flops: float
     num_bytes: int
     collectives: dict[str, Collective]
     compile_seconds: float
     is_compiled: bool = True
+
+    @property
+    def num_chips(self) -> int:
+        """Chips that the mesh's devices are on."""
+        return math.ceil(self.num_devices / self.devices_per_chip)
 
     @property
     def fits(self) -> bool:
@@ -71,11 +81,13 @@ class Plan(NamedTuple):
     def bounds(self) -> dict[str, float]:
         """Seconds that each resource alone is busy at its peak; {} where no peaks are known.
 
-        Arithmetic and links are lower bounds; memory traffic is counted from above.
+        Links are counted from below, memory traffic from above; arithmetic as it is traced, which
+        for a student of several steps is from above: backward simulation runs to the drawn step,
+        and is counted as if to the last.
         """
         if self.chip is None or self.refusal:
             return {}
-        share = self.num_chips / self.num_devices  # of a chip that a device is
+        share = 1 / self.devices_per_chip
         arithmetic = {"arithmetic": self.flops / (self.chip.flops * share)}
         if not self.is_compiled:
             return arithmetic
@@ -92,8 +104,29 @@ class Plan(NamedTuple):
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOP utilisation at that time: the part of the arithmetic peak that is used."""
-        return self.bounds["arithmetic"] / self.seconds if self.seconds else None
+        """Model FLOP utilisation at that time: the part of the arithmetic peak that is of use.
+
+        What rematerialisation computes again is of none (PaLM, arXiv 2204.02311, appendix B).
+        """
+        if not self.seconds or not self.flops:
+            return None
+        return self.bounds["arithmetic"] / self.seconds * self.model_flops / self.flops
+
+
+class Unplanned(NamedTuple):
+    """A row of a sweep whose batch or mesh does not go with the slice.
+
+    Attributes:
+      topology: as of a `Plan`.
+      num_chips: of the slice.
+      batch_size: of one turn, global.
+      reason: why not, and what to try.
+    """
+
+    topology: str
+    num_chips: int
+    batch_size: int
+    reason: str
 
 
 def plan_table(plan: Plan) -> str:
@@ -106,8 +139,7 @@ def plan_table(plan: Plan) -> str:
         "",
         _memory_table(plan),
         "",
-        f"arithmetic    {_si(plan.flops * plan.num_devices)}FLOP a cycle, "
-        f"{_si(plan.flops)}FLOP a device",
+        _arithmetic(plan),
     ]
     if plan.refusal:
         return "\n".join(lines)
@@ -116,12 +148,18 @@ def plan_table(plan: Plan) -> str:
     for kind, collective in plan.collectives.items():
         moved = f"{_si(collective.num_bytes)}B a device"
         lines.append(f"  {kind}: {collective.number} a cycle, {moved}")
+    if plan.chip is None:
+        lines.append(
+            f"no roofline   no published peaks of {plan.device_kind!r} are known here (chips.py of "
+            "dmd2_jax/runtime lists them), so no time, MFU or chip-hours"
+        )
     if plan.chip is not None and plan.seconds and plan.mfu is not None:
         bounds = ", ".join(f"{what} {1e3 * s:.3g} ms" for what, s in plan.bounds.items())
         days = plan.seconds * plan.cycles / 86400
         lines += [
             f"roofline      {1e3 * plan.seconds:.3g} ms a cycle, the largest of {bounds}: "
-            f"{plan.images / plan.seconds:,.0f} images/s, MFU {plan.mfu:.0%}",
+            f"{plan.images / plan.seconds:,.0f} images/s, MFU {plan.mfu:.0%} (model "
+            "FLOPs alone)",
             f"the recipe    {plan.cycles:,} cycles: {days:.3g} days, "
             f"{days * 24 * plan.num_chips:,.0f} chip-hours",
             f"peaks used    {plan.chip.name}, a chip: {_si(plan.chip.flops)}FLOP/s bfloat16, "
@@ -131,6 +169,13 @@ def plan_table(plan: Plan) -> str:
     done = "compiled" if plan.is_compiled else "traced, not compiled,"
     lines.append(f"{done} in {plan.compile_seconds:.0f} s")
     return "\n".join(lines)
+
+
+def _arithmetic(plan: Plan) -> str:
+    line = f"arithmetic    {_si(plan.flops * plan.num_devices)}FLOP a cycle, "
+    line += f"{_si(plan.flops)}FLOP a device"
+    again = 1 - plan.model_flops / plan.flops if plan.flops else 0.0
+    return line + (f", {again:.0%} of it computed again (model.remat)" if again > 0 else "")
 
 
 def verdict(plan: Plan) -> str:
@@ -164,12 +209,17 @@ def _memory_table(plan: Plan) -> str:
     return aligned(rows)
 
 
-def sweep_table(plans: Sequence[Plan]) -> str:
-    """Return several plans as one table, one a line."""
+def sweep_table(plans: Sequence[Plan | Unplanned]) -> str:
+    """Return several plans as one table, one a line; GB is 10^9 bytes."""
     rows: list[tuple[object, ...]] = [
         ("topology", "chips", "batch", "GB", "of", "fits", "ms/cycle", "MFU", "days", "chip-hours")
     ]
     for plan in plans:
+        if isinstance(plan, Unplanned):
+            unknown = ("-",) * 4
+            row = (plan.topology, plan.num_chips, plan.batch_size, "-", "-", "NO", *unknown)
+            rows.append(row)
+            continue
         limit = f"{plan.limit_bytes / 1e9:.1f}" if plan.limit_bytes else "?"
         needed = f"{'' if plan.is_compiled else '> '}{plan.peak_bytes / 1e9:.2f}"
         start = (plan.topology, plan.num_chips, plan.batch_size, needed)
@@ -180,7 +230,11 @@ def sweep_table(plans: Sequence[Plan]) -> str:
             rows.append((*start, limit, verdict, *times, f"{hours * plan.num_chips:,.0f}"))
         else:
             rows.append((*start, limit, verdict, "-", "-", "-", "-"))
-    return aligned(rows)
+    header, *lines = aligned(rows).splitlines()
+    for i, plan in enumerate(plans):
+        if isinstance(plan, Unplanned):
+            lines[i] += f"  NO: {plan.reason}"
+    return "\n".join([header, *lines])
 
 
 def _si(number: float) -> str:

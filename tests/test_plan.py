@@ -1,9 +1,13 @@
-"""Plans: the compiler's own figures, shard sizes by hand, and the command."""
+"""Plans: the compiler's own figures, shard sizes by hand, and remedies."""
 
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import jax
 import pytest
@@ -11,24 +15,43 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import plan
 from dmd2_jax.config import ConfigError, apply_overrides
-from dmd2_jax.plan import _asked_for, _owners, find_remedy, make_plan
+from dmd2_jax.plan import _asked_for, _compiled, _owners, _parts, find_remedy, make_plan, sweep
 from dmd2_jax.plan_buffers import Buffers, assign_buffers, is_whole
-from dmd2_jax.plan_cycle import LOCAL, trace_cycle
-from dmd2_jax.plan_tables import Plan, plan_table, sweep_table
-from dmd2_jax.runtime.chips import CHIPS
-from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops
-from tests.tiny import RECIPE, dmd2, get_config
+from dmd2_jax.plan_cycle import trace_cycle
+from dmd2_jax.plan_tables import Plan, Unplanned, plan_table, sweep_table
+from dmd2_jax.runtime.chips import CHIPS, chip_of
+from dmd2_jax.runtime.program_costs import jaxpr_flops
+from tests.plans import example, recipe
 
 
-def recipe(**changes: str) -> ConfigDict:
-    config = get_config()
-    apply_overrides(config, {key.replace("__", "."): text for key, text in changes.items()})
-    return config
+def with_memory(config: ConfigDict) -> tuple[Plan, Any]:
+    """Return a plan, and what the compiler says of the memory of the program it was read off."""
+    programs = []
+    compile_it = jax.stages.Lowered.compile
+
+    def keep(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        programs.append(compile_it(lowered))
+        return programs[0]
+
+    with mock.patch.object(jax.stages.Lowered, "compile", keep):
+        made = make_plan(config)
+    (program,) = programs
+    return made, program.memory_analysis()
 
 
 @pytest.fixture(scope="module")
-def one_device() -> Plan:
-    return make_plan(recipe())
+def alone() -> tuple[Plan, Any]:
+    return with_memory(recipe())
+
+
+@pytest.fixture(scope="module")
+def spread() -> tuple[Plan, Any]:
+    return with_memory(recipe(mesh__data="2", mesh__fsdp="4", model__model_channels="16"))
+
+
+@pytest.fixture(scope="module")
+def one_device(alone: tuple[Plan, Any]) -> Plan:
+    return alone[0]
 
 
 def test_plan_counts_the_owners_bytes(one_device: Plan) -> None:
@@ -41,12 +64,41 @@ def test_plan_counts_the_owners_bytes(one_device: Plan) -> None:
     assert one_device.owners["batch"]["params"] == 4 * 2 * 8 * (64 + 2 * 10)
 
 
-def test_plan_holds_at_least_what_its_owners_hold(one_device: Plan) -> None:
-    known = sum(sum(held.values()) for held in one_device.owners.values())
-    assert known < one_device.peak_bytes < 40 * known
+# What belongs to none of a plan's owners: the key of two 32-bit words, and five counts of turns.
+NO_OWNERS = 2 * 4 + 5 * 4
+
+
+@pytest.mark.parametrize("mesh", ["alone", "spread"])
+def test_plan_owners_hold_the_programs_arguments(mesh: str, request: pytest.FixtureRequest) -> None:
+    made, memory = request.getfixturevalue(mesh)
+    known = sum(sum(held.values()) for held in made.owners.values())
+    assert known + NO_OWNERS == memory.argument_size_in_bytes
+
+
+@pytest.mark.parametrize("mesh", ["alone", "spread"])
+def test_plan_needs_what_the_compiler_lays_out(mesh: str, request: pytest.FixtureRequest) -> None:
+    made, memory = request.getfixturevalue(mesh)
+    written = memory.output_size_in_bytes - memory.alias_size_in_bytes  # where nothing is donated
+    arguments = memory.argument_size_in_bytes
+    assert made.peak_bytes == arguments + memory.temp_size_in_bytes + written
+    assert made.fits
+
+
+def test_plan_on_a_cpu_has_no_limit_and_no_collectives(one_device: Plan) -> None:
     assert one_device.limit_bytes is None
-    assert one_device.fits
     assert one_device.collectives == {}
+
+
+def test_compiled_needs_the_compilers_peak_where_temporaries_are_not_told() -> None:
+    # As TPU's compiler sometimes does.
+    sizes = {"argument": 5, "output": 4, "temp": 0, "alias": 4, "host_argument": 3}
+    memory = {f"{name}_size_in_bytes": size for name, size in sizes.items()}
+    memory["peak_memory_in_bytes"] = 11
+    compiled = SimpleNamespace(
+        memory_analysis=lambda: SimpleNamespace(**memory), as_text=lambda: "text"
+    )
+    traced = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: compiled))
+    assert _compiled(traced) == Buffers(11, 3, "text", "")
 
 
 def flops(**changes: str) -> float:
@@ -54,11 +106,12 @@ def flops(**changes: str) -> float:
 
 
 def test_plan_flops_agree_with_the_compilers() -> None:
-    # One critic turn: the compiler counts a loop's body once, so the two may be compared.
-    traced = trace_cycle(recipe(distill__critic_turns="1")).traced
+    # One critic turn: the compiler counts a loop's body once, so the two may be compared. Products
+    # count alike in both; what elementwise work costs is a convention, and little in a wide net.
+    wide = recipe(distill__critic_turns="1", model__model_channels="32")
+    traced = trace_cycle(wide).traced
     counted = traced.lower().compile().cost_analysis()["flops"]
-    # Both count products alike; what elementwise work costs is a convention.
-    assert jaxpr_flops(traced.jaxpr) == pytest.approx(counted, rel=0.2)
+    assert jaxpr_flops(traced.jaxpr) == pytest.approx(counted, rel=0.05)
 
 
 def test_plan_counts_critic_turns(one_device: Plan) -> None:
@@ -67,15 +120,24 @@ def test_plan_counts_critic_turns(one_device: Plan) -> None:
     assert six - four == pytest.approx(four - two, rel=1e-6)
 
 
-def test_plan_on_a_mesh_divides_flops_and_weights() -> None:
-    spread = make_plan(recipe(mesh__data="2", mesh__fsdp="4", model__model_channels="16"))
-    alone = trace_cycle(recipe(model__model_channels="16"))
-    assert spread.num_devices == 8
-    assert spread.flops == pytest.approx(jaxpr_flops(alone.traced.jaxpr) / 8, rel=1e-3)
-    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(alone.state.critic.opt_state))
-    held = spread.owners["critic"]["optimiser"] / whole
+def test_plan_on_a_mesh_divides_flops_and_weights(spread: tuple[Plan, Any]) -> None:
+    made = spread[0]
+    cycle = trace_cycle(recipe(model__model_channels="16"))
+    assert made.num_devices == 8
+    assert made.flops == pytest.approx(jaxpr_flops(cycle.traced.jaxpr) / 8, rel=1e-3)
+    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(cycle.state.critic.opt_state))
+    held = made.owners["critic"]["optimiser"] / whole
     assert 1 / 4 <= held < 0.45  # the small arrays are on every device
-    assert spread.collectives["all-gather"].number > 0
+    assert made.collectives["all-gather"].number > 0
+
+
+def test_plan_uses_what_is_computed_again_for_the_time_alone(one_device: Plan) -> None:
+    again = make_plan(recipe(model__remat="full"), until="trace")
+    assert again.model_flops == one_device.flops == one_device.model_flops
+    assert again.flops > 1.2 * one_device.flops
+    timed = again._replace(chip=CHIPS["v5e"])
+    assert timed.bounds["arithmetic"] == again.flops / CHIPS["v5e"].flops
+    assert timed.mfu == pytest.approx(again.model_flops / again.flops)
 
 
 def owners(**changes: str) -> dict[str, dict[str, int]]:
@@ -97,79 +159,132 @@ def test_plan_counts_what_waits_on_the_host_apart() -> None:
     assert far["critic"]["params"] == near["critic"]["params"]
 
 
-def test_plan_table_shows_what_waits_on_the_host() -> None:
-    there = {"params": 10**9, "on the host": 2 * 10**9}
-    text = plan_table(example(owners={"teacher": there}, host_bytes=2 * 10**9))
-    assert [line.split() for line in text.splitlines()[3:6]] == [
-        ["memory", "a", "device,", "MB", "params", "optimiser", "average", "on", "the", "host"],
-        ["teacher", "1,000.0", "-", "-", "2,000.0"],
-        ["activations,", "gradients,", "the", "rest", "11,000.0"],
-    ]
-    # A CPU's compiler has counted it with all the rest.
-    text = plan_table(example(owners={"teacher": there}))
-    assert "the rest" in text
-    assert "9,000.0" in text
+def remedy(
+    monkeypatch: pytest.MonkeyPatch, fits: Callable[[ConfigDict], bool], **mesh: int
+) -> tuple[str, list[ConfigDict]]:
+    """Return the remedy of the tiny recipe, and what was tried, where some configs fit."""
+    tried = []
+
+    def planned(config: ConfigDict, name: str, until: str | None) -> Plan:
+        assert until is None
+        tried.append(config)
+        return example(limit_bytes=16e9 if fits(config) else 1e9)
+
+    monkeypatch.setattr(plan, "make_plan", planned)
+    return find_remedy(recipe(), example(limit_bytes=1e9, mesh=mesh)), tried
 
 
 def test_find_remedy_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
-
-    def planned(config: ConfigDict, name: str, until: str) -> Plan:
-        assert until == "program"
-        tried.append(config)
-        return example(limit_bytes=16e9 if config.mesh.offload else 1e9)
-
-    monkeypatch.setattr(plan, "make_plan", planned)
-    found = find_remedy(recipe(), example(limit_bytes=1e9, mesh={"data": 1, "fsdp": 1}))
+    found, tried = remedy(monkeypatch, lambda c: bool(c.mesh.offload), data=1, fsdp=1)
     assert [config.model.remat for config in tried[:2]] == ["block", "full"]
+    assert [config.distill.microbatches for config in tried[1:]] == [1, 2, 4, 8, 8]
     assert "fits with --config.model.remat=full --config.distill.microbatches=8 " in found
     assert "--config.mesh.offload=teacher,optimizer:" in found
 
 
-def example(**changes: object) -> Plan:
-    plan = Plan(
-        name="x",
-        topology="v5e:2x4",
-        chip=CHIPS["v5e"],
-        num_devices=8,
-        num_chips=8,
-        mesh={"data": 8, "fsdp": 1, "tensor": 1},
-        batch_size=64,
-        images=384,
-        cycles=36_000,
-        owners={"teacher": {"params": 10**9}},
-        peak_bytes=12 * 10**9,
-        limit_bytes=16e9,
-        host_bytes=0,
-        refusal="",
-        flops=197e12 * 0.05,
-        num_bytes=int(819e9 * 0.1),
-        collectives={"all-reduce": Collective(6, int(200e9 * 0.02))},
-        compile_seconds=1.0,
+def test_find_remedy_shards_the_weights_with_and_without_microbatches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, tried = remedy(monkeypatch, lambda c: c.mesh.fsdp == 4, data=2, fsdp=2)
+    assert "--config.mesh.data=1 --config.mesh.fsdp=4:" in found
+    assert {config.mesh.fsdp for config in tried[:-1]} == {1}  # the recipe's own
+
+    def parts_too(config: ConfigDict) -> bool:
+        return config.mesh.fsdp == 4 and config.distill.microbatches == 2
+
+    found, _ = remedy(monkeypatch, parts_too, data=2, fsdp=2)
+    assert "--config.mesh.fsdp=4 --config.distill.microbatches=2:" in found
+
+
+def test_find_remedy_that_is_typed_in_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipe(mesh__data="8", model__model_channels="16")
+    made = make_plan(config, until="trace")
+    # Only what the owners hold is traced, and of that rematerialisation saves nothing.
+    limit = 0.7 * made.peak_bytes
+    monkeypatch.setattr(plan, "_limit", lambda *arguments: limit)
+    monkeypatch.setattr(plan, "_model_flops", lambda config, devices, flops: flops)  # not traced
+    found = find_remedy(config, made, until="trace")
+    flags = dict(flag[len("--config.") :].split("=") for flag in found.split(":")[0].split()[3:])
+    assert flags == {"model.remat": "full", "mesh.data": "1", "mesh.fsdp": "8"}
+    apply_overrides(config, flags)
+    assert (config.model.remat, config.mesh.data, config.mesh.fsdp) == ("full", 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts"), [(1, []), (35, [5, 35]), (8, [2, 4, 8]), (6, [2, 6]), (97, [])]
+)
+def test_parts_divide_the_batch_of_a_device(batch: int, parts: list[int]) -> None:
+    assert _parts(batch) == parts
+
+
+def test_sweep_shows_what_does_not_divide_and_plans_the_rest() -> None:
+    config = recipe(mesh__data="-1")
+    refused, made = sweep(config, ["local"], [12, 16], until="trace")
+    assert isinstance(refused, Unplanned)
+    assert isinstance(made, Plan)
+    assert made.batch_size == 16
+    # 16 is the nearest multiple of the eight devices of these tests.
+    assert refused == Unplanned("local", 8, 12, "batch 12 does not divide over 8 chips, try 16.")
+    row = sweep_table([refused, made]).splitlines()[1].split()
+    assert row[:6] == ["local", "8", "12", "-", "-", "NO"]
+    assert " ".join(row[10:]) == "NO: batch 12 does not divide over 8 chips, try 16."
+
+
+def test_sweep_says_where_layers_share_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "make_plan", lambda config, name, until: example())
+    config = recipe(mesh__data="-1", mesh__tensor="2")
+    refused, _ = sweep(config, ["local"], [6, 8])
+    assert isinstance(refused, Unplanned)
+    assert "does not divide over 4 shards (data x fsdp), try 8" in refused.reason
+
+
+@pytest.mark.parametrize(("name", "stage"), [("local", "program"), ("v5e:2x2", "buffers")])
+def test_make_plan_goes_as_far_as_the_machine_is_fast(
+    monkeypatch: pytest.MonkeyPatch, name: str, stage: str
+) -> None:
+    stages = []
+
+    def reach(stage: str) -> Callable[..., Buffers]:
+        return lambda *arguments: stages.append(stage) or Buffers(1, 0, "", "")
+
+    here = CHIPS["v5e"], jax.devices()[:4], 4
+    monkeypatch.setattr(plan, "machine", lambda name: here)
+    monkeypatch.setattr(plan, "_compiled", reach("program"))
+    monkeypatch.setattr(plan, "assign_buffers", reach("buffers"))
+    assert make_plan(recipe(), name).is_compiled
+    assert stages == [stage]
+
+
+@pytest.mark.slow
+def test_plan_of_a_slice_agrees_with_tpus_compiler() -> None:
+    pytest.importorskip("libtpu", reason="libtpu, TPU's compiler, is not installed (not in CI)")
+    config = recipe(mesh__data="1", mesh__fsdp="-1", model__model_channels="64")
+    traced, compiled = (make_plan(config, "v5e:2x2", until=until) for until in ("trace", "buffers"))
+    assert (traced.owners, traced.flops) == (compiled.owners, compiled.flops)
+    assert traced.peak_bytes < compiled.peak_bytes < compiled.limit_bytes == 15.75 * 2**30
+    # docs/scaling.md: gradients of the generator once, of critic and head in each of two turns (and
+    # some padding), by reduce-scatters all but the small ones.
+    state = trace_cycle(config).state
+    network, head = (
+        sum(4 * leaf.size for leaf in jax.tree.leaves(player.params))
+        for player in (state.generator, state.discriminator)
     )
-    return plan._replace(**changes)
+    moved = compiled.collectives
+    reduced = moved["all-reduce"].num_bytes + moved["reduce-scatter"].num_bytes
+    assert reduced == pytest.approx(network + 2 * (network + head), rel=0.01)
+    assert moved["all-reduce"].num_bytes < 0.1 * reduced
+    # Weights are gathered for each version of them, some already rounded to bfloat16.
+    gathered = 4 * network + head + 2 * (network + head)
+    assert 0.5 * gathered < moved["all-gather"].num_bytes < 1.01 * gathered
 
 
-def test_plan_takes_the_slowest_bound() -> None:
-    plan = example()
-    assert plan.bounds == pytest.approx({"arithmetic": 0.05, "memory": 0.1, "links": 0.02})
-    assert plan.seconds == pytest.approx(0.1)
-    assert plan.mfu == pytest.approx(0.5)
-    text = plan_table(plan)
-    assert "FITS: needs 12 GB a device, 16 GB there are" in text
-    assert "3,840 images/s, MFU 50%" in text
-    assert "36,000 cycles: 0.0417 days, 8 chip-hours" in text
-
-
-def test_plan_of_half_a_chip_has_half_its_peaks() -> None:
-    assert example(num_chips=4).seconds == pytest.approx(0.2)
-
-
-def test_plan_that_was_refused_says_so() -> None:
-    plan = example(refusal="RESOURCE_EXHAUSTED", peak_bytes=35 * 10**9)
-    assert not plan.fits
-    assert "DOES NOT FIT: needs 35 GB a device" in plan_table(plan)
-    assert "NO" in sweep_table([plan, example()])
+def test_plan_of_a_gpu_that_is_here_has_its_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = chip_of("NVIDIA L4")
+    monkeypatch.setattr("dmd2_jax.plan_cycle.chip_of", {"cpu": gpu}.get)
+    made = make_plan(recipe(), until="trace")
+    assert made.seconds == pytest.approx(made.flops / 121e12)
+    assert made.limit_bytes == 24e9  # where the backend does not say what it grants
+    assert "peaks used    L4, a chip: 121 TFLOP/s bfloat16" in plan_table(made)
 
 
 @pytest.mark.parametrize(
@@ -206,20 +321,6 @@ def test_make_plan_names_the_nearest_topology(name: str) -> None:
         make_plan(recipe(), name)
 
 
-def test_plan_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    assert dmd2("plan", f"--config={RECIPE}") == 0
-    text = capsys.readouterr().out
-    assert text.startswith("tiny on local: 1 chips, 1 devices, mesh data=1, fsdp=1, tensor=1")
-    for word in ("discriminator", "arithmetic", "compiled in"):
-        assert word in text
-
-
-def test_plan_command_compares_batches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert dmd2("plan", f"--config={RECIPE}", "--batches=8", f"--sweep={LOCAL},{LOCAL}") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[1:]] == 2 * [["local", "1", "8"]]
-
-
 def test_traced_plan_knows_what_needs_no_compiler(
     one_device: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,27 +331,6 @@ def test_traced_plan_knows_what_needs_no_compiler(
     text = plan_table(traced)
     assert "traced, not compiled, in" in text
     assert "memory traffic" not in text
-
-
-def test_traced_plan_is_bounded_by_its_arithmetic_alone(one_device: Plan) -> None:
-    traced = one_device._replace(is_compiled=False, chip=CHIPS["v5e"], limit_bytes=1e12)
-    assert list(traced.bounds) == ["arithmetic"]
-    assert traced.mfu == 1
-    assert "only compiling says" in plan_table(traced)
-    (row,) = sweep_table([traced]).splitlines()[1:]
-    assert row.split()[3:7] == [">", "0.00", "1000.0", "?"]
-
-
-def test_traced_plan_whose_weights_do_not_fit_says_so(one_device: Plan) -> None:
-    traced = one_device._replace(is_compiled=False, limit_bytes=one_device.peak_bytes / 2)
-    assert "DOES NOT FIT: needs" in plan_table(traced)
-
-
-def test_plan_command_traces_only(capsys: pytest.CaptureFixture[str]) -> None:
-    assert dmd2("plan", f"--config={RECIPE}", "--until=trace") == 0
-    assert "traced, not compiled" in capsys.readouterr().out
-    assert dmd2("plan", f"--config={RECIPE}", "--until=trace", "--remedy") == 2
-    assert "--until=trace with --remedy, which compiles" in capsys.readouterr().err
 
 
 def test_plan_until_buffers_agrees_with_the_whole_compilation(one_device: Plan) -> None:
@@ -303,79 +383,6 @@ def test_compiler_killed_while_it_writes_is_an_error(monkeypatch: pytest.MonkeyP
 def test_compiler_that_says_nothing_of_memory_is_an_error_with_its_last_words() -> None:
     with pytest.raises(ChildProcessError, match=r"(?s)exit code 1.*expected CHIP:SHAPE"):
         assign_buffers(recipe(), "v5x:4x4")
-
-
-@pytest.fixture
-def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trace(*arguments: object) -> None:
-        raise AssertionError("a program is traced")
-
-    monkeypatch.setattr("dmd2_jax.plan.trace_cycle", trace)
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert dmd2("plan", f"--config={RECIPE}", *words) == 2
-    return capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("v5e:3x5", "v5e:4x4"),
-        ("v5litepod-16", "v5e:4x4"),
-        ("v7:2x2", "tpu7x:2x2x1"),
-        ("V5E:4x4", "v5e:4x4"),
-        ("", "v5e:1x1"),
-    ],
-)
-def test_plan_command_names_the_nearest_topology(
-    capsys: pytest.CaptureFixture[str], name: str, meant: str
-) -> None:
-    text = refusal(capsys, f"--topology={name}")
-    assert f"--topology={name}, expected CHIP:SHAPE" in text
-    assert f"did you mean one of ['{meant}'" in text
-
-
-@pytest.mark.usefixtures("nothing_compiled")
-def test_plan_command_names_the_extra_of_a_missing_compiler(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "libtpu", None)
-    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    text = refusal(capsys, "--topology=v5e:4x4")
-    assert "--topology=v5e:4x4 needs TPU's compiler, libtpu, which is not installed" in text
-    assert 'pip install -e ".[plan]"' in text
-
-
-@pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--sweep="], "argument --sweep: '', expected topologies like"),
-        (["--sweep=local,"], "argument --sweep: 'local,', expected topologies like"),
-        (["--sweep=local,v5e:3x5"], "--topology=v5e:3x5, expected CHIP:SHAPE"),
-        (["--batches="], "argument --batches: '', expected whole numbers from 1"),
-        (["--batches=8,-8"], "argument --batches: '8,-8', expected whole numbers from 1"),
-        (["--batches=0"], "argument --batches: '0', expected whole numbers from 1"),
-        (["--batches=8.5"], "argument --batches: '8.5', expected whole numbers from 1"),
-        (
-            ["--batches=16,12", "--config.mesh.data=8"],
-            "local, batch 12: batch_size=12 must be divisible by data shards=8; try 16",
-        ),
-        (
-            ["--batches=12,10", "--config.distill.microbatches=4"],
-            "local, batch 10: microbatches=4 must divide batch_size=10",
-        ),
-        (["--topology=local", "--sweep=local"], "got --topology=local and --sweep, expected one"),
-        (["--remedy", "--batches=8"], "got --remedy with --sweep or --batches, expected it with"),
-        (["--remedy=yes"], "argument --remedy: ignored explicit argument 'yes'"),
-    ],
-)
-def test_plan_command_refuses_nonsense_before_it_compiles(
-    capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
-    assert message in refusal(capsys, *words)
 
 
 def test_recipes_mesh_keys_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""The accelerators that can be planned for without having one, and their published peaks."""
+"""Accelerators and their published peaks: TPUs, also those that are not there, and GPUs."""
 
 import difflib
 import importlib.util
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-__all__ = ["CHIPS", "Chip", "nearest", "topology"]
+__all__ = ["CHIPS", "Chip", "chip_of", "nearest", "num_chips", "topology"]
 
 
 class Chip(NamedTuple):
@@ -19,10 +19,10 @@ class Chip(NamedTuple):
     Attributes:
       name: for people.
       flops: bfloat16 FLOP/s.
-      memory: bytes of high-bandwidth memory.
+      memory: bytes of high-bandwidth memory that a program may take.
       memory_bandwidth: bytes/s.
       link_bandwidth: bytes/s that all its links to other chips send together.
-      shapes: slices that are sold, as the topology's sizes.
+      shapes: slices that are sold, as the topology's sizes; () where there are none.
     """
 
     name: str
@@ -30,22 +30,59 @@ class Chip(NamedTuple):
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
-    shapes: tuple[str, ...]
+    shapes: tuple[str, ...] = ()
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
 # As Google Cloud's TPU documentation states them; checked there in 2026-11: v5e and v6e. It gives
-# links in both directions together, of which this is half.
+# links in both directions together, of which this is half. The memory is what TPU's compiler lets a
+# program take of the 32, 16, 96, 32 and 192 GiB there are: libtpu 0.0.52 refuses larger ones with
+# "exceeds available HBM (15.75G)". For v4 and TPU7x that is of a core, of which a chip has two.
+_GIB = 2**30
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 32e9, 1228e9, 300e9, _CUBE),
-    "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, _FLAT),
-    "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, _CUBE),
-    "v6e": Chip("TPU v6e", 918e12, 32e9, 1638e9, 400e9, _FLAT),
-    "tpu7x": Chip("TPU7x", 2307e12, 192e9, 7370e9, 600e9, _CUBE),
+    "v4": Chip("TPU v4", 275e12, 2 * 15.25 * _GIB, 1228e9, 300e9, _CUBE),
+    "v5e": Chip("TPU v5e", 197e12, 15.75 * _GIB, 819e9, 200e9, _FLAT),
+    "v5p": Chip("TPU v5p", 459e12, 95.73 * _GIB, 2765e9, 600e9, _CUBE),
+    "v6e": Chip("TPU v6e", 918e12, 31.24 * _GIB, 1638e9, 400e9, _FLAT),
+    "tpu7x": Chip("TPU7x", 2307e12, 2 * 94.74 * _GIB, 7370e9, 600e9, _CUBE),
 }
 """Name in a topology, such as "v5p" of "v5p:4x4x4" -> the chip."""
+
+# JAX's names of the chips above: `jax.devices()[0].device_kind`.
+_TPUS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
+
+# By JAX's names, which are the driver's. From NVIDIA's data sheets of "H100 Tensor Core GPU", "H200
+# Tensor Core GPU", "HGX B200", "A100 Tensor Core GPU", "L4", "L40S" and "A10"; for GeForce from the
+# whitepapers of the architectures Ada and GA102 (with 32-bit accumulation). Matrices without
+# sparsity, half of a figure that is given with it; NVLink, or PCIe where there is none, in one
+# direction, half of what is given for both. Not here: GPUs without bfloat16, parts of one (MIG).
+_GPUS = {
+    "NVIDIA H100 80GB HBM3": Chip("H100 SXM", 989e12, 80e9, 3350e9, 450e9),
+    "NVIDIA H100 PCIe": Chip("H100 PCIe", 756e12, 80e9, 2000e9, 300e9),
+    "NVIDIA H100 NVL": Chip("H100 NVL", 835e12, 94e9, 3900e9, 300e9),
+    "NVIDIA H200": Chip("H200 SXM", 989e12, 141e9, 4800e9, 450e9),
+    "NVIDIA B200": Chip("B200", 2250e12, 180e9, 7700e9, 900e9),
+    "NVIDIA A100-SXM4-40GB": Chip("A100 40GB SXM", 312e12, 40e9, 1555e9, 300e9),
+    "NVIDIA A100-SXM4-80GB": Chip("A100 80GB SXM", 312e12, 80e9, 2039e9, 300e9),
+    "NVIDIA A100-PCIE-40GB": Chip("A100 40GB PCIe", 312e12, 40e9, 1555e9, 300e9),
+    "NVIDIA A100 80GB PCIe": Chip("A100 80GB PCIe", 312e12, 80e9, 1935e9, 300e9),
+    "NVIDIA L4": Chip("L4", 121e12, 24e9, 300e9, 32e9),
+    "NVIDIA L40S": Chip("L40S", 362e12, 48e9, 864e9, 32e9),
+    "NVIDIA A10": Chip("A10", 125e12, 24e9, 600e9, 32e9),
+    "NVIDIA GeForce RTX 4090": Chip("RTX 4090", 165.2e12, 24e9, 1008e9, 32e9),
+    "NVIDIA GeForce RTX 3090": Chip("RTX 3090", 71e12, 24e9, 936e9, 56.2e9),
+}
 
 _LARGEST = 9216  # chips of the largest pod there is, one of TPU7x
 
@@ -60,6 +97,32 @@ _OTHER_NAMES = {
     "v7x": ("tpu7x",),
     "ironwood": ("tpu7x",),
 }
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Return the chip that JAX names, or None for a CPU and others without published peaks here.
+
+    Args:
+      device_kind: of a device, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
+    """
+    if device_kind in _TPUS:
+        return CHIPS[_TPUS[device_kind]]
+    return _GPUS.get(device_kind)
+
+
+def num_chips(devices: Sequence[jax.Device]) -> int:
+    """Return how many chips devices are of: a TPU's chip of two cores can be two devices.
+
+    Args:
+      devices: all of a machine or a slice.
+    """
+    places = {
+        (getattr(device, "slice_index", 0), *device.coords)
+        if device.platform == "tpu"
+        else (device.id,)
+        for device in devices
+    }
+    return len(places)
 
 
 def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:

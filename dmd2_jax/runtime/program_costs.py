@@ -1,18 +1,15 @@
-"""What a program costs: FLOPs from its jaxpr, bytes and collectives from its compiled text.
+"""What a program costs: bytes and collectives from its compiled text, FLOPs from its jaxpr.
 
-The compiler's own cost analysis counts the body of a loop once; both readers here count it as
-often as it runs.
+The compiler's own cost analysis counts the body of a loop once; both are counted here as often as
+it runs.
 """
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import numpy as np
-from jax.extend import core as jex
-from jax.interpreters.partial_eval import dce_jaxpr
+from dmd2_jax.runtime.jaxpr_flops import jaxpr_flops
 
 __all__ = ["Collective", "ProgramCosts", "jaxpr_flops", "read_program"]
 
@@ -54,14 +51,28 @@ _FREE = frozenset(
 
 
 # Their results are tuples that hold the operands again.
-_NAMES_ITS_OPERANDS = frozenset({"copy-start", "all-gather-start", "collective-permute-start"})
+_NAMES_ITS_OPERANDS = frozenset(
+    {
+        "copy-start",
+        "all-gather-start",
+        "all-to-all-start",
+        "collective-permute-start",
+        "reduce-scatter-start",
+    }
+)
 
 # An array outside of the main memory, as a TPU program's text has it: f32[8,128]{1,0:T(8,128)S(1)}
 _ELSEWHERE = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind: how many run in one execution, and their result bytes."""
+    """All collectives of one kind in one execution.
+
+    Attributes:
+      number: how many run.
+      num_bytes: of their results; of reduce-scatters what they reduce, which is what travels: the
+        result is one device's part of it.
+    """
 
     number: int
     num_bytes: int
@@ -74,127 +85,11 @@ class ProgramCosts(NamedTuple):
       num_bytes: bytes that instructions read and write in the device's main memory: fused
         instructions count once, what the compiler holds in a chip's fast memory does not count. An
         upper bound, since an instruction need not read all of an operand (a slice of it, say).
-      collectives: by kind, for example "all-reduce".
+      collectives: by kind, for example "all-reduce"; also those that the compiler has fused.
     """
 
     num_bytes: int
     collectives: dict[str, Collective]
-
-
-def jaxpr_flops(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> float:
-    """Count the floating-point operations of a traced program, loops as often as they run.
-
-    A product of matrices or a convolution counts 2 for each multiply-add, anything else that
-    computes 1 for each element of its largest operand or result. What nothing depends on, such as
-    the gradients of weights that do not train, does not count: no compiler keeps it.
-
-    Args:
-      jaxpr: from `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...).jaxpr`.
-
-    Returns:
-      FLOPs of all devices together.
-    """
-    plain: Any = getattr(jaxpr, "jaxpr", jaxpr)
-    needed, _ = dce_jaxpr(plain, [True] * len(plain.outvars), instantiate=True)
-    return _flops(needed)
-
-
-def _flops(jaxpr: Any) -> float:
-    plain = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_equation_flops(equation) for equation in plain.eqns)
-
-
-def _equation_flops(equation: Any) -> float:
-    name, params = equation.primitive.name, equation.params
-    if name == "scan":
-        return params["length"] * _flops(params["jaxpr"])
-    if name == "cond":
-        return max(_flops(branch) for branch in params["branches"])
-    inner = list(_inner_jaxprs(params))
-    if inner:
-        return sum(_flops(one) for one in inner)
-    if name == "dot_general":
-        return _dot_flops(equation)
-    if name == "conv_general_dilated":
-        return _convolution_flops(equation)
-    if name in _MOVES:
-        return 0.0
-    return float(max((_size(v) for v in (*equation.invars, *equation.outvars)), default=0))
-
-
-_MOVES = frozenset(
-    {
-        "broadcast_in_dim",
-        "concatenate",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "device_put",
-        "dynamic_slice",
-        "dynamic_update_slice",
-        "gather",
-        "iota",
-        "pad",
-        "reshape",
-        "rev",
-        "select_n",
-        "sharding_constraint",
-        "slice",
-        "split",
-        "squeeze",
-        "stop_gradient",
-        "transpose",
-    }
-)
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    # Calls (jit, remat, custom gradients, while) hold what they run under several names; a custom
-    # gradient's rules are functions, not jaxprs, so nothing is counted twice.
-    for value in params.values():
-        if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr):
-            yield value
-
-
-def _size(variable: Any) -> int:
-    return int(np.prod(getattr(variable.aval, "shape", ()), dtype=np.int64))
-
-
-def _dot_flops(equation: Any) -> float:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    shape = equation.invars[0].aval.shape
-    return 2.0 * _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
-
-
-def _convolution_flops(equation: Any) -> float:
-    params = equation.params
-    numbers = params["dimension_numbers"]
-    lhs, rhs = (v.aval.shape for v in equation.invars[:2])
-    out = equation.outvars[0].aval.shape
-    taps = 1.0
-    for i, (low, _) in enumerate(params["padding"]):
-        taps *= _valid_taps(
-            size=lhs[numbers.lhs_spec[2 + i]],
-            out=out[numbers.out_spec[2 + i]],
-            kernel=rhs[numbers.rhs_spec[2 + i]],
-            stride=params["window_strides"][i],
-            low=low,
-            lhs_dilation=params["lhs_dilation"][i],
-            rhs_dilation=params["rhs_dilation"][i],
-        )
-    channels_in = rhs[numbers.rhs_spec[1]]  # of one group
-    batch, channels_out = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
-    return 2.0 * batch * channels_out * channels_in * taps / params["batch_group_count"]
-
-
-def _valid_taps(
-    *, size: int, out: int, kernel: int, stride: int, low: int, lhs_dilation: int, rhs_dilation: int
-) -> int:
-    """Count, along one axis, the pairs (output, tap) that meet an element: no padding, no hole."""
-    outputs = np.arange(out)[:, None] * stride - low
-    position = outputs + np.arange(kernel)[None] * rhs_dilation
-    inside = (position >= 0) & (position < (size - 1) * lhs_dilation + 1)
-    return int(np.sum(inside & (position % lhs_dilation == 0)))
 
 
 class _Instruction(NamedTuple):
@@ -207,6 +102,9 @@ class _Instruction(NamedTuple):
 
 def read_program(text: str) -> ProgramCosts:
     """Read bytes and collectives off a compiled program's text.
+
+    Of a branch the largest side counts. A collective that is fused with what surrounds it counts
+    once, in however many fusions the compiler has laid pieces of it.
 
     Args:
       text: from `compiled.as_text()`: the program of one device.
@@ -222,48 +120,147 @@ def read_program(text: str) -> ProgramCosts:
         raise ValueError(
             f"the program's text has no ENTRY ({text[:60]!r}...), expected compiled.as_text()."
         )
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    total = _walk(computations, entry, 1, counts)
-    return ProgramCosts(total, {kind: Collective(*pair) for kind, pair in sorted(counts.items())})
+    num_bytes, collectives = _cost(computations, entry, {})
+    return ProgramCosts(num_bytes, dict(sorted(collectives.items())))
 
 
-def _walk(
-    computations: dict[str, dict[str, _Instruction]],
-    name: str,
-    times: int,
-    counts: dict[str, list[int]],
-) -> int:
-    """Return the bytes of `times` runs of one computation, adding its collectives to `counts`."""
-    total = 0
+_Computations = dict[str, dict[str, _Instruction]]
+
+
+def _cost(computations: _Computations, name: str, known: dict[str, ProgramCosts]) -> ProgramCosts:
+    """Return what one run of a computation costs; `known` keeps what was found."""
+    if name in known:
+        return known[name]
+    costs = ProgramCosts(0, {})
     instructions = computations.get(name, {})
+    seen: set[tuple[str, int, str]] = set()
     for instruction in instructions.values():
-        opcode = instruction.opcode.removesuffix("-start")
         operands = [instructions[name] for name in instruction.operands if name in instructions]
-        if opcode in COLLECTIVES:
-            counts[opcode][0] += times
-            counts[opcode][1] += times * instruction.num_bytes
-            if instruction.opcode in _NAMES_ITS_OPERANDS:
-                counts[opcode][1] -= times * sum(operand.num_bytes for operand in operands)
-        if instruction.opcode == "while":
-            body = re.search(r"body=%?([\w.\-]+)", instruction.text)
-            if body:
-                inner = times * _trips(computations, instruction)
-                total += _walk(computations, body[1], inner, counts)
-        elif instruction.opcode in ("call", "conditional", "async-start"):
-            for called in re.findall(
-                r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)",
-                instruction.text,
-            ):
-                total += _walk(computations, called, times, counts)
-        if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
-            continue
-        total += times * instruction.main_bytes
-        if instruction.opcode not in _NAMES_ITS_OPERANDS:
-            total += times * sum(operand.main_bytes for operand in operands)
-    return total
+        found: dict[str, Collective] = {}
+        if instruction.opcode == "fusion":
+            for piece in _fused(computations, instruction):
+                kind, num_bytes, _ = piece
+                if piece not in seen or kind == "reduce-scatter":  # which is never in pieces
+                    found = _sum(found, {kind: Collective(1, num_bytes)})
+                seen.add(piece)
+        elif _kind(instruction) in COLLECTIVES:
+            size = _collective_bytes(instruction, operands)
+            found = {_kind(instruction): Collective(1, size)}
+        costs = _plus(costs, ProgramCosts(_moved(instruction, operands), found))
+        for times, called in _called(computations, instruction, known):
+            costs = _plus(costs, called, times)
+    known[name] = costs
+    return costs
 
 
-def _trips(computations: dict[str, dict[str, _Instruction]], loop: _Instruction) -> int:
+def _called(
+    computations: _Computations, instruction: _Instruction, known: dict[str, ProgramCosts]
+) -> Iterator[tuple[int, ProgramCosts]]:
+    """Yield (how often, what) an instruction runs of other computations."""
+    if instruction.opcode == "while":
+        body = re.search(r"body=%?([\w.\-]+)", instruction.text)
+        if body:
+            yield _trips(computations, instruction), _cost(computations, body[1], known)
+    elif instruction.opcode == "conditional":
+        # One of two by a truth value is written true_computation=%a, false_computation=%b; one of
+        # several by a number, and all that jax.lax.cond makes, branch_computations={%a, %b}.
+        sides = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.text)
+        listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.text)
+        sides += re.findall(r"[\w.\-]+", listed[1]) if listed else []
+        yield 1, _largest([_cost(computations, side, known) for side in sides])
+    elif instruction.opcode in ("call", "async-start"):
+        for called in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", instruction.text):
+            yield 1, _cost(computations, called, known)
+
+
+def _fused(computations: _Computations, fusion: _Instruction) -> Iterator[tuple[str, int, str]]:
+    """Yield (kind, bytes, channel) of the collectives inside of a fusion.
+
+    A TPU's reduce-scatter is a fusion of an all-reduce and slices of its results. A collective
+    that runs beside others' computation is in several fusions, the ones that start and end it and
+    those beside which it runs; all name its channel.
+    """
+    called = re.search(r"calls=%?([\w.\-]+)", fusion.text)
+    inside = computations.get(called[1], {}) if called else {}
+    sliced = {
+        _source(inside, one.operands[0])
+        for one in inside.values()
+        if one.opcode in ("dynamic-slice", "slice") and one.operands
+    }
+    for name, one in inside.items():
+        if one.opcode == "fusion":
+            yield from _fused(computations, one)
+        elif _kind(one) in COLLECTIVES:
+            operands = [inside[name] for name in one.operands if name in inside]
+            channel = re.search(r"channel_id=(\d+)", one.text)
+            scatters = _kind(one) == "all-reduce" and name in sliced
+            kind = "reduce-scatter" if scatters else _kind(one)
+            yield kind, _collective_bytes(one, operands), channel[1] if channel else ""
+
+
+def _source(instructions: dict[str, _Instruction], name: str) -> str:
+    """Return the instruction that computes what another one hands on."""
+    while name in instructions and instructions[name].opcode in ("get-tuple-element", "bitcast"):
+        name = instructions[name].operands[0]
+    return name
+
+
+def _kind(instruction: _Instruction) -> str:
+    return instruction.opcode.removesuffix("-start")
+
+
+def _collective_bytes(instruction: _Instruction, operands: list[_Instruction]) -> int:
+    """Return the bytes of a collective: its results', or what a reduce-scatter reduces."""
+    given = sum(operand.num_bytes for operand in operands)
+    if _kind(instruction) == "reduce-scatter":
+        return given
+    return instruction.num_bytes - (given if instruction.opcode in _NAMES_ITS_OPERANDS else 0)
+
+
+def _moved(instruction: _Instruction, operands: list[_Instruction]) -> int:
+    """Return the bytes that an instruction itself reads and writes in the main memory."""
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+        return 0
+    given = sum(operand.main_bytes for operand in operands)
+    if instruction.opcode == "slice-start":  # a prefetch of a part: ((operand), part, a number)
+        part = instruction.num_bytes - sum(operand.num_bytes for operand in operands)
+        return instruction.main_bytes - given + (part if given else 0)
+    return instruction.main_bytes + (given if instruction.opcode not in _NAMES_ITS_OPERANDS else 0)
+
+
+def _plus(costs: ProgramCosts, more: ProgramCosts, times: int = 1) -> ProgramCosts:
+    """Return costs and `times` as much more."""
+    return ProgramCosts(
+        costs.num_bytes + times * more.num_bytes, _sum(costs.collectives, more.collectives, times)
+    )
+
+
+def _sum(
+    some: dict[str, Collective], more: dict[str, Collective], times: int = 1
+) -> dict[str, Collective]:
+    together = dict(some)
+    for kind, one in more.items():
+        number, num_bytes = together.get(kind, (0, 0))
+        together[kind] = Collective(number + times * one.number, num_bytes + times * one.num_bytes)
+    return together
+
+
+def _largest(sides: Sequence[ProgramCosts]) -> ProgramCosts:
+    """Return the largest of each figure."""
+    kinds = {kind for side in sides for kind in side.collectives}
+    return ProgramCosts(
+        max((side.num_bytes for side in sides), default=0),
+        {
+            kind: max(
+                (side.collectives.get(kind, Collective(0, 0)) for side in sides),
+                key=lambda one: (one.num_bytes, one.number),
+            )
+            for kind in kinds
+        },
+    )
+
+
+def _trips(computations: _Computations, loop: _Instruction) -> int:
     """Return how often a loop runs: as the compiler notes it, or from `i < N` in its condition."""
     noted = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', loop.text)
     if noted:
@@ -275,9 +272,9 @@ def _trips(computations: dict[str, dict[str, _Instruction]], loop: _Instruction)
     return found[0] if len(found) == 1 else 1
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str | None]:
+def _parse(text: str) -> tuple[_Computations, str | None]:
     """Return {computation: {instruction: what it is}} and the name of the entry."""
-    computations: dict[str, dict[str, _Instruction]] = {}
+    computations: _Computations = {}
     entry, current = None, None
     for line in text.splitlines():
         header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
