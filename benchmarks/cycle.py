@@ -29,7 +29,7 @@ from dmd2_jax.config import apply_overrides, load_config, parse_overrides
 from dmd2_jax.distill import CycleBatch, Samples, make_cycle
 from dmd2_jax.recipe import build_family
 from dmd2_jax.runtime.platform import prepare_backend
-from dmd2_jax.train_student import build_players, distill_config, initial_state
+from dmd2_jax.student_state import build_players, distill_config, initial_state
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.loop import DivergedError
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.run_folder import open_run, write_json
+from dmd2_jax.student_state import build_players, distill_config, initial_state
 from dmd2_jax.training import RESUME_MAY_DIFFER
 
 __all__ = ["AblateOptions", "ablate"]
@@ -185,13 +186,13 @@ def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, trace: bool) 
 
 def _check_row(config: ConfigDict, *, trace: bool) -> None:
     recipe = open_recipe(config, config.distill.batch_size)
-    settings = train_student.distill_config(config, recipe.family)
-    players = train_student.build_players(config, recipe.family)
+    settings = distill_config(config, recipe.family)
+    players = build_players(config, recipe.family)
     if not trace:
         return
     params, key = recipe.family.param_shapes(), jax.random.key(0)
     state = jax.eval_shape(
-        lambda p: train_student.initial_state(players, settings, recipe.family, p, key), params
+        lambda p: initial_state(players, settings, recipe.family, p, key), params
     )
     batch = jax.eval_shape(lambda: _zero_batch(recipe))
     jax.eval_shape(make_cycle(players, settings), state, params, batch, key)

@@ -27,7 +27,7 @@ from dmd2_jax.runtime.chips import Chip
 from dmd2_jax.runtime.offload import in_host_memory
 from dmd2_jax.runtime.program_costs import jaxpr_flops, read_program
 from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
-from dmd2_jax.train_student import distill_config
+from dmd2_jax.student_state import distill_config
 from dmd2_jax.typing import PyTree
 
 __all__ = ["STAGES", "find_remedy", "make_plan", "sweep"]
@@ -198,8 +198,10 @@ def _with_batch(config: ConfigDict, name: str, batch_size: int) -> ConfigDict | 
     _, devices, num_chips = machine(name)
     try:
         check(variant)
-        _check_divides(batch_size, make_mesh(variant.mesh, devices), num_chips)
-        distill_config(variant, build_family(variant))
+        mesh = make_mesh(variant.mesh, devices)
+        _check_divides(batch_size, mesh, num_chips)
+        settings = distill_config(variant, build_family(variant))
+        check_batch_size(batch_size, mesh, settings.microbatches)
     except ValueError as error:
         return Unplanned(name, num_chips, batch_size, str(error))
     return variant

@@ -18,11 +18,16 @@ from dmd2_jax.distill import (
     TrainState,
     make_cycle,
 )
-from dmd2_jax.parallel import cycle_shardings, mesh_rules, spread_players
+from dmd2_jax.parallel import (
+    check_player_rules,
+    cycle_shardings,
+    mesh_rules,
+    spread_players,
+)
 from dmd2_jax.recipe import Family, build_family, check
 from dmd2_jax.runtime.chips import Chip, chip_of, num_chips, topology
-from dmd2_jax.runtime.sharding import check_batch_size, check_rules, make_mesh
-from dmd2_jax.train_student import build_players, distill_config, initial_state
+from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
+from dmd2_jax.student_state import build_players, distill_config, initial_state
 from dmd2_jax.typing import PyTree
 
 __all__ = ["LOCAL", "TracedCycle", "batch_shapes", "machine", "trace_cycle"]
@@ -88,13 +93,13 @@ def trace_cycle(config: ConfigDict, devices: Sequence[jax.Device] | None = None)
     """
     check(config)
     mesh = make_mesh(config.mesh, devices)
-    check_batch_size(config.distill.batch_size, mesh)
     family = build_family(config)
     settings, players = distill_config(config, family), build_players(config, family)
+    check_batch_size(settings.batch_size, mesh, settings.microbatches)
     teacher, key = family.param_shapes(), jax.random.key(0)
     state = jax.eval_shape(lambda p: initial_state(players, settings, family, p, key), teacher)
     rules = mesh_rules(config.mesh)
-    check_rules(rules, teacher, mesh)
+    check_player_rules(rules, teacher, state, mesh)
     batch = batch_shapes(config, family, settings)
     shardings = cycle_shardings(state, teacher, batch, mesh, rules, config.mesh.offload)
     cycle: Any = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)

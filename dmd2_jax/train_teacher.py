@@ -37,13 +37,13 @@ from dmd2_jax.runtime.sharding import (
     tree_shardings,
 )
 from dmd2_jax.sample import teacher_sampler
+from dmd2_jax.student_state import state_shapes
 from dmd2_jax.teacher_step import (
     TeacherConfig,
     TeacherState,
     init_teacher_state,
     teacher_step,
 )
-from dmd2_jax.train_student import state_shapes
 from dmd2_jax.training import open_training, run_training, say_idle
 from dmd2_jax.typing import Array, Key, Params, PyTree
 

@@ -14,8 +14,8 @@ from dmd2_jax.data import ImageDataset
 from dmd2_jax.distill import make_cycle
 from dmd2_jax.recipe import Recipe, build_family, check
 from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.student_state import build_players, distill_config, initial_state
 from dmd2_jax.teacher_step import init_teacher_state
-from dmd2_jax.train_student import build_players, distill_config, initial_state
 from dmd2_jax.train_teacher import compile_step, state_shardings, teacher_batch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,6 +29,7 @@ FLOORS = {
     "evaluate_prompts": 6,
     "evaluate_table": 6,
     "evaluate_targets": 6,
+    "student_state": 5,
     "teacher_step": 5,
     "train_teacher": 5,
     "train_student": 5,

@@ -16,7 +16,7 @@ from dmd2_jax.one_base import lora_config
 from dmd2_jax.recipe import build_family
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.sample import checkpoint_params
-from dmd2_jax.train_student import build_players, distill_config, initial_state
+from dmd2_jax.student_state import build_players, distill_config, initial_state
 from tests.tiny import distill_words, dmd2, get_config, scratch, student_run, teacher_run
 
 RANK = "--config.distill.lora_rank=2"

@@ -32,7 +32,7 @@ from dmd2_jax.sample import (
     student_sampler,
     teacher_sampler,
 )
-from dmd2_jax.train_student import build_players, distill_config, initial_state
+from dmd2_jax.student_state import build_players, distill_config, initial_state
 from tests import tiny
 from tests.captioned import made
 from tests.tiny import dmd2, refused, scratch

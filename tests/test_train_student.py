@@ -17,7 +17,7 @@ from dmd2_jax.recipe import Recipe, build_family, open_recipe, weights_file
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.metrics import read_metrics
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.train_student import (
+from dmd2_jax.student_state import (
     build_players,
     distill_config,
     initial_state,
