@@ -1,7 +1,8 @@
-"""Finding one's place; talk within one process; a parent that explains."""
+"""Finding one's place; joining the others; talk within one process; a parent that explains."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -83,6 +84,68 @@ def test_put_and_to_host_keep_the_numbers() -> None:
     for name, array in to_host(placed).items():
         assert isinstance(array, np.ndarray)
         np.testing.assert_array_equal(array, tree[name])
+
+
+JOINING = """
+import sys, time
+from dmd2_jax.runtime.distributed import JoinError, Place, join
+from dmd2_jax.runtime.supervisor import supervise
+supervise("Do it again.")
+try:
+    join(Place(sys.argv[1], 2, int(sys.argv[2])))
+except (JoinError, ConnectionError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+def joining(*devices: int, join_seconds: int = 60) -> list[subprocess.Popen]:
+    """Start processes of a run of two, with so many devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    told = {"DMD2_JOIN_SECONDS": str(join_seconds), "DMD2_HEARTBEAT_SECONDS": "10"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", JOINING, coordinator, str(number)],
+            env=os.environ
+            | told
+            | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, count in enumerate(devices)
+    ]
+
+
+def test_join_refuses_unequal_numbers_of_devices() -> None:
+    for process in joining(1, 2):
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert "JoinError: the processes have [1, 2] devices, expected equally many" in errors
+
+
+def test_process_whose_others_never_come_ends_with_a_message() -> None:
+    # XLA aborts it inside of jax.distributed.initialize, so that `join` has no say.
+    [process] = joining(1, join_seconds=3)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "another process of this run has most likely died or cannot be reached" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child outlives its parent")
+def test_death_of_the_first_process_ends_the_others_with_a_message() -> None:
+    first, second = joining(1, 1)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "joined\n"
+    first.kill()
+    _, errors = second.communicate(timeout=100)
+    first.communicate()
+    assert second.returncode == 1
+    assert "another process of this run has most likely died" in errors
+    assert "Do it again." in errors
 
 
 SUPERVISED = """
