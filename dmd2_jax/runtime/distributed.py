@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from dmd2_jax.runtime.offload import in_host_memory
+from dmd2_jax.runtime.supervisor import say_if_aborted
 from dmd2_jax.typing import PyTree
 
 __all__ = [
@@ -127,6 +128,14 @@ def join(place: Place) -> None:
     # How long the others may miss a sign of life before the run ends, and a place be waited for.
     heartbeat = int(os.environ.get("DMD2_HEARTBEAT_SECONDS", "100"))
     timeout = int(os.environ.get("DMD2_JOIN_SECONDS", "300"))
+    remedy = (
+        f"expected {place.num_processes or 'all'} processes with the same coordinator and count, "
+        f"each with its own number, within {timeout} seconds (DMD2_JOIN_SECONDS); start them all, "
+        f"and give all the same coordinator and count."
+    )
+    number = place.process_id if options else "(found by JAX)"
+    # XLA may abort a process that waits in vain, past Python.
+    say_if_aborted(f"process {number} could not join the others, {remedy}")
     try:
         jax.distributed.initialize(
             **options,
@@ -140,11 +149,9 @@ def join(place: Place) -> None:
     except Exception as error:  # of many kinds, by cluster and version
         lines = str(error).splitlines() or [type(error).__name__]
         raise ConnectionError(
-            f"process {place.process_id if options else '(found by JAX)'} cannot join the others "
-            f"({lines[0]:.300}), expected {place.num_processes or 'all'} processes with the same "
-            f"coordinator and count, each with its own number, within {timeout} seconds "
-            f"(DMD2_JOIN_SECONDS); start them all, and give all the same coordinator and count."
+            f"process {number} cannot join the others ({lines[0]:.300}), {remedy}"
         ) from error
+    say_if_aborted("")
     if not is_first():
         logging.getLogger().setLevel(logging.ERROR)
     _tidy_output(keep=is_first())

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from types import FrameType
 
-__all__ = ["LOST", "supervise"]
+__all__ = ["LOST", "say_if_aborted", "supervise"]
 
 LOST = (
     "another process of this run has most likely died or cannot be reached, and no step can be "
     "taken without it. Finished checkpoints are intact."
 )
 
-_CHILD = "DMD2_SUPERVISED"
+_CHILD, _PIPE = "DMD2_SUPERVISED", "DMD2_SUPERVISOR_PIPE"
+_MOST_TEXT = 2**16  # bytes that a pipe holds for nobody's reading
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
@@ -25,7 +26,7 @@ def supervise(hint: str) -> None:
     the child was aborted, which is how XLA answers the loss of a peer.
 
     Args:
-      hint: how to go on, for the message.
+      hint: how to go on, for the message; `say_if_aborted` replaces what comes before it.
     """
     if os.environ.get(_CHILD) == str(os.getppid()):
         if sys.platform == "linux":  # a parent that is killed must not leave a writer behind
@@ -33,8 +34,9 @@ def supervise(hint: str) -> None:
         return
     # In a process group of its own: a Ctrl-C reaches it through the parent, once.
     command = [sys.executable, *sys.orig_argv[1:]]
-    environment = os.environ | {_CHILD: str(os.getpid())}
-    child = subprocess.Popen(command, env=environment, process_group=0)
+    told, telling = os.pipe()
+    environment = os.environ | {_CHILD: str(os.getpid()), _PIPE: str(telling)}
+    child = subprocess.Popen(command, env=environment, process_group=0, pass_fds=[telling])
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -43,6 +45,20 @@ def supervise(hint: str) -> None:
         signal.signal(number, forward)
     code = child.wait()
     if code == -signal.SIGABRT:
-        print(f"dmd2: ended by XLA (see above): {LOST} {hint}", file=sys.stderr, flush=True)
+        os.set_blocking(told, False)
+        os.write(telling, b"\n")  # so that there is something to read
+        said = os.read(told, _MOST_TEXT).decode().rstrip("\n").rpartition("\n")[2]
+        text = f"{said or LOST} {hint}"
+        print(f"dmd2: ended by XLA (see above): {text}", file=sys.stderr, flush=True)
         code = 1
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def say_if_aborted(text: str) -> None:
+    """Tell the parent what to say if XLA aborts this process from now on.
+
+    Args:
+      text: one line; "" is `LOST`. Without a parent that listens nothing happens.
+    """
+    if os.environ.get(_CHILD) == str(os.getppid()):
+        os.write(int(os.environ[_PIPE]), f"{text or LOST}\n".encode())

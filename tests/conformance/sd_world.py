@@ -33,6 +33,7 @@ from tests.conformance.derive import check_sums, nhwc, recipe, relative, reverse
 from tests.conformance.players import golden_head, head_from_tensors, head_to_tensors
 
 _NO_CLIPPING = 1e30
+_FAST_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
 
 
 def check_gradients(tensors, z, case, tolerance):
@@ -249,8 +250,9 @@ class World:
             return metrics, [p.opt_state[0].mu for p in (state.critic, state.discriminator)]
 
         # Two programs: one of both takes longer to compile.
-        x_0, metrics, slopes = jax.jit(generate)(state, self.real, fake_cond)
-        more, guidance_slopes = jax.jit(guide)(state, Samples(x_0, fake_cond), real)
+        jit = functools.partial(jax.jit, compiler_options=_FAST_TO_COMPILE)
+        x_0, metrics, slopes = jit(generate)(state, self.real, fake_cond)
+        more, guidance_slopes = jit(guide)(state, Samples(x_0, fake_cond), real)
         return (
             x_0,
             metrics | more,

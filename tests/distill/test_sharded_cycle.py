@@ -172,8 +172,13 @@ MESHES = {name: (sizes, ONE_STEP, 1) for name, sizes in SIZES.items()} | {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_cycle_on_a_mesh_equals_one_device(name: str) -> None:
+    assert_same_run(run_on(name), run(None, MESHES[name][1]))
+
+
+def run_on(name: str) -> dict[str, Any]:
+    """Return the run on one of MESHES, which is made once."""
     sizes, times, parts = MESHES[name]
-    assert_same_run(run(sizes, times, parts=parts), run(None, times))
+    return run(sizes, times, parts=parts)
 
 
 def assert_same_run(got: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -214,7 +219,7 @@ def test_adapters_of_a_mesh_are_split_and_each_players_own() -> None:
 
 @pytest.mark.slow
 def test_sharded_state_stays_sharded() -> None:
-    state = run((2, 4, 1), ONE_STEP)["state"]
+    state = run_on("data_2_fsdp_4")["state"]
     split = [
         leaf for leaf in jax.tree.leaves(state) if leaf.addressable_shards[0].data.size < leaf.size
     ]
@@ -226,15 +231,13 @@ def test_sharded_state_stays_sharded() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["data_8", "few_step_in_parts_data_2_fsdp_4"])
 def test_cycle_writes_each_shard_of_the_state_over_the_old_one(name: str) -> None:
-    sizes, times, parts = MESHES[name]
-    found = run(sizes, times, parts=parts)
+    found = run_on(name)
     shards = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(found["state"])]
     assert found["donated"] == sum(shards)
 
 
 def collectives(name: str) -> dict[str, Collective]:
-    sizes, times, parts = MESHES[name]
-    return read_program(run(sizes, times, parts=parts)["text"]).collectives
+    return read_program(run_on(name)["text"]).collectives
 
 
 def sizes_of(params: Any, only: str = "") -> list[int]:
@@ -252,7 +255,7 @@ def split_over_fsdp(params: Any, sizes: tuple[int, int, int]) -> list[int]:
 
 def reduced_bytes() -> int:
     """Return the bytes of the gradients of one cycle that are summed over the devices."""
-    state = run((8, 1, 1), ONE_STEP)["state"]
+    state = run_on("data_8")["state"]
     network, head = (sum(sizes_of(it.params)) for it in (state.generator, state.discriminator))
     # The critic is called twice a turn, for denoising and for its features, which need no decoder.
     # CPU's compiler sums the gradients of the two calls one by one; TPU's adds them up before.
@@ -282,8 +285,8 @@ def test_data_parallel_cycle_reduces_each_gradient_and_moves_nothing_else() -> N
 
 @pytest.mark.slow
 def test_fsdp_cycle_gathers_weights_and_reduces_gradients_and_moves_nothing_else() -> None:
-    mesh = (2, 4, 1)
-    found, state = collectives("data_2_fsdp_4"), run(mesh, ONE_STEP)["state"]
+    mesh, name = (2, 4, 1), "data_2_fsdp_4"
+    found, state = collectives(name), run_on(name)["state"]
     network, head = (
         split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
     )
@@ -309,9 +312,8 @@ def test_data_parallel_cycle_in_parts_reduces_the_gradients_of_each_part() -> No
 
 @pytest.mark.slow
 def test_fsdp_cycle_in_parts_gathers_the_weights_once_for_all_parts() -> None:
-    mesh = (2, 4, 1)
-    found = collectives("few_step_in_parts_data_2_fsdp_4")
-    state = run(mesh, FEW_STEP, parts=2)["state"]
+    mesh, name = (2, 4, 1), "few_step_in_parts_data_2_fsdp_4"
+    found, state = collectives(name), run_on(name)["state"]
     network, head = (
         split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
     )
@@ -346,8 +348,7 @@ def test_tensor_parallel_cycle_has_the_collectives_it_had() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_cycle_never_waits_for_the_host(name: str) -> None:
-    sizes, times, parts = MESHES[name]
-    text = run(sizes, times, parts=parts)["text"]
+    text = run_on(name)["text"]
     opcodes = set(re.findall(r" (infeed|outfeed|send|recv|send-done|recv-done)\(", text))
     assert not opcodes
     targets = set(re.findall(r'custom_call_target="([^"]*)"', text))

@@ -128,11 +128,13 @@ def test_join_refuses_unequal_numbers_of_devices() -> None:
 
 
 def test_process_whose_others_never_come_ends_with_a_message() -> None:
-    # XLA aborts it inside of jax.distributed.initialize, so that `join` has no say.
+    # XLA aborts it inside of jax.distributed.initialize; its parent has been told what to say.
     [process] = joining(1, join_seconds=3)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "another process of this run has most likely died or cannot be reached" in errors
+    assert "process 0 could not join the others, expected 2 processes" in errors
+    assert "within 3 seconds (DMD2_JOIN_SECONDS)" in errors and "Do it again." in errors
+    assert "most likely died" not in errors
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child outlives its parent")
