@@ -311,14 +311,16 @@ def test_data_parallel_cycle_in_parts_reduces_the_gradients_of_each_part() -> No
 
 
 @pytest.mark.slow
-def test_fsdp_cycle_in_parts_gathers_the_weights_once_for_all_parts() -> None:
+def test_fsdp_cycle_in_parts_gathers_once_for_all_parts_but_in_simulated_steps() -> None:
     mesh, name = (2, 4, 1), "few_step_in_parts_data_2_fsdp_4"
     found, state = collectives(name), run_on(name)["state"]
     network, head = (
         split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
     )
-    # Once more than a one-step student: its rollout before the drawn step is a loop of its own.
-    gathered = 5 * network + head + TURNS * (network + head) + LOGITS
+    # As for a one-step student, once more for the rollouts of the critic's samples; and in the
+    # generator's turn for each part and simulated step that is run, of two: in the branch.
+    simulated = 2 * 2 * network
+    gathered = 5 * network + head + TURNS * (network + head) + simulated + LOGITS
     assert found["all-gather"] == Collective(len(gathered), sum(gathered))
     # The norm of gradients that are split is one for all parts.
     assert found["all-reduce"].number == (2 * 3 + 1) * (1 + TURNS)
