@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 from configs import common
 from dmd2_jax.plan_cycle import TracedCycle, trace_cycle
 from dmd2_jax.recipe import aligned
-from dmd2_jax.runtime.program_costs import jaxpr_flops, read_program
+from dmd2_jax.runtime.jaxpr_flops import jaxpr_flops
+from dmd2_jax.runtime.program_costs import read_program
 
 LAYOUTS = ("data", "fsdp")
 

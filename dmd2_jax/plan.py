@@ -24,8 +24,9 @@ from dmd2_jax.plan_cycle import LOCAL, TracedCycle, machine, trace_cycle
 from dmd2_jax.plan_tables import HOST_COLUMN, Plan, Unplanned, verdict
 from dmd2_jax.recipe import build_family, check
 from dmd2_jax.runtime.chips import Chip
+from dmd2_jax.runtime.jaxpr_flops import jaxpr_flops
 from dmd2_jax.runtime.offload import in_host_memory
-from dmd2_jax.runtime.program_costs import jaxpr_flops, read_program
+from dmd2_jax.runtime.program_costs import read_program
 from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
 from dmd2_jax.student_state import distill_config
 from dmd2_jax.typing import PyTree

@@ -20,7 +20,7 @@ from dmd2_jax.plan_buffers import Buffers, assign_buffers, is_whole
 from dmd2_jax.plan_cycle import trace_cycle
 from dmd2_jax.plan_tables import Plan, Unplanned, plan_table, sweep_table
 from dmd2_jax.runtime.chips import CHIPS, chip_of
-from dmd2_jax.runtime.program_costs import jaxpr_flops
+from dmd2_jax.runtime.jaxpr_flops import jaxpr_flops
 from tests.plans import example, recipe
 
 

@@ -9,9 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dmd2_jax.runtime.jaxpr_flops import jaxpr_flops
-
-__all__ = ["Collective", "ProgramCosts", "jaxpr_flops", "read_program"]
+__all__ = ["Collective", "ProgramCosts", "read_program"]
 
 COLLECTIVES = (
     "all-reduce",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dmd2_jax.runtime.program_costs import Collective, jaxpr_flops, read_program
+from dmd2_jax.runtime.jaxpr_flops import jaxpr_flops
+from dmd2_jax.runtime.program_costs import Collective, read_program
 
 
 def flops(f, *arguments) -> float:
