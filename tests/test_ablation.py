@@ -117,7 +117,7 @@ def test_table3_switches_losses_as_the_paper_does() -> None:
         # Without distribution matching the paper ticks neither of the first two.
         assert ticks == (found[name] if "DMD" in row.on else (False, False, *found[name][2:]))
     assert not any(found[name][0] for name in ("gan", "gan_ttur"))
-    assert {config.cycles for config in configs.values()} == {360}
+    assert len({config.cycles for config in configs.values()}) == 1  # generator turns
 
 
 def test_table4_leaves_away_what_the_paper_does() -> None:
