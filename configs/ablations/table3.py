@@ -11,9 +11,8 @@ Source: Yin et al. 2024 (arXiv 2405.14867), Table 3, FID on ImageNet-64, quoted.
 that differ by a tenth or less (2.62, 2.61, 2.56, 2.52) are not taken for an order; the paper's text
 calls the first two comparable, and says of the last two that TTUR does not improve the GAN alone.
 
-Measured on 2 CPU cores, 2026-11-21: 68 minutes for all 18 runs, beside other work for two thirds of
-the time; the six runs of a seed that had the machine for themselves took 16.6 minutes, which makes
-51 for the whole. docs/ablations.md has the table and what to make of it.
+Measured on 2 CPU cores with nothing else on them, 2026-11-28: 49.7 minutes for all 18 runs, with
+the teacher. docs/ablations.md has the table and what to make of it.
 """
 
 from typing import Any
