@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
     config.distill.critic_turns = 5  # K of TTUR; 1 = no TTUR
     config.distill.student_times = (80.0,)  # decreasing times of the student's steps
     config.distill.backward_simulation = True
+    config.distill.first_trained_step = 0  # earlier steps are rolled out only (docs/ablations.md)
     config.distill.dm_weight = config_dict.placeholder(float)
     config.distill.dm_weight = 1.0  # None: no distribution matching (GAN only)
     config.distill.gan_generator_weight = config_dict.placeholder(float)

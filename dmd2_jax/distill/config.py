@@ -70,6 +70,8 @@ class DistillConfig:
       student_times: the student's steps as decreasing times of its schedule: (80.0,) is one step.
       backward_simulation: make the input of later steps by rolling out the student itself;
         False: noise real samples instead.
+      first_trained_step: the student's steps before it are only rolled out, so that critic and
+        losses see the outputs of the rest alone; 0 trains them all, as the paper does.
       dm_weight: weight of distribution matching; None = GAN only.
       gan_generator_weight: weight of the GAN loss for the generator; None = no GAN.
       gan_critic_weight: weight of the GAN loss for critic and discriminator; None = no GAN.
@@ -107,6 +109,7 @@ class DistillConfig:
     critic_turns: int = 5
     student_times: tuple[float, ...] = (80.0,)
     backward_simulation: bool = True
+    first_trained_step: int = 0
     dm_weight: float | None = 1.0
     gan_generator_weight: float | None = 3e-3
     gan_critic_weight: float | None = 1e-2
@@ -147,6 +150,11 @@ class DistillConfig:
         _require(
             len(times) > 0 and all(a > b for a, b in itertools.pairwise(times)),
             f"student_times={times} must be strictly decreasing, for example (999, 749, 499, 249).",
+        )
+        _require(
+            0 <= self.first_trained_step < len(times),
+            f"first_trained_step={self.first_trained_step} must be one of the student's steps, "
+            f"0..{len(times) - 1}, which student_times={times} are.",
         )
         _require(
             self.microbatches >= 1 and self.batch_size % self.microbatches == 0,

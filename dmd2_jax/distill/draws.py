@@ -113,7 +113,9 @@ def draw_cycle(key: Key, config: DistillConfig, schedule: Schedule) -> CycleDraw
     return CycleDraws(
         rollouts=RolloutDraws(
             noise=normal("rollout/noise", rollouts, steps),
-            step=jax.random.randint(stream_key(key, "rollout/step"), (rollouts,), 0, steps),
+            step=jax.random.randint(
+                stream_key(key, "rollout/step"), (rollouts,), config.first_trained_step, steps
+            ),
         ),
         generator=GeneratorDraws(
             dm=noising("dm", config.dm_range) if config.dm_weight is not None else None,

@@ -69,6 +69,18 @@ def test_draw_cycle_keeps_indices_in_range_and_steps_within_the_student():
     np.testing.assert_allclose(jnp.std(draws.rollouts.noise), 1.0, atol=0.02)
 
 
+def test_draw_cycle_draws_no_step_before_the_first_trained_one():
+    config = toy.config(student_times=(8.0, 2.0, 0.5, 0.1), critic_turns=64, first_trained_step=2)
+    steps = draw_cycle(jax.random.key(0), config, toy.SCHEDULE).rollouts.step
+    assert set(np.asarray(steps).tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize("step", [-1, 2])
+def test_a_first_trained_step_that_the_student_lacks_is_refused(step):
+    with pytest.raises(ValueError, match=rf"first_trained_step={step} must be .* 0\.\.1"):
+        toy.config(student_times=(8.0, 2.0), first_trained_step=step)
+
+
 def test_draw_cycle_of_one_loss_does_not_depend_on_the_others():
     key = jax.random.key(3)
     with_gan = draw_cycle(key, toy.config(), toy.SCHEDULE)
