@@ -10,8 +10,8 @@ There FID is least without distribution matching, which the paper holds against 
 follow their prompts less (CLIP score) and look worse. Digits have classes in place of prompts, so
 that class accuracy stands for the CLIP score here; of patch FID they have no counterpart.
 
-Measured on 2 CPU cores, 2026-11-22: 67 minutes for all 12 runs, with a TPU plan on what the cores
-had left. What came out, and what to make of it: docs/ablations.md.
+Measured on 2 CPU cores with nothing else on them, 2026-11-28: 47.1 minutes for all 12 runs, with
+the teacher. docs/ablations.md has the table and what to make of it.
 """
 
 from typing import Any
