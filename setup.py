@@ -97,7 +97,7 @@ setup(
     packages=find_packages(include=["dmd2_jax", "dmd2_jax.*"]),
     install_requires=BASE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["dmd2 = dmd2_jax.main:main"]},
+    entry_points={"console_scripts": ["dmd2 = dmd2_jax.commands.main:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

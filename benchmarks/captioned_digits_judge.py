@@ -30,22 +30,22 @@ from jaxtyping import UInt8
 from benchmarks.captioned_digits import RESOLUTION, enlarge
 from benchmarks.captioned_digits_pipeline import reconstruct
 from dmd2_jax.data import digits
-from dmd2_jax.data.dataset import to_uint8
+from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.data.reading.text_lines import json_lines, text_of
-from dmd2_jax.evaluation.features import (
+from dmd2_jax.metrics.features.classifier import (
     Classifier,
     Training,
     real_fid_floor,
     real_statistics,
     train_classifier,
 )
-from dmd2_jax.evaluation.fid import FeatureStatistics, feature_statistics, fid
-from dmd2_jax.evaluation.images import open_images
-from dmd2_jax.recipe import aligned
+from dmd2_jax.metrics.features.images import open_images
+from dmd2_jax.metrics.features.moments import FeatureStatistics, feature_statistics, fid
+from dmd2_jax.recipe.open import aligned
 from dmd2_jax.runtime.platform import prepare_backend, user_cache
-from dmd2_jax.sample_prompts import PromptOptions, TextModel, run_sampler, sample_texts
-from dmd2_jax.text2image import open_pipeline
-from dmd2_jax.text_run import open_text_run
+from dmd2_jax.sampling.prompts import PromptOptions, TextModel, run_sampler, sample_texts
+from dmd2_jax.sampling.text_run import open_text_run
+from dmd2_jax.text2image.pipeline import open_pipeline
 from dmd2_jax.typing import Array, Int, Shaped
 
 __all__ = ["Judge", "Verdict", "agreement", "caption_classes", "open_judge", "reduce"]

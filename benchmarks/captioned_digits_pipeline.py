@@ -28,14 +28,14 @@ from flax import traverse_util
 from jaxtyping import UInt8
 
 from dmd2_jax.data import to_model
-from dmd2_jax.data.dataset import to_uint8
-from dmd2_jax.families.diffusers_folder import read_component, write_component
-from dmd2_jax.families.pipeline_folder import INDEX
-from dmd2_jax.families.published_configs import SCHEDULER
-from dmd2_jax.families.published_model import PublishedModel
+from dmd2_jax.data.reading.dataset import to_uint8
+from dmd2_jax.families.published.configs import SCHEDULER
+from dmd2_jax.families.published.folder import read_component, write_component
+from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.families.published.pipeline import INDEX
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
-from dmd2_jax.runtime.metrics import Progress
+from dmd2_jax.run.metrics import Progress
 from dmd2_jax.typing import Array, Float, Key, Params
 
 __all__ = ["VaeReport", "reconstruct", "write_pipeline"]

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from dmd2_jax.config import apply_overrides, load_config, parse_overrides
+from dmd2_jax.config.load import apply_overrides, load_config, parse_overrides
 from dmd2_jax.distill import CycleBatch, Samples, make_cycle
-from dmd2_jax.recipe import build_family
+from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
+from dmd2_jax.recipe.open import build_family
 from dmd2_jax.runtime.platform import prepare_backend
-from dmd2_jax.student_state import build_players, distill_config, initial_state
 
 
 def main() -> None:

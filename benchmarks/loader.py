@@ -24,9 +24,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.commands.data.inspect import write_shards
 from dmd2_jax.data.reading.decode import encode_png
-from dmd2_jax.data_command import write_shards
-from dmd2_jax.recipe import aligned
+from dmd2_jax.recipe.open import aligned
 from dmd2_jax.typing import Shaped
 
 SIDE = 64

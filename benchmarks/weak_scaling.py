@@ -19,10 +19,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
-from dmd2_jax.plan_cycle import TracedCycle, trace_cycle
-from dmd2_jax.recipe import aligned
-from dmd2_jax.runtime.jaxpr_flops import jaxpr_flops
-from dmd2_jax.runtime.program_costs import read_program
+from dmd2_jax.plan.cycle import TracedCycle, trace_cycle
+from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
+from dmd2_jax.plan.program_costs import read_program
+from dmd2_jax.recipe.open import aligned
 
 LAYOUTS = ("data", "fsdp")
 

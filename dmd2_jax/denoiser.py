@@ -2,7 +2,7 @@
 
 A Denoiser is a NamedTuple of pure functions over a params pytree, so a network written in
 Flax, Equinox, Haiku or plain JAX becomes one by wrapping its call; `dmd2_jax.distill` knows
-nothing else about it. Adapters for common cases live in `dmd2_jax.families.adapters`.
+nothing else about it. Adapters for common cases live in `dmd2_jax.adapters`.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 COMMAND = ["distill", "--config=configs/digits.py", "--config.name=a b", '--workdir=it\'s "$HOME"']
 RUN = [".venv/bin/python", "-m", "dmd2_jax.main", *COMMAND]

@@ -2,10 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import apply_overrides
-from dmd2_jax.plan_tables import Plan
-from dmd2_jax.runtime.chips import CHIPS
-from dmd2_jax.runtime.program_costs import Collective
+from dmd2_jax.config.load import apply_overrides
+from dmd2_jax.plan.chips import CHIPS
+from dmd2_jax.plan.program_costs import Collective
+from dmd2_jax.plan.tables import Plan
 from tests.tiny import get_config
 
 

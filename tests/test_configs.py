@@ -8,17 +8,17 @@ import pytest
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
-from dmd2_jax.config import apply_overrides, load_config
-from dmd2_jax.cycle_data import cycle_batch
+from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.data import ImageDataset
 from dmd2_jax.distill import make_cycle
-from dmd2_jax.recipe import Recipe, build_family, check
+from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
+from dmd2_jax.recipe.open import Recipe, build_family, check
 from dmd2_jax.runtime.sharding import make_mesh
-from dmd2_jax.student_state import build_players, distill_config, initial_state
-from dmd2_jax.teacher_step import init_teacher_state
-from dmd2_jax.train_teacher import compile_step, state_shardings, teacher_batch
+from dmd2_jax.training.batches import cycle_batch
+from dmd2_jax.training.teacher import compile_step, state_shardings, teacher_batch
+from dmd2_jax.training.teacher_step import init_teacher_state
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 # those of text-to-image models are in test_text_training.py
 NAMES = sorted(
     path.stem

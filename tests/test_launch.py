@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dmd2_jax.runtime.metrics import read_metrics
+from dmd2_jax.run.metrics import read_metrics
 from tests.launching import (
     COMMAND,
     PLACES,

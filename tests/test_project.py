@@ -85,7 +85,7 @@ def test_setup_version_is_the_one_of_version_py(metadata):
 
 
 def test_setup_console_script_calls_main(metadata):
-    assert metadata["entry_points"] == {"console_scripts": ["dmd2 = dmd2_jax.main:main"]}
+    assert metadata["entry_points"] == {"console_scripts": ["dmd2 = dmd2_jax.commands.main:main"]}
 
 
 def test_setup_refuses_the_python_that_the_tools_do_not_target(metadata):

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from dmd2_jax.adapters import from_function
 from dmd2_jax.diffusion.schedules import edm
-from dmd2_jax.families.adapters import from_function
 from tests.distill.test_toy_distributions import (
     edm_mlp,
     init_mlp,
@@ -17,7 +17,7 @@ from tests.distill.test_toy_distributions import (
     train_teacher,
 )
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -37,4 +37,4 @@ def test_library_example_covers_all_modes(monkeypatch):
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+        assert (Path(__file__).parents[1] / target).exists(), target

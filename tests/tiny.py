@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
 
 def dmd2(*words: str | Path) -> int:
     """Run the command in this process; return its exit code."""
-    from dmd2_jax.main import main
+    from dmd2_jax.commands.main import main
 
     _keep_compiled_programs()
     # The tests' own process has its backend already.

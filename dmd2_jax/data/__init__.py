@@ -15,7 +15,7 @@ import pkgutil
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.data.dataset import (
+from dmd2_jax.data.reading.dataset import (
     Batch,
     ImageDataset,
     MissingPackageError,
@@ -27,7 +27,7 @@ from dmd2_jax.data.dataset import (
     to_model,
     to_uint8,
 )
-from dmd2_jax.data.stream import (
+from dmd2_jax.data.reading.stream import (
     batch_at,
     batches,
     batches_at,
@@ -58,14 +58,12 @@ __all__ = [
     "to_uint8",
 ]
 
+
 # captions and prompts are what `dmd2 cache` reads: texts, of which networks know nothing
-_NOT_SOURCES = frozenset({"captions", "dataset", "prompts", "stream"})
-
-
 def available() -> list[str]:
     """List the names that `config.data.name` may have, in alphabetical order."""
     modules = (module for module in pkgutil.iter_modules(__path__) if not module.ispkg)
-    return sorted(module.name for module in modules if module.name not in _NOT_SOURCES)
+    return sorted(module.name for module in modules)
 
 
 def summaries() -> dict[str, str]:

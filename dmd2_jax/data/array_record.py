@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from dmd2_jax.data.dataset import Batch, MissingPackageError, Options, check_split
+from dmd2_jax.data.reading.dataset import Batch, MissingPackageError, Options, check_split
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
 from dmd2_jax.data.reading.records import ArrayRecords, Shard
 from dmd2_jax.data.reading.source import DecodedSource

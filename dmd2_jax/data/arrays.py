@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.data.dataset import (
+from dmd2_jax.data.reading.dataset import (
     MEMORY_LIMIT,
     ImageDataset,
     Options,

@@ -6,7 +6,7 @@ inside scikit-learn (`sklearn.datasets.load_digits`): no download, no path.
 
 import numpy as np
 
-from dmd2_jax.data.dataset import ImageDataset, Options, held_out, select_split
+from dmd2_jax.data.reading.dataset import ImageDataset, Options, held_out, select_split
 
 RESOLUTION = 8
 NUM_CLASSES = 10

@@ -8,8 +8,8 @@ Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv 1708.07747.
 
 from pathlib import Path
 
-from dmd2_jax.data.dataset import ImageDataset, Options, check_split, pad_to, select_split
 from dmd2_jax.data.idx import Pair, read_pair
+from dmd2_jax.data.reading.dataset import ImageDataset, Options, check_split, pad_to, select_split
 
 RESOLUTIONS = (28, 32)  # as stored, and padded to a power of two for U-Nets
 NUM_CLASSES = 10

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.data.dataset import (
+from dmd2_jax.data.reading.dataset import (
     ImageDataset,
     Options,
     check_split,

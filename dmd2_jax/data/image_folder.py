@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dmd2_jax.data.dataset import Options, check_split, split_indices
+from dmd2_jax.data.reading.dataset import Options, check_split, split_indices
 from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, decode_image
 from dmd2_jax.data.reading.folder import FileTree, Folder
 from dmd2_jax.data.reading.source import DecodedSource, listed

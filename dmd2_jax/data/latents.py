@@ -12,15 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.data.dataset import Batch, Options, split_indices
+from dmd2_jax.data.reading.dataset import Batch, Options, split_indices
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.data.reading.records import ArrayRecords, Shard
-from dmd2_jax.data.reading.sealed_shards import (
-    MANIFEST,
-    Manifest,
-    read_manifest,
-    verify,
-)
+from dmd2_jax.data.reading.sealed_shards import MANIFEST, Manifest, read_manifest, verify
 from dmd2_jax.typing import Int
 
 NULL_FILE = "null.safetensors"

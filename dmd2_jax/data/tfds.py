@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.data.dataset import (
+from dmd2_jax.data.reading.dataset import (
     MissingPackageError,
     Options,
     check_holds_out,

@@ -13,16 +13,8 @@ from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CriticDraws, GeneratorDraws, RolloutDraws, noised
 from dmd2_jax.distill.health import average_by_level, sample_statistics
 from dmd2_jax.distill.rollout import backward_simulation, prior_sample
-from dmd2_jax.distill.state import (
-    TrainState,
-    learning_rate_factor,
-    update_ema,
-    update_players,
-)
-from dmd2_jax.losses.adversarial import (
-    discriminator_adversarial_loss,
-    generator_adversarial_loss,
-)
+from dmd2_jax.distill.state import TrainState, learning_rate_factor, update_ema, update_players
+from dmd2_jax.losses.adversarial import discriminator_adversarial_loss, generator_adversarial_loss
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.losses.distribution_matching import distribution_matching_loss
 from dmd2_jax.losses.regression import Distance, regression_loss, squared_error

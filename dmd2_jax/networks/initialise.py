@@ -13,14 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dmd2_jax.networks.layers import (
-    Conv,
-    Embedding,
-    FourierEmbedding,
-    GroupNorm,
-    LayerNorm,
-    Linear,
-)
+from dmd2_jax.networks.layers import Conv, Embedding, FourierEmbedding, GroupNorm, LayerNorm, Linear
 from dmd2_jax.typing import Key, Params
 
 

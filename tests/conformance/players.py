@@ -2,9 +2,10 @@
 
 import jax
 
-from dmd2_jax.families import edm, state_dict
+from dmd2_jax.families.edm import family as edm
 from dmd2_jax.networks.gan_head import GanHead, discriminator
-from dmd2_jax.recipe import Family
+from dmd2_jax.recipe.open import Family
+from dmd2_jax.weights import state_dict
 from tests.conformance.derive import Tensors
 
 

@@ -23,8 +23,8 @@ from dmd2_jax.distill import (
 )
 from dmd2_jax.distill.draws import noised
 from dmd2_jax.distill.turns import student_input
-from dmd2_jax.families import stable_diffusion
-from dmd2_jax.families.diffusers_folder import read_component, read_component_tensors
+from dmd2_jax.families.published.folder import read_component, read_component_tensors
+from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.losses.adversarial import discriminator_adversarial_loss, generator_adversarial_loss
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.losses.distribution_matching import distribution_matching_loss

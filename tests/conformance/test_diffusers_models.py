@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.families.diffusers_folder import (
+from dmd2_jax.families.published.folder import (
     read_component,
     read_component_config,
     write_component,
 )
-from dmd2_jax.families.published_model import CLASSES
-from dmd2_jax.families.state_dict import read_safetensors
+from dmd2_jax.families.published.model import CLASSES
+from dmd2_jax.weights.state_dict import read_safetensors
 from tests.conformance.derive import nchw, nhwc, relative
 
 OUTPUT = 1e-5

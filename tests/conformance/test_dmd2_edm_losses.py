@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 
 from dmd2_jax.distill.draws import Noising, level_bounds, noised
-from dmd2_jax.families import state_dict
-from dmd2_jax.losses.adversarial import (
-    discriminator_adversarial_loss,
-    generator_adversarial_loss,
-)
+from dmd2_jax.losses.adversarial import discriminator_adversarial_loss, generator_adversarial_loss
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.losses.distribution_matching import distribution_matching_loss
 from dmd2_jax.networks.gan_head import discriminator
+from dmd2_jax.weights import state_dict
 from tests.conformance.derive import check_sums, nchw, nhwc, recipe, relative, reversed_
 from tests.conformance.players import golden_family, golden_head, head_from_tensors, head_to_tensors
 

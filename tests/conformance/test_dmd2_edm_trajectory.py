@@ -22,15 +22,10 @@ from dmd2_jax.distill import (
     run_cycle,
 )
 from dmd2_jax.distill.turns import student_samples
-from dmd2_jax.families import state_dict
 from dmd2_jax.networks.gan_head import discriminator
+from dmd2_jax.weights import state_dict
 from tests.conformance.derive import check_sums, nchw, nhwc, recipe, relative, reversed_, rolled
-from tests.conformance.players import (
-    golden_family,
-    golden_head,
-    head_from_tensors,
-    head_to_tensors,
-)
+from tests.conformance.players import golden_family, golden_head, head_from_tensors, head_to_tensors
 
 SCALAR, NETWORK, FINAL = 1e-4, 1e-5, 1e-5
 

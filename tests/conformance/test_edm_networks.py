@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.families import edm
-from dmd2_jax.families.state_dict import read_safetensors
+from dmd2_jax.families.edm import family as edm
+from dmd2_jax.weights.state_dict import read_safetensors
 from tests.conformance.derive import nchw, nhwc, relative
 
 SCHEDULE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 1000}

@@ -13,7 +13,7 @@ import pytest
 
 from dmd2_jax.diffusion.samplers import edm_stochastic, heun
 from dmd2_jax.diffusion.schedules import karras_sigmas
-from dmd2_jax.families import edm
+from dmd2_jax.families.edm import family as edm
 from tests.conformance.derive import nchw, nhwc, relative
 
 TOLERANCE = 1e-5

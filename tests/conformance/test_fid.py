@@ -7,7 +7,7 @@ same format passes unchanged.
 import numpy as np
 import pytest
 
-from dmd2_jax.evaluation.fid import feature_statistics, frechet_distance
+from dmd2_jax.metrics.features.moments import feature_statistics, frechet_distance
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from dmd2_jax.evaluation.inception import inception_extractor
-from dmd2_jax.evaluation.resize import prepare
+from dmd2_jax.metrics.features.inception import inception_extractor
+from dmd2_jax.metrics.features.resize import prepare
 from dmd2_jax.networks.inception import InceptionV3
-from dmd2_jax.runtime.torch_files import write_torch
+from dmd2_jax.weights.torch_files import write_torch
 from tests.conformance.derive import check_sums, nchw, nhwc, recipe, relative
 from tests.weights.inception import SHAPES
 

@@ -17,7 +17,7 @@ from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.diffusion.samplers import ddim
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.distill import backward_simulation, generate
-from dmd2_jax.families.scheduler_config import ddim_times, lcm_times, read_scheduler
+from dmd2_jax.families.published.scheduler import ddim_times, lcm_times, read_scheduler
 from tests.conformance.derive import nchw, nhwc, relative
 
 TOLERANCE = 1e-5

@@ -12,9 +12,9 @@ import pytest
 from dmd2_jax.distill import RolloutDraws, generate
 from dmd2_jax.distill.draws import level_bounds
 from dmd2_jax.distill.turns import student_input
-from dmd2_jax.families import state_dict
-from dmd2_jax.families.diffusers_folder import read_component
+from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.networks.gan_head import GanHead
+from dmd2_jax.weights import state_dict
 from tests.conformance.derive import check_sums, nchw, nhwc, recipe, relative
 from tests.conformance.sd_world import World, check_gradients
 

@@ -1,4 +1,4 @@
-"""The condition that a cache's batch becomes. The source is read in tests/test_latent_cache.py."""
+"""The condition that a cache's batch becomes. commands/test_cache.py reads it."""
 
 import numpy as np
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 import dmd2_jax.data as data
 from dmd2_jax.data import digits
-from dmd2_jax.data.dataset import class_counts
+from dmd2_jax.data.reading.dataset import class_counts
 
 
 def config(name="digits", path="", resolution=8):

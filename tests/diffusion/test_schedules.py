@@ -3,13 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.diffusion.schedules import (
-    add_noise,
-    discrete_vp,
-    edm,
-    karras_sigmas,
-    rectified_flow,
-)
+from dmd2_jax.diffusion.schedules import add_noise, discrete_vp, edm, karras_sigmas, rectified_flow
 
 SCHEDULES = {
     "edm": edm(),

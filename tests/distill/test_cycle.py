@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dmd2_jax.cycle_data import HostBatch, prepare, put_batch
 from dmd2_jax.distill import (
     CycleBatch,
     Pairs,
@@ -21,9 +20,10 @@ from dmd2_jax.distill import (
     run_cycle,
 )
 from dmd2_jax.distill.cycle import _fresh_samples
-from dmd2_jax.parallel import cycle_shardings, spread_players
+from dmd2_jax.recipe.placement import cycle_shardings, spread_players
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.training.batches import HostBatch, prepare, put_batch
 from tests.distill import toy
 
 TEACHER = toy.init_mlp(0)

@@ -20,11 +20,11 @@ from dmd2_jax.distill import (
     init_state,
     make_cycle,
 )
-from dmd2_jax.families import edm
+from dmd2_jax.families.edm import family as edm
 from dmd2_jax.networks.gan_head import GanHead, discriminator
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, lora_init
-from dmd2_jax.parallel import spread_players
-from dmd2_jax.runtime.program_costs import Collective, read_program
+from dmd2_jax.plan.program_costs import Collective, read_program
+from dmd2_jax.recipe.placement import spread_players
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import (
     batch_sharding,

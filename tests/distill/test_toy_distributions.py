@@ -15,6 +15,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
+from dmd2_jax.adapters import from_function, from_linen, from_nnx
 from dmd2_jax.denoiser import Denoiser, Discriminator
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
 from dmd2_jax.diffusion.schedules import add_noise, edm, rectified_flow
@@ -27,7 +28,6 @@ from dmd2_jax.distill import (
     init_state,
     make_cycle,
 )
-from dmd2_jax.families.adapters import from_function, from_linen, from_nnx
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.runtime.random import stream_key
 

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from dmd2_jax.families.diffusers_folder import read_component, write_component
-from dmd2_jax.families.published_model import PublishedModel
-from dmd2_jax.families.state_dict import read_safetensors
+from dmd2_jax.families.published.folder import read_component, write_component
+from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.typing import Params
+from dmd2_jax.weights.state_dict import read_safetensors
 from tests.conformance.derive import nchw, nhwc, relative
 
 torch = pytest.importorskip("torch")

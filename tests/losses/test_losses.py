@@ -3,10 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.losses.adversarial import (
-    discriminator_adversarial_loss,
-    generator_adversarial_loss,
-)
+from dmd2_jax.losses.adversarial import discriminator_adversarial_loss, generator_adversarial_loss
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.losses.distribution_matching import distribution_matching_loss
 from dmd2_jax.losses.regression import feature_distance, regression_loss, squared_error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dmd2_jax.families.published_model import PublishedModel, published_name
+from dmd2_jax.families.published.model import PublishedModel, published_name
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.layers import Conv, Linear
 from dmd2_jax.networks.lora import (

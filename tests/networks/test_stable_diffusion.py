@@ -8,11 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.networks.clip_config import (
-    example_text_inputs,
-    text_from_config,
-    vision_from_config,
-)
+from dmd2_jax.networks.clip_config import example_text_inputs, text_from_config, vision_from_config
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.layers import Embedding, LayerNorm
 from dmd2_jax.networks.lora import LoraConfig, combine, lora_init

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints, newest_extra
+from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, newest_extra
 from dmd2_jax.runtime.integrity import (
     mismatches,
     params_digest,

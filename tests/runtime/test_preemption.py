@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted, deferred, stoppable
 
 

@@ -1,4 +1,4 @@
-"""Which steps a profile traces. A trace file is made by tests/test_train_student.py."""
+"""Which steps a profile traces. A trace file is made by tests/training/test_student.py."""
 
 from pathlib import Path
 

@@ -229,7 +229,7 @@ def main() -> None:
     """Write the five files."""
     import torch
 
-    from dmd2_jax.families import edm
+    from dmd2_jax.families.edm import family as edm
 
     schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 10}
     family = edm.build(edm.from_edm_kwargs(ARGUMENTS), schedule)

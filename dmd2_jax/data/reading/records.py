@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from dmd2_jax.data.dataset import MissingPackageError
+from dmd2_jax.data.reading.dataset import MissingPackageError
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.typing import Int
 

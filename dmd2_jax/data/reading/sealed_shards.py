@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmd2_jax.data.array_record import open_writer
+from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.integrity import sealed
-from dmd2_jax.runtime.run_folder import write_json
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dmd2_jax.data.dataset import Batch, Options
+from dmd2_jax.data.reading.dataset import Batch, Options
 from dmd2_jax.data.reading.decode import CorruptImageError, with_channels
 from dmd2_jax.typing import Int, Shaped
 

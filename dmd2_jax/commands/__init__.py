@@ -1,0 +1,1 @@
+"""The `dmd2` command: one file or folder a sub-command."""

@@ -1,0 +1,1 @@
+"""`dmd2 ablate`: variants times seeds, in one table."""

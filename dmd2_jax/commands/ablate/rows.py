@@ -1,0 +1,314 @@
+"""Ablations: a recipe, and rows that change some of its values, in one config file.
+
+    get_config()     the base, as of any recipe
+    get_ablation()   what is run and compared, as a dict:
+      rows       name -> {"overrides": {"distill.critic_turns": 1, ...}, and if wanted "label",
+                 "published": {"fid": 2.62}, "on": some of `switches`}
+      seeds      of the students; each row is run with each
+      ordered    pairs (better row, worse row) or (better, worse, figure), fid by default
+      metrics    as of `dmd2 evaluate`; ("fid",) by default
+      switches   headings of columns that are ticked in the rows that have them "on"
+      title      of table and picture
+
+configs/ablations/table3.py is one.
+"""
+
+import difflib
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.load import ConfigError, apply_overrides, call_recipe, load_config
+
+__all__ = [
+    "FIGURES",
+    "Ablation",
+    "Figure",
+    "Pair",
+    "Row",
+    "check_seeds",
+    "load_ablation",
+    "nearest",
+]
+
+
+class Figure(NamedTuple):
+    """A figure of merit.
+
+    Attributes:
+      heading: in tables.
+      more_is_better: or less.
+      metric: of `dmd2 evaluate` that yields it; "": every evaluation; None: published only.
+      form: how it is printed.
+    """
+
+    heading: str
+    more_is_better: bool
+    metric: str | None
+    form: str = "{:.3f}"
+
+
+FIGURES = {
+    "fid": Figure("FID", False, "fid", "{:.2f}"),
+    "kid": Figure("KID", False, "kid", "{:.4g}"),
+    "inception_score": Figure("IS", True, "inception_score", "{:.2f}"),
+    "precision": Figure("precision", True, "precision_recall"),
+    "recall": Figure("recall", True, "precision_recall"),
+    "density": Figure("density", True, "density_coverage"),
+    "coverage": Figure("coverage", True, "density_coverage"),
+    "diversity": Figure("diversity", True, "diversity"),
+    "class_accuracy": Figure("class accuracy", True, ""),
+    "patch_fid": Figure("patch FID", False, None, "{:.2f}"),
+    "clip_score": Figure("CLIP score", True, None),
+}
+"""What rows are compared by, in the order of the table's columns."""
+
+_ROW_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+_FOLDERS = ("teacher", "classifier")  # of the workdir, beside the rows'
+_GROUPS = ("distill", "optim")  # what a row may change: all else is the teacher's, or measures it
+_EXAMPLE = "configs/ablations/table3.py"
+
+
+class Row(NamedTuple):
+    """One variant.
+
+    Attributes:
+      name: of its folder.
+      label: in the table.
+      overrides: {"distill.critic_turns": "1"}, as on the command line.
+      published: figure -> value in the paper.
+      on: which of the ablation's switches it has.
+    """
+
+    name: str
+    label: str
+    overrides: dict[str, str]
+    published: dict[str, float]
+    on: tuple[str, ...]
+
+
+class Pair(NamedTuple):
+    """Two rows that the paper orders by a figure."""
+
+    better: str
+    worse: str
+    figure: str = "fid"
+
+
+class Ablation(NamedTuple):
+    """What is run and compared; see the module.
+
+    Attributes:
+      path: as it was given.
+      base_overrides: changes to the base, as on the command line.
+      title: of table and picture.
+      seeds: of the students.
+      metrics: of `dmd2 evaluate`.
+      switches: headings of ticked columns.
+      rows: in the order of the table.
+      pairs: that the paper orders.
+    """
+
+    path: str
+    base_overrides: dict[str, str]
+    title: str
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    switches: tuple[str, ...]
+    rows: dict[str, Row]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def name(self) -> str:
+        """The file's bare name."""
+        return Path(self.path).stem
+
+    def base(self) -> ConfigDict:
+        """Return the base config, made anew."""
+        config = load_config(self.path)
+        apply_overrides(config, self.base_overrides)
+        return config
+
+    def config(self, row: str, seed: int, teacher: str) -> ConfigDict:
+        """Return the config of one run.
+
+        Args:
+          row: its name.
+          seed: of the student.
+          teacher: the weights, where the base names none.
+
+        Raises:
+          ConfigError: if an override is refused.
+        """
+        config = self.base()
+        try:
+            apply_overrides(config, self.rows[row].overrides)
+        except ConfigError as error:
+            raise ConfigError(f"row {row!r} of {self.path}: {error}") from error
+        config.name, config.seed = f"{config.name}_{row}", seed
+        config.teacher.weights = config.teacher.weights or teacher
+        return config
+
+
+def load_ablation(path: str, overrides: Mapping[str, str] | None = None) -> Ablation:
+    """Read an ablation and check all of it that can be checked without data or devices.
+
+    Args:
+      path: a file of configs/ablations, by its bare name too, or one of your own.
+      overrides: changes to the base config; a row's own come after them.
+
+    Raises:
+      ConfigError: if there is no such file, or something in it is refused.
+    """
+    load_config(path)  # a plain recipe is told what it is to have, not what it fails at
+    values = call_recipe(
+        path, "get_ablation", 'return {"rows": ..., "seeds": ...} beside get_config()', _EXAMPLE
+    )
+    values = _fields(values, f"get_ablation() of {path}", {"rows", "seeds"}, _ABLATION_FIELDS)
+    if not isinstance(values["rows"], Mapping) or not values["rows"]:
+        raise ConfigError(
+            f"{path}: rows={values['rows']!r}, expected a dict with a row or more; see {_EXAMPLE}."
+        )
+    switches = tuple(values.get("switches", ()))
+    rows = {name: _row(path, name, row, switches) for name, row in values["rows"].items()}
+    metrics = tuple(values.get("metrics", ("fid",)))
+    pairs = tuple(_pairs(path, values.get("ordered", ()), rows, metrics))
+    ablation = Ablation(
+        path,
+        dict(overrides or {}),
+        str(values.get("title", Path(path).stem)),
+        check_seeds(values["seeds"], f"{path}: seeds"),
+        metrics,
+        switches,
+        rows,
+        pairs,
+    )
+    for name in rows:
+        ablation.config(name, ablation.seeds[0], "")
+    return ablation
+
+
+def check_seeds(seeds: Any, name: str) -> tuple[int, ...]:
+    """Return seeds as a tuple.
+
+    Raises:
+      ConfigError: unless they are one or more different whole numbers in 0..2^32 - 1.
+    """
+    good = isinstance(seeds, tuple | list) and all(
+        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds
+    )
+    if not good or not seeds or len(set(seeds)) != len(seeds):
+        raise ConfigError(
+            f"{name}={seeds!r}, expected one or more different whole numbers from 0; for example "
+            f"(0, 1, 2)."
+        )
+    return tuple(seeds)
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """Return a hint at the name that was meant, for errors; empty if none is near."""
+    close = difflib.get_close_matches(str(word), list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+_ABLATION_FIELDS = {"title", "seeds", "metrics", "switches", "rows", "ordered"}
+_ROW_FIELDS = {"label", "overrides", "published", "on"}
+
+
+def _fields(values: Any, where: str, needed: set[str], known: set[str]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{where} is a {type(values).__name__}, expected a dict of {sorted(known)}; see "
+            f"{_EXAMPLE}."
+        )
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"{where} has {name!r}, expected some of {sorted(known)}{nearest(name, known)}."
+            )
+    missing = sorted(needed - set(values))
+    if missing:
+        raise ConfigError(f"{where} has no {missing[0]!r}, expected one; see {_EXAMPLE}.")
+    return dict(values)
+
+
+def _row(path: str, name: Any, values: Any, switches: tuple[str, ...]) -> Row:
+    if not isinstance(name, str) or not _ROW_NAME.fullmatch(name) or name in _FOLDERS:
+        raise ConfigError(
+            f"{path}: a row is named {name!r}, expected a folder's name of a-z, 0-9 and _ other "
+            f"than {' and '.join(_FOLDERS)}; rename it."
+        )
+    where = f"row {name!r} of {path}"
+    values = _fields(values, where, {"overrides"}, _ROW_FIELDS)
+    overrides = values["overrides"]
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"{where}: overrides={overrides!r}, expected a dict; {{}} changes none.")
+    for key in overrides:
+        if str(key).partition(".")[0] not in _GROUPS:
+            raise ConfigError(
+                f"{where} changes {key}, expected keys of {' and '.join(_GROUPS)}, as all rows "
+                f"share data, teacher and measurement; change it in get_config()."
+            )
+    published, on = values.get("published", {}), tuple(values.get("on", ()))
+    for figure in published:
+        _check_figure(figure, where, FIGURES)
+    for switch in on:
+        if switch not in switches:
+            raise ConfigError(
+                f'{where}: "on" has {switch!r}, expected some of switches={switches}; add it there.'
+            )
+    texts = {key: str(value) for key, value in overrides.items()}
+    return Row(name, str(values.get("label", name)), texts, dict(published), on)
+
+
+def _check_figure(figure: Any, where: str, names: Collection[str]) -> None:
+    if figure not in names:
+        raise ConfigError(
+            f"{where} names the figure {figure!r}, expected one of {sorted(names)}"
+            f"{nearest(figure, names)}."
+        )
+
+
+def _pairs(
+    path: str, ordered: Any, rows: Mapping[str, Row], metrics: tuple[str, ...]
+) -> Iterator[Pair]:
+    measured = [name for name, figure in FIGURES.items() if figure.metric in ("", *metrics)]
+    for words in ordered:
+        where = f"{path}: ordered has {words!r}, which"
+        if not isinstance(words, tuple | list) or len(words) not in (2, 3):
+            raise ConfigError(
+                f"{where} is no pair, expected (better row, worse row) or (better, worse, figure)."
+            )
+        pair = Pair(*words)
+        for name in pair[:2]:
+            if name not in rows:
+                raise ConfigError(
+                    f"{where} names the row {name!r}, expected one of {list(rows)}"
+                    f"{nearest(name, rows)}."
+                )
+        if pair.better == pair.worse:
+            raise ConfigError(f"{where} compares a row with itself, expected two; correct it.")
+        _check_figure(pair.figure, where, measured)
+        _check_published(where, pair, *(rows[name].published for name in pair[:2]))
+        yield pair
+    repeated = [a for a, b in itertools.combinations(ordered, 2) if tuple(a) == tuple(b)]
+    if repeated:
+        raise ConfigError(f"{path}: ordered has {repeated[0]!r} twice; leave one away.")
+
+
+def _check_published(
+    where: str, pair: Pair, better: Mapping[str, float], worse: Mapping[str, float]
+) -> None:
+    """Refuse a pair that is the other way round than the published figures beside it."""
+    if pair.figure not in better or pair.figure not in worse:
+        return
+    gain = better[pair.figure] - worse[pair.figure]
+    if not (gain > 0 if FIGURES[pair.figure].more_is_better else gain < 0):
+        raise ConfigError(
+            f"{where} contradicts the published {pair.figure}, {better[pair.figure]} and "
+            f"{worse[pair.figure]}; exchange the rows, or correct the figures."
+        )

@@ -1,0 +1,1 @@
+"""`dmd2 cache`: images and captions to latents and embeddings."""

@@ -1,0 +1,239 @@
+"""What `dmd2 cache` is asked for, and everything that this names, opened and checked."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.data.reading.captions import CaptionedImages, open_captions
+from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
+from dmd2_jax.data.reading.prompts import read_prompts
+from dmd2_jax.data.reading.sealed_shards import Layout
+from dmd2_jax.families.published.folder import read_component, read_component_config
+from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
+from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.text2image.image_latents import Autoencoder, latent_shape
+from dmd2_jax.text2image.pipeline import own_resolution
+from dmd2_jax.text2image.text_encoder import (
+    TextEncoders,
+    condition_shapes,
+    read_text_encoders,
+    tokenize,
+)
+from dmd2_jax.text2image.tokenizer import warn_of_cut
+from dmd2_jax.typing import Params
+
+__all__ = ["DTYPES", "CacheInputs", "CacheOptions", "open_inputs", "unusable"]
+
+SHARD_BYTES = 2**28
+"""Of a shard, about."""
+
+_PROBE = ("a photograph of an astronaut riding a horse, 0123456789, é 数 !?", "")
+"""Prompts by whose tokens two tokenizers are told apart."""
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+"""Types of the computation, by their names in flags."""
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What `dmd2 cache` is asked for.
+
+    Attributes:
+      pipeline: folder of a diffusers pipeline.
+      images: folder or zip of images with captions; "": prompts alone.
+      prompts: file of prompts; "": images.
+      resolution: height and width of the images in pixels; 0: the pipeline's.
+      latents: "sample", one draw of the autoencoder's distribution, or "mean".
+      sizes: SDXL's time_ids: "target", as a student is asked (whole images of the resolution), or
+        "actual", the size of each file's image and its crop.
+      enlarge: whether smaller images may be enlarged.
+      max_left_out: images that may be left out because they cannot be decoded or are refused.
+      vae: folder of another autoencoder than the pipeline's; "": its own.
+      variant: of the weights, "fp16" and the like; "": full precision if there is one.
+      vae_dtype, text_dtype: types of the computation.
+      store: type of what is written.
+      seed: of the draws.
+      batch_size: images or prompts at a time.
+      shard_examples: of a shard; 0: as many as fill 256 MB.
+
+    Raises:
+      ValueError: if a value is out of range.
+    """
+
+    pipeline: str
+    images: str = ""
+    prompts: str = ""
+    resolution: int = 0
+    latents: str = "sample"
+    sizes: str = "target"
+    enlarge: bool = False
+    max_left_out: int = 0
+    vae: str = ""
+    variant: str = ""
+    vae_dtype: str = "float32"
+    text_dtype: str = "float32"
+    store: str = "float16"
+    seed: int = 0
+    batch_size: int = 8
+    shard_examples: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.images) == bool(self.prompts):
+            raise ValueError(
+                f"got --images={self.images!r} and --prompts={self.prompts!r}, expected one of "
+                "them: images with captions, or prompts alone."
+            )
+        least = {
+            "batch_size": 1,
+            "resolution": 0,
+            "max_left_out": 0,
+            "shard_examples": 0,
+            "seed": 0,
+        }
+        for name, low in least.items():
+            if not low <= getattr(self, name) < 2**32:
+                raise ValueError(f"--{name}={getattr(self, name)}, expected {low} or more.")
+
+
+@dataclass(frozen=True)
+class CacheInputs:
+    """Everything that was opened and checked.
+
+    Attributes:
+      options: what was asked for; resolution is known.
+      texts: prompt of every example.
+      captioned: their images; None: prompts alone.
+      index: the pipeline.
+      encoders: its text encoders.
+      vae: its autoencoder, without weights where there are no images.
+      vae_params: its weights, or None.
+      layout: of a record.
+      per_shard: examples of a shard.
+    """
+
+    options: CacheOptions
+    texts: Sequence[str]
+    captioned: CaptionedImages | None
+    index: PipelineIndex
+    encoders: TextEncoders
+    vae: Autoencoder
+    vae_params: Params | None
+    layout: Layout
+    per_shard: int
+
+    @property
+    def shards(self) -> int:
+        """Their number."""
+        return -(-len(self.texts) // self.per_shard)
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Height, width and channels of a latent."""
+        return latent_shape(self.vae, self.options.resolution)
+
+    def describe(self, number: int) -> str:
+        """Name an example, for messages."""
+        if self.captioned is None:
+            return f"{self.options.prompts} prompt {number + 1}"
+        return self.captioned.describe(number)
+
+    def plan(self) -> dict[str, Any]:
+        """Return everything that decides what is written; where things lie decides nothing."""
+        options = self.options
+        inputs = hashlib.blake2b(digest_size=16)
+        for number, text in enumerate(self.texts):
+            name = self.captioned.names[number] if self.captioned else ""
+            inputs.update(f"{len(name)} {len(text)} {name}{text}".encode())
+        kept = ["resolution", "sizes", "text_dtype", "store"]
+        if self.captioned:
+            kept += ["latents", "seed", "enlarge", "vae_dtype"]
+        tokens = {"ids": np.concatenate([t.ids for t in tokenize(self.encoders, _PROBE)])}
+        return {
+            "pipeline": self.index.class_name,
+            "examples": len(self.texts),
+            "inputs": inputs.hexdigest(),
+            "tokens": params_digest(tokens),
+            "text_encoders": [params_digest(params) for params in self.encoders.params],
+            "autoencoder": params_digest(self.vae_params) if self.captioned else "",
+            **{name: getattr(options, name) for name in kept},
+            "shard_examples": self.per_shard,
+        }
+
+
+def open_inputs(options: CacheOptions) -> CacheInputs:
+    """Open and check everything that the options name, compiling nothing.
+
+    Raises:
+      FileNotFoundError: if an input is missing.
+      MissingPackageError: if transformers is not installed.
+      ValueError: if one is refused.
+    """
+    index = read_pipeline_index(options.pipeline)
+    captioned = open_captions(options.images) if options.images else None
+    texts = captioned.captions if captioned else read_prompts(options.prompts).texts
+    vae_folder = Path(options.vae).expanduser() if options.vae else index.part("vae")
+    variant = options.variant or None
+    vae_params = None
+    expected, dtype = index.expected("vae"), DTYPES[options.vae_dtype]
+    if captioned:
+        model, vae_params = read_component(
+            vae_folder, expected=expected, variant=None if options.vae else variant, dtype=dtype
+        )
+    else:
+        config = read_component_config(vae_folder)
+        model = PublishedModel.from_config(config, expected=expected, dtype=dtype)
+    vae: Any = model.module
+    encoders = read_text_encoders(index, variant=variant, dtype=DTYPES[options.text_dtype])
+    resolution = options.resolution or own_resolution(index, vae)
+    options = replace(options, resolution=resolution)
+    layout = _layout(options, encoders, latent_shape(vae, resolution), bool(captioned))
+    per_shard = options.shard_examples or max(1, SHARD_BYTES // layout.size)
+    if captioned:
+        _check_first(captioned, options)
+    tokenizer = encoders.tokenizers[0]
+    warn_of_cut(tokenizer.counts(texts), tokenizer.length, texts)
+    return CacheInputs(
+        options, texts, captioned, index, encoders, vae, vae_params, layout, min(per_shard, 10**6)
+    )
+
+
+def _layout(
+    options: CacheOptions, encoders: TextEncoders, latent: tuple[int, ...], images: bool
+) -> Layout:
+    condition = condition_shapes(encoders)
+    arrays = {name: (x.shape[1:], options.store) for name, x in condition.items()}
+    if "pooled" in arrays:
+        arrays["time_ids"] = ((6,), "float32")  # float16 counts pixels only up to 2048
+    if images:
+        arrays["latent"] = (latent, options.store)
+    return Layout(dict(sorted(arrays.items())))
+
+
+def _check_first(captioned: CaptionedImages, options: CacheOptions) -> None:
+    """Read one image, so that a wrong size is found before anything is compiled."""
+    try:
+        captioned.picture(0, options.resolution, enlarge=options.enlarge)
+    except (CorruptImageError, ImageRefusedError) as error:
+        if not options.max_left_out:
+            raise unusable(captioned.describe(0), error, 0) from error
+
+
+def unusable(name: str, error: Exception, allowed: int) -> ValueError:
+    """Return the error of an image that cannot be decoded or is refused.
+
+    Args:
+      name: of its file.
+      error: what is wrong with it.
+      allowed: how many of them there may be.
+    """
+    reason = str(error) if isinstance(error, ImageRefusedError) else f"{name}: {error}."
+    return ValueError(
+        f"{reason} More than --max_left_out={allowed} images cannot be used: replace or remove "
+        "them, or raise it to go on without them."
+    )

@@ -1,0 +1,309 @@
+"""Images and prompts through autoencoder and text encoders, once: `dmd2 cache`."""
+
+import functools
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dmd2_jax.commands.cache.inputs import CacheInputs, CacheOptions, open_inputs, unusable
+from dmd2_jax.data import to_model
+from dmd2_jax.data.latents import NULL_FILE
+from dmd2_jax.data.reading.captions import Picture
+from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
+from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
+from dmd2_jax.recipe.open import aligned, parameter_table
+from dmd2_jax.run.folder import check_free_space
+from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.preemption import Interrupted
+from dmd2_jax.runtime.prefetch import Prefetch
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.runtime.sharding import make_mesh, replicate, shard_batch
+from dmd2_jax.runtime.whole_file import clear_partial, whole_file
+from dmd2_jax.text2image.image_latents import Autoencoder, check_finite, encode_images, latent_shape
+from dmd2_jax.text2image.text_encoder import encode_tokens, null_condition, size_ids, tokenize
+from dmd2_jax.typing import Array, Int, Key, Params
+
+__all__ = ["make_cache"]
+
+_log = logging.getLogger(__name__)
+
+
+def make_cache(options: CacheOptions, out: str | Path, *, dry_run: bool = False) -> str:
+    """Write latents and embeddings into shards, or go on where a killed process stopped.
+
+    Args:
+      options: what to make.
+      out: the folder, new or begun with the same options and files.
+      dry_run: check everything, print sizes, write nothing.
+
+    Returns:
+      What was written, or would be.
+
+    Raises:
+      FileNotFoundError: if an input is missing.
+      ValueError: if an input is refused, an image cannot be read, the folder is another cache's,
+        or something that is not a number comes out.
+      Interrupted: at Ctrl-C.
+      OSError: if the disk refuses.
+    """
+    work = open_inputs(options)
+    folder = claim(out, work.plan(), work.shards)
+    missing = [n for n in range(work.shards) if n not in folder.finished]
+    size = sum(len(batch.numbers) for n in missing for batch in _of(work, n)) * work.layout.size
+    check_free_space(out, size, "the cache")
+    if dry_run:
+        return _describe(work, folder, size)
+    if folder.complete:
+        folder.clear()
+    else:
+        if folder.finished:
+            print(f"{out}: {len(folder.finished)} of {work.shards} shards are there.", flush=True)
+        try:
+            _write(work, folder)
+        except KeyboardInterrupt:
+            done = f"{len(folder.finished)} of {work.shards} shards are written"
+            raise Interrupted(f"{done}; the same command again goes on.", 130) from None
+    entries = folder.finished.values()
+    total, left_out = sum(e.records for e in entries), sum(len(e.left_out) for e in entries)
+    what = "prompts" if work.captioned is None else "images with captions"
+    without = f" ({left_out} left out)" if left_out else ""
+    return (
+        f"{out}: {total:,} {what}{without} in {work.shards} shards, "
+        f"{sum(e.bytes for e in entries) / 1e6:,.1f} MB\n"
+        f"use it with: --config.data.name=latents --config.data.path={out} "
+        f"--config.data.resolution={work.latent[0]}"
+    )
+
+
+def _write(work: CacheInputs, folder: ShardFolder) -> None:
+    """Write the shards that are not there yet, then what seals them."""
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    clear_partial(folder.folder)
+    reader = _Reader(work, sum(len(entry.left_out) for entry in folder.finished.values()))
+    batches = [
+        batch for n in range(work.shards) if n not in folder.finished for batch in _of(work, n)
+    ]
+    encode = _Encoder(work)
+    done = len(work.texts) - sum(len(batch.numbers) for batch in batches)
+    records: list[bytes] = []
+    left_out: list[str] = []
+    with (
+        Progress(total=len(work.texts), initial=done, description="caching") as progress,
+        Prefetch(lambda i: reader.read(batches[i]), 0, len(batches)) as ahead,
+    ):
+        for i, batch in enumerate(batches):
+            host = ahead.take(i)
+            left_out += host.left_out
+            records += encode.records(host)
+            done += len(batch.numbers)
+            if batch.last:
+                folder.write(batch.shard, records, left_out)
+                records, left_out = [], []
+            progress.update(done)
+    if not any(entry.records for entry in folder.finished.values()):
+        raise ValueError("no image can be used, expected at least one; check --images.")
+    _write_null(work, folder.folder / NULL_FILE)
+    side, _, channels = work.latent
+    info = {"pixels": work.options.resolution, "resolution": side, "channels": channels}
+    folder.finish(work.layout, [NULL_FILE], info)
+
+
+class _Batch(NamedTuple):
+    """Consecutive examples of one shard; `last` of it."""
+
+    shard: int
+    numbers: Int[np.ndarray, " n"]
+    last: bool
+
+
+def _of(work: CacheInputs, shard: int) -> Iterator[_Batch]:
+    begin = shard * work.per_shard
+    end = min(begin + work.per_shard, len(work.texts))
+    size = work.options.batch_size
+    for first in range(begin, end, size):
+        yield _Batch(shard, np.arange(first, min(first + size, end)), first + size >= end)
+
+
+class _HostBatch(NamedTuple):
+    """What is encoded at a time; arrays are filled up to the batch size.
+
+    Attributes:
+      numbers: [b] of the examples.
+      ids: [b, t] tokens for each text encoder.
+      images: uint8 [b, h, w, 3]; None: prompts alone.
+      time_ids: [b, 6].
+      kept: examples that are not filling.
+      left_out: names of the examples that could not be read, which are not among them.
+    """
+
+    numbers: np.ndarray
+    ids: tuple[np.ndarray, ...]
+    images: np.ndarray | None
+    time_ids: np.ndarray
+    kept: int
+    left_out: list[str]
+
+
+class _Reader:
+    """Reads and cuts out images in several threads."""
+
+    def __init__(self, work: CacheInputs, left_out: int) -> None:
+        """Begin, after that many images were left out."""
+        self._work, self._left_out = work, left_out
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+
+    def read(self, batch: _Batch) -> _HostBatch:
+        """Read one batch."""
+        work, options = self._work, self._work.options
+        numbers, pictures, left_out = batch.numbers, None, []
+        if work.captioned is not None:
+            read = list(self._pool.map(self._picture, numbers))
+            left_out = [work.describe(int(n)) for n, p in zip(numbers, read, strict=True) if not p]
+            numbers = np.array([n for n, p in zip(numbers, read, strict=True) if p], np.int64)
+            pictures = [picture for picture in read if picture]
+        count = len(numbers)
+        # One program for every batch: the last example fills up.
+        rows = np.minimum(np.arange(options.batch_size), max(count - 1, 0))
+        if not count:
+            return _HostBatch(numbers, (), None, np.empty((0, 6)), 0, left_out)
+        tokens = tokenize(work.encoders, [work.texts[n] for n in numbers])
+        images = np.stack([p.pixels for p in pictures])[rows] if pictures else None
+        return _HostBatch(
+            numbers[rows],
+            tuple(t.ids[rows] for t in tokens),
+            images,
+            _time_ids(pictures, count, options)[rows],
+            count,
+            left_out,
+        )
+
+    def _picture(self, number: int) -> Picture | None:
+        work, options = self._work, self._work.options
+        name = work.describe(int(number))
+        try:
+            return work.captioned.picture(int(number), options.resolution, enlarge=options.enlarge)
+        except (CorruptImageError, ImageRefusedError) as error:
+            with self._lock:
+                self._left_out += 1
+                left_out = self._left_out
+            if left_out > options.max_left_out:
+                raise unusable(name, error, options.max_left_out) from error
+            _log.warning("image left out: %s (%s)", name, error)
+            return None
+
+
+def _time_ids(pictures: Sequence[Picture] | None, count: int, options: CacheOptions) -> np.ndarray:
+    side = (options.resolution, options.resolution)
+    if pictures is None or options.sizes == "target":
+        return np.tile(size_ids(side, (0, 0), side), (count, 1))
+    return np.stack([size_ids(p.original, p.corner, side) for p in pictures])
+
+
+class _Encoder:
+    """The one compiled program, on as many of this machine's devices as divide the batch."""
+
+    def __init__(self, work: CacheInputs) -> None:
+        """Put the weights on the devices."""
+        number = math.gcd(work.options.batch_size, jax.local_device_count())
+        axes = {"data": number, "fsdp": 1, "tensor": 1}
+        self._mesh = make_mesh(axes, jax.local_devices()[:number])
+        self._work = work
+        self._params = replicate((work.vae_params, work.encoders.params), self._mesh)
+        self._key = jax.random.key(work.options.seed)
+        self._mean = work.options.latents == "mean"
+
+    def records(self, host: _HostBatch) -> Iterator[bytes]:
+        """Yield the record of every example of a batch."""
+        work = self._work
+        if not host.kept:
+            return
+        inputs = shard_batch((host.ids, host.images, host.numbers.astype(np.int32)), self._mesh)
+        static = (work.vae, work.encoders.modules, self._mean)
+        encoded = _encode(static, self._params, self._key, *inputs)
+        out = {name: np.asarray(x)[: host.kept] for name, x in encoded.items()}
+        names = [work.describe(int(n)) for n in host.numbers[: host.kept]]
+        if "latent" in out:
+            check_finite(out["latent"], names, work.vae)
+        _check_text(out, names, work.options.text_dtype)
+        out["time_ids"] = host.time_ids
+        for row, name in enumerate(names):
+            text = work.texts[int(host.numbers[row])]
+            try:
+                yield work.layout.pack({k: out[k][row] for k in work.layout.arrays}, text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error} (--store=float32)") from error
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(
+    static: tuple[Autoencoder, tuple, bool],
+    params: tuple[Params, tuple[Params, ...]],
+    key: Key,
+    ids: tuple[Array, ...],
+    images: Array | None,
+    numbers: Array,
+) -> dict[str, Array]:
+    """Encode a batch; the draw of example n is a function of (seed, n) alone."""
+    vae, modules, mean = static
+    out = encode_tokens(modules, params[1], ids)
+    if images is not None:
+        shape = latent_shape(vae, images.shape[1])
+        eps = None
+        if not mean:
+            eps = jax.vmap(lambda n: jax.random.normal(stream_key(key, "latents", n), shape))(
+                numbers
+            )
+        out["latent"] = encode_images(vae, params[0], to_model(images), eps)
+    return out
+
+
+def _check_text(out: Mapping[str, np.ndarray], names: Sequence[str], dtype: str) -> None:
+    for key in ("prompt_embeds", "pooled"):
+        if key in out and not np.isfinite(out[key]).all():
+            bad = np.isfinite(out[key]).reshape(len(names), -1).all(axis=1)
+            raise ValueError(
+                f"{key} of {names[int(np.argmin(bad))]} are not finite when computed in {dtype}, "
+                "expected numbers; use --text_dtype=float32, or download the text encoder again."
+            )
+
+
+def _write_null(work: CacheInputs, path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    null = {name: np.ascontiguousarray(x) for name, x in null_condition(work.encoders).items()}
+    with whole_file(path) as partial:
+        save_file(null, partial)
+
+
+def _describe(work: CacheInputs, folder: ShardFolder, size: int) -> str:
+    """Return what a dry run prints."""
+    networks = {
+        f"text encoder {i + 1}": params for i, params in enumerate(work.encoders.params)
+    } | ({"autoencoder": work.vae_params} if work.captioned else {})
+    rows: list[tuple[object, ...]] = [("array", "type", "shape", "bytes")]
+    for name, (shape, dtype) in work.layout.arrays.items():
+        count = math.prod(shape) * np.dtype(dtype).itemsize
+        rows.append((name, dtype, list(shape), f"{count:,}"))
+    state = (
+        f"{len(folder.finished)} of {work.shards} shards are there" if folder.finished else "new"
+    )
+    return "\n".join(
+        [
+            parameter_table(networks),
+            "",
+            aligned(rows),
+            "",
+            f"dry run: {len(work.texts):,} examples at {work.options.resolution} pixels, "
+            f"{work.shards} shards of {work.per_shard:,}, about {size / 1e6:,.1f} MB to write; "
+            f"{folder.folder}: {state}. Nothing was written.",
+        ]
+    )

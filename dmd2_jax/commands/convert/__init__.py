@@ -1,0 +1,1 @@
+"""`dmd2 convert`: weights from one format to another."""

@@ -1,0 +1,1 @@
+"""`dmd2 export`: a student as a diffusers folder."""

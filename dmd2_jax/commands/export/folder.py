@@ -1,0 +1,181 @@
+"""What `dmd2 export` writes: a pipeline's files, copied as plain data around another U-Net.
+
+Of the base's folders go over: .json and .txt, and weights as .safetensors (read without executing
+anything where they are .bin). Never a pickle, never Python code.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dmd2_jax.families.published.folder import read_component_tensors, write_component
+from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
+from dmd2_jax.families.published.scheduler import recorded_times
+from dmd2_jax.typing import Params
+from dmd2_jax.weights.state_dict import Tensors, write_safetensors
+
+__all__ = [
+    "LORA_FILE",
+    "LORA_PREFIX",
+    "copied_bytes",
+    "model_card",
+    "write_lora",
+    "write_pipeline",
+]
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The name that diffusers looks for in a folder of adapters."""
+
+LORA_PREFIX = "unet."
+"""Before the names of a U-Net's adapters there."""
+
+_PLAIN = (".json", ".txt")
+_STEMS = {
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "safety_checker": "model",
+    "image_encoder": "model",
+}
+# Whose classes diffusers then imports: never what the base's index names.
+_LIBRARIES = {"unet": "diffusers", "vae": "diffusers", "scheduler": "diffusers"}
+_OPTIONAL = {
+    "safety_checker": ("stable_diffusion", "StableDiffusionSafetyChecker"),
+    "feature_extractor": ("transformers", "CLIPImageProcessor"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+}
+
+
+def write_pipeline(
+    base: PipelineIndex,
+    unet: PublishedModel,
+    params: Params,
+    scheduler: Mapping[str, Any],
+    folder: Path,
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Write a pipeline of the base's parts with another U-Net and scheduler.
+
+    Args:
+      base: the pipeline whose other parts are copied.
+      unet: the network.
+      params: its weights.
+      scheduler: the contents of scheduler_config.json.
+      folder: an empty one.
+      dtype: of the U-Net's tensors.
+
+    Raises:
+      ValueError: if a part of the base is missing or damaged, or the weights do not fit the dtype.
+      OSError: if the disk refuses.
+    """
+    index = _index(base, scheduler)
+    for part, entry in index.items():
+        if part not in ("unet", "scheduler") and isinstance(entry, list) and entry[0]:
+            _copy_part(base.part(part), folder / part, _STEMS.get(part))
+    write_component(unet, params, folder / "unet", dtype=dtype)
+    (folder / "scheduler").mkdir()
+    _write_json(scheduler, folder / "scheduler" / "scheduler_config.json")
+    _write_json(index, folder / INDEX)
+
+
+def copied_bytes(base: PipelineIndex) -> int:
+    """Return the size of the base's parts that `write_pipeline` copies, at most."""
+    return sum(
+        file.stat().st_size
+        for part in (*PIPELINES[base.class_name], *_OPTIONAL)
+        if part != "unet" and (base.folder / part).is_dir()
+        for file in (base.folder / part).iterdir()
+        if file.suffix in (*_PLAIN, ".safetensors", ".bin")
+    )
+
+
+def write_lora(tensors: Tensors, folder: Path) -> None:
+    """Write adapters of a U-Net so that `pipe.load_lora_weights(folder)` loads them.
+
+    Args:
+      tensors: as `to_lora_tensors` returns them.
+      folder: an empty one.
+
+    Raises:
+      OSError: if the disk refuses.
+    """
+    named = {LORA_PREFIX + name: tensor for name, tensor in tensors.items()}
+    write_safetensors(named, folder / LORA_FILE)
+
+
+def model_card(base: PipelineIndex, scheduler: Mapping[str, Any], *, lora: bool = False) -> str:
+    """Return the README.md of an export: what it is and the lines of Python that use it.
+
+    Args:
+      base: the teacher's pipeline.
+      scheduler: of the student, from `student_scheduler`; or of a teacher.
+      lora: whether only adapters are exported.
+    """
+    times = list(recorded_times(scheduler) or ())
+    name, kind = base.class_name, scheduler["_class_name"]
+    steps = f"timesteps={times}" if kind == "LCMScheduler" else f"num_inference_steps={len(times)}"
+    call = f'pipe("a red fox", {steps}, guidance_scale=0)' if times else 'pipe("a red fox")'
+    lines = [f'pipe = {name}.from_pretrained("this folder")']
+    if lora:
+        settings = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+        lines = [
+            f'pipe = {name}.from_pretrained("the base pipeline")',
+            'pipe.load_lora_weights("this folder")',
+            f"pipe.scheduler = diffusers.{kind}(**{settings})",
+        ]
+    what = (
+        f"A student of {len(times)} step{'s' if len(times) > 1 else ''} at "
+        f"{', '.join(map(str, times))}, distilled by distribution matching (DMD2, arXiv "
+        "2405.14867) with dmd2_jax. The guidance is in its weights; the licence of its teacher's "
+        "weights applies."
+        if times
+        else "A pipeline with a U-Net trained by dmd2_jax."
+    )
+    head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "---", "", what, ""]
+    code = ["```python", "import diffusers", f"from diffusers import {name}", "", *lines]
+    return "\n".join([*head, *code, f"image = {call}.images[0]", "```", ""])
+
+
+def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contents of model_index.json: known parts from known libraries, and settings."""
+    theirs = json.loads((base.folder / INDEX).read_text(encoding="utf-8"))
+    index: dict[str, Any] = {
+        name: value
+        for name, value in theirs.items()
+        if name != "_name_or_path" and (value is None or isinstance(value, bool | int | str))
+    }
+    for part in PIPELINES[base.class_name]:
+        index[part] = [_LIBRARIES.get(part, "transformers"), theirs[part][-1]]
+    for part, known in _OPTIONAL.items():
+        if part in theirs:
+            there = bool((theirs[part] or [None])[-1]) and (base.folder / part).is_dir()
+            index[part] = list(known) if there else [None, None]
+    index["scheduler"] = [_LIBRARIES["scheduler"], scheduler["_class_name"]]
+    return index
+
+
+def _copy_part(source: Path, target: Path, stem: str | None) -> None:
+    """Copy a part's plain files, and its weights as one .safetensors file."""
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.suffix in _PLAIN and not file.name.endswith(".index.json") and file.is_file():
+            shutil.copyfile(file, target / file.name)
+    if stem is None:
+        return
+    whole = f"{stem}.safetensors"
+    if (source / whole).is_file():
+        shutil.copyfile(source / whole, target / whole)
+        return
+    try:
+        tensors = read_component_tensors(source, stem)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    write_safetensors(tensors, target / whole)
+
+
+def _write_json(value: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

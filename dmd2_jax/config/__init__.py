@@ -1,0 +1,1 @@
+"""Config files and the changes to them; knows no jax."""

@@ -1,0 +1,127 @@
+"""Prompts: a .txt with one a line, a .jsonl of objects, or a .parquet with a column of texts.
+
+    .txt       a handwritten seven
+    .jsonl     {"prompt": "a handwritten seven"}, or "text", or "caption"
+    .parquet   a column called so; needs pyarrow (`pip install 'dmd2_jax[text2image]'`)
+
+Texts are UTF-8; space around one is removed. Empty ones are left out and counted, duplicates are
+kept: a prompt that stands there twice is drawn twice as often.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dmd2_jax.data.reading.dataset import MissingPackageError
+from dmd2_jax.data.reading.text_lines import json_lines, text_key, text_lines, text_of
+from dmd2_jax.typing import Int
+
+__all__ = ["ENDINGS", "Prompts", "read_prompts"]
+
+_log = logging.getLogger(__name__)
+
+ENDINGS = (".txt", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts by number, for `data.batches_from` as any source is.
+
+    Attributes:
+      name: the file, for messages.
+      texts: the prompts, in the file's order.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+        """Return {"prompt": [n] strings} of these numbers, in this order."""
+        chosen = np.empty(len(indices), object)  # NumPy's own strings all take the longest's room
+        chosen[:] = [self.texts[i] for i in indices]
+        return {"prompt": chosen}
+
+
+def read_prompts(path: str | Path) -> Prompts:
+    """Read a file of prompts.
+
+    Args:
+      path: the file; its ending says what it is.
+
+    Returns:
+      The prompts, at least one.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      MissingPackageError: if a .parquet is given and pyarrow is not installed.
+      ValueError: if the file is of another kind or damaged, naming the line; or without a prompt.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist, expected a file of prompts ({', '.join(ENDINGS)}); mind the "
+            "working directory."
+        )
+    ending = file.suffix.lower()
+    if ending == ".txt":
+        found = [text for _, text in text_lines(file.read_bytes(), str(file))]
+    elif ending == ".jsonl":
+        found = [text_of(entry, where) for where, entry in json_lines(file.read_bytes(), str(file))]
+    elif ending == ".parquet":
+        found = _read_parquet(file)
+    else:
+        raise ValueError(
+            f"{path} ends in {ending!r}, expected one of {', '.join(ENDINGS)}; rename or convert "
+            "it."
+        )
+    texts = _without_empty(found, file)
+    if not texts:
+        raise ValueError(f"{path} has no prompts, expected at least one; check the file.")
+    return Prompts(str(file), texts)
+
+
+def _without_empty(found: Iterable[str], file: Path) -> tuple[str, ...]:
+    found = list(found)
+    texts = tuple(text for text in found if text)
+    if len(texts) < len(found):
+        _log.warning(
+            "%s: %d of %d prompts are empty and left out.",
+            file,
+            len(found) - len(texts),
+            len(found),
+        )
+    return texts
+
+
+def _read_parquet(file: Path) -> list[str]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingPackageError(
+            "reading parquet needs the package pyarrow, which is not installed; install it with: "
+            "pip install 'dmd2_jax[text2image]', or convert the file to .jsonl"
+        ) from error
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            key = text_key(table.schema_arrow.names, str(file))
+            column = table.read(columns=[key]).column(key)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error!s:.200}), expected a parquet "
+            "file; copy it again."
+        ) from error
+    if not (
+        pyarrow.types.is_string(column.type)
+        or pyarrow.types.is_large_string(column.type)
+        or pyarrow.types.is_null(column.type)
+    ):
+        raise ValueError(
+            f"{file} has a column {key!r} of {column.type}, expected texts; convert it."
+        )
+    return [(text or "").strip() for text in column.to_pylist()]

@@ -1,0 +1,1 @@
+"""Measuring: runs, weights and images to tables of metrics."""

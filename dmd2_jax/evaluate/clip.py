@@ -1,0 +1,169 @@
+"""CLIP score of images with captions, for `dmd2 evaluate`."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dmd2_jax.config.load import ConfigError
+from dmd2_jax.data import to_uint8
+from dmd2_jax.data.reading.captions import open_captions
+from dmd2_jax.evaluate.measured import FileImages
+from dmd2_jax.families.published.folder import read_component, read_component_config
+from dmd2_jax.metrics.features.clip import ClipPreparation, clip_preparation, clip_scores
+from dmd2_jax.networks.clip import Clip, ClipText, ClipVision
+from dmd2_jax.runtime.sharding import batch_sharding, replicated
+from dmd2_jax.text2image.tokenizer import open_tokenizer, warn_of_cut
+from dmd2_jax.typing import Array, Float, Params
+
+__all__ = ["ClipJudge", "captions_of", "open_clip"]
+
+_BATCH = 64
+
+
+class ClipJudge:
+    """Takes images as they go by, each with its caption, and scores them."""
+
+    def __init__(
+        self,
+        module: Clip,
+        params: Params,
+        preparation: ClipPreparation,
+        texts: Float[np.ndarray, "n e"],
+        mesh: Mesh,
+    ) -> None:
+        """Take the model and the captions' embeddings, in the order of the images.
+
+        Args:
+          module: both encoders.
+          params: their weights.
+          preparation: of the images.
+          texts: [n, e].
+          mesh: the devices.
+        """
+        self._apply = functools.partial(_image_embeds, module.vision)
+        self._params = jax.device_put({"params": params["params"]["vision"]}, replicated(mesh))
+        self._preparation, self._texts = preparation, texts
+        self._mesh = mesh
+        self.restart(str)
+
+    def restart(self, describe: Callable[[int], str]) -> None:
+        """Begin with the first image of a set.
+
+        Args:
+          describe: number of an image -> its name, for messages.
+        """
+        self._scores, self._describe = np.empty(0), describe
+
+    def add(self, images: np.ndarray) -> None:
+        """Score a batch.
+
+        Args:
+          images: [b, h, w, c], the next ones; uint8, or float in [-1, 1].
+
+        Raises:
+          ValueError: if an image's embedding is not finite; by its name.
+        """
+        images = np.asarray(images if images.dtype == np.uint8 else to_uint8(images))
+        begin = len(self._scores)
+        embeds = _in_batches(
+            lambda part: self._apply(self._params, part), self._preparation(images), self._mesh
+        )
+        scores = clip_scores(embeds, self._texts[begin : begin + len(images)])
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise ValueError(
+                f"{self._describe(begin + int(bad[0]))} or its caption has no finite CLIP "
+                "embedding, expected one; look at the image and the model's weights."
+            )
+        self._scores = np.concatenate([self._scores, scores])
+
+    def figures(self) -> dict[str, float]:
+        """Return clip_score, the mean over all images so far, and clip_score_std, of one image."""
+        deviation = float(self._scores.std(ddof=1)) if len(self._scores) > 1 else 0.0
+        return {"clip_score": float(self._scores.mean()), "clip_score_std": deviation}
+
+
+def captions_of(path: str, images: FileImages) -> list[str]:
+    """Return the caption of each image of a folder or zip.
+
+    Args:
+      path: the folder or zip, with metadata.jsonl or a .txt beside each image.
+      images: its images, or some of them.
+
+    Raises:
+      ValueError: if a caption is missing or damaged.
+    """
+    captions = open_captions(path)
+    by_file = {captions.describe(i): text for i, text in enumerate(captions.captions)}
+    files = [images.describe(i) for i in range(len(images))]
+    lacking = [file for file in files if file not in by_file]
+    if lacking:
+        raise ConfigError(
+            f"{len(lacking)} images of {path} have no caption ({lacking[0]}), expected one each; "
+            "add it to metadata.jsonl."
+        )
+    return [by_file[file] for file in files]
+
+
+def open_clip(folder: str, texts: Sequence[str], mesh: Mesh, prefix: str = "") -> ClipJudge:
+    """Read a CLIP model and embed the captions.
+
+    Args:
+      folder: of the model, as transformers writes a CLIPModel: config.json, model.safetensors, the
+        tokenizer's files and preprocessor_config.json.
+      texts: the captions, in the order of the images.
+      mesh: the devices.
+      prefix: words to put before each caption, a space between; "A photo depicts" of Hessel et al.
+
+    Raises:
+      MissingPackageError: if transformers is not installed.
+      ValueError: if a file of the model is missing or damaged.
+    """
+    model, params = read_component(folder, expected=("CLIPModel",))
+    try:
+        settings = read_component_config(folder, "preprocessor_config.json")
+        preparation = clip_preparation(settings)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder)}: {error}") from error
+    module = model.module
+    if preparation.crop != module.vision.image_size:
+        raise ValueError(
+            f"{folder}: preprocessor_config.json makes images of {preparation.crop} pixels, "
+            f"expected {module.vision.image_size} as config.json says; take both from one model."
+        )
+    tokenizer = open_tokenizer(folder, module.text)
+    if prefix.strip():
+        texts = [f"{prefix.strip()} {text}" for text in texts]
+    tokens = tokenizer(texts)
+    warn_of_cut(tokens.counts, tokenizer.length, texts)
+    weights = jax.device_put({"params": params["params"]["text"]}, replicated(mesh))
+    embeds = _in_batches(lambda ids: _text_embeds(module.text, weights, ids), tokens.ids, mesh)
+    return ClipJudge(module, params, preparation, embeds, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _image_embeds(module: ClipVision, params: Params, images: Array) -> Array:
+    with jax.default_matmul_precision("highest"):  # accelerators round to TF32 or bfloat16
+        return module.apply(params, images).image_embeds
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _text_embeds(module: ClipText, params: Params, ids: Array) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return module.apply(params, ids).text_embeds
+
+
+def _in_batches(apply: Any, rows: np.ndarray, mesh: Mesh) -> Float[np.ndarray, "n e"]:
+    """Apply a network to rows, a filled batch at a time, split over the devices."""
+    size = math.ceil(_BATCH / mesh.size) * mesh.size
+    outputs = []
+    for begin in range(0, len(rows), size):
+        part = np.resize(rows[begin : begin + size], (size, *rows.shape[1:]))
+        outputs.append(np.asarray(apply(jax.device_put(part, batch_sharding(mesh)))))
+    return np.concatenate(outputs)[: len(rows)]

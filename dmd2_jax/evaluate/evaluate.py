@@ -1,0 +1,214 @@
+"""Measure images against real ones: `dmd2 evaluate`.
+
+    images (a run's networks, weights, a pipeline, a folder) \
+                                                              features -> metrics -> table, JSON
+    real images (the recipe's data, a folder, statistics)    /
+
+Images go by in batches, sampled and judged on all devices, and are forgotten; several metrics
+share one pass. By default the features are those of a small classifier that is trained on the real
+images (see `evaluation.features`), which compare models of one data set and nothing else.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.load import ConfigError, apply_overrides, load_config
+from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
+from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, Measured, open_measured
+from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
+from dmd2_jax.evaluate.prompts import PromptImages
+from dmd2_jax.evaluate.spaces import RealSide, Space, open_spaces, real_side
+from dmd2_jax.evaluate.table import metrics_table
+from dmd2_jax.metrics.features.extractor import Collector
+from dmd2_jax.pictures.checkpoint_curve import checkpoint_curve
+from dmd2_jax.recipe.open import check
+from dmd2_jax.run.folder import write_json
+from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.sampling.samplers import run_recipe
+
+__all__ = ["CURVE", "EvaluateOptions", "evaluate", "evaluate_run", "figures_file", "metrics_table"]
+
+_LOG = logging.getLogger(__name__)
+
+CURVE = "fid_checkpoints.png"
+"""The picture of FID over checkpoints, beside the file of figures."""
+
+
+def evaluate_run(
+    workdir: str | Path, *, seed: int = 0, cache: str | Path | None = None
+) -> dict[str, Any]:
+    """Measure what a run trained, and the teacher of a distillation beside it.
+
+    Args:
+      workdir: the run folder; metrics.json is written there.
+      seed: of the noise.
+      cache: see `open_reference`; None: the folder `classifier` of the run.
+
+    Returns:
+      real_fid_floor, classifier_test_accuracy and, for each network, its figures with its name in
+      front: teacher_fid, student_fid, student_ema_0.999_fid, ...
+
+    Raises:
+      ValueError: if there is no finished run in the folder.
+    """
+    return evaluate(EvaluateOptions(workdir=str(workdir), seed=seed), cache=cache)
+
+
+def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> dict[str, Any]:
+    """Measure what the flags name; write the figures and, over checkpoints, a picture.
+
+    Args:
+      options: the flags.
+      cache: folder of trained classifiers; None: the folder `classifier` of the run, if it is one.
+
+    Returns:
+      What the file of figures holds: those of each set with its name in front (images_fid,
+      student_fid, student_checkpoint_400_fid, ...), real_fid_floor and classifier_test_accuracy
+      of a classifier, extractor, reference, seed, clip, clip_prefix.
+
+    Raises:
+      ValueError: if a flag or what it names is refused; before any image is made, as far as that
+        can be known.
+      FileNotFoundError: if there is nothing where a flag says.
+    """
+    options = dataclasses.replace(options, metrics=tuple(dict.fromkeys(options.metrics)))
+    check_options(options)
+    _check_one_written(options)
+    out = figures_file(options)
+    if options.all_checkpoints and "fid" not in options.metrics:
+        _LOG.warning(
+            "%s will not be drawn: it is of FID, and --metrics=%s has no fid.",
+            out.with_name(CURVE), ",".join(options.metrics),
+        )  # fmt: skip
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out={out} lies in no folder, expected {out.parent}; create it.")
+    config = _recipe(options)
+    devices = jax.devices()
+    if not 0 <= options.devices <= len(devices):
+        raise ConfigError(
+            f"--devices={options.devices}, expected 1..{len(devices)}; leave it away for all."
+        )
+    mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
+    measured = open_measured(options, config, mesh)
+    clip = _clip(options, measured[0], mesh) if CLIP in options.metrics else None
+    spaces, reference = open_spaces(
+        options, config, mesh, _batch_size(options, config), cache=cache
+    )
+    real = real_side(options, config, spaces, reference, measured)
+
+    figures: dict[str, Any] = {}
+    if reference is not None:
+        if not options.reference:
+            figures["real_fid_floor"] = reference.fid_floor
+        figures["classifier_test_accuracy"] = reference.classifier.test_accuracy
+    for images in measured:
+        found = _figures(images, spaces, real, clip)
+        figures |= {f"{images.key}_{key}": value for key, value in found.items()}
+    figures |= {"seed": options.seed, "reference": real.name}
+    figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
+    if clip is not None:
+        figures["clip"] = Path(options.clip).name
+        if options.clip_prefix:
+            figures["clip_prefix"] = options.clip_prefix.strip()
+    if measured:
+        write_json(out, figures)
+    if options.all_checkpoints:
+        _draw(options, measured, figures, out.with_name(CURVE))
+    return figures
+
+
+def figures_file(options: EvaluateOptions) -> Path:
+    """Return the file that figures are written to."""
+    return Path(options.out or Path(options.workdir) / "metrics.json")
+
+
+def _check_one_written(options: EvaluateOptions) -> None:
+    """Refuse to write the statistics of two feature networks into one file."""
+    others = [name for name in options.metrics if name not in (PATCH, CLIP)]
+    if options.write_reference and PATCH in options.metrics and others:
+        raise ConfigError(
+            f"--write_reference with --metrics={','.join(options.metrics)}, which are of two "
+            f"feature networks, expected one, as a file holds the statistics of one; write a file "
+            f"with --metrics={PATCH} and another with the rest."
+        )
+
+
+def _recipe(options: EvaluateOptions) -> ConfigDict | None:
+    if options.workdir:
+        return run_recipe(options.workdir)[-1]
+    if options.config is None:
+        return None
+    config = load_config(options.config)
+    apply_overrides(config, options.overrides)
+    check(config)
+    return config
+
+
+def _clip(options: EvaluateOptions, images: Measured, mesh: Mesh) -> ClipJudge:
+    if isinstance(images, FileImages):
+        texts = captions_of(options.images, images)
+    else:
+        assert isinstance(images, PromptImages)  # `check_options` lets nothing else pass
+        texts = images.texts
+    return open_clip(options.clip, texts, mesh, options.clip_prefix)
+
+
+def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:
+    """Return how many images arrive at a time, which is what the features' program is made for."""
+    if options.images or options.pipeline or config is None:
+        return FILES_BATCH
+    size = options.batch_size or config.evaluate.batch_size
+    return min(size, options.num or config.evaluate.num_samples)
+
+
+def _figures(
+    images: Measured, spaces: list[Space], real: RealSide, clip: ClipJudge | None
+) -> dict[str, Any]:
+    """Let the images go by once, and return what is found of them."""
+    collectors = [
+        Collector(space.extractor, space.keep(images.conditional), images.describe)
+        for space in spaces
+    ]
+    if clip is not None:
+        clip.restart(images.describe)
+    try:
+        with Progress(total=len(images), description=images.key) as progress:
+            done = 0
+            for batch in images.batches():
+                for collector in collectors:
+                    collector.add(batch["image"], batch["label"])
+                if clip is not None:
+                    clip.add(batch["image"])
+                done += len(batch["image"])
+                progress.update(done)
+    except ValueError as error:
+        if images.name in str(error):
+            raise
+        raise ValueError(f"{images.name}: {error}") from error
+    found: dict[str, Any] = {}
+    for space, collector, side in zip(spaces, collectors, real.sets, strict=True):
+        found |= space.figures(side, collector.result(), images.name)
+    if clip is not None:
+        found |= clip.figures()
+    return found | images.figures()
+
+
+def _draw(
+    options: EvaluateOptions, measured: list[Measured], figures: dict[str, Any], path: Path
+) -> None:
+    values = {
+        images.step: figures[f"{images.key}_fid"]
+        for images in measured
+        if images.step is not None and f"{images.key}_fid" in figures
+    }
+    if values:
+        name = Path(options.workdir).name
+        title = f"{name}: {measured[0].key.partition('_checkpoint')[0]}, {figures['extractor']}"
+        checkpoint_curve(values, path, title=title, floor=figures.get("real_fid_floor"))

@@ -1,0 +1,1 @@
+"""What the families share of published formats: diffusers folders, schedulers, LoRA files."""

@@ -1,0 +1,227 @@
+"""A component's folder as diffusers and transformers write it: config.json beside its weights.
+
+    unet/config.json
+    unet/diffusion_pytorch_model.safetensors           or, in the same place,
+    unet/diffusion_pytorch_model.fp16.safetensors      a variant
+    unet/diffusion_pytorch_model.safetensors.index.json and the shards that it names
+    unet/diffusion_pytorch_model.bin                   read without executing anything
+
+The folders of transformers call the file `model`, or `pytorch_model.bin`.
+"""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from dmd2_jax.families.published.model import CLASSES, PublishedModel
+from dmd2_jax.runtime.whole_file import whole_file
+from dmd2_jax.typing import Params
+from dmd2_jax.weights.state_dict import Tensors, read_safetensors, write_safetensors
+from dmd2_jax.weights.weight_files import read_weights
+
+__all__ = ["read_component", "read_component_config", "read_component_tensors", "write_component"]
+
+_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_BIN = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}
+
+
+def read_component(
+    folder: str | os.PathLike,
+    *,
+    expected: Collection[str] = tuple(CLASSES),
+    variant: str | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    remat: str = "none",
+) -> tuple[PublishedModel, Params]:
+    """Read one component of a pipeline.
+
+    Args:
+      folder: with config.json and the weights.
+      expected: the classes that will do.
+      variant: "fp16" and the like; None: full precision, or else the only variant there is.
+      dtype: type of the computation; weights are float32 whatever the file has.
+      remat: of a U-Net, "none", "block" or "full".
+
+    Returns:
+      (the network, its weights).
+
+    Raises:
+      ValueError: if a file is missing, damaged or of another network; the message names the folder.
+    """
+    try:
+        config = read_component_config(folder)
+        model = PublishedModel.from_config(config, expected=expected, dtype=dtype, remat=remat)
+        tensors = read_component_tensors(folder, CLASSES[model.class_name].file_stem, variant)
+        return model.spelled_as(tensors), model.from_tensors(tensors)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder)}: {error}") from error
+
+
+def write_component(
+    model: PublishedModel,
+    params: Params,
+    folder: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Write one component so that diffusers or transformers loads it.
+
+    Args:
+      model: the network.
+      params: its weights.
+      folder: made if it does not exist; files of the same names are replaced.
+      variant: goes into the file's name, as in diffusion_pytorch_model.fp16.safetensors.
+      dtype: "float32", "float16" or "bfloat16", of the tensors.
+
+    Raises:
+      ValueError: if the dtype is another, or too small for the weights.
+      OSError: if the disk refuses.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
+    tensors = {name: _cast(name, t, dtype) for name, t in model.to_tensors(params).items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(model.config), indent=2, sort_keys=True) + "\n"
+    with whole_file(folder / "config.json") as partial:
+        partial.write_text(text)
+    stem = CLASSES[model.class_name].file_stem
+    write_safetensors(tensors, folder / _named(f"{stem}.safetensors", variant))
+
+
+def read_component_config(folder: str | os.PathLike, name: str = "config.json") -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Args:
+      folder: the component's.
+      name: of the file; schedulers call theirs scheduler_config.json.
+
+    Raises:
+      ValueError: if there is none, or it is no JSON object.
+    """
+    return _read_json(Path(folder) / name)
+
+
+def read_component_tensors(
+    folder: str | os.PathLike, stem: str, variant: str | None = None
+) -> Tensors:
+    """Read a folder's tensors, from one file or from shards.
+
+    Args:
+      folder: with the weights.
+      stem: the weights' file name without suffixes.
+      variant: as in `read_component`.
+
+    Raises:
+      ValueError: if there are no weights, if there is a choice, or if a file is damaged.
+    """
+    folder = Path(folder)
+    if variant is None:
+        variant = _only_variant(folder, stem)
+    whole = folder / _named(f"{stem}.safetensors", variant)
+    index = folder / _named(f"{stem}.safetensors.index.json", variant)
+    pickled = folder / _named(f"{_BIN.get(stem, stem)}.bin", variant)
+    if whole.exists():
+        return read_safetensors(whole)
+    if index.exists():
+        return _read_shards(index)
+    if pickled.exists():
+        return read_weights(pickled).tensors
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no folder"
+    raise ValueError(
+        f"no weights: got {present}, expected {whole.name}, {index.name} or {pickled.name}; "
+        "download the missing file, or name the variant that is there."
+    )
+
+
+def _named(name: str, variant: str | None) -> str:
+    """Put a variant before a file name's last suffix, as diffusers does."""
+    if variant is None:
+        return name
+    stem, suffix = name.rsplit(".", 1)
+    return f"{stem}.{variant}.{suffix}"
+
+
+def _only_variant(folder: Path, stem: str) -> str | None:
+    """Return the variant that must be meant when none is named; None: full precision."""
+    plain = (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{_BIN.get(stem, stem)}.bin")
+    if any((folder / name).exists() for name in plain):
+        return None
+    starts = (f"{stem}.safetensors.index.", f"{stem}.")
+    ends = (".json", ".safetensors")
+    found = {
+        path.name[len(start) : -len(end)]
+        for start, end in zip(starts, ends, strict=True)
+        for path in folder.glob(f"{start}*{end}")
+    }
+    found = {variant for variant in found if variant and "-of-" not in variant}
+    if len(found) > 1:
+        raise ValueError(
+            f"weights only in the variants {sorted(found)}, expected full precision or one of "
+            "them; name the variant."
+        )
+    return found.pop() if found else None
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    """Read the tensors of every shard that an index names."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(
+            f"{index.name} has no weight_map, expected tensor names and the files that hold them; "
+            "download it again."
+        )
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted({str(file) for file in places.values()}):
+        # A file from elsewhere must not choose what is read.
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ValueError(
+                f"{index.name} names the shard {shard!r}, expected a .safetensors file beside it; "
+                "download it again."
+            )
+        tensors |= read_safetensors(index.parent / shard)
+    if set(tensors) != set(places):
+        lost = sorted(set(places) ^ set(tensors))
+        raise ValueError(
+            f"{index.name} and its shards disagree on {len(lost)} tensors, {lost[:5]} among them, "
+            "expected the same in both; download all files of one release."
+        )
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path.name} cannot be read ({error}), expected a JSON file; check the folder or "
+            "download it again."
+        ) from error
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"{path.name} holds a {type(value).__name__}, expected settings by name; download it "
+            "again."
+        )
+    return dict(value)
+
+
+def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # reported below, with its remedy
+        cast = tensor.astype(_DTYPES[dtype])
+    if np.isfinite(tensor).all() and not np.isfinite(cast).all():
+        raise ValueError(
+            f"{name} reaches {np.abs(tensor).max():.3g}, expected values that {dtype} can hold; "
+            "write float32 or bfloat16."
+        )
+    return cast

@@ -1,0 +1,5 @@
+"""Stable Diffusion 1.5 and SDXL, in the latents of a diffusers folder."""
+
+from dmd2_jax.families.stable_diffusion.family import build
+
+__all__ = ["build"]

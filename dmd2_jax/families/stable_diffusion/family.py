@@ -1,0 +1,420 @@
+"""The Stable Diffusion family: SD 1.x, SD 2.x and SDXL, in the latents of their autoencoder.
+
+Time is a discrete step, 0 the least noisy, and the network predicts eps, v or x_0. A condition is a
+dict of arrays with a leading batch axis:
+
+| key                      | shape     | what                                          | where    |
+|--------------------------|-----------|-----------------------------------------------|----------|
+| `prompt_embeds`          | [b, n, d] | the prompt's tokens, from the text encoders   | always   |
+| `pooled`                 | [b, p]    | the prompt as one vector                      | SDXL     |
+| `time_ids`               | [b, 6]    | height, width, crop top, left, target h and w | SDXL     |
+| `negative_prompt_embeds` | [b, n, d] | what guidance goes away from                  | optional |
+| `negative_pooled`        | [b, p]    | likewise                                      | optional |
+
+Guidance reads the unconditional embeddings out of the condition itself. Where it has none they are
+those that `with_null` was given; SD 1.x and 2.x need those of the empty prompt, SDXL was trained
+with zeros and takes them by default. `build` makes everything from a U-Net's and a scheduler's
+config; `read` also reads the weights of a diffusers pipeline folder.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.diffusion.predictions import to_x0
+from dmd2_jax.families.published.configs import SCHEDULER, SD15_UNET, SDXL_UNET
+from dmd2_jax.families.published.folder import (
+    read_component_config,
+    read_component_tensors,
+    write_component,
+)
+from dmd2_jax.families.published.model import CLASSES, PublishedModel, published_name
+from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
+from dmd2_jax.networks.initialise import init_variables
+from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
+from dmd2_jax.networks.sd_unet import StableDiffusionUNet
+from dmd2_jax.typing import Array, Float, Int, Key, Params
+from dmd2_jax.weights import state_dict
+from dmd2_jax.weights.weight_files import (
+    SUFFIXES,
+    Weights,
+    read_weights,
+    strip_prefix,
+    write_weights,
+)
+
+__all__ = ["Condition", "StableDiffusionFamily", "build", "read", "with_negative"]
+
+Condition = Mapping[str, Array]
+"""The arrays of the module's table."""
+
+_UNET = "UNet2DConditionModel"
+_PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_TOKENS = 77
+_NEGATIVES = {"prompt_embeds": "negative_prompt_embeds", "pooled": "negative_pooled"}
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusionFamily:
+    """A Denoiser with what is needed to make, read and write its weights.
+
+    Attributes:
+      denoiser: x_0 and features (the middle block's output) of latents; see the module for `cond`.
+      model: the U-Net with its published config and names.
+      image_shape: (h, w, c) of a latent.
+      num_classes: 0: there are no class labels.
+    """
+
+    denoiser: Denoiser
+    model: PublishedModel
+    image_shape: tuple[int, int, int]
+    num_classes: int = 0
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether a condition has `pooled` and `time_ids`."""
+        return self.model.module.added is not None
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """The layers that the SDXL recipe adapts."""
+        return STABLE_DIFFUSION_TARGETS
+
+    def tensor_name(self, path: tuple[str, ...]) -> str:
+        """Return the published name of the variable at a path of the weights."""
+        return published_name(path)
+
+    def init(self, key: Key) -> Params:
+        """Draw initial weights, float32."""
+        return init_variables(self.model.module, key, *self.model.example_inputs())
+
+    def cond(self, labels: Condition) -> dict[str, Array]:
+        """Turn embeddings of any float type into conditions: float32, on the device."""
+        return {name: jnp.asarray(array, jnp.float32) for name, array in labels.items()}
+
+    def param_shapes(self) -> Params:
+        """Return the weights' pytree with shapes in place of arrays."""
+        return self.model.param_shapes()
+
+    def with_null(self, null: Condition) -> "StableDiffusionFamily":
+        """Return the family whose guidance goes away from this condition, where none is given.
+
+        Args:
+          null: of no prompt, as a text encoder and `dmd2 cache` give it: prompt_embeds [1, n, d],
+            and for SDXL pooled [1, p].
+
+        Raises:
+          ValueError: if it was made by text encoders of another U-Net.
+        """
+        width, expected = null["prompt_embeds"].shape[-1], self.model.module.context_dim
+        if width != expected or ("pooled" in null) != self.is_sdxl:
+            raise ValueError(
+                f"conditions of {sorted(null)} with prompt_embeds of width {width}, expected width "
+                f"{expected} and {'pooled beside it' if self.is_sdxl else 'no pooled'} for this "
+                "U-Net; write the cache with this model's own pipeline."
+            )
+        arrays = {name: jnp.asarray(array, jnp.float32) for name, array in null.items()}
+        denoiser = self.denoiser._replace(null_cond=_null_cond(self.is_sdxl, arrays))
+        return dataclasses.replace(self, denoiser=denoiser)
+
+    def cond_shapes(self, *lead: int, tokens: int = _TOKENS) -> dict[str, Any]:
+        """Return a batch's condition with shapes in place of arrays.
+
+        Args:
+          lead: the leading axes, such as b.
+          tokens: n, of the prompt; CLIP's encoders give 77.
+
+        Returns:
+          All keys that the family knows: what guidance goes away from is among them exactly where
+          it has to be given.
+        """
+        unet = self.model.module
+        _, _, _, pooled, time_ids, _ = self.model.example_inputs()
+
+        def array(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
+
+        prompt = array(tokens, unet.context_dim)
+        if pooled is None:
+            return {"prompt_embeds": prompt, "negative_prompt_embeds": prompt}
+        return {
+            "prompt_embeds": prompt,
+            "pooled": array(*pooled.shape[1:]),
+            "time_ids": array(*time_ids.shape[1:]),
+        }
+
+    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of `denoiser.features` for a batch, without computing them."""
+        x_t = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
+        t = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        cond = self.cond_shapes(batch_size, tokens=1)
+        return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
+
+    def x0_with_dropout(
+        self,
+        params: Params,
+        x_t: Float[Array, "b h w c"],
+        t: Int[Array, " b"],
+        cond: Condition,
+        key: Key,
+    ) -> Float[Array, "b h w c"]:
+        """Return `denoiser.x0`: the published U-Nets have no dropout, and `key` is not used."""
+        return self.denoiser.x0(params, x_t, t, cond)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the U-Net's tensors by their published names."""
+        return self.model.tensor_shapes()
+
+    def from_state_dict(self, tensors: state_dict.Tensors) -> Params:
+        """Turn tensors with published names into weights.
+
+        Raises:
+          ValueError: if the tensors are not exactly the network's; the message lists them.
+        """
+        return self.model.from_tensors(tensors)
+
+    def to_state_dict(self, params: Params) -> dict[str, np.ndarray]:
+        """Turn weights into tensors with the published names and layouts."""
+        return self.model.to_tensors(params)
+
+    def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
+        """Turn what a file of weights holds into weights.
+
+        Args:
+          weights: from `read_weights`.
+          prefix: of the tensors to take, where the file holds several networks.
+
+        Raises:
+          ValueError: if they are of another network; the message lists the differences.
+        """
+        return self.from_state_dict(strip_prefix(weights.tensors, self.tensor_shapes(), prefix))
+
+    def load(self, path: str | os.PathLike) -> Params:
+        """Read weights from a file of the published names, a U-Net's folder or a pipeline's.
+
+        Raises:
+          ValueError: if they cannot be read or do not fit; the message names the path.
+        """
+        path = Path(path)
+        try:
+            if path.is_dir():
+                stem = CLASSES[_UNET].file_stem
+                return self.from_state_dict(read_component_tensors(_unet_folder(path), stem))
+            return self.from_weights(read_weights(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, params: Params, path: str | os.PathLike) -> None:
+        """Write weights: to a file as its suffix says, else to a folder that diffusers loads."""
+        if Path(path).suffix in SUFFIXES:
+            write_weights(self.to_state_dict(params), path)
+        else:
+            write_component(self.model, params, path)
+
+
+def build(
+    model_config: Mapping[str, Any], schedule_config: Mapping[str, Any]
+) -> StableDiffusionFamily:
+    """Build the family's members from configs.
+
+    Args:
+      model_config: `pipeline`, a diffusers folder or "sd15" or "sdxl" for the published shapes, or
+        in its place `unet`, what a U-Net's config.json holds; and optionally `resolution` (a side
+        of the square latents; default: the U-Net's sample_size), `dtype` ("float32" or
+        "bfloat16", of the computation), `remat` ("none", "block" or "full") and `scan_layers`
+        (whether to loop over the blocks of a transformer).
+      schedule_config: what a scheduler_config.json holds; unused with `pipeline`, which has one.
+
+    Returns:
+      The family.
+
+    Raises:
+      ValueError: if a value is missing, unknown, or asks for what is not built here.
+    """
+    config = dict(model_config)
+    if "unet" not in config:
+        config["unet"], schedule_config = _pipeline_configs(config.get("pipeline") or "")
+    if not isinstance(config["unet"], Mapping):
+        raise ValueError(
+            f"model.unet={config['unet']!r}, expected what a U-Net's config.json holds; take "
+            "one of families/published_configs.py, or read a pipeline folder."
+        )
+    dtype = config.get("dtype", "float32")
+    if dtype not in _DTYPES:
+        raise ValueError(f"model.dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
+    model = PublishedModel.from_config(
+        config["unet"],
+        expected=(_UNET,),
+        dtype=_DTYPES[dtype],
+        remat=config.get("remat", "none"),
+    )
+    unet = model.module.clone(scan_layers=config.get("scan_layers", False))
+    model = dataclasses.replace(model, module=unet)
+    size = config.get("resolution") or config["unet"].get("sample_size")
+    if unet.in_channels != unet.out_channels:
+        raise ValueError(
+            f"in_channels={unet.in_channels}, expected out_channels={unet.out_channels}: networks "
+            "for inpainting and the like take more than a latent; use a text-to-image model."
+        )
+    unit = 2 ** (len(unet.block_channels) - 1)
+    if not isinstance(size, int) or size < 1 or size % unit:
+        raise ValueError(
+            f"the latents' side is {size!r}, expected a multiple of {unit}; set model.resolution, "
+            "for example 64 for SD 1.5 at 512 pixels."
+        )
+    denoiser = _denoiser(unet, read_scheduler(schedule_config))
+    return StableDiffusionFamily(denoiser, model, (size, size, unet.in_channels))
+
+
+def read(
+    folder: str | os.PathLike,
+    *,
+    resolution: int | None = None,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> tuple[StableDiffusionFamily, Params]:
+    """Read the U-Net and the scheduler of a diffusers pipeline folder.
+
+    Args:
+      folder: with unet/ and scheduler/.
+      resolution, dtype, remat: as in `build`.
+
+    Returns:
+      (the family, the U-Net's weights).
+
+    Raises:
+      ValueError: if a part is missing, damaged, or of a class that is not built here.
+    """
+    folder = Path(folder)
+    options = {"resolution": resolution, "dtype": dtype, "remat": remat}
+    try:
+        unet, schedule = _folder_configs(folder)
+        family = build({"unet": unet} | options, schedule)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return family, family.load(folder)
+
+
+def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the configs of the U-Net and the scheduler that `model.pipeline` names."""
+    if pipeline in _PUBLISHED:
+        return _PUBLISHED[pipeline], SCHEDULER
+    if not pipeline or not Path(pipeline).is_dir():
+        raise ValueError(
+            f"model.pipeline={pipeline!r} is no folder, expected that of a diffusers pipeline, or "
+            f"one of {sorted(_PUBLISHED)} for the published shapes; set --config.model.pipeline."
+        )
+    try:
+        return _folder_configs(Path(pipeline))
+    except ValueError as error:
+        raise ValueError(f"{pipeline}: {error}") from error
+
+
+def _folder_configs(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    unet = read_component_config(folder / "unet")
+    return unet, read_component_config(folder / "scheduler", "scheduler_config.json")
+
+
+def with_negative(cond: Condition, null: Condition) -> dict[str, Array]:
+    """Give every sample of a batch one negative prompt, which may be the empty one.
+
+    Args:
+      cond: of the batch.
+      null: prompt_embeds [1, n, d], and for SDXL pooled [1, p], as a text encoder returns them.
+
+    Returns:
+      The condition with the `negative_` parts.
+    """
+    negative = {
+        name: jnp.broadcast_to(null[source], cond[source].shape)
+        for source, name in _NEGATIVES.items()
+        if source in null
+    }
+    return dict(cond) | negative
+
+
+def _denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
+    """Wrap the U-Net; the conversion to x_0 is float32, from tables made in float64.
+
+    The functions are jitted, so that a program which calls one several times traces and
+    differentiates the network once for each batch size; XLA inlines the calls.
+    """
+    schedule, kind = diffusion
+    sdxl = unet.added is not None
+
+    def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
+        _check_condition(cond, sdxl)
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        conditions = (cond["prompt_embeds"], cond.get("pooled"), cond.get("time_ids"))
+        return t, (x_t, t.astype(jnp.float32), *conditions)
+
+    def convert(raw: Array, x_t: Array, t: Array) -> Array:
+        return to_x0(kind, raw, x_t, schedule.alpha(t), schedule.sigma(t))
+
+    @jax.jit
+    def x0(params: Params, x_t: Array, t: Array, cond: Condition) -> Array:
+        t, arguments = inputs(x_t, t, cond)
+        return convert(unet.apply(params, *arguments), x_t, t)
+
+    @jax.jit
+    def features(params: Params, x_t: Array, t: Array, cond: Condition) -> tuple[Array]:
+        _, arguments = inputs(x_t, t, cond)
+        return (unet.apply(params, *arguments, method="bottleneck"),)
+
+    @jax.jit
+    def x0_and_features(
+        params: Params, x_t: Array, t: Array, cond: Condition
+    ) -> tuple[Array, tuple[Array]]:
+        t, arguments = inputs(x_t, t, cond)
+        raw, bottleneck = unet.apply(params, *arguments, method="call_with_bottleneck")
+        return convert(raw, x_t, t), (bottleneck,)
+
+    return Denoiser(x0, features, x0_and_features, schedule, _null_cond(sdxl, {}))
+
+
+def _null_cond(sdxl: bool, null: Condition) -> Callable[[Condition], dict[str, Array]]:
+    """Make what turns conditions into unconditional ones: their own negatives, else `null`."""
+
+    def null_cond(cond: Condition) -> dict[str, Array]:
+        _check_condition(cond, sdxl)
+        if not sdxl and "negative_prompt_embeds" not in cond and not null:
+            raise ValueError(
+                f"cond has {sorted(cond)}, expected negative_prompt_embeds among them: guidance of "
+                "SD 1.x and 2.x needs the empty prompt's embedding; add it, [b, n, d] like "
+                "prompt_embeds, or set the guidance to None."
+            )
+        twin = dict(cond)
+        for name, negative in _NEGATIVES.items():
+            if negative in cond:
+                twin[name] = cond[negative]
+            elif name in cond:
+                twin[name] = jnp.broadcast_to(null.get(name, 0.0), cond[name].shape)
+        return twin
+
+    return null_cond
+
+
+def _check_condition(cond: Condition | None, sdxl: bool) -> None:
+    """Refuse a condition with missing, unknown or superfluous parts."""
+    needed = {"prompt_embeds", *(("pooled", "time_ids") if sdxl else ())}
+    known = needed | {negative for name, negative in _NEGATIVES.items() if name in needed}
+    got = set(cond) if isinstance(cond, Mapping) else None
+    if got is None or not needed <= got <= known:
+        raise ValueError(
+            f"cond is {type(cond).__name__ if got is None else sorted(got)}, expected a dict of "
+            f"{sorted(needed)} and at most {sorted(known - needed)} beside them; check that the "
+            "prompts were encoded for this U-Net."
+        )
+
+
+def _unet_folder(folder: Path) -> Path:
+    """Return a pipeline folder's U-Net, or the folder itself."""
+    return folder / "unet" if (folder / "unet").is_dir() else folder

@@ -1,0 +1,1 @@
+"""Grids, curves and figures, as PNG and GIF files."""

@@ -1,0 +1,249 @@
+"""Pictures for people: grids of samples, real against generated, and their animation.
+
+Pillow and matplotlib are imported by the functions that need them.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dmd2_jax.data.reading.dataset import to_uint8
+from dmd2_jax.pictures.figure import INK, pyplot, save
+from dmd2_jax.typing import Array, Shaped
+
+
+def montage(
+    images: Shaped[Array | np.ndarray, "n h w c"],
+    rows: int,
+    cols: int,
+    *,
+    upscale: int | None = None,
+    cell: int = 48,
+    gap: int = 4,
+) -> Shaped[np.ndarray, "height width 3"]:
+    """Arrange images in rows on white, enlarged by repeating pixels.
+
+    Args:
+      images: [n, h, w, c] uint8, or float in [-1, 1]; c is 1 or 3; n <= rows * cols, missing
+        ones stay white.
+      rows: number of rows.
+      cols: number of columns.
+      upscale: whole factor; None takes the smallest that makes an image `cell` pixels wide.
+      cell: pixels.
+      gap: white pixels between images.
+
+    Returns:
+      uint8 RGB array.
+
+    Raises:
+      ValueError: if the images are not [n, h, w, 1 or 3] or do not fit.
+    """
+    images = np.asarray(images if images.dtype == np.uint8 else to_uint8(images))
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) > rows * cols:
+        raise ValueError(
+            f"images have shape {images.shape}, expected [n, h, w, c] with c of 1 or 3 and at "
+            f"most rows * cols = {rows * cols} of them; pass fewer or raise rows."
+        )
+    n, h, w, _ = images.shape
+    upscale = upscale or max(1, math.ceil(cell / w))
+    images = images.repeat(upscale, axis=1).repeat(upscale, axis=2)
+    cell_h, cell_w = h * upscale + gap, w * upscale + gap
+    canvas = np.full((rows * cell_h - gap, cols * cell_w - gap, 3), 255, np.uint8)
+    for i in range(n):
+        top, left = (i // cols) * cell_h, (i % cols) * cell_w
+        canvas[top : top + h * upscale, left : left + w * upscale] = images[i]
+    return canvas
+
+
+def image_grid(
+    images: Shaped[Array | np.ndarray, "n h w c"],
+    path: str | os.PathLike,
+    *,
+    rows: int,
+    cols: int,
+    upscale: int | None = None,
+    labels: Sequence[object] | None = None,
+) -> None:
+    """Write a grid of images as a PNG.
+
+    Args:
+      images: [n, h, w, c] uint8, or float in [-1, 1]; filled row by row.
+      path: the file; its folder is made.
+      rows: number of rows.
+      cols: number of columns.
+      upscale: whole factor; None takes the smallest that makes an image 48 pixels wide.
+      labels: one heading a column, for example class names; None: no headings.
+
+    Raises:
+      ValueError: if the images do not fit, or there is not one label a column.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if labels is not None and len(labels) != cols:
+        raise ValueError(
+            f"{len(labels)} labels, expected {cols}, one a column; pass one heading a column."
+        )
+    body = montage(images, rows, cols, upscale=upscale)
+    margin, header = 8, 0 if labels is None else 20
+    size = (body.shape[1] + 2 * margin, body.shape[0] + 2 * margin + header)
+    picture = Image.new("RGB", size, "white")
+    picture.paste(Image.fromarray(body), (margin, margin + header))
+    if labels is not None:
+        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+        step = (body.shape[1] + 4) / cols
+        for i, label in enumerate(labels):
+            centre = (margin + step * (i + 0.5) - 2, margin + header / 2 - 2)
+            draw.text(centre, str(label), fill=INK, font=font, anchor="mm")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def first_of_each_class(
+    images: Shaped[Array | np.ndarray, "n h w c"],
+    labels: Shaped[Array | np.ndarray, " n"],
+    num_classes: int,
+    rows: int,
+) -> Shaped[np.ndarray, "m h w c"]:
+    """Choose the first `rows` images of every class, in the order of `class_rows`.
+
+    Args:
+      images: [n, h, w, c].
+      labels: [n] classes.
+      num_classes: how many classes there are.
+      rows: how many images of each.
+
+    Returns:
+      [rows * num_classes, h, w, c]: row by row, one column a class.
+
+    Raises:
+      ValueError: if a class has fewer than `rows` images.
+    """
+    labels = np.asarray(labels)
+    chosen = [np.flatnonzero(labels == label)[:rows] for label in range(num_classes)]
+    counts = {label: len(found) for label, found in enumerate(chosen) if len(found) < rows}
+    if counts:
+        raise ValueError(
+            f"images of each class: {counts}, expected at least {rows}; sample more images."
+        )
+    return np.asarray(images)[np.stack(chosen, axis=1).reshape(-1)]
+
+
+def class_rows(
+    sections: Mapping[str, Shaped[Array | np.ndarray, "n h w c"]],
+    path: str | os.PathLike,
+    *,
+    class_names: Sequence[object],
+    title: str = "",
+) -> None:
+    """Write sections of images above each other, one column a class.
+
+    Args:
+      sections: heading (for example "student, 1 network call, FID 3.1") -> images
+        [rows * num_classes, h, w, c] as `first_of_each_class` returns them.
+      path: the PNG file; its folder is made.
+      class_names: one a column.
+      title: above everything.
+
+    Raises:
+      ValueError: if a section is not a whole number of rows.
+    """
+    cols = len(class_names)
+    for heading, images in sections.items():
+        if len(images) % cols or len(images) == 0:
+            raise ValueError(
+                f"section {heading!r} has {len(images)} images, expected a multiple of {cols}, "
+                "one a class in each row; use first_of_each_class."
+            )
+    bodies = [montage(images, len(images) // cols, cols, cell=64) for images in sections.values()]
+    dpi, side, heading_px, top_px = 100, 16, 34, 64 if title else 30
+    width = max(body.shape[1] for body in bodies) + 2 * side
+    height = sum(body.shape[0] + heading_px for body in bodies) + top_px + side
+    figure = pyplot().figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
+    if title:
+        figure.text(0.5, 1 - 20 / height, title, ha="center", va="center", size=13, color=INK)
+    y = top_px  # pixels from the top: axes are placed by hand so that pixels stay square
+    for i, (heading, body) in enumerate(zip(sections, bodies, strict=True)):
+        y += heading_px
+        figure.text(side / width, 1 - (y - 14) / height, heading, va="center", size=11, color=INK)
+        box = (side / width, 1 - (y + body.shape[0]) / height)
+        axes = figure.add_axes((*box, body.shape[1] / width, body.shape[0] / height))
+        axes.imshow(body, interpolation="nearest", aspect="auto")
+        axes.axis("off")
+        if i == 0:
+            for column, name in enumerate(class_names):
+                x = (side + body.shape[1] * (column + 0.5) / cols) / width
+                header_y = 1 - (top_px - 10) / height
+                figure.text(x, header_y, str(name), ha="center", va="center", size=11, color=INK)
+        y += body.shape[0]
+    save(figure, path)
+
+
+def headed_rows(
+    groups: Sequence[Sequence[tuple[str, Shaped[Array | np.ndarray, "n h w c"]]]],
+    path: str | os.PathLike,
+) -> None:
+    """Write rows of images below each other, each with its heading at the left.
+
+    Args:
+      groups: groups of rows, each row (heading, images [n, h, w, c], uint8 or float in [-1, 1]);
+        there is some room between groups.
+      path: the PNG file; its folder is made.
+
+    Raises:
+      ValueError: if there are no rows.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    rows = [(heading, i, images) for i, group in enumerate(groups) for heading, images in group]
+    if not rows:
+        raise ValueError(f"no rows for {path}, expected at least one; pass some images.")
+    font, margin, gap, room = ImageFont.load_default(14), 8, 4, 12
+    left = margin + max(int(font.getlength(heading)) for heading, _, _ in rows) + 12
+    bodies = [montage(images, 1, len(images), gap=gap) for _, _, images in rows]
+    tops = [margin]
+    for (_, group, _), (_, following, _), body in zip(rows, rows[1:], bodies, strict=False):
+        tops.append(tops[-1] + body.shape[0] + (gap if group == following else room))
+    width = left + max(body.shape[1] for body in bodies) + margin
+    picture = Image.new("RGB", (width, tops[-1] + bodies[-1].shape[0] + margin), "white")
+    draw = ImageDraw.Draw(picture)
+    for top, (heading, _, _), body in zip(tops, rows, bodies, strict=True):
+        picture.paste(Image.fromarray(body), (left, top))
+        middle = (left - 10, top + body.shape[0] / 2)
+        draw.text(middle, heading, fill=INK, font=font, anchor="rm")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def animate(
+    frames: Sequence[str | os.PathLike],
+    path: str | os.PathLike,
+    *,
+    most: int = 60,
+    seconds: float = 0.2,
+) -> None:
+    """Write picture files of one size as an endless GIF that rests on its last frame.
+
+    Args:
+      frames: the files, in order.
+      path: the GIF file.
+      most: with more files than this, that many evenly spaced ones, the first and last included.
+      seconds: time a frame; the last stays ten times as long.
+
+    Raises:
+      ValueError: if there are no frames.
+    """
+    from PIL import Image
+
+    if not frames:
+        raise ValueError(f"no frames for {path}, expected at least one picture; draw one first.")
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
+    pictures = []
+    for i in chosen:
+        with Image.open(frames[i]) as picture:
+            pictures.append(picture.convert("RGB"))
+    milliseconds = [int(1000 * seconds)] * (len(pictures) - 1) + [int(10_000 * seconds)]
+    first, *others = pictures
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)

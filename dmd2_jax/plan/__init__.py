@@ -1,0 +1,1 @@
+"""What a recipe costs on machines that need not be there."""

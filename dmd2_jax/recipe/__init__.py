@@ -1,0 +1,1 @@
+"""From a config to what it names: family, data, weights, mesh, a distillation."""

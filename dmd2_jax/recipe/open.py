@@ -1,0 +1,372 @@
+"""From a config to the things that it names: the family, the data, the weights, the mesh."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dmd2_jax import data, families
+from dmd2_jax.config.load import ConfigError, from_plain, load_config, plain, validate
+from dmd2_jax.data import Source
+from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.run.checkpoint import state_bytes
+from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
+from dmd2_jax.typing import Array, Int, Key, Params, PyTree
+from dmd2_jax.weights import hub
+from dmd2_jax.weights.weight_files import Weights
+
+__all__ = [
+    "Family",
+    "Recipe",
+    "aligned",
+    "build_family",
+    "check_has_images",
+    "open_recipe",
+    "parameter_table",
+    "recorded_config",
+    "sample_labels",
+    "teacher_file",
+    "uniform_labels",
+    "weights_file",
+]
+
+
+class Family(Protocol):
+    """What a file of dmd2_jax/families builds: a Denoiser and its weights' making and files."""
+
+    denoiser: Denoiser
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Which layers low-rank adapters are for, where the config does not say."""
+
+    def tensor_name(self, path: tuple[str, ...]) -> str:
+        """Return the original name of the variable at a path."""
+
+    def init(self, key: Key) -> Params:
+        """Draw initial weights."""
+
+    def cond(self, labels: PyTree) -> PyTree:
+        """Turn what a source says of its images, such as class numbers, into conditions."""
+
+    def cond_shapes(self, *lead: int) -> PyTree:
+        """Return conditions with these leading axes, with shapes in place of arrays."""
+
+    def param_shapes(self) -> Params:
+        """Return the weights' shapes."""
+
+    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of the denoiser's features."""
+
+    def x0_with_dropout(
+        self, params: Params, x_t: Array, t: Array, cond: PyTree, key: Key
+    ) -> Array:
+        """Return x_0 with dropout active."""
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights' tensors by their original names."""
+
+    def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
+        """Take the weights out of what a file holds."""
+
+    def load(self, path: str | Path) -> Params:
+        """Read weights with the original names."""
+
+    def save(self, params: Params, path: str | Path) -> None:
+        """Write weights with the original names."""
+
+
+class Recipe(NamedTuple):
+    """A checked config with what it names.
+
+    Attributes:
+      config: the config.
+      family: the networks.
+      dataset: the real training examples.
+      mesh: the devices.
+      prompts: what a text-conditional student's conditions are drawn from; None: classes.
+    """
+
+    config: ConfigDict
+    family: Family
+    dataset: Source
+    mesh: Mesh
+    prompts: Source | None = None
+
+
+def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
+    """Check a config and open what it names, compiling nothing.
+
+    Args:
+      config: the whole config.
+      batch_size: the global batch of the training that is to run.
+
+    Returns:
+      The recipe.
+
+    Raises:
+      ValueError: if a value is refused, the data do not fit the model, or the batch does not
+        split over the devices.
+      FileNotFoundError: if data files are missing.
+    """
+    check(config)
+    mesh = make_mesh(config.mesh)
+    check_processes(mesh)
+    check_batch_size(batch_size, mesh)
+    dataset = data.load(config.data, "train")
+    model = config.model
+    if dataset.channels != model.image_channels:
+        raise ConfigError(
+            f"model.image_channels={model.image_channels}, expected {dataset.channels} as in the "
+            f"images of {dataset.name}; set --config.model.image_channels={dataset.channels}."
+        )
+    if model.num_classes not in (0, dataset.num_classes):
+        raise ConfigError(
+            f"model.num_classes={model.num_classes}, expected {dataset.num_classes} as in "
+            f"{dataset.name}, or 0 for an unconditional model; set --config.model.num_classes."
+        )
+    _check_measurable(config, dataset)
+    family = _conditioned(config, build_family(config), dataset)
+    return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+
+
+def _check_measurable(config: ConfigDict, dataset: Source) -> None:
+    """Refuse FID while training where there is no classifier to measure it by."""
+    every = config.log.evaluate_every
+    if not every:
+        return
+    off = "set --config.log.evaluate_every=0 and --config.log.keep_best=0"
+    if getattr(dataset, "null", None) is not None:
+        raise ConfigError(
+            f"log.evaluate_every={every} with config.data.name={config.data.name}, expected images "
+            f"with classes, on which the classifier that judges is trained; {off}, and measure "
+            "checkpoints by `dmd2 evaluate --all_checkpoints --features=inception --prompts=FILE`."
+        )
+    if dataset.num_classes < 2:
+        raise ConfigError(
+            f"log.evaluate_every={every} with {dataset.name}, which has {dataset.num_classes} "
+            f"class, expected 2 or more, by which the classifier that judges is trained; {off}, or "
+            "sort the images into a folder a class."
+        )
+
+
+def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:
+    """Give a text-conditional family the data's condition of no prompt; refuse what cannot pair."""
+    null, with_null = getattr(dataset, "null", None), getattr(family, "with_null", None)
+    if (null is None) != (with_null is None):
+        has = "classes, if anything" if null is None else "prompts"
+        wants = "classes" if with_null is None else "prompts: --config.data.name=latents"
+        raise ConfigError(
+            f"config.data.name={config.data.name} comes with {has}, expected what "
+            f"model.family={config.model.family} is conditioned on, {wants}; see `dmd2 cache`."
+        )
+    return family if with_null is None else with_null(null)
+
+
+def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
+    """Open the cache of prompts that a config names; without one, the data have their own."""
+    null, path = getattr(dataset, "null", None), config.data.prompts
+    if null is None:
+        if path:
+            raise ConfigError(
+                f"config.data.prompts={path} with data that have classes, expected a text-to-image "
+                "model; leave it away."
+            )
+        return None
+    if not path:
+        return dataset
+    chosen = config.data.copy_and_resolve_references()
+    chosen.path = path
+    try:
+        prompts = data.load(chosen, "all")
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"config.data.prompts={path}: {error}") from error
+    made_by, expected = (getattr(it, "text_encoders", ()) for it in (prompts, dataset))
+    if made_by != expected:
+        raise ConfigError(
+            f"config.data.prompts={path} was made by the text encoders {made_by}, expected those "
+            f"of config.data.path, {expected}; write it with the same --pipeline and text encoders."
+        )
+    return prompts
+
+
+def check(config: ConfigDict) -> None:
+    """Run `config.validate` with the names of the families and data there are.
+
+    Raises:
+      ConfigError: naming every bad value.
+    """
+    names = (module.name for module in pkgutil.iter_modules(families.__path__))
+    sources = data.available()
+    if config.data.name.partition(":")[0] in sources:
+        sources.append(config.data.name)  # "tfds:mnist": what follows the colon is checked there
+    validate(
+        config,
+        {
+            "model.family": sorted(name for name in names if name != "published"),
+            "data.name": sources,
+        },
+    )
+
+
+def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
+    """Return the config that a run recorded; keys newer than the run have their defaults.
+
+    Args:
+      values: of its config.json.
+
+    Returns:
+      The config, with every key of configs/common.py, where that is at hand.
+    """
+
+    def completed(known: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        added = {key: value for key, value in defaults.items() if key not in known}
+        groups = {
+            key: completed(value, defaults[key])
+            for key, value in known.items()
+            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+        }
+        return {**known, **added, **groups}
+
+    try:
+        defaults = plain(load_config("common"))
+    except ConfigError:  # the package without its recipes
+        defaults = {}
+    return from_plain(completed(values, defaults))
+
+
+def build_family(config: ConfigDict) -> Family:
+    """Build the family that `config.model.family` names, from a checked config.
+
+    Raises:
+      ValueError: if it refuses the config, or the student's steps are no times of its schedule.
+    """
+    module = importlib.import_module(f"{families.__name__}.{config.model.family}")
+    family = module.build(config.model.to_dict(), config.schedule.to_dict())
+    model = config.model
+    if tuple(family.image_shape) != (model.resolution, model.resolution, model.image_channels):
+        raise ConfigError(
+            f"model.image_channels={model.image_channels}, expected {family.image_shape[-1]} as in "
+            f"the network; set it, and data that have as many."
+        )
+    levels = family.denoiser.schedule.levels
+    whole = np.issubdtype(levels.dtype, np.integer)
+    # A config for converting weights has the network alone.
+    times = config.distill.student_times if "distill" in config else ()
+    wrong = [t for t in times if whole and t not in levels]
+    if wrong:
+        raise ConfigError(
+            f"distill.student_times has {wrong}, expected whole numbers in {levels[0]}.."
+            f"{levels[-1]}; for example (999, 749, 499, 249)."
+        )
+    return family
+
+
+def sample_labels(recipe: "Recipe", numbers: Int[np.ndarray, " n"]) -> PyTree:
+    """Return what the samples with these numbers are conditioned on, as `Family.cond` takes it.
+
+    Args:
+      recipe: the recipe.
+      numbers: [n] of samples.
+
+    Returns:
+      Classes by turns, [n]; for a text-conditional model the prompts' arrays by turns.
+    """
+    if recipe.prompts is None:
+        return numbers.astype(np.int32) % max(recipe.family.num_classes, 1)
+    return data.labels_of(recipe.prompts.examples(numbers % len(recipe.prompts)))
+
+
+def uniform_labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:
+    """Return `num` class numbers in which every class is as frequent as can be: 0, 1, 2, ..."""
+    return np.arange(num, dtype=np.int32) % max(num_classes, 1)
+
+
+def weights_file(path: str, name: str) -> Path:
+    """Find a file of weights.
+
+    Args:
+      path: a file of weights (docs/weights.md), a run folder that holds one called `name`, a
+        diffusers folder, or hf://owner/repository/file, which is downloaded once.
+      name: for example "teacher.safetensors".
+
+    Returns:
+      The file, or the diffusers folder, which exists.
+
+    Raises:
+      ValueError: if it does not, or cannot be downloaded.
+    """
+    if not path:
+        raise ConfigError(
+            "config.teacher.weights is empty, expected a run folder of train-teacher or a file of "
+            "weights; add --config.teacher.weights=PATH."
+        )
+    if hub.is_hub_path(path):
+        return hub.fetch(path)
+    file = Path(path) / name if Path(path).is_dir() else Path(path)
+    if not file.is_file() and (Path(path) / "unet").is_dir():
+        return Path(path)
+    if not file.is_file():
+        raise ConfigError(
+            f"no weights at {file}, expected a file of weights or a run folder that holds {name}; "
+            f"finish its training first, or give another path."
+        )
+    return file
+
+
+def teacher_file(config: ConfigDict) -> Path:
+    """Find the teacher's weights; without `teacher.weights` those of `model.pipeline`.
+
+    Raises:
+      ValueError: see `weights_file`.
+    """
+    return weights_file(config.teacher.weights or config.model.pipeline, "teacher.safetensors")
+
+
+def check_has_images(recipe: Recipe, needed_by: str) -> None:
+    """Refuse data that are prompts alone.
+
+    Args:
+      recipe: the recipe.
+      needed_by: who needs images.
+
+    Raises:
+      ConfigError: if there are none.
+    """
+    if not getattr(recipe.dataset, "has_latents", True):
+        raise ConfigError(
+            f"{recipe.dataset.name} holds prompts alone, expected images with captions for "
+            f"{needed_by}; write such a cache (`dmd2 cache --images`)."
+        )
+
+
+def parameter_table(networks: dict[str, PyTree]) -> str:
+    """Return a table of parameter counts, one network a line.
+
+    Args:
+      networks: name -> weights, or their shapes.
+    """
+    rows: list[tuple[object, ...]] = [("network", "tensors", "parameters", "MB")]
+    for name, params in networks.items():
+        leaves = jax.tree.leaves(params)
+        count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+        rows.append((name, len(leaves), f"{count:,}", f"{state_bytes(params) / 1e6:,.1f}"))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[object]]) -> str:
+    """Lay out rows of one length as a table, the first column left, the others right."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [str(cell).rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([str(first).ljust(widths[0]), *cells]))
+    return "\n".join(lines)

@@ -1,5 +1,0 @@
-"""One self-contained HTML page of one run or of several side by side: `dmd2 report`."""
-
-from dmd2_jax.report.write import ReportError, write_report
-
-__all__ = ["ReportError", "write_report"]

@@ -1,0 +1,1 @@
+"""A run on disk and its loop: checkpoints, folder, metrics, speed."""

@@ -1,0 +1,209 @@
+"""Where a run's metrics and pictures go: files always, TensorBoard and Weights & Biases on request.
+
+metrics.jsonl holds what is a function of config, seed and data; speed.jsonl what the clock says.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dmd2_jax.run.metrics import MetricsWriter, plain_value
+from dmd2_jax.runtime.closing import Closing
+from dmd2_jax.runtime.distributed import is_first
+from dmd2_jax.runtime.summaries import Histogram, histogram_edges
+
+__all__ = ["Writers", "check_writers"]
+
+_NEEDS = {
+    "tensorboard": (("tensorflow", "tensorboard"), "pip install 'dmd2_jax[tensorboard]'"),
+    "wandb_project": (("wandb",), "pip install wandb"),
+}
+
+
+class _Board(Protocol):
+    """A display of metrics beside the files."""
+
+    def write(self, step: int, scalars: dict[str, float], histograms: dict[str, Any]) -> None: ...
+
+    def images(self, step: int, pictures: Mapping[str, Path]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check_writers(log: Mapping[str, Any]) -> None:
+    """Refuse a log config that asks for writers which are not installed.
+
+    Args:
+      log: `config.log`; its `tensorboard` and `wandb_project` count.
+
+    Raises:
+      ValueError: naming what to install.
+    """
+    for key, (modules, remedy) in _NEEDS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if log.get(key) and missing:
+            raise ValueError(
+                f"log.{key}={log[key]!r} needs {' and '.join(modules)}, expected all installed but "
+                f"{' and '.join(missing)} cannot be imported; run `{remedy}`, or leave log.{key} "
+                f"away."
+            )
+
+
+class Writers(Closing):
+    """All writers of one run; of several processes, the first one writes.
+
+    Example:
+      with Writers(workdir, resumed_step=0, log=config.log) as writers:
+          writers.write(10, {"loss": 0.5})
+    """
+
+    def __init__(
+        self, workdir: str | Path, *, resumed_step: int = 0, log: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open the files, and the displays that `log` (see `check_writers`) asks for."""
+        workdir, log = Path(workdir), log or {}
+        self._boards: list[_Board] = []
+        self._metrics = self._speed = None
+        if not is_first():
+            return
+        self._metrics = MetricsWriter(workdir, resumed_step)
+        self._speed = MetricsWriter(workdir, resumed_step, "speed.jsonl")
+        if log.get("tensorboard"):
+            self._boards.append(_TensorBoard(workdir / "tensorboard"))
+        if log.get("wandb_project"):
+            self._boards.append(_WeightsAndBiases(workdir, log["wandb_project"]))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write what is a function of config, seed and data; see `MetricsWriter.write`."""
+        if self._metrics is not None:
+            self._metrics.write(step, metrics)
+        self._show(step, metrics)
+
+    def speed(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write what the clock says; nothing if there are no figures."""
+        if figures and self._speed is not None:
+            self._speed.write(step, figures)
+            self._show(step, {f"speed/{name}": value for name, value in figures.items()})
+
+    def images(self, step: int, pictures: Mapping[str, Path] | None) -> None:
+        """Show pictures.
+
+        Args:
+          step: steps taken so far.
+          pictures: name -> a file that PIL reads.
+        """
+        for board in self._boards:
+            board.images(step, pictures or {})
+
+    def close(self) -> None:
+        """Close all."""
+        with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
+            for file in (self._metrics, self._speed):
+                if file is not None:
+                    stack.callback(file.close)
+            for board in self._boards:
+                stack.callback(board.close)
+
+    def _show(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if not self._boards:
+            return
+        histograms = {k: np.asarray(v.counts) for k, v in metrics.items() if _is_histogram(v)}
+        scalars = dict(_scalars({k: v for k, v in metrics.items() if not _is_histogram(v)}))
+        for board in self._boards:
+            board.write(step, scalars, histograms)
+
+
+class _TensorBoard:
+    """Event files, written by CLU."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow greets at length
+        with contextlib.suppress(RuntimeError):  # it is in use already, and this was done
+            # Else it takes all memory of the GPUs that JAX computes on.
+            importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
+        self._writer = importlib.import_module("clu.metric_writers").SummaryWriter(str(folder))
+
+    def write(self, step: int, scalars: dict[str, float], histograms: dict[str, Any]) -> None:
+        self._writer.write_scalars(step, scalars)
+        # The event file counts for itself: it is given the middle of each bin, count times.
+        values = {name: _spread(counts) for name, counts in histograms.items() if counts.any()}
+        self._writer.write_histograms(step, values)
+        self._writer.flush()
+
+    def images(self, step: int, pictures: Mapping[str, Path]) -> None:
+        from PIL import Image
+
+        loaded = {
+            name: np.asarray(Image.open(path).convert("RGB"))[None]
+            for name, path in pictures.items()
+        }
+        self._writer.write_images(step, loaded)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run on Weights & Biases, found again by the id in the run folder.
+
+    WANDB_MODE=offline (and every other of its environment variables) works as it does everywhere.
+    """
+
+    def __init__(self, workdir: Path, project: str) -> None:
+        self._wandb = importlib.import_module("wandb")
+        name = workdir / "wandb_id.txt"
+        if not name.exists():
+            name.write_text(uuid.uuid4().hex[:12])
+        record = workdir / "config.json"
+        self._run = self._wandb.init(
+            project=project,
+            name=workdir.name,
+            id=name.read_text().strip(),
+            resume="allow",
+            dir=str(workdir),
+            config=json.loads(record.read_text()) if record.exists() else {},
+        )
+
+    def write(self, step: int, scalars: dict[str, float], histograms: dict[str, Any]) -> None:
+        shown = {
+            name: self._wandb.Histogram(np_histogram=(counts, histogram_edges(len(counts))))
+            for name, counts in histograms.items()
+        }
+        self._run.log(scalars | shown, step=step)
+
+    def images(self, step: int, pictures: Mapping[str, Path]) -> None:
+        if pictures:
+            shown = {name: self._wandb.Image(str(path)) for name, path in pictures.items()}
+            self._run.log(shown, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _is_histogram(value: Any) -> bool:
+    return isinstance(value, Histogram)
+
+
+def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the finite numbers of metrics; entry i of a list is called NAME/i."""
+    for name, value in metrics.items():
+        plain = plain_value(value)
+        entries = (
+            {f"{name}/{i}": entry for i, entry in enumerate(plain)}
+            if isinstance(plain, list)
+            else {name: plain}
+        )
+        yield from ((key, float(entry)) for key, entry in entries.items() if entry is not None)
+
+
+def _spread(counts: np.ndarray) -> np.ndarray:
+    edges = histogram_edges(len(counts))
+    return np.repeat(0.5 * (edges[1:] + edges[:-1]), counts)

@@ -1,0 +1,187 @@
+"""Prompts to what Stable Diffusion's U-Nets are conditioned on.
+
+    SD 1.x, 2.x   prompt_embeds: the encoder's last hidden state after its final norm
+    SDXL          prompt_embeds: both encoders' last hidden state but one, beside each other;
+                  pooled: the second encoder's projected end token; time_ids: sizes and crop
+
+Source: Podell et al. 2023 (2307.01952), sections 2.1 and 2.2.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.families.published.folder import read_component
+from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
+from dmd2_jax.networks.clip import ClipText
+from dmd2_jax.text2image.tokenizer import Tokenizer, Tokens, open_tokenizer, warn_of_cut
+from dmd2_jax.typing import Array, Float, Int, Params
+
+__all__ = [
+    "Condition",
+    "TextEncoders",
+    "condition_shapes",
+    "encode_prompts",
+    "encode_tokens",
+    "null_condition",
+    "read_text_encoders",
+    "size_ids",
+    "tokenize",
+]
+
+Condition = dict[str, Array | np.ndarray]
+"""prompt_embeds [n, t, d]; of SDXL also pooled [n, e] and, once it is known, time_ids [n, 6]."""
+
+
+class TextEncoders(NamedTuple):
+    """A pipeline's tokenizers and text encoders.
+
+    Attributes:
+      tokenizers: one, or SDXL's two.
+      modules: the encoders, in the same order.
+      params: their weights.
+      zero_null: whether no prompt is conditioned on as zeros, not as the empty prompt.
+    """
+
+    tokenizers: tuple[Tokenizer, ...]
+    modules: tuple[ClipText, ...]
+    params: tuple[Params, ...]
+    zero_null: bool
+
+
+def read_text_encoders(
+    pipeline: str | os.PathLike | PipelineIndex,
+    *,
+    variant: str | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> TextEncoders:
+    """Read a pipeline's text encoders and their tokenizers.
+
+    Args:
+      pipeline: its folder, or what its index says.
+      variant: of the weights, as in `read_component`.
+      dtype: type of the computation.
+
+    Raises:
+      FileNotFoundError: if it is no pipeline's folder.
+      MissingPackageError: if transformers is not installed.
+      ValueError: if a part is missing, damaged, or does not fit the others.
+    """
+    index = pipeline if isinstance(pipeline, PipelineIndex) else read_pipeline_index(pipeline)
+    tokenizers, modules, weights = [], [], []
+    for tokenizer, encoder in index.text_parts:
+        model, params = read_component(
+            index.part(encoder), expected=index.expected(encoder), variant=variant, dtype=dtype
+        )
+        tokenizers.append(open_tokenizer(index.part(tokenizer), model.module))
+        modules.append(model.module)
+        weights.append(params)
+    lengths = {tokenizer.length for tokenizer in tokenizers}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{index.folder}: the tokenizers make prompts of {sorted(lengths)} tokens, expected "
+            "one length; take all parts from one pipeline."
+        )
+    return TextEncoders(tuple(tokenizers), tuple(modules), tuple(weights), index.zero_null)
+
+
+def tokenize(encoders: TextEncoders, texts: Sequence[str]) -> tuple[Tokens, ...]:
+    """Return the tokens of prompts for each encoder."""
+    return tuple(tokenizer(texts) for tokenizer in encoders.tokenizers)
+
+
+def encode_tokens(
+    modules: Sequence[ClipText],
+    params: Sequence[Params],
+    ids: Sequence[Int[Array, "n t"]],
+) -> dict[str, Array]:
+    """Encode tokens; pure, for `jax.jit` with `modules` static.
+
+    Args:
+      modules: one text encoder, or SDXL's two.
+      params: their weights.
+      ids: the tokens for each.
+
+    Returns:
+      prompt_embeds [n, t, d] and, of two encoders, pooled [n, e]; float32.
+    """
+    features = [
+        module.apply(weights, tokens)
+        for module, weights, tokens in zip(modules, params, ids, strict=True)
+    ]
+    if len(features) == 1:
+        return {"prompt_embeds": features[0].last_hidden_state}
+    states = [each.hidden_states[-2] for each in features]
+    return {"prompt_embeds": jnp.concatenate(states, axis=-1), "pooled": features[-1].text_embeds}
+
+
+_encode = jax.jit(encode_tokens, static_argnums=0)
+
+
+def encode_prompts(
+    encoders: TextEncoders, texts: Sequence[str], *, batch_size: int = 32
+) -> Condition:
+    """Encode prompts, warning of those that are cut.
+
+    Args:
+      encoders: from `read_text_encoders`.
+      texts: n >= 1 prompts.
+      batch_size: prompts at a time; the last batch is filled up, so that one program does.
+
+    Returns:
+      prompt_embeds [n, t, d] and, of SDXL, pooled [n, e]; float32, on the host.
+
+    Raises:
+      ValueError: if there are no prompts.
+    """
+    if not texts:
+        raise ValueError("got no prompts, expected at least one; give a prompt.")
+    tokens = tokenize(encoders, texts)
+    warn_of_cut(tokens[0].counts, encoders.tokenizers[0].length, texts)
+    size = min(batch_size, len(texts))
+    parts = []
+    for begin in range(0, len(texts), size):
+        rows = np.minimum(np.arange(begin, begin + size), len(texts) - 1)
+        parts.append(_encode(encoders.modules, encoders.params, [t.ids[rows] for t in tokens]))
+    return {name: _joined([part[name] for part in parts], len(texts)) for name in parts[0]}
+
+
+def _joined(parts: Sequence[Array], count: int) -> np.ndarray:
+    return np.concatenate([np.asarray(part) for part in parts])[:count]
+
+
+def null_condition(encoders: TextEncoders) -> Condition:
+    """Return the condition of no prompt, the u of guidance, without time_ids.
+
+    Returns:
+      As `encode_prompts` for one prompt: the empty one's embedding, or zeros where the pipeline
+      says force_zeros_for_empty_prompt (SDXL).
+    """
+    if not encoders.zero_null:
+        return encode_prompts(encoders, [""])
+    return {name: np.zeros(x.shape, np.float32) for name, x in condition_shapes(encoders).items()}
+
+
+def condition_shapes(encoders: TextEncoders) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of one prompt's condition, without time_ids, computing nothing."""
+    ids = [jax.ShapeDtypeStruct((1, t.length), jnp.int32) for t in encoders.tokenizers]
+    encode = functools.partial(encode_tokens, encoders.modules)
+    return jax.eval_shape(encode, encoders.params, ids)
+
+
+def size_ids(
+    original: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]
+) -> Float[np.ndarray, " 6"]:
+    """Return SDXL's time_ids of one image.
+
+    Args:
+      original: height and width in pixels before resizing.
+      corner: top and left of the crop, in pixels after resizing.
+      target: height and width of what is drawn.
+    """
+    return np.array([*original, *corner, *target], np.float32)

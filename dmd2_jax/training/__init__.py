@@ -1,0 +1,1 @@
+"""Training a student or a teacher in a run folder."""

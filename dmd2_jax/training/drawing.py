@@ -1,0 +1,158 @@
+"""The pictures that a training run draws of itself as it goes, always from the same noise."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.diffusion.guidance import guided_x0
+from dmd2_jax.diffusion.schedules import add_noise
+from dmd2_jax.pictures.curves import loss_curves
+from dmd2_jax.pictures.grids import animate, headed_rows, image_grid
+from dmd2_jax.recipe.open import Family, Recipe
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.sampling.samplers import LARGE_LATENT, Sampler, grid_labels, sample_images
+from dmd2_jax.text2image.pipeline import open_decoder
+from dmd2_jax.typing import Array, Float, Params, expand
+
+__all__ = ["Comparison", "draw_progress", "draw_scores", "score_comparison", "visible"]
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where the teacher and the critic are compared: fractions of the schedule's levels."""
+
+GAIN = 4.0
+"""How much their difference is amplified; always the same, so that pictures compare."""
+
+
+def draw_progress(
+    recipe: Recipe,
+    sampler: Sampler,
+    params: Params,
+    workdir: Path,
+    done: int,
+    *,
+    unit: str,
+    rows: int = 8,
+) -> tuple[Float[np.ndarray, "n h w c"], dict[str, Path]]:
+    """Draw the sample grid and the curves of a run, and at its end the animation of all grids.
+
+    Args:
+      recipe: the recipe.
+      sampler: of what is trained.
+      params: its weights, on any devices.
+      workdir: the run folder; grid_STEP.png, curves.png and progress.gif go there.
+      done: steps taken.
+      unit: what a step is called, for example "cycle".
+      rows: of the grid.
+
+    Returns:
+      The images of the grid (float, see `grid_labels` for their order) and the pictures by name.
+    """
+    labels, rows, columns = grid_labels(recipe, rows)
+    images = sample_images(
+        sampler,
+        recipe.family,
+        _on_one_device(params),
+        labels,
+        seed=recipe.config.seed,
+        batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
+    )
+    pictures = {"grid": workdir / f"grid_{done:07d}.png", "curves": workdir / "curves.png"}
+    image_grid(_decoded(recipe, images), pictures["grid"], rows=rows, cols=columns)
+    loss_curves(workdir / "metrics.jsonl", pictures["curves"], x_label=unit)
+    if done == (recipe.config.distill.cycles if unit == "cycle" else recipe.config.teacher.steps):
+        animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")
+    return images, pictures
+
+
+class Comparison(NamedTuple):
+    """What the two score networks make of the same noised samples.
+
+    Attributes:
+      sigma: [l] noise standard deviations.
+      x_t: [l, b, ...] the noised samples, scaled to the standard deviation of an image.
+      x_0_teacher, x_0_critic: [l, b, ...] the estimates of x_0 from x_t.
+    """
+
+    sigma: np.ndarray
+    x_t: np.ndarray
+    x_0_teacher: np.ndarray
+    x_0_critic: np.ndarray
+
+
+def score_comparison(
+    family: Family, guidance: float | None, seed: int
+) -> Callable[[Params, Params, Array, Array], Comparison]:
+    """Make compare(teacher_params, critic_params, x_0 [b, ...], cond) -> Comparison.
+
+    Args:
+      family: the networks.
+      guidance: the teacher's, see `guided_x0`; the critic has none.
+      seed: of the noise, which is the same in every call.
+    """
+    schedule = family.denoiser.schedule
+    chosen = [round(fraction * (len(schedule.levels) - 1)) for fraction in LEVELS]
+    key = stream_key(jax.random.key(seed), "draw/scores")
+    critic_x0 = jax.jit(family.denoiser.x0)
+    guided = guided_x0(family.denoiser, guidance)
+    # Without guidance the two are one function, compiled once.
+    teacher_x0 = critic_x0 if guided is family.denoiser.x0 else jax.jit(guided)
+
+    def compare(teacher: Params, critic: Params, x_0: Array, cond: Array) -> Comparison:
+        b, lead = x_0.shape[0], (len(LEVELS), x_0.shape[0])
+        t = jnp.repeat(jnp.asarray(schedule.levels[np.array(chosen)]), b)
+        cond = jax.tree.map(lambda c: jnp.tile(c, (len(LEVELS),) + (1,) * (c.ndim - 1)), cond)
+        x_0 = jnp.tile(x_0, (len(LEVELS),) + (1,) * (x_0.ndim - 1))
+        x_t = add_noise(schedule, x_0, jax.random.normal(key, x_0.shape), t)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        shown = x_t / expand(jnp.sqrt(alpha**2 + sigma**2), x_t)
+        images = (shown, teacher_x0(teacher, x_t, t, cond), critic_x0(critic, x_t, t, cond))
+        return Comparison(
+            np.asarray(sigma).reshape(lead)[:, 0],
+            *(np.asarray(image).reshape((*lead, *image.shape[1:])) for image in images),
+        )
+
+    return compare
+
+
+def draw_scores(x_0: Float[np.ndarray, "b h w c"], scores: Comparison, path: Path) -> None:
+    """Write the student's samples above what teacher and critic make of them at each noise level.
+
+    Args:
+      x_0: [b, h, w, c] the samples.
+      scores: from `score_comparison`.
+      path: the PNG file.
+    """
+    groups = [[("generated x", visible(x_0))]]
+    for sigma, x_t, teacher, critic in zip(*scores, strict=True):
+        rows = [
+            (f"x_t, sigma {sigma:.3g}", x_t),
+            ("teacher x_0", teacher),
+            ("critic x_0", critic),
+            (f"critic - teacher, x {GAIN:g}", GAIN * (critic - teacher)),
+        ]
+        groups.append([(title, visible(images)) for title, images in rows])
+    headed_rows(groups, path)
+
+
+def visible(images: Float[np.ndarray, "... c"]) -> Float[np.ndarray, "... d"]:
+    """Return what a picture shows of samples: images as they are, of latents three channels.
+
+    Latents are about standard normal: three standard deviations become the range of an image.
+    """
+    return images if images.shape[-1] in (1, 3) else np.asarray(images[..., :3]) / 3.0
+
+
+def _decoded(recipe: Recipe, images: np.ndarray) -> np.ndarray:
+    """Return the pictures of samples, latents decoded where that costs little memory."""
+    if images.shape[-1] in (1, 3) or images.shape[1] > LARGE_LATENT:
+        return visible(images)
+    decode = open_decoder(recipe.config.model.pipeline)
+    return visible(images) if decode is None else decode(images)
+
+
+def _on_one_device(params: Params) -> Params:
+    return jax.device_put(params, jax.local_devices()[0])

@@ -1,0 +1,251 @@
+"""The teacher's ODE pairs for the regression loss: made once, in a folder, and read from there.
+
+    pairs.json          what they were made with
+    noise_00000.npy     float32 [m, h, w, c], standard normal, of pairs 0 .. m - 1
+    x_0_00000.npy       the teacher's samples from that noise
+
+A killed process loses the file that it was writing; the next one goes on. Pair number n is a
+function of (seed, n) and the teacher alone: of which class or prompt, `recipe.sample_labels` says.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.load import ConfigError
+from dmd2_jax.recipe.open import Recipe, open_recipe, sample_labels, teacher_file
+from dmd2_jax.run.folder import check_free_space, write_json
+from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.distributed import on_first
+from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.preemption import Interrupted
+from dmd2_jax.runtime.whole_file import clear_partial, whole_file
+from dmd2_jax.sampling.samplers import sample_images, sample_noise, teacher_sampler
+from dmd2_jax.typing import Int, Params, PyTree
+
+__all__ = [
+    "PairPool",
+    "TeacherPairs",
+    "make_pairs",
+    "pair_shapes",
+    "pairs_folder",
+    "write_pairs",
+]
+
+_log = logging.getLogger(__name__)
+
+_INDEX = "pairs.json"
+_PARTS = ("noise", "x_0")
+
+
+class TeacherPairs(NamedTuple):
+    """Some pairs on the host: noise [n, h, w, c] -> x_0 [n, h, w, c], labels (`sample_labels`)."""
+
+    noise: np.ndarray
+    x_0: np.ndarray
+    labels: PyTree
+
+
+class PairPool(NamedTuple):
+    """All pairs of a recipe.
+
+    Attributes:
+      number: how many there are.
+      read: numbers [n] of pairs -> these pairs, in this order.
+    """
+
+    number: int
+    read: Callable[[Int[np.ndarray, " n"]], TeacherPairs]
+
+
+def pairs_folder(recipe: Recipe, workdir: Path) -> Path:
+    """Return where the pairs of a run are: `config.distill.pairs`, or by default in its folder."""
+    return Path(recipe.config.distill.pairs or workdir / "teacher_pairs")
+
+
+def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: bool) -> PairPool:
+    """Make the teacher's ODE pairs, as far as they are not there, and open them.
+
+    Args:
+      recipe: the recipe; `distill.regression_pairs` pairs by the teacher's sampler.
+      teacher_params: the teacher's weights.
+      folder: to keep them in.
+      own: whether the folder is the run's own: pairs made otherwise are then made anew, aloud.
+
+    Returns:
+      The pairs.
+
+    Raises:
+      ValueError: if the folder has pairs that were made otherwise and is not the run's own, or the
+        teacher's samples are not finite.
+      OSError: if the disk refuses.
+    """
+    made_with = _made_with(recipe, teacher_params)
+
+    def make_files() -> None:
+        claimed = _claim(folder, made_with)
+        if not claimed and own and (folder / _INDEX).is_file():
+            _log.warning("the teacher pairs in %s are refused: made otherwise; anew.", folder)
+            files = [f for part in _PARTS for f in folder.glob(f"{part}_[0-9]*[0-9].npy")]
+            for file in (folder / _INDEX, *files):
+                file.unlink(missing_ok=True)
+            claimed = _claim(folder, made_with)
+        if not claimed:
+            raise ConfigError(
+                f"{folder} holds something else, or pairs made otherwise, expected pairs of "
+                f"{made_with}; give another folder, or the config that they were made with."
+            )
+        _write(recipe, teacher_params, folder)
+
+    on_first(make_files)
+    per_file, number = _per_file(recipe), made_with["number"]
+    files = {
+        part: [
+            np.load(folder / f"{part}_{i:05d}.npy", mmap_mode="r", allow_pickle=False)
+            for i in range(-(-number // per_file))
+        ]
+        for part in _PARTS
+    }
+
+    def read(numbers: Int[np.ndarray, " n"]) -> TeacherPairs:
+        noise, x_0 = (
+            np.stack([files[part][n // per_file][n % per_file] for n in numbers]) for part in _PARTS
+        )
+        return TeacherPairs(noise, x_0, sample_labels(recipe, np.asarray(numbers)))
+
+    return PairPool(number, read)
+
+
+def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -> str:
+    """Make the pairs of a recipe before its distillation: `dmd2 make-pairs`.
+
+    Args:
+      config: the whole config.
+      out: the folder, new or begun with the same config.
+      dry_run: check everything, write nothing.
+
+    Returns:
+      What was written, or would be.
+
+    Raises:
+      ValueError: if the config, the data, the weights or the folder is refused.
+      Interrupted: at Ctrl-C.
+      OSError: if the disk refuses.
+    """
+    recipe = open_recipe(config, config.distill.batch_size)
+    teacher_params = recipe.family.load(teacher_file(config))
+    number, folder = config.distill.regression_pairs, Path(out)
+    size = number * 8 * int(np.prod(recipe.family.image_shape)) / 1e6
+    what = f"{number:,} pairs, {size:,.1f} MB"
+    if dry_run:
+        check_free_space(folder, int(size * 1e6), "teacher pairs")
+        return f"dry run: {what}; {folder}: {'there' if folder.exists() else 'new'}."
+    try:
+        make_pairs(recipe, jax.device_put(teacher_params), folder, own=False)
+    except KeyboardInterrupt:
+        done = len(list(folder.glob("x_0_[0-9]*.npy")))
+        raise Interrupted(
+            f"{done} files of pairs are written; the same command again goes on.", 130
+        ) from None
+    return f"{folder}: {what}\nuse them with: --config.distill.pairs={folder}"
+
+
+def pair_shapes(recipe: Recipe) -> PairPool | None:
+    """Return pairs of zeros of the right size, for tracing; None without a regression loss."""
+    if recipe.config.distill.regression_weight is None:
+        return None
+
+    def read(numbers: Int[np.ndarray, " n"]) -> TeacherPairs:
+        images = np.zeros((len(numbers), *recipe.family.image_shape), np.float32)
+        return TeacherPairs(images, images, sample_labels(recipe, np.asarray(numbers)))
+
+    return PairPool(recipe.config.distill.regression_pairs, read)
+
+
+def _made_with(recipe: Recipe, teacher_params: Params) -> dict[str, Any]:
+    config = recipe.config
+    prompts = getattr(recipe.prompts, "identity", None)
+    return {
+        "teacher": params_digest(teacher_params),
+        "number": config.distill.regression_pairs,
+        "shape": list(recipe.family.image_shape),
+        "seed": _seed(recipe),
+        "sampler_steps": config.teacher.sampler_steps,
+        "guidance": config.distill.guidance,
+        "prompts": prompts,
+        "per_file": _per_file(recipe),
+    }
+
+
+def _seed(recipe: Recipe) -> int:
+    return recipe.config.seed + 1  # the sample grids use config.seed
+
+
+def _per_file(recipe: Recipe) -> int:
+    return min(recipe.config.distill.regression_pairs, recipe.config.evaluate.batch_size)
+
+
+def _claim(folder: Path, made_with: dict[str, Any]) -> bool:
+    """Begin or recognise a folder of pairs; False: it has others, or something else."""
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            return json.loads(index.read_text(encoding="utf-8")) == made_with
+        except ValueError:
+            return False
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(index, made_with)
+    return True
+
+
+def _write(recipe: Recipe, teacher_params: Params, folder: Path) -> None:
+    """Write the files that are missing or damaged."""
+    number, per_file = recipe.config.distill.regression_pairs, _per_file(recipe)
+    shape = tuple(recipe.family.image_shape)
+    clear_partial(folder)
+    missing = []
+    for i in range(-(-number // per_file)):
+        expected = (min(per_file, number - i * per_file), *shape)
+        if not all(_is_whole(folder / f"{part}_{i:05d}.npy", expected) for part in _PARTS):
+            missing.append(i)
+    if not missing:
+        return
+    check_free_space(folder, len(missing) * per_file * 8 * int(np.prod(shape)), "teacher pairs")
+    sampler, seed = teacher_sampler(recipe.family, recipe.config), _seed(recipe)
+    done = number - len(missing) * per_file
+    with Progress(total=number, initial=max(done, 0), description="teacher pairs") as progress:
+        for i in missing:
+            numbers = np.arange(i * per_file, min((i + 1) * per_file, number))
+            labels = sample_labels(recipe, numbers)
+            options: dict[str, Any] = {"seed": seed, "batch_size": per_file, "first": numbers[0]}
+            x_0 = sample_images(sampler, recipe.family, teacher_params, labels, **options)
+            if not np.isfinite(x_0).all():
+                raise ValueError(
+                    f"the teacher's samples {numbers[0]}..{numbers[-1]} are not finite, expected "
+                    "numbers; use model.dtype=float32, or check the weights."
+                )
+            noise = np.asarray(sample_noise(seed, numbers, 1, shape)[0])
+            for part, array in zip(_PARTS, (noise, x_0), strict=True):
+                with whole_file(folder / f"{part}_{i:05d}.npy") as partial:
+                    np.save(partial, array)
+            done += len(numbers)
+            progress.update(min(max(done, 0), number))
+
+
+def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
+    if not file.exists():
+        return False
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        _log.warning("%s is damaged (%s); making it again.", file, error)
+        return False
+    return array.shape == shape and array.dtype == np.float32

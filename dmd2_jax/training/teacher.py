@@ -1,0 +1,269 @@
+"""Train a teacher, with EDM's objective or on eps: `dmd2 train-teacher`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dmd2_jax import data
+from dmd2_jax.config.load import ConfigError
+from dmd2_jax.data import Batch
+from dmd2_jax.recipe.distillation import state_shapes
+from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe, parameter_table
+from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
+from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
+from dmd2_jax.runtime.offload import on_host
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.runtime.sharding import (
+    batch_sharding,
+    check_rules,
+    gather,
+    like_params,
+    pin_batch,
+    replicated,
+    shard_batch,
+    tree_shardings,
+)
+from dmd2_jax.sampling.measure import training_score
+from dmd2_jax.sampling.samplers import teacher_sampler
+from dmd2_jax.training.drawing import draw_progress
+from dmd2_jax.training.run import open_training, run_training, say_idle
+from dmd2_jax.training.teacher_step import (
+    TeacherConfig,
+    TeacherState,
+    init_teacher_state,
+    teacher_step,
+)
+from dmd2_jax.typing import Array, Key, Params, PyTree
+
+__all__ = [
+    "NAME",
+    "compile_step",
+    "prepare",
+    "read_step",
+    "state_shardings",
+    "teacher_batch",
+    "train",
+]
+
+NAME = "teacher.safetensors"
+"""The file of a run folder that holds the trained weights (their moving average)."""
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    dry_run: bool = False,
+    profile: tuple[int, int] | None = None,
+    allow_change: Sequence[str] = (),
+) -> Path | None:
+    """Train the teacher of a config in a run folder, or resume what is there.
+
+    Args:
+      config: the whole config; `teacher`, `model`, `data`, `log`, `mesh` and `seed` count.
+      workdir: the run folder: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
+        progress.gif, checkpoints/, teacher.safetensors.
+      dry_run: check everything that can be checked before the first compilation, and stop.
+      profile: see `run_loop`.
+      allow_change: keys of the config that may differ from those of the run that is resumed.
+
+    Returns:
+      The file of weights; None for a dry run.
+
+    Raises:
+      ValueError: if the config, the data or the folder is refused.
+      Interrupted: if asked to stop; the run is then saved.
+    """
+    workdir = Path(workdir)
+    recipe = open_recipe(config, config.teacher.batch_size)
+    family, mesh = recipe.family, recipe.mesh
+    _check_objective(recipe)
+    shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
+    shardings = state_shardings(recipe)
+    resumed = open_training(
+        config,
+        workdir,
+        "train-teacher",
+        shapes,
+        total=config.teacher.steps,
+        allow_change=allow_change,
+        dry_run=dry_run,
+    )
+    step = compile_step(recipe)
+    say_idle(mesh)
+    _say_unused(config)
+    print(parameter_table({"teacher": shapes.params}), flush=True)
+    if dry_run:
+        x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
+        jax.eval_shape(step, shapes, x_0, cond, jax.random.key(0))
+        print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
+        return None
+    root, step = jax.random.key(config.seed), in_step(step)
+
+    def make_state() -> TeacherState:
+        with on_host():
+            weights = family.init(stream_key(root, "init"))
+        return init_teacher_state(weights, shardings)
+
+    def advance(state: TeacherState, batch: Batch, i: int) -> tuple[TeacherState, dict[str, Any]]:
+        # The second step moves nothing: the batch lies there already.
+        x_0, cond = jax.device_put(prepare(batch, family), batch_sharding(mesh))
+        return step(state, x_0, cond, stream_key(root, "teacher", i))
+
+    state = run_training(
+        advance,
+        recipe,
+        workdir,
+        shapes,
+        shardings=shardings,
+        total=config.teacher.steps,
+        make_state=make_state,
+        make_batch=lambda i, first: shard_batch(read_step(recipe, i, first_example=first), mesh),
+        examples_per_step=config.teacher.batch_size,
+        unit="step",
+        images_per_step=config.teacher.batch_size,
+        draw=_drawing(recipe, workdir),
+        draw_key="teacher_grid_every",
+        score=training_score(
+            recipe, workdir, teacher_sampler(family, config), lambda state: state.ema
+        ),
+        shown=("denoising_loss",),
+        profile=profile,
+    )
+    weights = to_host(state.ema)
+    on_first(lambda: family.save(weights, workdir / NAME))
+    return workdir / NAME
+
+
+def _check_objective(recipe: Recipe) -> None:
+    """Refuse an objective whose times are not the family's, and data without images."""
+    levels = recipe.family.denoiser.schedule.levels
+    if recipe.config.teacher.objective == "edm" and np.issubdtype(levels.dtype, np.integer):
+        raise ConfigError(
+            f"teacher.objective=edm with model.family={recipe.config.model.family}, whose times "
+            "are steps, expected eps; set --config.teacher.objective=eps."
+        )
+    check_has_images(recipe, "a teacher's training")
+
+
+def _say_unused(config: ConfigDict) -> None:
+    """Say which settings of the distillation's memory do nothing here: a recipe is for both."""
+    unused = []
+    if config.mesh.offload:
+        unused.append(f"mesh.offload={tuple(config.mesh.offload)}")
+    if config.optim.moment_dtype != "float32":
+        unused.append(f"optim.moment_dtype={config.optim.moment_dtype}")
+    if unused:
+        say(
+            f"{' and '.join(unused)} apply to the distillation alone: a teacher's training keeps "
+            f"its state on the devices, in float32; mesh.fsdp splits it."
+        )
+
+
+def state_shardings(recipe: Recipe) -> TeacherState:
+    """Return where the training state of a recipe lies on its mesh.
+
+    Raises:
+      ValueError: if a rule is wrong, or nothing is split over an axis that the mesh has.
+    """
+    mesh, rules = recipe.mesh, mesh_rules(recipe.config.mesh)
+    params = recipe.family.param_shapes()
+    if rules:  # the same recipe's may be for what only the distillation has
+        state = state_shapes(recipe.config, recipe.family)
+        check_player_rules(rules, params, state, mesh)
+    else:
+        check_rules(rules, params, mesh)
+    moments = jax.eval_shape(init_teacher_state, params).opt_state
+    places: Any = tree_shardings(params, mesh, rules)
+    everywhere: Any = replicated(mesh)
+    opt_state = like_params(moments, params, mesh, rules)
+    return TeacherState(everywhere, everywhere, everywhere, places, opt_state, places)
+
+
+def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, Any]]]:
+    """Return `teacher_step` with a recipe's settings, jitted: (state, x_0, cond, key), donating.
+
+    State and batch lie where `state_shardings` and `batch_sharding` say; the weights are gathered
+    from the fsdp axis where they are used, and their gradients are scattered back.
+    """
+    family, teacher, mesh = recipe.family, recipe.config.teacher, recipe.mesh
+    change = functools.partial(gather, mesh=mesh, rules=mesh_rules(recipe.config.mesh))
+    names = {field.name for field in dataclasses.fields(TeacherConfig)} - {"sigma_data"}
+    config = TeacherConfig(
+        **{name: teacher[name] for name in names}, sigma_data=recipe.config.model.sigma_data
+    )
+
+    def without_dropout(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
+        return family.denoiser.x0(params, x_t, t, cond)
+
+    chosen = family.x0_with_dropout if recipe.config.model.dropout > 0 else without_dropout
+
+    def x0_fn(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
+        x_t, t, cond = pin_batch((x_t, t, cond), mesh)
+        return pin_batch(chosen(change(params), x_t, t, cond, key), mesh)
+
+    step = functools.partial(teacher_step, x0_fn=x0_fn, denoiser=family.denoiser, config=config)
+    state, batch, everywhere = state_shardings(recipe), batch_sharding(mesh), replicated(mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(state, batch, batch, everywhere),
+        out_shardings=(state, everywhere),
+    )
+
+
+def read_step(recipe: Recipe, i: int, *, first_example: int | None = None) -> Batch:
+    """Read what step number `i` needs: a function of (config, data, arguments) alone.
+
+    Args:
+      recipe: the recipe.
+      i: 0, 1, ...
+      first_example: how many examples were read before; by default `i` batches.
+
+    Returns:
+      This process's rows of the global batch: uint8 [b, h, w, c] `image`, int32 [b] `label`, or
+      `latent` and the arrays of prompts.
+    """
+    b, seed = recipe.config.teacher.batch_size, recipe.config.seed
+    rows = data.process_rows(b, jax.process_index(), jax.process_count())
+    start = i * b if first_example is None else first_example
+    stacked = data.batches_from(recipe.dataset, start, 1, batch_size=b, seed=seed, rows=rows)
+    return {name: array[0] for name, array in stacked.items()}
+
+
+def prepare(batch: Batch, family: Family) -> tuple[Array, PyTree]:
+    """Turn bytes and class numbers into (x_0 in [-1, 1], cond), where the batch is.
+
+    Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
+    """
+    return data.to_model(data.inputs_of(batch)), family.cond(data.labels_of(batch))
+
+
+def teacher_batch(
+    recipe: Recipe, i: int, *, first_example: int | None = None
+) -> tuple[Array, PyTree]:
+    """Return `read_step`'s batch prepared: (x_0 [b, h, w, c], cond)."""
+    batch = read_step(recipe, i, first_example=first_example)
+    return prepare(batch, recipe.family)
+
+
+def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], dict[str, Path]]:
+    """Return what exports the weights and draws the progress, from the same noise each time."""
+    sampler = teacher_sampler(recipe.family, recipe.config)
+
+    def drawn(weights: Params, done: int) -> dict[str, Path]:
+        recipe.family.save(weights, workdir / NAME)
+        # Half of the student's rows: the sampler calls the network many times.
+        return draw_progress(recipe, sampler, weights, workdir, done, unit="step", rows=4)[1]
+
+    def draw(state: TeacherState, done: int) -> dict[str, Path]:
+        weights = to_host(state.ema)
+        return on_first(lambda: drawn(weights, done)) or {}
+
+    return draw

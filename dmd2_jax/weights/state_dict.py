@@ -1,0 +1,232 @@
+"""Between a checkpoint's flat dict of tensors and a pytree of Flax variables.
+
+A checkpoint has one name a tensor and torch's layouts: convolution kernels OIHW, linear weights
+[out, in], tables of embeddings [row, feature] as in Flax. A family says how the path of a Flax leaf
+is spelled there (`Naming`) and which further tensors, its `buffers`, belong to the checkpoint
+although they are no variables.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.runtime.whole_file import whole_file
+from dmd2_jax.typing import Array, Params, PyTree
+from dmd2_jax.weights.unpickle import shown
+
+Naming = Callable[[tuple[str, ...]], str]
+"""Path of a leaf, for example ("params", "conv", "kernel"), -> the tensor's name."""
+
+Tensors = Mapping[str, np.ndarray]
+"""Tensors by their checkpoint names, in torch's layouts."""
+
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_KEPT = "embedding"  # leaves of this name are laid out as in torch
+_LISTED = 10  # names a message lists of each kind of mismatch
+_BUFFER_RTOL = 1e-5
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """Spell a leaf's path as torch would: without its first entry (the collection), dotted.
+
+    Args:
+      path: for example ("params", "conv", "kernel").
+
+    Returns:
+      For example "conv.weight".
+    """
+    return ".".join((*path[1:-1], _LEAF_NAMES.get(path[-1], path[-1])))
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read every tensor of a .safetensors file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Tensors by name. The format holds numbers only; reading it executes nothing.
+
+    Raises:
+      ValueError: if the file is missing, truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"weights file {str(path)!r} cannot be read ({error}), expected a complete "
+            ".safetensors file; check the path or copy the file again."
+        ) from error
+
+
+def write_safetensors(tensors: Tensors, path: str | os.PathLike) -> None:
+    """Write tensors to a .safetensors file, whole or not at all.
+
+    Args:
+      tensors: tensors by name.
+      path: the file; replaced if it exists, left alone if writing fails.
+
+    Raises:
+      OSError: if the disk refuses.
+    """
+    from safetensors.numpy import save
+
+    with whole_file(path) as partial:
+        # Not ascontiguousarray, which makes a number a vector of one.
+        contiguous = {name: np.asarray(t, order="C") for name, t in tensors.items()}
+        # transformers refuses a file that does not say whose layouts it has.
+        partial.write_bytes(save(contiguous, metadata={"format": "pt"}))
+
+
+def to_tensors(
+    params: Params, naming: Naming = torch_name, buffers: Tensors | None = None
+) -> dict[str, np.ndarray]:
+    """Turn variables into a checkpoint's tensors.
+
+    Args:
+      params: nested dict of variables, numeric leaves.
+      naming: the family's spelling.
+      buffers: further tensors of the checkpoint.
+
+    Returns:
+      Tensors by name in torch's layouts, sorted by name.
+
+    Raises:
+      ValueError: if two leaves have one name.
+    """
+    leaves = _named_leaves(params, naming)
+    tensors = {
+        name: np.asarray(leaf) if kept else _transpose(np.asarray(leaf))
+        for name, (leaf, kept) in leaves.items()
+    }
+    return dict(sorted({**tensors, **(buffers or {})}.items()))
+
+
+def tensor_shapes(
+    template: PyTree, naming: Naming = torch_name, buffers: Tensors | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's tensors by name, in torch's layouts.
+
+    Args:
+      template: nested dict whose leaves have the variables' shapes.
+      naming: the family's spelling.
+      buffers: further tensors of the checkpoint.
+    """
+    leaves = _named_leaves(template, naming)
+    shapes = {
+        name: leaf.shape if kept else _torch_shape(leaf.shape)
+        for name, (leaf, kept) in leaves.items()
+    }
+    return shapes | {name: buffer.shape for name, buffer in (buffers or {}).items()}
+
+
+def to_params(
+    tensors: Tensors,
+    template: PyTree,
+    naming: Naming = torch_name,
+    buffers: Tensors | None = None,
+) -> Params:
+    """Turn a checkpoint's tensors into variables, or say everything that does not fit.
+
+    Args:
+      tensors: tensors by name in torch's layouts, of any floating dtype.
+      template: nested dict whose leaves have the variables' shapes (`jax.eval_shape` of init).
+      naming: the family's spelling.
+      buffers: further tensors that the checkpoint must hold, with the values that the family
+        computes with.
+
+    Returns:
+      Variables of the template's structure, float32.
+
+    Raises:
+      ValueError: if tensors are missing, extra, misshapen, not floating point or not finite, or
+        if a buffer has other values; the message lists them.
+    """
+    leaves = _named_leaves(template, naming)
+    buffers = buffers or {}
+    _check(tensors, tensor_shapes(template, naming, buffers), buffers)
+    values = []
+    for name, (_, kept) in leaves.items():
+        tensor = np.asarray(tensors[name], dtype=np.float32)
+        values.append(jnp.asarray(tensor if kept else _untranspose(tensor)))
+    return jax.tree.unflatten(jax.tree.structure(template), values)
+
+
+def _named_leaves(tree: PyTree, naming: Naming) -> dict[str, tuple[Array, bool]]:
+    """Return (leaf, whether it is laid out as in torch) by checkpoint name, in the tree's order."""
+    named: dict[str, tuple[Array, bool]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = tuple(str(entry.key) for entry in path)
+        name = naming(keys)
+        if name in named:
+            raise ValueError(
+                f"two variables are named {name!r}, expected one name each; "
+                "give a `naming` that tells them apart."
+            )
+        named[name] = (leaf, keys[-1] == _KEPT)
+    return named
+
+
+def _transpose(leaf: np.ndarray) -> np.ndarray:
+    """Turn HWIO into OIHW and [in, out] into [out, in]."""
+    if leaf.ndim == 4:
+        return leaf.transpose(3, 2, 0, 1)
+    return leaf.T if leaf.ndim == 2 else leaf
+
+
+def _untranspose(tensor: np.ndarray) -> np.ndarray:
+    """Turn OIHW into HWIO and [out, in] into [in, out]."""
+    if tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return _transpose(np.empty(shape, np.bool_)).shape
+
+
+def _check(tensors: Tensors, shapes: dict[str, tuple[int, ...]], buffers: Tensors) -> None:
+    """Raise one ValueError that lists every way in which `tensors` is not what is expected."""
+    common = [name for name in shapes if name in tensors]
+    fitting = [name for name in common if tuple(tensors[name].shape) == tuple(shapes[name])]
+    floating = [name for name in fitting if jnp.issubdtype(tensors[name].dtype, jnp.floating)]
+    problems = {
+        "missing": sorted(set(shapes) - set(tensors)),
+        "extra": [shown(name) for name in sorted(set(tensors) - set(shapes))],
+        "misshapen": [
+            f"{name} (got {tuple(tensors[name].shape)}, expected {tuple(shapes[name])})"
+            for name in sorted(set(common) - set(fitting))
+        ],
+        "not floating point": [
+            f"{name} (got {tensors[name].dtype})" for name in sorted(set(fitting) - set(floating))
+        ],
+        "not finite": sorted(
+            name for name in floating if not np.isfinite(tensors[name].astype(np.float32)).all()
+        ),
+        "of another value than the configuration implies": sorted(
+            name
+            for name in floating
+            if name in buffers
+            and not np.allclose(
+                tensors[name].astype(np.float32), buffers[name], rtol=_BUFFER_RTOL, atol=0
+            )
+        ),
+    }
+    lines = [
+        f"  {len(names)} {kind}: {', '.join(names[:_LISTED])}"
+        + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+        for kind, names in problems.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(
+            f"weights do not fit the network: got {len(tensors)} tensors, expected "
+            f"{len(shapes)}.\n" + "\n".join(lines) + "\nCheck that the model configuration "
+            "(widths, levels, classes, resolution, network) is the one of the weights."
+        )

@@ -1,0 +1,240 @@
+"""Config files, overrides and the checks of values."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from dmd2_jax.config.load import (
+    ConfigError,
+    allowed_changes,
+    apply_overrides,
+    from_plain,
+    load_config,
+    parse_overrides,
+    plain,
+    validate,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def changed(**overrides: object) -> ConfigDict:
+    config = common.get_config()
+    for key, value in overrides.items():
+        group, name = key.split("__")
+        config[group][name] = value
+    return config
+
+
+def test_load_config_takes_a_path_or_a_bare_name() -> None:
+    by_path = load_config(str(ROOT / "configs" / "digits.py"))
+    assert by_path.name == "digits"
+    assert plain(load_config("digits")) == plain(by_path)
+
+
+def test_load_config_locks_it() -> None:
+    with pytest.raises(AttributeError, match="locked"):
+        load_config("digits").optim.generator_learning_rate = 1.0
+
+
+def test_load_config_reads_a_users_recipe_from_anywhere(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import common\n"
+        "def get_config():\n"
+        "    config = common.get_config()\n"
+        "    config.name = 'mine'\n"
+        "    return config\n"
+    )
+    assert load_config(str(file)).name == "mine"
+
+
+def test_load_config_names_the_nearest_recipe() -> None:
+    with pytest.raises(ConfigError, match=r"is no file.*did you mean 'digits'\?"):
+        load_config("digit")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(): return {}", "returned dict, expected a ConfigDict"),
+        ("x = 1", "AttributeError"),
+        ("def get_config(:", "SyntaxError"),
+        ("raise RuntimeError('no')", "RuntimeError: no"),
+        (
+            "from configs import common\n"
+            "def get_config():\n"
+            "    config = common.get_config()\n"
+            "    config.optim.genrator_lr = 1.0\n"
+            "    return config\n",
+            'Key "genrator_lr" does not exist',
+        ),
+    ],
+)
+def test_load_config_refuses_what_makes_no_config(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(file))
+
+
+def test_parse_overrides_takes_both_spellings() -> None:
+    overrides, others = parse_overrides(
+        ["distill", "--config.optim.eps=1e-6", "--config.seed", "-3", "--workdir", "x"]
+    )
+    assert overrides == {"optim.eps": "1e-6", "seed": "-3"}
+    assert others == ["distill", "--workdir", "x"]
+
+
+@pytest.mark.parametrize("words", [["--config.seed"], ["--config.seed", "--workdir=x"]])
+def test_parse_overrides_refuses_a_missing_value(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--config\.seed has no value"):
+        parse_overrides(words)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("seed", "7", 7),
+        ("optim.generator_lr", "1e-4", 1e-4),
+        ("optim.generator_lr", "1", 1.0),
+        ("distill.backward_simulation", "False", False),
+        ("distill.shared_pass", "true", True),
+        ("distill.gan_generator_weight", "None", None),
+        ("distill.guidance", "1.5", 1.5),
+        ("distill.student_times", "(80.0, 20)", (80.0, 20.0)),
+        ("distill.student_times", "80,20,1", (80.0, 20.0, 1.0)),
+        ("model.channel_mult", "[1,2,3]", (1, 2, 3)),
+        ("model.attention_resolutions", "()", ()),
+        ("mesh.offload", "teacher,optimizer", ("teacher", "optimizer")),
+        ("optim.ema_decays", "0.9", (0.9,)),
+        ("data.name", "fashion_mnist", "fashion_mnist"),
+    ],
+)
+def test_apply_overrides_parses_as_the_values_type(key: str, text: str, value: object) -> None:
+    config = common.get_config().lock()
+    apply_overrides(config, {key: text})
+    got = config
+    for part in key.split("."):
+        got = got[part]
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("seed", "1.5", "expected int"),
+        ("distill.cycles", "None", "expected int"),
+        ("optim.generator_lr", "fast", "expected float"),
+        ("distill.guidance", "high", "expected float or None"),
+        ("distill.shared_pass", "yes please", "expected bool"),
+        ("model.channel_mult", "1,2.5", "expected a tuple like"),
+        ("distill.student_times", "80,x", "expected a tuple like"),
+        ("distill.student_times", "__import__('os')", "expected a tuple like"),
+    ],
+)
+def test_apply_overrides_refuses_another_type(key: str, text: str, expected: str) -> None:
+    config = common.get_config().lock()
+    with pytest.raises(ConfigError, match=expected) as caught:
+        apply_overrides(config, {key: text})
+    assert f"--config.{key}={text!r}" in str(caught.value)
+    assert plain(config) == plain(common.get_config())
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("optim.genrator_lr", "optim.generator_lr"),
+        ("optimizer.critic_lr", "optim.critic_lr"),
+        ("cycles", "distill.cycles"),
+    ],
+)
+def test_apply_overrides_names_the_nearest_key(key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"is no key.*did you mean '{nearest}'"):
+        apply_overrides(common.get_config(), {key: "1"})
+
+
+def test_apply_overrides_refuses_a_group() -> None:
+    with pytest.raises(ConfigError, match="is a group of keys"):
+        apply_overrides(common.get_config(), {"optim": "1"})
+
+
+def test_allowed_changes_takes_keys_and_groups() -> None:
+    config = load_config("digits")
+    words = ["optim.critic_lr, data", "mesh"]
+    assert allowed_changes(config, words) == ("optim.critic_lr", "data", "mesh")
+    assert allowed_changes(config, []) == ()
+    with pytest.raises(ConfigError, match=r"--allow_change=dat is no key"):
+        allowed_changes(config, ["dat"])
+
+
+def test_from_plain_restores_what_json_keeps() -> None:
+    config = common.get_config()
+    restored = from_plain(json.loads(json.dumps(plain(config))))
+    assert plain(restored) == plain(config)
+    assert isinstance(restored.model.channel_mult, tuple)
+
+
+def test_validate_accepts_the_base_config() -> None:
+    validate(common.get_config())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"distill__critic_turns": 0}, r"critic_turns=0 \(K of TTUR\), expected at least 1"),
+        ({"distill__student_times": (20.0, 80.0)}, "strictly decreasing"),
+        ({"distill__student_times": (80.0, 80.0)}, "strictly decreasing"),
+        ({"distill__student_times": ()}, "strictly decreasing"),
+        ({"distill__student_times": (90.0, 1.0)}, r"within \[sigma_min, sigma_max\]"),
+        ({"schedule__sigma_min": 80.0}, "expected sigma_min < sigma_max"),
+        ({"schedule__sigma_min": -1.0}, "schedule.sigma_min=-1.0, expected a positive number"),
+        ({"distill__batch_size": 0}, "distill.batch_size=0, expected at least 1"),
+        ({"teacher__batch_size": -4}, "teacher.batch_size=-4, expected at least 1"),
+        ({"optim__generator_lr": 0.0}, "optim.generator_lr=0.0, expected a positive number"),
+        ({"optim__critic_lr": float("nan")}, "optim.critic_lr=nan, expected a positive number"),
+        ({"optim__b2": 1.0}, r"optim.b2=1.0, expected a number in \[0, 1\)"),
+        ({"optim__ema_decays": (1.5,)}, "ema_decays has 1.5"),
+        ({"distill__dm_range": (0.9, 0.1)}, "dm_range"),
+        ({"distill__gan_generator_weight": None}, "expected both or neither"),
+        ({"distill__dm_weight": -1.0}, "dm_weight=-1.0, expected a positive number, or None"),
+        ({"distill__fake_labels": "random"}, r"fake_labels='random', expected one of"),
+        ({"distill__denoising_weight": "edn"}, r"did you mean 'edm'\?"),
+        ({"model__resolution": 16}, "expected data.resolution=8"),
+        ({"model__dtype": "float16"}, r"model.dtype='float16', expected one of"),
+        ({"model__remat": "True"}, r"remat='True', expected one of \['block', 'full', 'none'\]"),
+        ({"optim__moment_dtype": "float16"}, "moment_dtype='float16', expected one of"),
+        ({"mesh__data": 0}, r"mesh.data=0, expected -1 \(all devices\)"),
+        ({"log__keep": 0}, "log.keep=0, expected at least 1"),
+        ({"log__keep_every": -1}, "log.keep_every=-1, expected 0 or more"),
+        ({"log__keep_best": 2}, r"log.evaluate_every=0 \(never\), expected FID to be measured"),
+        ({"optim__max_skipped_in_a_row": 0}, "max_skipped_in_a_row=0, expected at least 1"),
+    ],
+)
+def test_validate_refuses(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(changed(**overrides))
+
+
+def test_validate_refuses_a_run_without_any_loss() -> None:
+    weights = dict.fromkeys(("dm_weight", "gan_generator_weight", "gan_critic_weight"))
+    config = changed(**{f"distill__{name}": value for name, value in weights.items()})
+    with pytest.raises(ConfigError, match="no loss for the generator"):
+        validate(config)
+
+
+def test_validate_names_every_fault() -> None:
+    config = changed(distill__critic_turns=0, optim__generator_lr=-1.0)
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    assert "critic_turns" in str(caught.value)
+    assert "generator_lr" in str(caught.value)
+
+
+def test_validate_checks_the_names_that_the_caller_provides() -> None:
+    with pytest.raises(ConfigError, match=r"data.name='digits', expected one of \['digit5'\]"):
+        validate(common.get_config(), {"data.name": ["digit5"]})

@@ -1,0 +1,106 @@
+"""metrics.jsonl and the progress display."""
+
+import io
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dmd2_jax.run.metrics import MetricsWriter, Progress, read_metrics
+from dmd2_jax.runtime.summaries import Average, Histogram
+
+
+def test_write_flushes_each_line(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": jnp.float32(0.5), "turns": jnp.int32(7)})
+        text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 1, "loss": 0.5, "turns": 7}\n'
+
+
+def test_write_stores_the_mean_of_an_array(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"critic_loss": np.array([1.0, 2.0, 6.0], np.float32)})
+    assert read_metrics(writer.path) == [{"step": 1, "critic_loss": 3.0}]
+
+
+def test_write_stores_an_average_as_its_quotients(tmp_path: Path) -> None:
+    metrics = {
+        "share": Average(np.float32(3.0), np.int32(12)),
+        "by_bin": Average(np.array([3.0, 0.0, np.nan], np.float32), np.array([2, 0, 1])),
+    }
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, metrics)
+    assert read_metrics(writer.path) == [{"step": 1, "share": 0.25, "by_bin": [1.5, None, None]}]
+
+
+def test_write_stores_a_histogram_as_its_counts(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"histogram": Histogram(np.array([0, 4, 1]))})
+    assert '"histogram": [0, 4, 1]}' in writer.path.read_text()
+
+
+def test_write_stores_what_is_not_finite_as_null(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"nan": np.nan, "inf": np.float32(np.inf), "array": np.array([1, np.nan])})
+    row = json.loads(writer.path.read_text(), parse_constant=pytest.fail)
+    assert row == {"step": 1, "nan": None, "inf": None, "array": None}
+
+
+def test_open_drops_rows_beyond_the_resumed_step(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        for step in (2, 4, 6):
+            writer.write(step, {"loss": step / 2})
+    with writer.path.open("a") as file:
+        file.write('{"step": 8, "lo')  # cut short by a kill
+    with MetricsWriter(tmp_path, resumed_step=4) as writer:
+        writer.write(6, {"loss": 9.0})
+    assert [(row["step"], row["loss"]) for row in read_metrics(writer.path)] == [
+        (2, 1.0),
+        (4, 2.0),
+        (6, 9.0),
+    ]
+
+
+def test_read_names_a_damaged_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 2 of .* is not JSON"):
+        read_metrics(path)
+
+
+def test_progress_without_a_terminal_writes_plain_lines() -> None:
+    stream = io.StringIO()
+    with Progress(
+        total=4, initial=1, description="cycle", stream=stream, seconds_between_lines=0.0
+    ) as progress:
+        progress.update(2, {"loss": np.array([1.0, 3.0])})
+        progress.update(4)
+    first, last = stream.getvalue().splitlines()
+    assert first == "cycle 2/4, ETA ?, loss 2"  # the first step is compilation: no speed yet
+    assert last.startswith("cycle 4/4, ETA 00:00, ")
+    assert last.endswith(" images/s, loss 2")
+    assert "\r" not in stream.getvalue()
+
+
+def test_progress_without_a_terminal_is_quiet_between_lines() -> None:
+    stream = io.StringIO()
+    progress = Progress(total=100, stream=stream, seconds_between_lines=3600.0)
+    for done in range(1, 100):
+        progress.update(done)
+    assert stream.getvalue() == ""
+
+
+def test_progress_on_a_terminal_shows_a_bar() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with Progress(total=2, description="step", images_per_step=8, stream=stream) as progress:
+        progress.update(1, {"loss": 0.25})
+        progress.update(2, {"loss": 0.125})
+    assert "step: 100%" in stream.getvalue()
+    assert "images/s" in stream.getvalue()
+    assert "loss 0.125" in stream.getvalue()

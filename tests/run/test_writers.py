@@ -1,0 +1,182 @@
+"""Where metrics go: the two files, TensorBoard's event files, a pretended Weights & Biases."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmd2_jax.run.metrics import read_metrics
+from dmd2_jax.run.writers import Writers, check_writers
+from dmd2_jax.runtime.summaries import Average, Histogram
+
+METRICS = {
+    "loss": jnp.float32(0.5),
+    "by_level": Average(jnp.array([2.0, 0.0]), jnp.array([4, 0])),
+    "logits_histogram": Histogram(jnp.zeros(20, jnp.int32).at[12].set(3)),
+}
+
+
+def picture(folder: Path) -> Path:
+    path = folder / "grid.png"
+    Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
+    return path
+
+
+def test_write_and_speed_go_to_files_of_their_own(tmp_path: Path) -> None:
+    with Writers(tmp_path) as writers:
+        writers.write(3, METRICS)
+        writers.speed(3, {"images_per_second": 7.0})
+        writers.speed(4, {})
+        writers.images(3, {"grid": tmp_path / "unused.png"})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {
+            "step": 3,
+            "loss": 0.5,
+            "by_level": [0.5, None],
+            "logits_histogram": [0] * 12 + [3] + [0] * 7,
+        }
+    ]
+    assert read_metrics(tmp_path / "speed.jsonl") == [{"step": 3, "images_per_second": 7.0}]
+
+
+def test_writers_drop_the_rows_beyond_the_resumed_step(tmp_path: Path) -> None:
+    with Writers(tmp_path) as writers:
+        for step in (2, 4):
+            writers.write(step, METRICS)
+            writers.speed(step, {"images_per_second": 7.0})
+    Writers(tmp_path, resumed_step=2).close()
+    for name in ("metrics.jsonl", "speed.jsonl"):
+        assert [row["step"] for row in read_metrics(tmp_path / name)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("log", "missing", "remedy"),
+    [
+        ({"tensorboard": True}, "tensorflow", r"pip install 'dmd2_jax\[tensorboard\]'"),
+        ({"wandb_project": "dmd"}, "wandb", "pip install wandb"),
+    ],
+)
+def test_check_writers_names_what_to_install(
+    log: dict, missing: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else find(name)
+    )
+    with pytest.raises(ValueError, match=f"log.{next(iter(log))}.* {missing} .*{remedy}"):
+        check_writers(log)
+    check_writers({"tensorboard": False, "wandb_project": ""})
+
+
+class FakeWandb(types.ModuleType):
+    """The part of wandb that is used, which notes its calls."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list = []
+        self.Histogram = lambda np_histogram: ("histogram", *np_histogram)
+        self.Image = lambda path: ("image", path)
+
+    def init(self, **settings):
+        self.calls.append(("init", settings))
+        return types.SimpleNamespace(
+            log=lambda values, step: self.calls.append(("log", step, values)),
+            finish=lambda: self.calls.append(("finish",)),
+        )
+
+
+def test_wandb_gets_scalars_histograms_and_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 3}}))
+    path = picture(tmp_path)
+    with Writers(tmp_path, log={"wandb_project": "digits"}) as writers:
+        writers.write(5, METRICS)
+        writers.speed(5, {"images_per_second": 7.0})
+        writers.images(5, {"grid": path})
+    (_, settings), (_, step, values), *others = fake.calls
+    assert settings["project"] == "digits" and settings["config"] == {"config": {"seed": 3}}
+    assert step == 5 and values["loss"] == 0.5
+    assert values["by_level/0"] == 0.5 and "by_level/1" not in values  # there was nothing to say
+    _, counts, edges = values["logits_histogram"]
+    assert counts.sum() == counts[12] == 3 and (edges[0], edges[12], edges[-1]) == (-5, 1, 5)
+    assert others == [
+        ("log", 5, {"speed/images_per_second": 7.0}),
+        ("log", 5, {"grid": ("image", str(path))}),
+        ("finish",),
+    ]
+
+
+def test_wandb_finds_its_run_again_and_leaves_the_mode_to_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for folder in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):
+        folder.mkdir(exist_ok=True)
+        Writers(folder, log={"wandb_project": "digits"}).close()
+    first, again, other = (call[1] for call in fake.calls if call[0] == "init")
+    assert first["id"] == again["id"] != other["id"]
+    assert again["resume"] == "allow"
+    assert "mode" not in first  # WANDB_MODE=offline would lose against an argument
+
+
+READ_BACK = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from tests.runtime.test_writers import METRICS, picture
+from dmd2_jax.runtime.writers import Writers
+
+folder = Path(sys.argv[1])
+with Writers(folder, log={"tensorboard": True}) as writers:
+    writers.write(5, METRICS)
+    writers.images(5, {"grid": picture(folder)})
+
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util import tensor_util
+for file in (folder / "tensorboard").iterdir():
+    for event in EventFileLoader(str(file)).Load():
+        for value in event.summary.value:
+            array = tensor_util.make_ndarray(value.tensor)
+            size = array.shape if array.dtype == object else array.ravel().tolist()
+            kind = value.metadata.plugin_data.plugin_name
+            print(event.step, value.tag, kind, list(size), sep="|")
+"""
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")),
+    reason="pip install 'dmd2_jax[tensorboard]'",
+)
+def test_tensorboard_files_hold_scalars_histograms_and_pictures(tmp_path: Path) -> None:
+    # A process of its own: TensorFlow takes seconds to import and stays.
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BACK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"PYTHONPATH": "."},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    found = {tag: (step, kind, json.loads(values)) for step, tag, kind, values in rows}
+    assert found["loss"] == ("5", "scalars", [0.5])
+    assert found["by_level/0"] == ("5", "scalars", [0.5])
+    step, kind, buckets = found["logits_histogram"]
+    triples = np.reshape(buckets, (-1, 3))  # left edge, right edge, count
+    (full,) = triples[triples[:, 2] > 0]
+    assert (step, kind, full[2]) == ("5", "histograms", 3.0)
+    assert full[0] <= 1.25 <= full[1]  # the middle of the bin [1, 1.5]
+    assert found["grid"][:2] == ("5", "images")
