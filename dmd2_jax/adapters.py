@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion.predictions import check_kind, to_x0
 from dmd2_jax.typing import Array, Params, PyTree
@@ -66,7 +67,7 @@ def from_function(
             return features(params, x_t, t, cond)
         if predict_with_features is not None:
             return predict_with_features(params, x_t, t, cond)[1]
-        raise ValueError(
+        raise Refused(
             "the GAN asked for features, but this Denoiser was made without; pass features= or "
             "predict_with_features= (features_method= for a module), or set the GAN weights to "
             "None."
@@ -174,7 +175,7 @@ def _from_methods(
 ) -> Denoiser:
     for name in (features_method, both_method):
         if name is not None and not callable(getattr(module, name, None)):
-            raise ValueError(
+            raise Refused(
                 f"{type(module).__name__} has no method {name!r}; pass the name of a method of "
                 "the module that takes (x_t, t, cond)."
             )
@@ -190,7 +191,7 @@ def _from_methods(
 
 def _zeros(cond: PyTree) -> PyTree:
     if any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(cond)):
-        raise ValueError(
+        raise Refused(
             "the default null_cond is zeros, but cond has integer leaves, where 0 is a class; "
             "pass null_cond=lambda cond: your null label, or use one-hot labels."
         )
@@ -201,7 +202,7 @@ def _check_invertible(prediction: str, schedule: Schedule) -> None:
     with jax.ensure_compile_time_eval():
         alpha = np.asarray(schedule.alpha(jnp.asarray(schedule.levels[-1:])))[0]
     if prediction == "eps" and alpha == 0.0:
-        raise ValueError(
+        raise Refused(
             f"prediction='eps' on a schedule with alpha={alpha} at t={schedule.levels[-1]}: eps "
             "does not determine x_0 there; use a 'flow', 'v' or 'x0' network."
         )

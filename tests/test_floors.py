@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
+import dmd2_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dmd2_jax"
@@ -170,11 +170,11 @@ def test_library_import_is_light() -> None:
     assert sorted(imported_modules(f"import {LIGHT}") & set(HEAVY)) == []
 
 
-@pytest.mark.parametrize("file", sorted((PACKAGE / "config").glob("*.py")), ids=lambda f: f.name)
-def test_config_import_knows_no_jax(file: Path) -> None:
-    code = (
-        "import importlib.util as u\n"
-        f"s = u.spec_from_file_location('c', {str(file)!r})\n"
-        "m = u.module_from_spec(s); sys.modules['c'] = m; s.loader.exec_module(m)"
-    )
-    assert not {"jax", "flax"} & imported_modules(code)
+def test_config_import_knows_no_jax() -> None:
+    assert not {"jax", "flax"} & imported_modules("import dmd2_jax, dmd2_jax.config.load")
+
+
+def test_door_gives_every_name_it_lists() -> None:
+    for name in dmd2_jax.__all__:
+        assert getattr(dmd2_jax, name) is not None
+    assert set(dmd2_jax.__all__) <= set(dir(dmd2_jax))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmd2_jax.config.load import ConfigError, allowed_changes, apply_overrides, load_config
+from dmd2_jax.config.load import allowed_changes, apply_overrides, load_config
+from dmd2_jax.config.refused import Refused
 
 if TYPE_CHECKING:
     from dmd2_jax.sampling.prompts import PromptOptions
@@ -43,7 +44,7 @@ def _train(what: str, train: Callable[..., Path | None], arguments: argparse.Nam
 def sample(arguments: argparse.Namespace) -> None:
     """Draw images from a run or a pipeline."""
     if not (arguments.workdir or arguments.pipeline):
-        raise ConfigError(
+        raise Refused(
             "got neither --workdir nor --pipeline, expected one of them: a run of dmd2, or a "
             "folder of a diffusers pipeline."
         )
@@ -59,7 +60,7 @@ def _sample_run(arguments: argparse.Namespace) -> None:
     from dmd2_jax.sampling.samplers import sample_run
 
     if given := _given(arguments, ("pipeline", *PROMPT_FLAGS)):
-        raise ConfigError(
+        raise Refused(
             f"--{given[0]} given with the run in {arguments.workdir}, which draws classes, "
             "expected a text-to-image model; leave it away."
         )
@@ -95,7 +96,7 @@ def _sample_pipeline(arguments: argparse.Namespace) -> None:
     from dmd2_jax.sampling.prompts import sample_pipeline
 
     if given := _given(arguments, ("classes", "ema", "weights", "checkpoint")):
-        raise ConfigError(
+        raise Refused(
             f"--{given[0]} given with --pipeline={arguments.pipeline}, expected it with a run's "
             "--workdir; leave it away, or make a pipeline of the run by `dmd2 export`."
         )
@@ -108,7 +109,7 @@ def _sample_text_run(arguments: argparse.Namespace) -> None:
     from dmd2_jax.sampling.prompts import sample_text_run
 
     if arguments.classes is not None:
-        raise ConfigError(
+        raise Refused(
             f"--classes given with the run in {arguments.workdir}, which draws prompts, expected "
             "--prompt or --prompts; leave it away."
         )
@@ -146,7 +147,7 @@ def convert(arguments: argparse.Namespace) -> None:
     from dmd2_jax.commands.convert.convert import convert, recipe_lines
 
     if arguments.config is None and arguments.overrides:
-        raise ConfigError(
+        raise Refused(
             f"--config.{next(iter(arguments.overrides))} changes a recipe, expected one; add "
             "--config=FILE."
         )
@@ -204,7 +205,7 @@ def data(arguments: argparse.Namespace) -> None:
 
     if arguments.config is None:
         if arguments.overrides or arguments.write:
-            raise ConfigError(
+            raise Refused(
                 "`dmd2 data` has no --config, expected --config=FILE in order to check or write a "
                 "source; add it."
             )
@@ -264,17 +265,17 @@ def plan(arguments: argparse.Namespace) -> None:
     apply_overrides(config, arguments.overrides)
     several = arguments.sweep or arguments.batches
     if arguments.sweep and arguments.topology is not None:
-        raise ConfigError(
+        raise Refused(
             f"got --topology={arguments.topology} and --sweep, expected one of them; name all "
             "slices in --sweep."
         )
     if several and arguments.remedy:
-        raise ConfigError(
+        raise Refused(
             "got --remedy with --sweep or --batches, expected it with one plan; leave it away, "
             "or plan one slice with one batch size."
         )
     if arguments.until == "trace" and arguments.remedy:
-        raise ConfigError(
+        raise Refused(
             "got --until=trace with --remedy, which compiles, expected one of them; leave one away."
         )
     topology = LOCAL if arguments.topology is None else arguments.topology

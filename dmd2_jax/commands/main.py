@@ -12,7 +12,8 @@ from dmd2_jax.commands.ablate.flags import add_ablate
 from dmd2_jax.commands.evaluate_flags import add_evaluate
 from dmd2_jax.commands.report_flags import add_report
 from dmd2_jax.commands.text2image_flags import add_cache, add_export, add_make_pairs, add_prompts
-from dmd2_jax.config.load import ConfigError, parse_overrides
+from dmd2_jax.config.load import parse_overrides
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.version import __version__
 
 __all__ = ["main"]
@@ -43,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides, others = parse_overrides(sys.argv[1:] if argv is None else argv)
         arguments = _parser().parse_args(others)
         if overrides and not hasattr(arguments, "config"):
-            raise ConfigError(
+            raise Refused(
                 f"--config.{next(iter(overrides))} given to `dmd2 {arguments.command}`, which "
                 f"takes its config from the run folder; leave it away."
             )
-    except ConfigError as error:
+    except Refused as error:
         return _refuse(error)
     arguments.overrides = overrides
     return _run(arguments.function, arguments)
@@ -84,7 +85,7 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     except KeyboardInterrupt:
         print("dmd2: interrupted before there was anything to save.", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
+    except Refused as error:
         if arguments.debug:
             raise
         return _refuse(error)

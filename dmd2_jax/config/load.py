@@ -17,8 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from dmd2_jax.config.refused import Refused
+
 __all__ = [
-    "ConfigError",
     "allowed_changes",
     "apply_overrides",
     "call_recipe",
@@ -30,10 +31,6 @@ __all__ = [
 ]
 
 
-class ConfigError(ValueError):
-    """A config, or a change to one, is refused."""
-
-
 def load_config(path: str) -> ConfigDict:
     """Return the locked config of a recipe.
 
@@ -41,11 +38,11 @@ def load_config(path: str) -> ConfigDict:
       path: a Python file with `get_config()`, or the bare name of one in configs/.
 
     Raises:
-      ConfigError: if there is no such file, or it makes no ConfigDict.
+      Refused: if there is no such file, or it makes no ConfigDict.
     """
     config = call_recipe(path, "get_config", "return a ConfigDict", "configs/digits.py")
     if not isinstance(config, ConfigDict):
-        raise ConfigError(
+        raise Refused(
             f"--config={path}: get_config() returned {type(config).__name__}, expected a "
             f"ConfigDict; start it from configs/common.py."
         )
@@ -63,14 +60,14 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
       example: a file that does so, for the error.
 
     Raises:
-      ConfigError: if there is no such file, or the function fails.
+      Refused: if there is no such file, or the function fails.
     """
     file = Path(path)
     if not file.is_file():
         candidates = _recipes()
         file = candidates.get(path, file)
         if not file.is_file():
-            raise ConfigError(
+            raise Refused(
                 f"--config={path} is no file, expected a Python file with get_config() or one of "
                 f"{sorted(candidates)}{_nearest(path, candidates)}."
             )
@@ -80,14 +77,14 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
     try:
         spec = importlib.util.spec_from_file_location(f"dmd2_recipe_{file.stem}", file)
         if spec is None or spec.loader is None:
-            raise ConfigError(f"--config={path} is not Python, expected a file named *.py.")
+            raise Refused(f"--config={path} is not Python, expected a file named *.py.")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return getattr(module, name)()
-    except ConfigError:
+    except Refused:
         raise
     except Exception as error:
-        raise ConfigError(
+        raise Refused(
             f"--config={path} failed ({type(error).__name__}: {error}), expected {name}() to "
             f"{expected}; compare it with {example}."
         ) from error
@@ -105,7 +102,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
       ({"a.b": "v"}, the other arguments in order).
 
     Raises:
-      ConfigError: if an override has no value.
+      Refused: if an override has no value.
     """
     overrides: dict[str, str] = {}
     others: list[str] = []
@@ -118,7 +115,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
         if not equals:
             following = next(words, None)
             if following is None or following.startswith("--"):
-                raise ConfigError(
+                raise Refused(
                     f"--config.{key} has no value, expected --config.{key}=VALUE; add one."
                 )
             text = following
@@ -135,13 +132,13 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         allows it, and tuples as `80,20` or `(80.0, 20.0)`.
 
     Raises:
-      ConfigError: if a key does not exist (the nearest is named) or a value is of another type.
+      Refused: if a key does not exist (the nearest is named) or a value is of another type.
     """
     fields = dict(_fields(config))
     for key, text in overrides.items():
         if key not in fields:
             what = "a group of keys" if any(k.startswith(key + ".") for k in fields) else "no key"
-            raise ConfigError(
+            raise Refused(
                 f"--config.{key} is {what}, expected one of the config's keys"
                 f"{_nearest(key, fields)}."
             )
@@ -157,13 +154,13 @@ def allowed_changes(config: ConfigDict, words: Sequence[str]) -> tuple[str, ...]
     """Read the values of --allow_change: keys (or groups) of the config, separated by commas.
 
     Raises:
-      ConfigError: if a name is none of the config's (the nearest is named).
+      Refused: if a name is none of the config's (the nearest is named).
     """
     names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
     fields = dict(_fields(config))
     for name in names:
         if name not in fields and not any(key.startswith(f"{name}.") for key in fields):
-            raise ConfigError(
+            raise Refused(
                 f"--allow_change={name} is no key, expected one of the config's keys or groups"
                 f"{_nearest(name, fields)}."
             )
@@ -195,7 +192,7 @@ def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = N
         {"data.name": ("digits", "fashion_mnist")}.
 
     Raises:
-      ConfigError: naming every bad value, with got, expected and remedy.
+      Refused: naming every bad value, with got, expected and remedy.
     """
     names = {
         **dict.fromkeys(("model.dtype", "optim.moment_dtype"), ("float32", "bfloat16")),
@@ -207,7 +204,7 @@ def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = N
     } | dict(choices or {})
     faults = [*_choice_faults(config, names), *_number_faults(config), *_time_faults(config)]
     if faults:
-        raise ConfigError("the config is refused:\n  " + "\n  ".join(faults))
+        raise Refused("the config is refused:\n  " + "\n  ".join(faults))
 
 
 _AT_LEAST_ONE = (
@@ -372,9 +369,7 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
             return text
     except (ValueError, KeyError, SyntaxError):
         pass
-    raise ConfigError(
-        f"--config.{key}={text!r}, expected {expected}; it is {current!r} in the recipe."
-    )
+    raise Refused(f"--config.{key}={text!r}, expected {expected}; it is {current!r} in the recipe.")
 
 
 def _parse_tuple(text: str, current: Sequence[Any], words: bool) -> tuple[Any, ...]:
@@ -404,7 +399,7 @@ def _get(config: ConfigDict, key: str) -> Any:
     node: Any = config
     for part in key.split("."):
         if part not in node:
-            raise ConfigError(
+            raise Refused(
                 f"the config has no {key}, expected every key of configs/common.py; start the "
                 f"recipe from it."
             )

@@ -15,6 +15,7 @@ import pkgutil
 
 from ml_collections import ConfigDict
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import (
     Batch,
     ImageDataset,
@@ -99,10 +100,10 @@ def load(data_config: ConfigDict, split: str) -> Source:
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of these."
-        raise ValueError(f"config.data.name={name!r}, expected one of {names}; {hint}")
+        raise Refused(f"config.data.name={name!r}, expected one of {names}; {hint}")
     source = importlib.import_module(f"{__name__}.{name}")
     if colon and not hasattr(source, "SPEC"):
-        raise ValueError(
+        raise Refused(
             f"config.data.name={data_config.name!r}, expected {name!r}, which takes nothing after "
             "a colon; leave it away."
         )
@@ -110,7 +111,7 @@ def load(data_config: ConfigDict, split: str) -> Source:
     options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
     dataset = source.load(data_config.path, split, data_config.resolution, options)
     if dataset.resolution != data_config.resolution:
-        raise ValueError(
+        raise Refused(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
             f"config.data.resolution={data_config.resolution}; set it to {dataset.resolution}."
         )

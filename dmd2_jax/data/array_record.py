@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing
 from dmd2_jax.data.reading.dataset import Batch, MissingPackageError, Options, check_split
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
 from dmd2_jax.data.reading.records import ArrayRecords, Shard
@@ -183,7 +184,7 @@ def _read_info(path: str) -> dict[str, Any]:
     """Read and check info.json; `splits` becomes name -> [(file, records), ...]."""
     file = Path(path).expanduser() / INFO
     if not path or not file.is_file():
-        raise FileNotFoundError(
+        raise Missing(
             f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data "
             "--config=... --write=DIR` wrote; write it, or choose another config.data.name."
         )

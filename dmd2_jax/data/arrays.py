@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.dataset import (
     MEMORY_LIMIT,
     ImageDataset,
@@ -90,10 +91,10 @@ def _read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Find and check the arrays of each split there is: "train" and perhaps "test"."""
     form = "expected a .npz, or a folder with images.npy and labels.npy; see docs/data.md"
     if not path:
-        raise ValueError(f"config.data.path is empty, {form}.")
+        raise Refused(f"config.data.path is empty, {form}.")
     root = Path(path).expanduser()
     if not root.exists():
-        raise FileNotFoundError(f"config.data.path={path} does not exist, {form}.")
+        raise Missing(f"config.data.path={path} does not exist, {form}.")
     if root.is_file():
         found = _by_split(read_npz(root), str(root))
     elif (root / "train.npz").is_file():
@@ -104,7 +105,7 @@ def _read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     else:
         arrays = {file.stem: _open_npy(file) for file in sorted(root.glob("*.npy"))}
         if not arrays:
-            raise FileNotFoundError(f"{root} has neither train.npz nor .npy files, {form}.")
+            raise Missing(f"{root} has neither train.npz nor .npy files, {form}.")
         found = _by_split(arrays, str(root))
     test = [found[name] for name in _TESTS if name in found]
     return {"train": found["train"]} | ({"test": test[0]} if test else {})
@@ -128,7 +129,7 @@ def _pair(
     """Return ([n, h, w, c] images, [n] int32 labels), zeros where there are none."""
     chosen = [name for name in images if name in arrays]
     if not chosen:
-        raise ValueError(
+        raise Refused(
             f"{place} has the arrays {sorted(arrays)}, expected images under one of the names "
             f"{sorted(images)}; rename one."
         )
@@ -139,12 +140,12 @@ def _pair(
         return x, np.zeros(len(x), np.int32)
     y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
     if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-        raise ValueError(
+        raise Refused(
             f"{place} has labels of {y.dtype} {y.shape}, expected whole numbers {x.shape[:1]}, one "
             "class an image; convert them (one-hot labels by argmax)."
         )
     if y.size and (y.min() < 0 or y.max() >= 2**31 - 1):
-        raise ValueError(f"{place} has labels {y.min()}..{y.max()}, expected 0..; renumber them.")
+        raise Refused(f"{place} has labels {y.min()}..{y.max()}, expected 0..; renumber them.")
     return x, y.astype(np.int32)
 
 
@@ -176,14 +177,14 @@ def read_npz(file: Path, limit: int = MEMORY_LIMIT) -> dict[str, np.ndarray]:
             members = archive.infolist()
             size = sum(info.file_size for info in members)
             if size > limit:
-                raise ValueError(
+                raise Refused(
                     f"{size / 2**30:,.1f} GiB inflated, more than {limit / 2**30:,.1f}: save it as "
                     "images.npy and labels.npy, which stay on disk"
                 )
             for info in members:
                 packed = max(1, info.compress_size)
                 if info.file_size > _SMALL and info.file_size > _MAX_RATIO * packed:
-                    raise ValueError(
+                    raise Refused(
                         f"{info.filename!r} inflates from {packed:,} to {info.file_size:,} bytes: "
                         "it may be a zip bomb"
                     )
@@ -205,13 +206,13 @@ def _check_header(stream, info: zipfile.ZipInfo) -> None:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise ValueError(f"{info.filename!r} has .npy version {version}, not 1.0 or 2.0")
+        raise Refused(f"{info.filename!r} has .npy version {version}, not 1.0 or 2.0")
     shape, _, dtype = readers[version](stream)
     if dtype.hasobject:
-        raise ValueError(f"{info.filename!r} holds Python objects, which could run code")
+        raise Refused(f"{info.filename!r} holds Python objects, which could run code")
     expected = int(np.prod([int(side) for side in shape], dtype=object)) * dtype.itemsize
     if info.file_size != expected + stream.tell():
-        raise ValueError(
+        raise Refused(
             f"{info.filename!r} has {info.file_size:,} bytes, not the {expected:,} that its shape "
             f"{shape} of {dtype} takes"
         )

@@ -6,6 +6,7 @@ inside scikit-learn (`sklearn.datasets.load_digits`): no download, no path.
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import ImageDataset, Options, held_out, select_split
 
 RESOLUTION = 8
@@ -35,7 +36,7 @@ def load(
       ValueError: if the split or the resolution does not exist.
     """
     if resolution != RESOLUTION:
-        raise ValueError(
+        raise Refused(
             f"config.data.resolution={resolution} for digits, expected {RESOLUTION}; set it to "
             f"{RESOLUTION} or choose another config.data.name."
         )

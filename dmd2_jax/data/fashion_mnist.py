@@ -8,6 +8,7 @@ Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv 1708.07747.
 
 from pathlib import Path
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.idx import Pair, read_pair
 from dmd2_jax.data.reading.dataset import ImageDataset, Options, check_split, pad_to, select_split
 
@@ -36,7 +37,7 @@ def load(
         resolution does not exist.
     """
     if resolution not in RESOLUTIONS:
-        raise ValueError(
+        raise Refused(
             f"config.data.resolution={resolution} for fashion_mnist, expected one of "
             f"{RESOLUTIONS}; choose 32 for U-Nets that halve the image several times."
         )
@@ -57,7 +58,7 @@ def _find_files(path: str, splits: list[str]) -> dict[str, Pair]:
         "config.data.path=/usr/share/datasets/fashion-mnist, or point it at a folder of the files."
     )
     if not path:
-        raise ValueError(f"config.data.path is empty, expected a folder of IDX files; {remedy}")
+        raise Refused(f"config.data.path is empty, expected a folder of IDX files; {remedy}")
     folder = Path(path).expanduser()
     found: dict[str, Pair] = {}
     missing = []
@@ -71,5 +72,5 @@ def _find_files(path: str, splits: list[str]) -> dict[str, Pair]:
         if len(pair) == 2:
             found[split] = (pair[0], pair[1])
     if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; {remedy}")
+        raise Missing(f"{folder} lacks {', '.join(missing)}; {remedy}")
     return found

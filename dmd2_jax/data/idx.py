@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.dataset import (
     ImageDataset,
     Options,
@@ -74,7 +75,7 @@ def _find_files(path: str) -> dict[str, Pair]:
     """Find the files of train and, where there are some, of test."""
     form = "expected a folder of NAME-images-idx3-ubyte and NAME-labels-idx1-ubyte files"
     if not path:
-        raise ValueError(f"config.data.path is empty, {form}; set it.")
+        raise Refused(f"config.data.path is empty, {form}; set it.")
     folder = Path(path).expanduser()
     found: dict[tuple[str, str], list[Path]] = {}
     for file in sorted(folder.glob("*idx*")):
@@ -84,7 +85,7 @@ def _find_files(path: str) -> dict[str, Pair]:
     for files in found.values():
         # A file beside its gzipped twin is no question, files of two data sets are.
         if len({file.name.removesuffix(".gz") for file in files}) > 1:
-            raise ValueError(
+            raise Refused(
                 f"{folder} has several: {', '.join(file.name for file in files)}, expected one "
                 "data set a folder; move the others away."
             )
@@ -92,7 +93,7 @@ def _find_files(path: str) -> dict[str, Pair]:
     for split in ("train", "test"):
         missing = [kind for kind in ("images", "labels") if (split, kind) not in found]
         if missing and (split == "train" or len(missing) == 1):
-            raise FileNotFoundError(f"{folder} has no {split} {' and '.join(missing)}, {form}.")
+            raise Missing(f"{folder} has no {split} {' and '.join(missing)}, {form}.")
         if not missing:
             pairs[split] = (found[split, "images"][0], found[split, "labels"][0])
     return pairs
@@ -122,12 +123,12 @@ def read_pair(
     images = read_idx(image_file, 3, item_shape)
     labels = read_idx(label_file, 1)
     if len(images) != len(labels):
-        raise ValueError(
+        raise Refused(
             f"{label_file} has {len(labels)} labels, expected {len(images)}, one an image of "
             f"{image_file.name}; take both files from the same copy."
         )
     if num_classes is not None and labels.size and labels.max() >= num_classes:
-        raise ValueError(
+        raise Refused(
             f"{label_file} has label {labels.max()}, expected 0..{num_classes - 1}; the file is "
             "damaged or of another data set: fetch it again."
         )
@@ -152,19 +153,19 @@ def read_idx(path: Path, axes: int, item_shape: tuple[int, ...] | None = None) -
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         header = _read_at_most(stream, header_bytes)
         if len(header) < header_bytes:
-            raise ValueError(
+            raise Refused(
                 f"{path} ends after {len(header)} bytes, expected a header of {header_bytes}; "
                 "the file is truncated or damaged: fetch it again."
             )
         magic, count, *sides = struct.unpack(f">{1 + axes}I", header)
         if magic != 0x0800 + axes:
-            raise ValueError(
+            raise Refused(
                 f"{path} begins with magic number {magic}, expected {0x0800 + axes} (IDX, "
                 f"unsigned bytes, {axes} axes); it is another kind of file."
             )
         shape = tuple(sides)
         if item_shape is not None and shape != item_shape:
-            raise ValueError(
+            raise Refused(
                 f"{path} holds items of size {shape}, expected {item_shape}; it is a file "
                 "of another data set."
             )
@@ -172,7 +173,7 @@ def read_idx(path: Path, axes: int, item_shape: tuple[int, ...] | None = None) -
         data = _read_at_most(stream, min(expected, MAX_BYTES) + 1)
     if len(data) != expected:
         found = f"{len(data)}" if len(data) <= expected else f"more than {expected}"
-        raise ValueError(
+        raise Refused(
             f"{path} has {found} bytes after its header, expected {expected} for {count} items; "
             "the file is truncated or damaged: fetch it again."
         )

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.dataset import Options, check_split, split_indices
 from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, decode_image
 from dmd2_jax.data.reading.folder import FileTree, Folder
@@ -91,7 +92,7 @@ def load(
 def _places(path: str) -> dict[str, tuple[FileTree, str]]:
     """Find the splits: name -> (tree, the folder in it)."""
     if not path:
-        raise ValueError("config.data.path is empty, expected a folder or zip of images; set it.")
+        raise Refused("config.data.path is empty, expected a folder or zip of images; set it.")
     root = Path(path).expanduser()
     if root.is_dir():
         zips = {name: root / f"{name}.zip" for name in ("train", *TEST_NAMES)}
@@ -99,7 +100,7 @@ def _places(path: str) -> dict[str, tuple[FileTree, str]]:
         if "train" in there:
             return _named({name: (_open_zip(file), "") for name, file in there.items()})
     elif not root.is_file():
-        raise FileNotFoundError(
+        raise Missing(
             f"config.data.path={path} does not exist, expected a folder or zip of images; mind "
             "the working directory."
         )
@@ -147,7 +148,7 @@ def _read_part(tree: FileTree, folder: str) -> _Part:
     images = [name for name in inside if not name.endswith(LABELS)]
     place = f"{tree.place}/{folder}"
     if not images:
-        raise ValueError(
+        raise Refused(
             f"{place} has no images, expected files ending in {', '.join(_ENDINGS)}; check "
             "config.data.path."
         )
@@ -157,7 +158,7 @@ def _read_part(tree: FileTree, folder: str) -> _Part:
     tops = [name[len(folder) :].rpartition("/")[0].partition("/")[0] for name in images]
     if "" in tops and any(tops):
         lone = [name for name, top in zip(images, tops, strict=True) if not top]
-        raise ValueError(
+        raise Refused(
             f"{place} has images beside folders ({listed(lone)}), expected every image in the "
             f"folder of its class, or a {LABELS}; move or remove them."
         )
@@ -171,22 +172,22 @@ def _edm_classes(tree: FileTree, folder: str, names: list[str]) -> list[int]:
     try:
         content = json.loads(tree.read(folder + LABELS, _MAX_LABEL_BYTES))
     except (ValueError, RecursionError, CorruptImageError) as error:
-        raise ValueError(
+        raise Refused(
             f"{file} cannot be read ({type(error).__name__}: {error}), {form}; make it again."
         ) from error
     entries = content.get("labels", ...) if isinstance(content, dict) else ...
     if entries is None:  # EDM's word for no labels
         return [0] * len(names)
     if not isinstance(entries, list):
-        raise ValueError(f"{file} has no list of labels, {form}; make it again.")
+        raise Refused(f"{file} has no list of labels, {form}; make it again.")
     classes: dict[str, int] = {}
     for entry in entries:
         pair = isinstance(entry, list) and len(entry) == 2
         if not pair or not isinstance(entry[0], str) or type(entry[1]) is not int:
-            raise ValueError(f"{file} has the entry {entry!r:.80}, {form}; make it again.")
+            raise Refused(f"{file} has the entry {entry!r:.80}, {form}; make it again.")
         name, number = entry
         if not 0 <= number < MAX_CLASSES or classes.setdefault(name, number) != number:
-            raise ValueError(
+            raise Refused(
                 f"{file} has class {number} for {name!r}, expected one class for each name in "
                 f"0..{MAX_CLASSES - 1}; correct it."
             )
@@ -201,7 +202,7 @@ def _check_same(file: str, names: list[str], classes: Mapping[str, int]) -> None
     if lacking or absent:
         faults = [f"no label for {len(lacking)} images ({listed(lacking)})"] * bool(lacking)
         faults += [f"labels for {len(absent)} absent files ({listed(absent)})"] * bool(absent)
-        raise ValueError(
+        raise Refused(
             f"{file} has {' and '.join(faults)}, expected one for each image; the copy may be "
             "incomplete."
         )
@@ -213,7 +214,7 @@ def _number(
     """Give classes their numbers, the same in every split: (labels of each split, how many)."""
     kinds = {type(part.classes[0]) for part in parts.values()}
     if len(kinds) > 1:
-        raise ValueError(
+        raise Refused(
             f"{path} has a {LABELS} in one split only, expected it in each or none; add it."
         )
     if kinds == {int}:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import Batch, Options, split_indices
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.data.reading.records import ArrayRecords, Shard
@@ -42,7 +43,7 @@ def load(
     """
     options = options or Options()
     if not path:
-        raise ValueError(
+        raise Refused(
             "config.data.path is empty, expected a folder that `dmd2 cache` wrote; set it."
         )
     manifest = read_manifest(path)
@@ -85,7 +86,7 @@ class Latents:
             self.name, self.pixels = f"latents {folder.name}", int(info["pixels"])
             self.resolution, self.channels = int(info["resolution"]), int(info["channels"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise Refused(
                 f"{folder / MANIFEST} lacks pixels, resolution or channels ({error}), expected "
                 "what `dmd2 cache` writes; write the cache again."
             ) from error
@@ -141,7 +142,7 @@ class Latents:
         try:
             return self.manifest.layout.unpack(self._records.read(chosen))
         except (CorruptImageError, ValueError) as error:
-            raise ValueError(
+            raise Refused(
                 f"{self.name}: {error}, expected sound records; copy the cache again."
             ) from error
 
@@ -169,7 +170,7 @@ def _read_null(file: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise Refused(
             f"{file} cannot be read ({error}), expected the embedding of no prompt; write the "
             "cache again."
         ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.dataset import (
     MissingPackageError,
     Options,
@@ -92,7 +93,7 @@ def load(
 def _open_builder(name: str, path: str):
     """Return TFDS's read-only builder of a prepared data set: its files, not its program."""
     if not name:
-        raise ValueError(f"config.data.name='tfds:' names no data set, expected tfds:{SPEC}.")
+        raise Refused(f"config.data.name='tfds:' names no data set, expected tfds:{SPEC}.")
     try:
         from tensorflow_datasets.core import read_only_builder, registered
     except ImportError as error:
@@ -103,7 +104,7 @@ def _open_builder(name: str, path: str):
     try:
         return read_only_builder.builder_from_files(name, data_dir=_expanded(path))
     except registered.DatasetNotFoundError as error:
-        raise FileNotFoundError(
+        raise Missing(
             f"tfds:{name} is not prepared in config.data.path={path or '(TFDS default)'}, expected "
             f"{name}/<version>/dataset_info.json there; prepare it with: tfds build {name} "
             f"--data_dir=PATH --file_format=array_record"
@@ -120,7 +121,7 @@ def _open_records(name: str, kind: str, shards: list[Shard]) -> Records:
         "tfrecord": TFRecords,
     }
     if kind not in kinds:
-        raise ValueError(
+        raise Refused(
             f"tfds:{name} is prepared as {kind}, expected one of {sorted(kinds)}; prepare it again "
             "with: tfds build --file_format=array_record"
         )
@@ -135,7 +136,7 @@ def _keys(name: str, features) -> tuple[str, str | None, int]:
     for keys, preferred in ((images, "image"), (labels, "label")):
         keys.sort(key=lambda key: key != preferred)
     if not images or (len(images) > 1 and images[0] != "image"):
-        raise ValueError(
+        raise Refused(
             f"tfds:{name} has the features {kinds}, expected one Image, or one called 'image'; "
             "choose another config of the data set."
         )
@@ -152,7 +153,7 @@ def _instructions(name: str, splits, train: str) -> dict[str, Sequence]:
         try:
             found[ours] = splits[theirs].file_instructions
         except (KeyError, ValueError) as error:
-            raise ValueError(
+            raise Refused(
                 f"tfds:{name}:{theirs} does not exist ({error}), expected one of {sorted(splits)}, "
                 "or a part of one such as train[:10%]."
             ) from error

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.typing import Array, Float, Params, PyTree, expand
 
@@ -69,7 +70,7 @@ def guided_x0(
 
     def x0(params: Params, x_t: Array, t: Array, cond: PyTree) -> Array:
         if not jax.tree.leaves(cond):
-            raise ValueError(
+            raise Refused(
                 f"guidance w={w} got no condition, expected a cond with a batch axis; "
                 "pass cond, or w=None for an unconditional model."
             )

@@ -18,6 +18,7 @@ divides by sigma, which is positive at every level of every schedule: an error e
 
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, Float, expand
 
 __all__ = ["KINDS", "check_kind", "edm_from_x0", "edm_scalings", "edm_to_x0", "from_x0", "to_x0"]
@@ -185,7 +186,7 @@ def edm_from_x0(
 def check_kind(kind: str) -> None:
     """Raise a ValueError unless `kind` is one of `KINDS`."""
     if kind not in KINDS:
-        raise ValueError(
+        raise Refused(
             f"prediction kind {kind!r} must be one of {KINDS}; "
             "EDM-preconditioned networks use edm_to_x0 and edm_from_x0."
         )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import rectified_flow
 from dmd2_jax.typing import Array, Float, Key, Params, PyTree
@@ -100,7 +101,7 @@ def edm_stochastic(
     """
     times = _check_times(times, last=0.0)
     if not s_churn >= 0.0:
-        raise ValueError(f"s_churn={s_churn} must be >= 0; try 40, or heun() for no noise.")
+        raise Refused(f"s_churn={s_churn} must be >= 0; try 40, or heun() for no noise.")
     num_steps = len(times) - 1
     noise_at = _step_noise(noise, num_steps, step_noise, key)
     start = times[:-1]
@@ -150,7 +151,7 @@ def ddim(
     """
     times = _check_times(times)
     if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta={eta} must be in [0, 1]; try 0 (the ODE) or 1 (ancestral).")
+        raise Refused(f"eta={eta} must be in [0, 1]; try 0 (the ODE) or 1 (ancestral).")
     noise_at = None if eta == 0.0 else _step_noise(noise, len(times) - 1, step_noise, key)
     table, prior_scale = _ddim_table(schedule, times, eta)
 
@@ -198,7 +199,7 @@ def euler_flow(
     """
     times = _check_times(times)
     if times[0] > 1.0 or times[-1] < 0.0:
-        raise ValueError(
+        raise Refused(
             f"times run from {times[0]} to {times[-1]}, expected within [0, 1]; "
             "try sampling_times(rectified_flow(), n)."
         )
@@ -225,7 +226,7 @@ def sampling_times(schedule: Schedule, num_steps: int) -> np.ndarray:
     """
     n = len(schedule.levels)
     if not 1 <= num_steps <= n:
-        raise ValueError(
+        raise Refused(
             f"num_steps={num_steps} must be in 1..{n}, the number of levels; try {min(n, 50)}."
         )
     index = np.round(n - np.arange(num_steps) * (n / num_steps)).astype(int) - 1
@@ -329,13 +330,13 @@ def _step_noise(
             jax.random.fold_in(key, step), noise.shape, jnp.float32
         )
     if step_noise is None or key is not None:
-        raise ValueError(
+        raise Refused(
             f"got {'neither' if key is None else 'both'} of step_noise and key, expected exactly "
             "one; pass key=jax.random.key(seed), or step_noise to fix the noise."
         )
     expected = (num_steps, *noise.shape)
     if step_noise.shape != expected:
-        raise ValueError(
+        raise Refused(
             f"step_noise has shape {step_noise.shape}, expected [steps, b, ...] = {expected}; "
             "pass one array of noise a step."
         )
@@ -348,7 +349,7 @@ def _check_times(times: Times, last: float | None = None) -> np.ndarray:
     decreasing = grid.ndim == 1 and len(grid) >= 2 and bool(np.all(np.diff(grid) < 0))
     if not decreasing or (last is not None and grid[-1] != last):
         end = "" if last is None else f" that ends in {last:g}"
-        raise ValueError(
+        raise Refused(
             f"times={times} must be a decreasing grid [n + 1]{end}; "
             "try karras_sigmas(18) or sampling_times(schedule, 50)."
         )

@@ -10,6 +10,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.typing import Array, Float, Shaped, expand
 
@@ -80,7 +81,7 @@ def discrete_vp(
     """
     _check_num_levels(num_levels)
     if not 0.0 < beta_start <= beta_end < 1.0:
-        raise ValueError(
+        raise Refused(
             f"beta_start={beta_start}, beta_end={beta_end} must satisfy "
             "0 < beta_start <= beta_end < 1; try 0.00085 and 0.012."
         )
@@ -92,7 +93,7 @@ def discrete_vp(
         wave = np.cos((np.linspace(0.0, 1.0, num_levels + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
         beta = np.minimum(1.0 - wave[1:] / wave[:-1], 0.999)
     else:
-        raise ValueError(
+        raise Refused(
             f"betas={betas!r} must be 'linear', 'scaled_linear' or 'cosine'; "
             "Stable Diffusion uses 'scaled_linear', DDPM 'linear'."
         )
@@ -130,7 +131,7 @@ def rectified_flow(*, shift: float | int = 1.0, num_levels: int = 1000) -> Sched
     """
     _check_num_levels(num_levels)
     if not 0.0 < shift < float("inf"):
-        raise ValueError(f"shift={shift} must be a positive number; try 1.0 (no shift) or 3.0.")
+        raise Refused(f"shift={shift} must be a positive number; try 1.0 (no shift) or 3.0.")
     uniform = np.arange(1, num_levels + 1) / num_levels
     levels = shift * uniform / (1.0 + (shift - 1.0) * uniform)
     return Schedule(
@@ -194,12 +195,12 @@ def karras_sigmas(
     """
     _check_num_levels(num_steps)
     if not 0.0 < sigma_min < sigma_max < float("inf"):
-        raise ValueError(
+        raise Refused(
             f"sigma_min={sigma_min}, sigma_max={sigma_max} must satisfy 0 < sigma_min < sigma_max; "
             "try 0.002 and 80."
         )
     if not 0.0 < rho < float("inf"):
-        raise ValueError(f"rho={rho} must be a positive number; try 7.")
+        raise Refused(f"rho={rho} must be a positive number; try 7.")
     first, last = sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho)
     sigmas = (first + np.linspace(0.0, 1.0, num_steps) * (last - first)) ** rho
     # The ends exactly, so that float(levels[-1]) == sigma_max.
@@ -214,7 +215,7 @@ def _float32(t: Array) -> Array:
 def _lookup(table: np.ndarray, t: Array) -> Array:
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.integer):
-        raise ValueError(
+        raise Refused(
             f"t has dtype {t.dtype}, expected an integer dtype for a discrete schedule; "
             "draw t from schedule.levels."
         )
@@ -223,7 +224,7 @@ def _lookup(table: np.ndarray, t: Array) -> Array:
 
 def _check_num_levels(num_levels: int) -> None:
     if num_levels < 2:
-        raise ValueError(
+        raise Refused(
             f"got {num_levels} noise levels, expected at least 2; try 1000 for training, "
             "18 for a sampler."
         )

@@ -5,6 +5,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter, Denoiser, Discriminator, map_params
 from dmd2_jax.typing import Params
 
@@ -208,4 +209,4 @@ def _divisor(number: int, near: int) -> int:
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise Refused(message)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill.accumulate import in_parts
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
@@ -207,7 +208,7 @@ def make_cycle(
       ValueError: if there is a GAN but no discriminator in `players`.
     """
     if config.has_gan and players.discriminator is None:
-        raise ValueError(
+        raise Refused(
             f"gan_critic_weight={config.gan_critic_weight} but players.discriminator is None; "
             "give a Discriminator or set both GAN weights to None."
         )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import trainable_mask
 from dmd2_jax.distill.adam import scale_by_adam
 from dmd2_jax.distill.config import DistillConfig
@@ -111,7 +112,7 @@ def init_state(
       ValueError: if the discriminator is missing or superfluous for this config.
     """
     if config.has_gan != (discriminator is not None):
-        raise ValueError(
+        raise Refused(
             f"gan_critic_weight={config.gan_critic_weight} but discriminator parameters are "
             f"{'missing' if discriminator is None else 'given'}; pass them exactly when there is "
             "a GAN."

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import to_uint8
 from dmd2_jax.data.reading.captions import open_captions
 from dmd2_jax.evaluate.measured import FileImages
@@ -77,7 +77,7 @@ class ClipJudge:
         scores = clip_scores(embeds, self._texts[begin : begin + len(images)])
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
-            raise ValueError(
+            raise Refused(
                 f"{self._describe(begin + int(bad[0]))} or its caption has no finite CLIP "
                 "embedding, expected one; look at the image and the model's weights."
             )
@@ -104,7 +104,7 @@ def captions_of(path: str, images: FileImages) -> list[str]:
     files = [images.describe(i) for i in range(len(images))]
     lacking = [file for file in files if file not in by_file]
     if lacking:
-        raise ConfigError(
+        raise Refused(
             f"{len(lacking)} images of {path} have no caption ({lacking[0]}), expected one each; "
             "add it to metadata.jsonl."
         )
@@ -130,10 +130,10 @@ def open_clip(folder: str, texts: Sequence[str], mesh: Mesh, prefix: str = "") -
         settings = read_component_config(folder, "preprocessor_config.json")
         preparation = clip_preparation(settings)
     except ValueError as error:
-        raise ValueError(f"{Path(folder)}: {error}") from error
+        raise Refused(f"{Path(folder)}: {error}") from error
     module = model.module
     if preparation.crop != module.vision.image_size:
-        raise ValueError(
+        raise Refused(
             f"{folder}: preprocessor_config.json makes images of {preparation.crop} pixels, "
             f"expected {module.vision.image_size} as config.json says; take both from one model."
         )

@@ -18,7 +18,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError, apply_overrides, load_config
+from dmd2_jax.config.load import apply_overrides, load_config
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, Measured, open_measured
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
@@ -88,11 +89,11 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
             out.with_name(CURVE), ",".join(options.metrics),
         )  # fmt: skip
     if not out.parent.is_dir():
-        raise ConfigError(f"--out={out} lies in no folder, expected {out.parent}; create it.")
+        raise Refused(f"--out={out} lies in no folder, expected {out.parent}; create it.")
     config = _recipe(options)
     devices = jax.devices()
     if not 0 <= options.devices <= len(devices):
-        raise ConfigError(
+        raise Refused(
             f"--devices={options.devices}, expected 1..{len(devices)}; leave it away for all."
         )
     mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
@@ -133,7 +134,7 @@ def _check_one_written(options: EvaluateOptions) -> None:
     """Refuse to write the statistics of two feature networks into one file."""
     others = [name for name in options.metrics if name not in (PATCH, CLIP)]
     if options.write_reference and PATCH in options.metrics and others:
-        raise ConfigError(
+        raise Refused(
             f"--write_reference with --metrics={','.join(options.metrics)}, which are of two "
             f"feature networks, expected one, as a file holds the statistics of one; write a file "
             f"with --metrics={PATCH} and another with the rest."
@@ -191,7 +192,7 @@ def _figures(
     except ValueError as error:
         if images.name in str(error):
             raise
-        raise ValueError(f"{images.name}: {error}") from error
+        raise Refused(f"{images.name}: {error}") from error
     found: dict[str, Any] = {}
     for space, collector, side in zip(spaces, collectors, real.sets, strict=True):
         found |= space.figures(side, collector.result(), images.name)

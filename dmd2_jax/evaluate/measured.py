@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.data.reading.dataset import Subset
 from dmd2_jax.evaluate.options import EvaluateOptions
@@ -82,7 +82,7 @@ class FileImages:
         """
         source = open_images(path)
         if num > len(source):
-            raise ConfigError(
+            raise Refused(
                 f"--num={num}, expected at most the {len(source)} images of {path}; leave it away."
             )
         indices = np.arange(len(source))
@@ -137,7 +137,7 @@ def open_measured(
         return list(text_run_images(options, mesh))
     for name in ("prompts", "steps", "guidance", "dtype"):
         if getattr(options, name) not in (None, ""):
-            raise ConfigError(
+            raise Refused(
                 f"--{name} with {options.workdir or options.config}, which is of classes, expected "
                 "a text-to-image model; leave it away."
             )

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 
 from dmd2_jax import metrics
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 
 __all__ = ["CLIP", "PATCH", "EvaluateOptions", "check_options", "metric_names"]
 
@@ -94,35 +94,35 @@ def check_options(options: EvaluateOptions) -> None:
     """Refuse what contradicts itself or lacks something.
 
     Raises:
-      ConfigError: naming the flags.
+      Refused: naming the flags.
     """
     _check_metrics(options)
     _check_source(options)
     if not 0 <= options.seed < 2**32:
-        raise ConfigError(f"--seed={options.seed}, expected 0..{2**32 - 1}; try 0.")
+        raise Refused(f"--seed={options.seed}, expected 0..{2**32 - 1}; try 0.")
     inception = options.features == "inception" or PATCH in options.metrics
     if inception and not options.inception_weights:
-        raise ConfigError(
+        raise Refused(
             "Inception without --inception_weights, expected a file of its weights; download "
             "pt_inception-2015-12-05-6726825d.pth from its GitHub release fid_weights."
         )
     if options.inception_weights and not inception:
-        raise ConfigError(
+        raise Refused(
             "--inception_weights with --features=classifier, expected --features=inception; add it."
         )
     if options.resize is not None and options.features != "inception":
-        raise ConfigError(
+        raise Refused(
             f"--resize={options.resize} with --features=classifier, which resizes nothing, "
             "expected --features=inception; add it or leave --resize away."
         )
     if options.write_reference:
         if options.uses_statistics_file:
-            raise ConfigError(
+            raise Refused(
                 f"--write_reference with --reference={options.reference}, which are statistics "
                 "already, expected images; copy the file."
             )
         if not options.write_reference.endswith(".npz"):
-            raise ConfigError(
+            raise Refused(
                 f"--write_reference={options.write_reference}, expected a name ending in .npz; "
                 "add it."
             )
@@ -134,32 +134,30 @@ def _check_metrics(options: EvaluateOptions) -> None:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
             hint = f"did you mean {nearest[0]!r}?" if nearest else "choose some of these."
-            raise ConfigError(f"--metrics={name}, expected some of {', '.join(names)}; {hint}")
+            raise Refused(f"--metrics={name}, expected some of {', '.join(names)}; {hint}")
     if not options.metrics:
-        raise ConfigError(f"--metrics= is empty, expected some of {', '.join(names)}; name one.")
+        raise Refused(f"--metrics= is empty, expected some of {', '.join(names)}; name one.")
     captioned = options.images or options.prompts
     if CLIP in options.metrics and not (options.clip and captioned):
-        raise ConfigError(
+        raise Refused(
             "--metrics=clip_score without --clip, --images or --prompts, expected a CLIP "
             "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
             "or a model that draws prompts; add them."
         )
     for flag in ("clip", "clip_prefix"):
         if getattr(options, flag) and CLIP not in options.metrics:
-            raise ConfigError(
-                f"--{flag} without --metrics=clip_score, expected both; add the metric."
-            )
+            raise Refused(f"--{flag} without --metrics=clip_score, expected both; add the metric.")
 
 
 def _check_source(options: EvaluateOptions) -> None:
     """Check which images are measured, and that no flag is for others."""
     if options.workdir and options.config is not None:
-        raise ConfigError(
+        raise Refused(
             "--workdir and --config together, expected one of them, as a run has its recipe; "
             "leave one away."
         )
     if options.overrides and options.config is None:
-        raise ConfigError(
+        raise Refused(
             f"--config.{next(iter(options.overrides))} without --config=FILE, expected a recipe to "
             "change (a run is measured by its own); add --config or leave it away."
         )
@@ -172,29 +170,29 @@ def _check_source(options: EvaluateOptions) -> None:
     given = [flag for flag, there in chosen.items() if there]
     sources = [name for name in ("images", "weights", "pipeline") if getattr(options, name)]
     if len(sources) > 1:
-        raise ConfigError(
+        raise Refused(
             f"--{sources[0]} and --{sources[1]} together, expected one; measure them in turn."
         )
     if options.images and given:
-        raise ConfigError(
+        raise Refused(
             f"{given[0]} with --images, expected it with a run's networks; leave it away."
         )
     _check_prompts(options)
     others = [flag for flag in given if flag != "--which"]
     if others and not options.of_run:
-        raise ConfigError(
+        raise Refused(
             f"{others[0]} without a run's networks, expected --workdir without --weights; correct "
             "the command."
         )
     if options.checkpoint is not None and options.all_checkpoints:
-        raise ConfigError("--checkpoint and --all_checkpoints together, expected one; choose.")
+        raise Refused("--checkpoint and --all_checkpoints together, expected one; choose.")
     if options.weights and not (options.workdir or options.config is not None):
-        raise ConfigError(
+        raise Refused(
             f"--weights={options.weights} without a recipe, expected --workdir=RUN or "
             "--config=FILE that says what network it is; add one."
         )
     if not (sources or options.workdir or options.write_reference):
-        raise ConfigError(
+        raise Refused(
             "nothing to measure, expected --workdir=RUN, --weights=FILE with --config, "
             "--pipeline=DIR or --images=PATH; add one (or --write_reference=FILE.npz for "
             "statistics alone)."
@@ -204,7 +202,7 @@ def _check_source(options: EvaluateOptions) -> None:
 def _check_prompts(options: EvaluateOptions) -> None:
     """Check that a pipeline has prompts, and nothing else its flags."""
     if options.pipeline and not options.prompts:
-        raise ConfigError(
+        raise Refused(
             f"--pipeline={options.pipeline} without --prompts, expected a file of what to draw "
             "(.txt, .jsonl or .parquet); add it."
         )
@@ -213,6 +211,6 @@ def _check_prompts(options: EvaluateOptions) -> None:
         if value not in (None, "") and (
             options.images or not (options.pipeline or options.workdir)
         ):
-            raise ConfigError(
+            raise Refused(
                 f"--{name}={value} without --pipeline or --workdir, expected one; add it."
             )

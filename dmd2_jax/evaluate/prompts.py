@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.evaluate.options import EvaluateOptions
 from dmd2_jax.evaluate.targets import Target, run_targets
@@ -172,7 +172,7 @@ def text_run_images(options: EvaluateOptions, mesh: Mesh) -> Iterator[PromptImag
       ValueError: if an option or prompt is refused, or the run has no such weights.
     """
     if not options.workdir or not options.prompts:
-        raise ConfigError(
+        raise Refused(
             f"{options.workdir or options.config} is of a text-to-image model, expected --workdir "
             "and --prompts=FILE of what to draw (.txt, .jsonl or .parquet); add them, or give "
             "--pipeline of what `dmd2 export` wrote."

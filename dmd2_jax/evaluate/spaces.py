@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data, metrics
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.evaluate.measured import FILES_BATCH, Measured
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions
@@ -117,12 +117,12 @@ def open_spaces(
         )
     elif names:
         if config is None:
-            raise ConfigError(
+            raise Refused(
                 "--features=classifier without a recipe, expected --workdir or --config that says "
                 "which data to train it on; add one, or --features=inception."
             )
         if config.data.name == _LATENTS:
-            raise ConfigError(
+            raise Refused(
                 "--features=classifier of a recipe on latents, expected one on images with "
                 "classes; use --features=inception."
             )
@@ -176,7 +176,7 @@ def real_side(
         sets = [read_reference(options.reference, space.extractor, measured) for space in spaces]
         return RealSide(Path(options.reference).name, tuple(sets))
     if not spaces:
-        raise ConfigError(
+        raise Refused(
             "--write_reference with metrics that have no statistics, expected fid or patch_fid "
             "among --metrics; add one."
         )
@@ -201,12 +201,12 @@ def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:
     if options.reference:
         return open_images(options.reference)
     if config is None:
-        raise ConfigError(
+        raise Refused(
             "nothing to compare with, expected --reference=PATH (a folder, a zip or an .npz of "
             "statistics), or --workdir or --config whose data are the reference; add one."
         )
     if config.data.name == _LATENTS:
-        raise ConfigError(
+        raise Refused(
             "nothing to compare with: the recipe's data are latents, expected --reference=PATH (a "
             "folder, a zip or an .npz of statistics); add it."
         )
@@ -242,14 +242,14 @@ def _check_shape(space: Space, images: Sized) -> None:
         try:
             space.extractor.check((1, images.resolution, images.resolution, images.channels))
         except ValueError as error:
-            raise ValueError(f"{images.name}: {error}") from error
+            raise Refused(f"{images.name}: {error}") from error
 
 
 def _check_statistics_suffice(options: EvaluateOptions, spaces: Sequence[Space]) -> None:
     for space in spaces:
         for name in space.metrics:
             if metrics.needs([name]).real - {"statistics"}:
-                raise ConfigError(
+                raise Refused(
                     f"--metrics={name} with --reference={options.reference}, which has mean and "
                     "covariance alone, expected a folder or zip of images; name one, or leave the "
                     "metric away."

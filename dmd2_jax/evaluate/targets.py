@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.evaluate.options import EvaluateOptions
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.loop import CHECKPOINTS
@@ -41,7 +41,7 @@ def run_targets(options: EvaluateOptions) -> list[Target]:
     key = which if options.ema is None else f"{which}_ema_{options.ema:g}"
     if options.checkpoint is not None or options.all_checkpoints:
         if which != trained:
-            raise ConfigError(
+            raise Refused(
                 f"--which={which} of a checkpoint, expected the {trained} that the run in "
                 f"{options.workdir} trains; leave it away."
             )
@@ -59,7 +59,7 @@ def _steps(options: EvaluateOptions) -> list[int]:
     with Checkpoints(folder, read_only=True) as kept:
         steps = kept.all_steps()
     if not steps or options.checkpoint not in (None, *steps):
-        raise ConfigError(
+        raise Refused(
             f"no checkpoint {'' if options.checkpoint is None else f'{options.checkpoint} '}in "
             f"{folder}, expected one of {steps}; choose another, or raise log.keep_every."
         )

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, Float, expand
 
 WEIGHTINGS = ("edm", "eps", "x0")
@@ -40,7 +41,7 @@ def denoising_weight(
         return jnp.square(alpha / sigma)
     if kind == "x0":
         return jnp.ones_like(sigma)
-    raise ValueError(f"denoising_weight={kind!r} is unknown; choose one of {WEIGHTINGS}.")
+    raise Refused(f"denoising_weight={kind!r} is unknown; choose one of {WEIGHTINGS}.")
 
 
 def denoising_loss(

@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features.extractor import FeatureSet
 
 __all__ = ["Needs", "available", "check_counts", "check_options", "compute", "needs", "summaries"]
@@ -94,7 +95,7 @@ def compute(
     """
     check_options(options or {})
     if real is not None and real.extractor != fake.extractor:
-        raise ValueError(
+        raise Refused(
             f"real features are of extractor {real.extractor!r} and generated ones of "
             f"{fake.extractor!r}, expected the same; use one extractor for both sides."
         )
@@ -139,7 +140,7 @@ def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
         known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise ValueError(
+            raise Refused(
                 f"metric {name} has no option {unknown[0]!r}, expected one of {known}; correct it."
             )
 
@@ -149,14 +150,14 @@ def _metric(name: str) -> ModuleType:
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "choose one of these."
-        raise ValueError(f"metric {name!r}, expected one of {names}; {hint}")
+        raise Refused(f"metric {name!r}, expected one of {names}; {hint}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def _check_parts(name: str, side: str, features: FeatureSet | None, parts: Collection[str]) -> None:
     missing = [part for part in parts if getattr(features, part, None) is None]
     if missing:
-        raise ValueError(
+        raise Refused(
             f"metric {name} needs {', '.join(missing)} of the {side} samples, which are not there; "
             "collect them (`needs` says what), or leave the metric out: a file of reference "
             "statistics has no features, and not every network has logits."

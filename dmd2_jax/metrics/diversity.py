@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.spatial.distance import pdist
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features.extractor import FeatureSet
 
 REAL, FAKE = (), ("features", "labels")
@@ -42,7 +43,7 @@ def _diversity(features: FeatureSet, per_label: int, seed: int) -> float:
         if len(members) > 1:
             means.append(pdist(features.features[members].astype(np.float64)).mean())
     if not means:
-        raise ValueError(
+        raise Refused(
             f"{len(labels)} samples of as many labels, expected some label at least twice; "
             "generate several samples a class or prompt."
         )

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features import moments as distance
 from dmd2_jax.metrics.features.blocks import jackknife_std, left_out
 from dmd2_jax.metrics.features.extractor import FeatureSet
@@ -89,7 +90,7 @@ def check_count(
     """
     floor = max(2, dimension // _FLOOR if min_samples is None else min_samples)
     if count is not None and count < floor:
-        raise ValueError(
+        raise Refused(
             f"{count} {side} samples for FID in {dimension} dimensions, expected at least "
             f"{floor}, better {10 * dimension:,}; evaluate more samples, or use kid, which is "
             "unbiased."

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features.extractor import FeatureSet
 
 REAL, FAKE = (), ("logits",)
@@ -52,7 +53,7 @@ def check_count(count: int, dimension: int, side: str) -> None:
 
 def _check_splits(count: int, splits: int) -> None:
     if not 1 <= splits <= count:
-        raise ValueError(
+        raise Refused(
             f"splits={splits} of {count} samples, expected 1 .. {count}; evaluate more samples."
         )
 

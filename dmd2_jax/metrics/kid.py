@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features.extractor import FeatureSet
 from dmd2_jax.typing import Float
 
@@ -43,7 +44,7 @@ def compute(
     """
     size = min(subset_size, len(real.features), len(fake.features))
     if size < 2 or subsets < 1:
-        raise ValueError(
+        raise Refused(
             f"KID with subset_size={subset_size}, subsets={subsets} of {len(real.features)} real "
             f"and {len(fake.features)} generated samples, expected 2 samples and 1 subset or more; "
             "evaluate more samples."

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, Embedding, LayerNorm, Linear
 from dmd2_jax.typing import Array, Float, Int
 
@@ -276,7 +277,7 @@ class ClipText(nn.Module):
           ValueError: if there are more tokens than places.
         """
         if input_ids.ndim != 2 or input_ids.shape[1] > self.context:
-            raise ValueError(
+            raise Refused(
                 f"input_ids have shape {input_ids.shape}, expected [b, n] with n <= "
                 f"{self.context}; truncate the prompts when they are tokenized."
             )
@@ -328,7 +329,7 @@ class ClipVision(nn.Module):
         """
         expected = (self.image_size, self.image_size, self.channels)
         if images.shape[1:] != expected:
-            raise ValueError(
+            raise Refused(
                 f"images have shape {images.shape}, expected [b, {', '.join(map(str, expected))}] "
                 "(NHWC); resize and crop them."
             )

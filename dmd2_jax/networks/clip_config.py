@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.clip import ACTIVATIONS, Clip, ClipText, ClipVision, Transformer
 
 __all__ = [
@@ -86,7 +87,7 @@ def vision_from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.floa
     """
     c = _VISION | dict(config.get("vision_config") or config)
     if c["image_size"] % c["patch_size"]:
-        raise ValueError(
+        raise Refused(
             f"image_size={c['image_size']}, expected a multiple of patch_size={c['patch_size']}; "
             "correct config.json."
         )
@@ -134,12 +135,12 @@ def example_clip_inputs(clip: Clip) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 def _transformer(c: Mapping[str, Any]) -> Transformer:
     if c["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(
+        raise Refused(
             f"hidden_act={c['hidden_act']!r}, expected one of {sorted(ACTIVATIONS)}; use the text "
             "encoder of SD 1.x, SD 2.x or SDXL, or an OpenAI or OpenCLIP model."
         )
     if c["hidden_size"] % c["num_attention_heads"]:
-        raise ValueError(
+        raise Refused(
             f"hidden_size={c['hidden_size']}, expected a multiple of num_attention_heads="
             f"{c['num_attention_heads']}; correct config.json."
         )

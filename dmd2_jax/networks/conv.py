@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -56,17 +57,17 @@ def conv2d(
 
 def _validate(x: Array, kernel: Array, stride: int, padding: Padding) -> None:
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
-        raise ValueError(
+        raise Refused(
             f"x {x.shape} and kernel {kernel.shape} do not fit, expected [b, h, w, c] and "
             "[kh, kw, c, d] with the same c; check the layout (NHWC, HWIO)."
         )
     if x.dtype != kernel.dtype:
-        raise ValueError(f"x is {x.dtype}, kernel {kernel.dtype}, expected one dtype; cast one.")
+        raise Refused(f"x is {x.dtype}, kernel {kernel.dtype}, expected one dtype; cast one.")
     if stride < 1 or min(min(padding[0]), min(padding[1])) < 0:
-        raise ValueError(f"stride={stride}, padding={padding}; expected stride >= 1, padding >= 0.")
+        raise Refused(f"stride={stride}, padding={padding}; expected stride >= 1, padding >= 0.")
     for size, taps, pad in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True):
         if size + sum(pad) < taps:
-            raise ValueError(
+            raise Refused(
                 f"image {x.shape[1:3]} with padding={padding} is smaller than the kernel "
                 f"{kernel.shape[:2]}; pad more or use a smaller kernel."
             )

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Discriminator
 from dmd2_jax.networks.layers import Conv, GroupNorm, Linear
 from dmd2_jax.typing import Array, Float, Key, Params
@@ -113,7 +114,7 @@ def discriminator(module: nn.Module) -> Discriminator:
 
     def logits(params: Params, features: tuple[Array, ...]) -> Float[Array, " b"]:
         if len(params) != len(features):
-            raise ValueError(
+            raise Refused(
                 f"got {len(features)} feature arrays for a discriminator of {len(params)} heads, "
                 "expected one each; initialise it with the features of this Denoiser."
             )

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, Float, Params
 
 RESOLUTION = 299
@@ -334,7 +335,7 @@ def _check(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
         if names
     ]
     if found:
-        raise ValueError(
+        raise Refused(
             f"got {len(tensors)} tensors with {'; '.join(found)}; expected the {len(shapes)} of "
             "pytorch-fid's InceptionV3 (torchvision's names, 1,008 logits); use "
             "pt_inception-2015-12-05-6726825d.pth."

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, Embedding, FourierEmbedding, GroupNorm, LayerNorm, Linear
 from dmd2_jax.typing import Key, Params
 
@@ -71,7 +72,7 @@ def _draw(
             return np.ones(shape) if name == "scale" else np.zeros(shape)
         case FourierEmbedding() | Embedding():
             return layer.scale * generator.standard_normal(shape)
-    raise ValueError(
+    raise Refused(
         f"variable {name!r} belongs to a {type(layer).__name__}, expected a layer of "
         "networks/layers.py; call module.init instead."
     )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.conv import conv2d
 from dmd2_jax.typing import Array, Float, Int, Key
@@ -252,7 +253,7 @@ def num_groups(channels: int) -> int:
     """
     groups = max(1, min(32, channels // 4))
     if channels % groups:
-        raise ValueError(
+        raise Refused(
             f"channels={channels} cannot be split into min(32, channels // 4)={groups} groups; "
             "make model_channels a multiple of 4 (of 32 from 128 channels on)."
         )
@@ -314,7 +315,7 @@ class FourierEmbedding(nn.Module):
 def _taps(resample_filter: Sequence[int]) -> np.ndarray:
     """Return the 1-D filter, scaled to sum 1, after checking that its length is even."""
     if not resample_filter or len(resample_filter) % 2:
-        raise ValueError(
+        raise Refused(
             f"resample_filter={tuple(resample_filter)} has {len(resample_filter)} taps, expected "
             "an even number; (1, 1) is a box and (1, 3, 3, 1) a binomial filter."
         )

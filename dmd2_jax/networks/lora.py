@@ -19,6 +19,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.networks.layers import FAN_IN, LORA
 from dmd2_jax.runtime.random import stream_key
@@ -86,11 +87,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"rank={self.rank} of LoRA, expected at least 1; try 64.")
+            raise Refused(f"rank={self.rank} of LoRA, expected at least 1; try 64.")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ValueError(f"alpha={self.alpha} of LoRA, expected a positive number; try 8.")
+            raise Refused(f"alpha={self.alpha} of LoRA, expected a positive number; try 8.")
         if not self.targets:
-            raise ValueError("LoRA has targets=(), expected layers' names; try ('conv*',).")
+            raise Refused("LoRA has targets=(), expected layers' names; try ('conv*',).")
 
     @property
     def scale(self) -> float:
@@ -138,7 +139,7 @@ def lora_init(key: Key, base: Params, config: LoraConfig, naming: Naming = dotte
     unmatched = set(config.targets) - set(matching_targets(base, config.targets, naming))
     if unmatched:
         some = sorted(names.values())
-        raise ValueError(
+        raise Refused(
             f"LoRA's targets {sorted(unmatched)} match no layer, expected ends of names such as "
             f"{', '.join(some[:: max(1, len(some) // _LISTED)][:_LISTED])}; correct or remove them."
         )
@@ -240,7 +241,7 @@ def _adapter_shapes(kernel: tuple[int, ...], rank: int) -> dict[str, tuple[int, 
 def _check(base: Params, adapters: Params, config: LoraConfig) -> None:
     """Raise a ValueError if adapters are not such of this base and rank."""
     if set(adapters) != {LORA} or LORA in base:
-        raise ValueError(
+        raise Refused(
             f"got a base of {sorted(base)} and adapters of {sorted(adapters)}, expected a base "
             f"without {LORA!r} and adapters of [{LORA!r}] alone; pass what `lora_init` returns, "
             "and the base as it was."
@@ -257,7 +258,7 @@ def _check(base: Params, adapters: Params, config: LoraConfig) -> None:
             faults.append(f"{where}/{path[-1]} (got {tuple(leaf.shape)}, expected {expected})")
     if faults:
         more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        raise ValueError(
+        raise Refused(
             f"LoRA adapters do not fit the base at rank={config.rank}: "
             f"{', '.join(faults[:_LISTED])}{more}; use the rank and the base that they were "
             "trained with."

@@ -5,6 +5,8 @@ network does not compute is refused instead of ignored.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dmd2_jax.config.refused import Refused
+
 __all__ = ["per_level", "read_config"]
 
 
@@ -43,7 +45,7 @@ def read_config(
             expected = " or ".join(repr(choice) for choice in supported[key])
             problems.append(f"{key}={value!r}, expected {expected}")
     if problems:
-        raise ValueError(
+        raise Refused(
             f"config of a {class_name} asks for what is not built here: {'; '.join(problems)}. "
             "Use a model without it; SD 1.x, SD 2.x and SDXL and their relatives have none of it."
         )
@@ -64,7 +66,7 @@ def per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         return (value,) * levels
     if len(value) != levels:
-        raise ValueError(
+        raise Refused(
             f"{name}={list(value)} has {len(value)} entries, expected one value or one for each "
             f"of the {levels} levels of block_out_channels; correct config.json."
         )

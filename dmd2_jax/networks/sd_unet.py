@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, GroupNorm, Linear
 from dmd2_jax.networks.sd_blocks import BlockStyle, DownBlock, MidBlock, UpBlock
 from dmd2_jax.typing import Array, Float
@@ -296,12 +297,12 @@ class StableDiffusionUNet(nn.Module):
     ) -> None:
         unit = 2 ** (len(self.block_channels) - 1)
         if sample.ndim != 4 or sample.shape[1] % unit or sample.shape[2] % unit:
-            raise ValueError(
+            raise Refused(
                 f"sample has shape {sample.shape}, expected [b, h, w, c] with h and w divisible "
                 f"by {unit}; choose another resolution."
             )
         if sample.shape[3] != self.in_channels or context.shape[-1] != self.context_dim:
-            raise ValueError(
+            raise Refused(
                 f"sample {sample.shape} and encoder_hidden_states {context.shape} do not fit, "
                 f"expected {self.in_channels} channels (NHWC) and tokens of {self.context_dim}; "
                 "check that the text encoders are those of this U-Net."
@@ -313,7 +314,7 @@ class StableDiffusionUNet(nn.Module):
         if (text_embeds is None) != (self.added is None) or (time_ids is None) != (
             self.added is None
         ):
-            raise ValueError(
+            raise Refused(
                 f"got text_embeds {_shape(text_embeds)} and time_ids {_shape(time_ids)}, expected "
                 + ("both" if self.added else "neither")
                 + ": SDXL takes them, SD 1.x and 2.x do not; check the U-Net's config.json."
@@ -321,13 +322,13 @@ class StableDiffusionUNet(nn.Module):
         if self.added:
             total = text_embeds.shape[-1] + time_ids.shape[-1] * self.added.time_features
             if total != self.added.total:
-                raise ValueError(
+                raise Refused(
                     f"text_embeds {text_embeds.shape} and time_ids {time_ids.shape} make {total} "
                     f"numbers, expected {self.added.total} with {self.added.time_features} for "
                     "each time id; check that the text encoders are those of this U-Net."
                 )
         if timestep_cond is not None and timestep_cond.shape[-1] != self.time_condition_dim:
-            raise ValueError(
+            raise Refused(
                 f"timestep_cond has shape {timestep_cond.shape}, expected [b, "
                 f"{self.time_condition_dim}]; only models with time_cond_proj_dim take it."
             )

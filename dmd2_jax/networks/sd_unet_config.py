@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.published_config import per_level, read_config
 from dmd2_jax.networks.sd_unet import AddedCondition, StableDiffusionUNet
 from dmd2_jax.networks.unet import REMAT
@@ -96,7 +97,7 @@ def unet_from_config(
       ValueError: if the config asks for what this network does not do, or contradicts itself.
     """
     if remat not in REMAT:
-        raise ValueError(f"remat={remat!r}, expected one of {REMAT}; correct the config.")
+        raise Refused(f"remat={remat!r}, expected one of {REMAT}; correct the config.")
     c = read_config(
         config,
         class_name="UNet2DConditionModel",
@@ -115,7 +116,7 @@ def unet_from_config(
         else per_level("reverse_transformer_layers_per_block", reverse, levels)
     )
     if any(not isinstance(depth, int) for depth in depths + up_depths):
-        raise ValueError(
+        raise Refused(
             f"transformer_layers_per_block={depths} has a list inside a list, expected one number "
             "a level; pruned U-Nets with unequal layers are not built here."
         )
@@ -174,7 +175,7 @@ def _where(
     """Return each level's depth, 0 where its type has no transformer."""
     unknown = sorted(set(types) - set(known))
     if unknown or len(types) != len(depths):
-        raise ValueError(
+        raise Refused(
             f"{name}={list(types)}, expected {len(depths)} of {sorted(known)}, one for each entry "
             "of block_out_channels; use the U-Net of SD 1.x, SD 2.x or SDXL."
         )
@@ -184,7 +185,7 @@ def _where(
 def _check_widths(channels: tuple[int, ...], heads: tuple[int, ...], groups: int) -> None:
     for width, count in zip(channels, heads, strict=True):
         if width % groups or width % count:
-            raise ValueError(
+            raise Refused(
                 f"block_out_channels={channels} has {width}, expected a multiple of "
                 f"norm_num_groups={groups} and of the level's attention_head_dim={count} (which "
                 "is the number of heads); correct config.json."
@@ -194,7 +195,7 @@ def _check_widths(channels: tuple[int, ...], heads: tuple[int, ...], groups: int
 def _one_context(dim: Any) -> int:
     sizes = set(dim) if isinstance(dim, tuple) else {dim}
     if len(sizes) != 1:
-        raise ValueError(
+        raise Refused(
             f"cross_attention_dim={dim}, expected one size for all levels; use the U-Net of "
             "SD 1.x, SD 2.x or SDXL."
         )
@@ -206,7 +207,7 @@ def _added(c: Mapping[str, Any]) -> AddedCondition | None:
         return None
     features, total = c["addition_time_embed_dim"], c["projection_class_embeddings_input_dim"]
     if c["addition_embed_type"] != "text_time" or not features or not total or total <= features:
-        raise ValueError(
+        raise Refused(
             f"addition_embed_type={c['addition_embed_type']!r} with addition_time_embed_dim="
             f"{features} and projection_class_embeddings_input_dim={total}, expected null, or "
             "'text_time' with both sizes, the second the larger; use the U-Net of SD 1.x, SD 2.x "

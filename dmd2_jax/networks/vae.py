@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, GroupNorm
 from dmd2_jax.networks.published_config import read_config
 from dmd2_jax.networks.sd_resnet import Downsample, ResnetBlock, Upsample
@@ -205,7 +206,7 @@ class AutoencoderKL(nn.Module):
         unit = 2 ** (len(self.block_channels) - 1)
         _, height, width, channels = images.shape
         if height % unit or width % unit or channels != self.in_channels:
-            raise ValueError(
+            raise Refused(
                 f"images have shape {images.shape}, expected [b, h, w, {self.in_channels}] with h "
                 f"and w divisible by {unit}; resize or crop them."
             )
@@ -222,7 +223,7 @@ class AutoencoderKL(nn.Module):
           ValueError: if the shape does not fit.
         """
         if latents.ndim != 4 or latents.shape[3] != self.latent_channels:
-            raise ValueError(
+            raise Refused(
                 f"latents have shape {latents.shape}, expected [b, h, w, {self.latent_channels}]; "
                 "check that they are this autoencoder's, in NHWC."
             )
@@ -252,13 +253,13 @@ def vae_from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32
     down = ("DownEncoderBlock2D",) * len(widths)
     up = ("UpDecoderBlock2D",) * len(widths)
     if c["down_block_types"] != down or c["up_block_types"] != up:
-        raise ValueError(
+        raise Refused(
             f"down_block_types={c['down_block_types']}, up_block_types={c['up_block_types']}, "
             f"expected {down} and {up} for block_out_channels={widths}; use the autoencoder of "
             "SD 1.x, SD 2.x or SDXL."
         )
     if any(width % c["norm_num_groups"] for width in widths):
-        raise ValueError(
+        raise Refused(
             f"block_out_channels={widths}, expected multiples of norm_num_groups="
             f"{c['norm_num_groups']}; correct config.json."
         )

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, upsample
 from dmd2_jax.networks.published_config import read_config
 from dmd2_jax.typing import Array, Float
@@ -144,7 +145,7 @@ class AutoencoderTiny(nn.Module):
         unit = 2 ** (len(self.encoder_widths) - 1)
         _, height, width, channels = images.shape
         if height % unit or width % unit or channels != self.in_channels:
-            raise ValueError(
+            raise Refused(
                 f"images have shape {images.shape}, expected [b, h, w, {self.in_channels}] with h "
                 f"and w divisible by {unit}; resize or crop them."
             )
@@ -157,7 +158,7 @@ class AutoencoderTiny(nn.Module):
           ValueError: if the shape does not fit.
         """
         if latents.ndim != 4 or latents.shape[3] != self.latent_channels:
-            raise ValueError(
+            raise Refused(
                 f"latents have shape {latents.shape}, expected [b, h, w, {self.latent_channels}]; "
                 "check that they are this autoencoder's, in NHWC."
             )
@@ -187,7 +188,7 @@ def tiny_vae_from_config(
     for part in ("encoder", "decoder"):
         widths, blocks = c[f"{part}_block_out_channels"], c[f"num_{part}_blocks"]
         if len(widths) != len(blocks):
-            raise ValueError(
+            raise Refused(
                 f"{part}_block_out_channels={widths} and num_{part}_blocks={blocks}, expected one "
                 "entry a level in both; correct config.json."
             )

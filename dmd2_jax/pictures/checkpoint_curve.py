@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.pictures.figure import FAINT, INK, LINE, pyplot, save
 
 __all__ = ["checkpoint_curve"]
@@ -29,7 +30,7 @@ def checkpoint_curve(
       ValueError: if there are no values.
     """
     if not values:
-        raise ValueError("got no checkpoints to draw, expected at least one; measure some.")
+        raise Refused("got no checkpoints to draw, expected at least one; measure some.")
     steps = sorted(values)
     best = min(steps, key=lambda step: values[step])
     figure, axes = pyplot().subplots(figsize=(6.4, 3.8), dpi=100)

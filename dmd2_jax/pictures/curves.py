@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.pictures.figure import FAINT, INK, LINE, pyplot, save
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.summaries import histogram_edges
@@ -63,7 +64,7 @@ def loss_curves(
     rows = list(read_metrics(Path(metrics)) if isinstance(metrics, (str, os.PathLike)) else metrics)
     curves = _curves(rows)
     if not curves:
-        raise ValueError(
+        raise Refused(
             f"{metrics if isinstance(metrics, (str, os.PathLike)) else 'metrics'}: no row has a "
             "step and a finite number, expected at least one; look whether the run got as far as "
             "its first report."

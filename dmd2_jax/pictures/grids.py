@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.pictures.figure import INK, pyplot, save
 from dmd2_jax.typing import Array, Shaped
@@ -43,7 +44,7 @@ def montage(
     """
     images = np.asarray(images if images.dtype == np.uint8 else to_uint8(images))
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) > rows * cols:
-        raise ValueError(
+        raise Refused(
             f"images have shape {images.shape}, expected [n, h, w, c] with c of 1 or 3 and at "
             f"most rows * cols = {rows * cols} of them; pass fewer or raise rows."
         )
@@ -83,7 +84,7 @@ def image_grid(
     from PIL import Image, ImageDraw, ImageFont
 
     if labels is not None and len(labels) != cols:
-        raise ValueError(
+        raise Refused(
             f"{len(labels)} labels, expected {cols}, one a column; pass one heading a column."
         )
     body = montage(images, rows, cols, upscale=upscale)
@@ -125,7 +126,7 @@ def first_of_each_class(
     chosen = [np.flatnonzero(labels == label)[:rows] for label in range(num_classes)]
     counts = {label: len(found) for label, found in enumerate(chosen) if len(found) < rows}
     if counts:
-        raise ValueError(
+        raise Refused(
             f"images of each class: {counts}, expected at least {rows}; sample more images."
         )
     return np.asarray(images)[np.stack(chosen, axis=1).reshape(-1)]
@@ -153,7 +154,7 @@ def class_rows(
     cols = len(class_names)
     for heading, images in sections.items():
         if len(images) % cols or len(images) == 0:
-            raise ValueError(
+            raise Refused(
                 f"section {heading!r} has {len(images)} images, expected a multiple of {cols}, "
                 "one a class in each row; use first_of_each_class."
             )
@@ -199,7 +200,7 @@ def headed_rows(
 
     rows = [(heading, i, images) for i, group in enumerate(groups) for heading, images in group]
     if not rows:
-        raise ValueError(f"no rows for {path}, expected at least one; pass some images.")
+        raise Refused(f"no rows for {path}, expected at least one; pass some images.")
     font, margin, gap, room = ImageFont.load_default(14), 8, 4, 12
     left = margin + max(int(font.getlength(heading)) for heading, _, _ in rows) + 12
     bodies = [montage(images, 1, len(images), gap=gap) for _, _, images in rows]
@@ -238,7 +239,7 @@ def animate(
     from PIL import Image
 
     if not frames:
-        raise ValueError(f"no frames for {path}, expected at least one picture; draw one first.")
+        raise Refused(f"no frames for {path}, expected at least one picture; draw one first.")
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
     pictures = []
     for i in chosen:

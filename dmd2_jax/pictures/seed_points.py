@@ -4,6 +4,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.pictures.figure import FAINT, INK, LINE, pyplot, save
 
 __all__ = ["seed_points"]
@@ -30,7 +31,7 @@ def seed_points(
       ValueError: if no variant has a value.
     """
     if not any(values.values()):
-        raise ValueError("got no runs to draw, expected at least one; finish some.")
+        raise Refused("got no runs to draw, expected at least one; finish some.")
     drawing, axes = pyplot().subplots(figsize=(6.4, 1.4 + 0.45 * len(values)), dpi=100)
     for place, runs in enumerate(values.values()):
         if not runs:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import jax
 
+from dmd2_jax.config.refused import Refused
+
 __all__ = ["CHIPS", "Chip", "chip_of", "nearest", "num_chips", "topology"]
 
 
@@ -139,12 +141,12 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     """
     kind, _, shape = name.partition(":")
     if not _exists(kind, shape):
-        raise ValueError(
+        raise Refused(
             f"--topology={name}, expected CHIP:SHAPE with a chip of {sorted(CHIPS)} and a shape "
             f"that it is sold in; did you mean one of {nearest(name)}? `local` is this machine."
         )
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
-        raise ValueError(
+        raise Refused(
             f"--topology={name} needs TPU's compiler, libtpu, which is not installed; "
             'install it with: pip install -e ".[plan]" (0.6 GB; no TPU is needed).'
         )
@@ -162,7 +164,7 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:
-        raise ValueError(
+        raise Refused(
             f"--topology={name} is refused by TPU's compiler ({str(error).splitlines()[0]}), "
             f"expected a slice that exists; did you mean one of {nearest(name)}?"
         ) from error

@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.plan.buffers import Buffers, assign_buffers
 from dmd2_jax.plan.chips import Chip
 from dmd2_jax.plan.cycle import LOCAL, TracedCycle, machine, trace_cycle
@@ -58,7 +59,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str | None = None
     if until is None:
         until = "program" if name == LOCAL else "buffers"
     if until not in STAGES:
-        raise ValueError(f"until={until!r}, expected one of {STAGES}; correct it.")
+        raise Refused(f"until={until!r}, expected one of {STAGES}; correct it.")
     start = time.perf_counter()
     chip, devices, num_chips = machine(name)
     cycle = trace_cycle(config, devices)
@@ -123,7 +124,7 @@ def sweep(
     refused = [variant for variant in variants if isinstance(variant, Unplanned)]
     if len(refused) == len(pairs):
         first = refused[0]
-        raise ValueError(f"{first.topology}, batch {first.batch_size}: {first.reason}")
+        raise Refused(f"{first.topology}, batch {first.batch_size}: {first.reason}")
     plans: list[Plan | Unplanned] = []
     start, number, count = time.perf_counter(), 0, len(pairs) - len(refused)
     for (name, batch_size), variant in zip(pairs, variants, strict=True):
@@ -216,7 +217,7 @@ def _check_divides(batch_size: int, mesh: Mesh, num_chips: int) -> None:
         what = "chips" if shards == num_chips else "shards (data x fsdp)"
         remedy = str(error).rpartition("; ")[2]
         message = f"batch {batch_size} does not divide over {shards} {what}, {remedy}"
-        raise ValueError(message) from error
+        raise Refused(message) from error
 
 
 def _model_flops(config: ConfigDict, devices: Sequence[jax.Device], flops: float) -> float:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from dmd2_jax.config.refused import Refused
+
 __all__ = ["Collective", "ProgramCosts", "read_program"]
 
 COLLECTIVES = (
@@ -115,7 +117,7 @@ def read_program(text: str) -> ProgramCosts:
     """
     computations, entry = _parse(text)
     if entry is None:
-        raise ValueError(
+        raise Refused(
             f"the program's text has no ENTRY ({text[:60]!r}...), expected compiled.as_text()."
         )
     num_bytes, collectives = _cost(computations, entry, {})

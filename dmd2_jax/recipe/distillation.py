@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.distill import DistillConfig, Players, TrainState, init_state
 from dmd2_jax.networks.gan_head import GanHead, discriminator
@@ -142,7 +142,7 @@ def starting_weights(
     folder = folder if at and cycle.isdecimal() else place
     command, values = read_run(folder)
     if command != "distill":
-        raise ConfigError(
+        raise Refused(
             f"config.distill.start_from={place} is a run of `{command}`, expected one of "
             f"`distill`; a teacher is given by config.teacher.weights."
         )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
@@ -48,7 +48,7 @@ def lora_config(config: ConfigDict, family: Family) -> LoraConfig | None:
     given = config.distill
     if not given.lora_rank:
         if given.lora_critic or given.lora_targets:
-            raise ConfigError(
+            raise Refused(
                 f"config.distill.lora_critic={given.lora_critic} and lora_targets="
                 f"{tuple(given.lora_targets)} with lora_rank=0 (whole networks), expected a rank; "
                 "set --config.distill.lora_rank=64, or leave the others away."
@@ -119,11 +119,11 @@ def check_same_lora(ours: ConfigDict, theirs: Mapping[str, Any], place: str) -> 
       place: what the other run is called.
 
     Raises:
-      ConfigError: if they differ.
+      Refused: if they differ.
     """
     got, expected = (_settings(dict(it["distill"])) for it in (theirs, ours.to_dict()))
     if got != expected:
-        raise ConfigError(
+        raise Refused(
             f"config.distill.start_from={place} is a run with {got or 'whole networks'}, expected "
             f"{expected or 'whole networks'} as in the config; set the same lora_rank, lora_alpha, "
             "lora_targets and lora_critic."

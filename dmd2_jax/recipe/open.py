@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data, families
-from dmd2_jax.config.load import ConfigError, from_plain, load_config, plain, validate
+from dmd2_jax.config.load import from_plain, load_config, plain, validate
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.run.checkpoint import state_bytes
@@ -124,12 +125,12 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     dataset = data.load(config.data, "train")
     model = config.model
     if dataset.channels != model.image_channels:
-        raise ConfigError(
+        raise Refused(
             f"model.image_channels={model.image_channels}, expected {dataset.channels} as in the "
             f"images of {dataset.name}; set --config.model.image_channels={dataset.channels}."
         )
     if model.num_classes not in (0, dataset.num_classes):
-        raise ConfigError(
+        raise Refused(
             f"model.num_classes={model.num_classes}, expected {dataset.num_classes} as in "
             f"{dataset.name}, or 0 for an unconditional model; set --config.model.num_classes."
         )
@@ -145,13 +146,13 @@ def _check_measurable(config: ConfigDict, dataset: Source) -> None:
         return
     off = "set --config.log.evaluate_every=0 and --config.log.keep_best=0"
     if getattr(dataset, "null", None) is not None:
-        raise ConfigError(
+        raise Refused(
             f"log.evaluate_every={every} with config.data.name={config.data.name}, expected images "
             f"with classes, on which the classifier that judges is trained; {off}, and measure "
             "checkpoints by `dmd2 evaluate --all_checkpoints --features=inception --prompts=FILE`."
         )
     if dataset.num_classes < 2:
-        raise ConfigError(
+        raise Refused(
             f"log.evaluate_every={every} with {dataset.name}, which has {dataset.num_classes} "
             f"class, expected 2 or more, by which the classifier that judges is trained; {off}, or "
             "sort the images into a folder a class."
@@ -164,7 +165,7 @@ def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:
     if (null is None) != (with_null is None):
         has = "classes, if anything" if null is None else "prompts"
         wants = "classes" if with_null is None else "prompts: --config.data.name=latents"
-        raise ConfigError(
+        raise Refused(
             f"config.data.name={config.data.name} comes with {has}, expected what "
             f"model.family={config.model.family} is conditioned on, {wants}; see `dmd2 cache`."
         )
@@ -176,7 +177,7 @@ def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
     null, path = getattr(dataset, "null", None), config.data.prompts
     if null is None:
         if path:
-            raise ConfigError(
+            raise Refused(
                 f"config.data.prompts={path} with data that have classes, expected a text-to-image "
                 "model; leave it away."
             )
@@ -188,10 +189,10 @@ def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
     try:
         prompts = data.load(chosen, "all")
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"config.data.prompts={path}: {error}") from error
+        raise Refused(f"config.data.prompts={path}: {error}") from error
     made_by, expected = (getattr(it, "text_encoders", ()) for it in (prompts, dataset))
     if made_by != expected:
-        raise ConfigError(
+        raise Refused(
             f"config.data.prompts={path} was made by the text encoders {made_by}, expected those "
             f"of config.data.path, {expected}; write it with the same --pipeline and text encoders."
         )
@@ -202,7 +203,7 @@ def check(config: ConfigDict) -> None:
     """Run `config.validate` with the names of the families and data there are.
 
     Raises:
-      ConfigError: naming every bad value.
+      Refused: naming every bad value.
     """
     names = (module.name for module in pkgutil.iter_modules(families.__path__))
     sources = data.available()
@@ -238,7 +239,7 @@ def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
 
     try:
         defaults = plain(load_config("common"))
-    except ConfigError:  # the package without its recipes
+    except Refused:  # the package without its recipes
         defaults = {}
     return from_plain(completed(values, defaults))
 
@@ -253,7 +254,7 @@ def build_family(config: ConfigDict) -> Family:
     family = module.build(config.model.to_dict(), config.schedule.to_dict())
     model = config.model
     if tuple(family.image_shape) != (model.resolution, model.resolution, model.image_channels):
-        raise ConfigError(
+        raise Refused(
             f"model.image_channels={model.image_channels}, expected {family.image_shape[-1]} as in "
             f"the network; set it, and data that have as many."
         )
@@ -263,7 +264,7 @@ def build_family(config: ConfigDict) -> Family:
     times = config.distill.student_times if "distill" in config else ()
     wrong = [t for t in times if whole and t not in levels]
     if wrong:
-        raise ConfigError(
+        raise Refused(
             f"distill.student_times has {wrong}, expected whole numbers in {levels[0]}.."
             f"{levels[-1]}; for example (999, 749, 499, 249)."
         )
@@ -305,7 +306,7 @@ def weights_file(path: str, name: str) -> Path:
       ValueError: if it does not, or cannot be downloaded.
     """
     if not path:
-        raise ConfigError(
+        raise Refused(
             "config.teacher.weights is empty, expected a run folder of train-teacher or a file of "
             "weights; add --config.teacher.weights=PATH."
         )
@@ -315,7 +316,7 @@ def weights_file(path: str, name: str) -> Path:
     if not file.is_file() and (Path(path) / "unet").is_dir():
         return Path(path)
     if not file.is_file():
-        raise ConfigError(
+        raise Refused(
             f"no weights at {file}, expected a file of weights or a run folder that holds {name}; "
             f"finish its training first, or give another path."
         )
@@ -339,10 +340,10 @@ def check_has_images(recipe: Recipe, needed_by: str) -> None:
       needed_by: who needs images.
 
     Raises:
-      ConfigError: if there are none.
+      Refused: if there are none.
     """
     if not getattr(recipe.dataset, "has_latents", True):
-        raise ConfigError(
+        raise Refused(
             f"{recipe.dataset.name} holds prompts alone, expected images with captions for "
             f"{needed_by}; write such a cache (`dmd2 cache --images`)."
         )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter, Denoiser, map_params
 from dmd2_jax.distill import CycleBatch, CycleShardings, Player, Players, TrainState
 from dmd2_jax.runtime.offload import check_offload, fetched, host_shardings
@@ -42,14 +42,14 @@ def mesh_rules(mesh_config: Mapping[str, Any]) -> Rules:
     for text in mesh_config["rules"]:
         pattern, equals, axes = text.rpartition("=")
         if not equals or not pattern:
-            raise ConfigError(
+            raise Refused(
                 f"config.mesh.rules has {text!r}, expected PATTERN=AXIS:AXIS:... such as "
                 f"'map_label/kernel=-:fsdp'; correct it."
             )
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(
+            raise Refused(
                 f"config.mesh.rules has {text!r}, whose {pattern!r} is no regular expression "
                 f"({error}); correct it, perhaps with a backslash before what is special."
             ) from error

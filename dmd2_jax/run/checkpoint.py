@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.parts import part_entries, read_part
 from dmd2_jax.run.retention import Keep, Retention
 from dmd2_jax.runtime.closing import Closing
@@ -252,7 +253,7 @@ class Checkpoints(Closing):
             return str(error)
         recorded = part_entries(manifest["arrays"], part)
         if not recorded:
-            raise ValueError(
+            raise Refused(
                 f"checkpoint {folder} has no part {part!r}, expected names and positions that "
                 f"lead to arrays, such as {some(list(manifest['arrays']))}; correct the part."
             )
@@ -343,7 +344,7 @@ def _verified(
 def _check_template(recorded: dict[str, Any], template: PyTree, folder: Path) -> None:
     differences = mismatches(recorded, template)
     if differences:
-        raise ValueError(
+        raise Refused(
             f"checkpoint {folder} has another structure than this config makes: {differences}; "
             f"run with the config it was made with, or choose another --workdir."
         )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dmd2_jax.config.refused import Refused
+
 __all__ = [
     "RunFolderError",
     "check_free_space",
@@ -20,7 +22,7 @@ __all__ = [
 _MISSING = "(absent)"
 
 
-class RunFolderError(ValueError):
+class RunFolderError(Refused):
     """A run folder cannot be used for this run."""
 
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.summaries import Average, Histogram
@@ -66,7 +67,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines) - 1:
                 break
-            raise ValueError(
+            raise Refused(
                 f"line {number + 1} of {path} is not JSON ({error}), expected one object a "
                 f"line; remove that line."
             ) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import PreservationContext, PreservationPolicy
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.integrity import read_manifest
 
 __all__ = ["Keep", "Retention"]
@@ -36,11 +37,9 @@ class Keep:
           ValueError: if one is out of range.
         """
         if self.latest < 1:
-            raise ValueError(
-                f"keep={self.latest} checkpoints, expected at least 1; set log.keep=1."
-            )
+            raise Refused(f"keep={self.latest} checkpoints, expected at least 1; set log.keep=1.")
         if self.every < 0 or self.best < 0:
-            raise ValueError(
+            raise Refused(
                 f"keep_every={self.every} and keep_best={self.best}, expected 0 (none) or more; "
                 f"set log.keep_every and log.keep_best."
             )

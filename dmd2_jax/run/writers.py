@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.metrics import MetricsWriter, plain_value
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
@@ -50,7 +51,7 @@ def check_writers(log: Mapping[str, Any]) -> None:
     for key, (modules, remedy) in _NEEDS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if log.get(key) and missing:
-            raise ValueError(
+            raise Refused(
                 f"log.{key}={log[key]!r} needs {' and '.join(modules)}, expected all installed but "
                 f"{' and '.join(missing)} cannot be imported; run `{remedy}`, or leave log.{key} "
                 f"away."

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.offload import in_host_memory
 from dmd2_jax.runtime.supervisor import say_if_aborted
 from dmd2_jax.typing import PyTree
@@ -47,7 +48,7 @@ _SHUTDOWN = 30  # seconds that a process that ends waits for the others to end t
 _talks = itertools.count()
 
 
-class JoinError(ValueError):
+class JoinError(Refused):
     """The processes of a run do not fit each other."""
 
 

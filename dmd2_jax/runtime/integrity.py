@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.typing import PyTree
 
@@ -80,11 +81,11 @@ def read_manifest(folder: Path) -> Manifest:
         seal = manifest["seal"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         brief = str(error).splitlines() or [""]
-        raise ValueError(
+        raise Refused(
             f"its manifest cannot be read ({type(error).__name__}: {brief[0]:.200})"
         ) from error
     if len(manifest) != 3 or seal != _digest(_canonical(content)):
-        raise ValueError("its manifest does not match its own digest")
+        raise Refused("its manifest does not match its own digest")
     return manifest
 
 
@@ -127,7 +128,7 @@ def refuse_links(directory: Path) -> None:
       ValueError: naming the first link and where it points.
     """
     for path in _links(directory):
-        raise ValueError(
+        raise Refused(
             f"{path} is a symbolic link to {os.readlink(path)}, expected a checkpoint directory "
             f"without links, which may point outside of it; remove the link, or choose another "
             f"--workdir (which may itself be a link)."

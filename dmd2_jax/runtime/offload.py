@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 import jax
 from jax.sharding import Mesh, Sharding
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import PyTree
 
 __all__ = [
@@ -41,14 +42,14 @@ def check_offload(offload: Sequence[str], allowed: Sequence[str], mesh: Mesh) ->
     """
     unknown = sorted(set(offload) - set(allowed))
     if unknown:
-        raise ValueError(
+        raise Refused(
             f"config.mesh.offload has {unknown}, expected names of {tuple(allowed)}; correct them "
             "(() is none)."
         )
     device = mesh.devices.flat[0]
     kinds = [memory.kind for memory in device.addressable_memories()] if offload else [HOST]
     if HOST not in kinds:
-        raise ValueError(
+        raise Refused(
             f"config.mesh.offload={tuple(offload)} needs memory of the kind {HOST!r}, which "
             f"{device.device_kind} does not have (it has {kinds}); set --config.mesh.offload='()' "
             "and save memory with mesh.fsdp, model.remat or optim.moment_dtype."

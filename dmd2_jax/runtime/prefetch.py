@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.typing import PyTree
 
@@ -36,7 +37,7 @@ class Prefetch(Closing):
           ValueError: if `depth` is less than 1.
         """
         if depth < 1:
-            raise ValueError(f"depth={depth}, expected at least 1; raise it.")
+            raise Refused(f"depth={depth}, expected at least 1; raise it.")
         self.waited = 0.0
         self._make, self._depth = make, depth
         self._ready: collections.deque[tuple[PyTree, BaseException | None]] = collections.deque()
@@ -57,7 +58,7 @@ class Prefetch(Closing):
           Exception: what `make` raised for this step.
         """
         if i != self._next or i >= self._total or self._closed:
-            raise ValueError(
+            raise Refused(
                 f"take({i}), expected {self._next} of {self._total} steps before close(); take "
                 "each step's batch once, in order."
             )

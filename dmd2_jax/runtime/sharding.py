@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, PyTree
 
 __all__ = [
@@ -75,13 +76,13 @@ def make_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device] | None = 
     here = f"the {len(devices)} {devices[0].platform} devices here"
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(
+        raise Refused(
             f"config.mesh has {text}, expected sizes of at least 1 and at most one -1 (the rest); "
             f"try data=-1, fsdp=1, tensor=1 for {here}."
         )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(devices) % fixed:
-        raise ValueError(
+        raise Refused(
             f"config.mesh has {text}, which takes "
             f"{f'a multiple of {fixed}' if open_axes else fixed} devices, expected a mesh for "
             f"{here}, with a divisor of {len(devices)}; try {_text(_nearest(sizes, len(devices)))}"
@@ -127,13 +128,13 @@ def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % shards:
         nearest = max(shards, round(batch_size / shards) * shards)
-        raise ValueError(
+        raise Refused(
             f"batch_size={batch_size} must be divisible by data shards={shards}; try {nearest}."
         )
     each = batch_size // shards
     if each % microbatches:
         fitting = (number for number in range(1, each + 1) if each % number == 0)
-        raise ValueError(
+        raise Refused(
             f"microbatches={microbatches} makes parts of {batch_size / microbatches:g} out of "
             f"batch_size={batch_size}, expected parts divisible by data shards={shards}; try "
             f"microbatches={min(fitting, key=lambda number: abs(number - microbatches))}."
@@ -149,7 +150,7 @@ def check_processes(mesh: Mesh) -> None:
     """
     processes, shards = jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
     if processes > 1 and (mesh.size != jax.device_count() or shards % processes):
-        raise ValueError(
+        raise Refused(
             f"the mesh {dict(mesh.shape)} over {jax.device_count()} devices of {processes} "
             f"processes, expected one over all of them with data x fsdp a multiple of {processes}, "
             f"since every process reads its own part of the batch; lower config.mesh.tensor, or "
@@ -174,25 +175,25 @@ def check_rules(rules: Rules, tree: PyTree, mesh: Mesh, *others: PyTree) -> None
     for rule in rules:
         unknown = [axis for axis in rule[1] if axis not in (None, *AXES)]
         if unknown:
-            raise ValueError(
+            raise Refused(
                 f"config.mesh.rules: {rule} names {unknown}, expected axes of {AXES} or None; "
                 "correct the names."
             )
         twice = sorted({axis for axis in rule[1] if axis and list(rule[1]).count(axis) > 1})
         if twice:
-            raise ValueError(
+            raise Refused(
                 f"config.mesh.rules: {rule} names {twice} twice, expected each axis once; put - "
                 "in the other places."
             )
         if not any(used == rule for _, _, used in specs):
-            raise ValueError(
+            raise Refused(
                 f"config.mesh.rules: no parameter's path matches {rule[0]!r}, expected for example "
                 f"{specs[0][0]!r}; correct the pattern or remove the rule."
             )
     used = {axis for _, spec, _ in specs for axis in spec}
     for axis in ("fsdp", "tensor"):
         if mesh.shape[axis] > 1 and axis not in used:
-            raise ValueError(
+            raise Refused(
                 f"config.mesh.{axis}={mesh.shape[axis]}, but no parameter is split over it, "
                 f"expected some rule to use it; set {axis}=1 or add a rule with {axis!r}."
             )
@@ -406,7 +407,7 @@ def _spec_and_rule(
             size % mesh.shape.get(axis, 1) == 0 for size, axis in zip(shape, axes, strict=True)
         )
         if not fits:
-            raise ValueError(
+            raise Refused(
                 f"config.mesh.rules: {pattern!r} -> {tuple(axes)} does not fit {path} of shape "
                 f"{shape}, expected one axis or None for each of its {len(shape)} axes, of a size "
                 f"that divides; the mesh is {dict(mesh.shape)}."

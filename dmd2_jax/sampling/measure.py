@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.metrics.features.classifier import (
     Classifier,
@@ -281,7 +282,7 @@ def _check_one_classifier(extractor: Extractor) -> None:
     """Refuse processes that would measure in feature spaces of their own."""
     names = sorted(set(from_all(extractor.name)))
     if len(names) > 1:
-        raise ValueError(
+        raise Refused(
             f"the processes of this run trained different classifiers, {', '.join(names)}, "
             "expected one; put --workdir where all of them read it, or set "
             "--config.log.evaluate_every=0."

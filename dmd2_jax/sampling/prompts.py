@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.prompts import read_prompts
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
@@ -60,7 +60,7 @@ class PromptOptions:
       vae_dtype: of the autoencoder's computation.
 
     Raises:
-      ConfigError: if they contradict each other or a value is out of range.
+      Refused: if they contradict each other or a value is out of range.
     """
 
     prompt: Sequence[str] = ()
@@ -78,22 +78,22 @@ class PromptOptions:
 
     def __post_init__(self) -> None:
         if bool(self.prompt) == bool(self.prompts):
-            raise ConfigError(
+            raise Refused(
                 f"got --prompt={list(self.prompt)} and --prompts={self.prompts!r}, expected one of "
                 "them; give --prompt='a red fox', which may be repeated, or a file of prompts."
             )
         if blank := [text for text in self.prompt if not text.strip()]:
-            raise ConfigError(f"--prompt={blank[0]!r} is empty, expected a text; write one.")
+            raise Refused(f"--prompt={blank[0]!r} is empty, expected a text; write one.")
         for name, low in (("num", 1), ("batch_size", 1), ("seed", 0), ("steps", 1)):
             value = getattr(self, name)
             if value is not None and not low <= value < 2**31:
-                raise ConfigError(f"--{name}={value}, expected {low} or more; try {low + 3}.")
+                raise Refused(f"--{name}={value}, expected {low} or more; try {low + 3}.")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
-            raise ConfigError(
+            raise Refused(
                 f"--guidance={self.guidance}, expected 0 or more (1 is no guidance); try 7.5."
             )
         if self.negative is not None and self.guidance == 1:
-            raise ConfigError(
+            raise Refused(
                 f"--negative={self.negative!r} with --guidance=1, which is no guidance, expected "
                 "some to go away from it; raise --guidance, or leave --negative away."
             )
@@ -167,7 +167,7 @@ def pipeline_sampler(
     name = scheduler.get("_class_name")
     few = times is not None or name == "LCMScheduler"
     if options.which == "student" and not few:
-        raise ConfigError(
+        raise Refused(
             f"--which=student of a pipeline with {name}, expected LCMScheduler or the times that "
             "`dmd2 export` records; leave --which away to sample it as a teacher."
         )
@@ -190,16 +190,16 @@ def student_steps(denoiser: Denoiser, times: Sequence[float], options: PromptOpt
       options: what is asked for.
 
     Raises:
-      ConfigError: if the options want guidance or another number of steps.
+      Refused: if the options want guidance or another number of steps.
     """
     for flag in ("guidance", "negative"):
         if getattr(options, flag) is not None:
-            raise ConfigError(
+            raise Refused(
                 f"--{flag}={getattr(options, flag)} of a few-step student, expected none: its "
                 f"teacher's guidance is in its weights; leave --{flag} away, or sample the teacher."
             )
     if options.steps not in (None, len(times)):
-        raise ConfigError(
+        raise Refused(
             f"--steps={options.steps}, expected {len(times)}: this student's times are "
             f"{','.join(f'{t:g}' for t in times)}; leave --steps away."
         )
@@ -306,9 +306,7 @@ def check_out(out: str | Path) -> Path:
     """Refuse a picture in a folder that does not exist."""
     out = Path(out)
     if not out.parent.is_dir():
-        raise ConfigError(
-            f"--out={out} lies in no folder, expected {out.parent} to exist; create it."
-        )
+        raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
     return out
 
 
@@ -385,7 +383,7 @@ def sample_texts(
     names = [f"image {i + 1} ({texts[i // num]:.60})" for i in range(total)]
     bad = np.flatnonzero(~np.isfinite(latents).reshape(total, -1).all(axis=1))
     if len(bad):
-        raise ValueError(
+        raise Refused(
             f"the U-Net's latents of {names[bad[0]]} are not finite ({len(bad)} of {total} "
             "images), expected numbers; sample with --dtype=float32 and a smaller --guidance, or "
             "export or download the weights again."

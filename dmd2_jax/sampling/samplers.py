@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
@@ -258,12 +258,12 @@ def run_recipe(
     trained = "teacher" if command == "train-teacher" else "student"
     which = which or trained
     if which == "student" and trained == "teacher":
-        raise ConfigError(
+        raise Refused(
             f"--which=student, but {workdir} holds a run of `{command}`, expected one of "
             f"`distill`; use --which=teacher or another --workdir."
         )
     if ema is not None and (which, ema) not in [("student", d) for d in config.optim.ema_decays]:
-        raise ConfigError(
+        raise Refused(
             f"--ema={ema:g}, expected one of optim.ema_decays={tuple(config.optim.ema_decays)} of "
             f"the run in {workdir}, and --which=student; leave it away for the student itself."
         )
@@ -302,14 +302,14 @@ def sample_run(
       ValueError: if an argument is out of range or the run has no such weights.
     """
     if num < 1:
-        raise ConfigError(f"--num={num} images, expected at least 1; try 100.")
+        raise Refused(f"--num={num} images, expected at least 1; try 100.")
     if checkpoint is None:
         which, config, family, file = load_run(workdir, which, ema, weights)
     else:
         trained, which, config = run_recipe(workdir, which, ema)
         family = build_family(config)
         if weights or which != trained:
-            raise ConfigError(
+            raise Refused(
                 f"--checkpoint={checkpoint} together with --weights or --which={which}, expected "
                 f"the {trained} that the run in {workdir} trains; leave the others away."
             )
@@ -317,16 +317,14 @@ def sample_run(
     if classes is not None:
         wrong = [c for c in classes if not 0 <= c < family.num_classes]
         if wrong or not classes:
-            raise ConfigError(
+            raise Refused(
                 f"--classes={list(classes)}, expected class numbers in "
                 f"0..{family.num_classes - 1}; leave --classes away for all of them."
             )
         labels = np.resize(np.asarray(classes, np.int32), num)
     out = Path(out)
     if not out.parent.is_dir():
-        raise ConfigError(
-            f"--out={out} lies in no folder, expected {out.parent} to exist; create it."
-        )
+        raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
     make = teacher_sampler if which == "teacher" else student_sampler
     batch_size = min(num, config.evaluate.batch_size)
     if checkpoint is None:

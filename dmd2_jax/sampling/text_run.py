@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
@@ -91,12 +91,12 @@ def open_text_run(
     """
     trained, chosen, config = run_recipe(workdir, which, ema)
     if config.model.family != FAMILY:
-        raise ConfigError(
+        raise Refused(
             f"{workdir} holds a run of model.family={config.model.family!r}, expected {FAMILY!r}; "
             "`dmd2 sample` draws its classes, `dmd2 convert` writes its weights."
         )
     if checkpoint is not None and (weights or chosen != trained):
-        raise ConfigError(
+        raise Refused(
             f"--checkpoint={checkpoint} together with --weights or --which={chosen}, expected the "
             f"{trained} that the run in {workdir} trains; leave the others away."
         )
@@ -113,7 +113,7 @@ def open_text_run(
 def _base(pipeline: str, family: StableDiffusionFamily) -> PipelineIndex:
     """Open the pipeline's index and refuse one whose U-Net is another network."""
     if not Path(pipeline or "-").expanduser().is_dir():
-        raise ConfigError(
+        raise Refused(
             f"the run's pipeline {pipeline!r} is no folder, expected that of a diffusers pipeline, "
             "whose text encoders and autoencoder are used; give --pipeline=DIR."
         )
@@ -121,7 +121,7 @@ def _base(pipeline: str, family: StableDiffusionFamily) -> PipelineIndex:
     unet = read_component_config(index.part("unet"))
     theirs = PublishedModel.from_config(unet, expected=index.expected("unet")).tensor_shapes()
     if theirs != family.tensor_shapes():
-        raise ConfigError(
+        raise Refused(
             f"{pipeline}/unet is another network than the run's, expected the one that it was made "
             "from; give its pipeline by --pipeline=DIR."
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.vae import AutoencoderKL
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
 from dmd2_jax.typing import Array, Float, Params
@@ -86,7 +87,7 @@ def latent_shape(module: Autoencoder, resolution: int) -> tuple[int, int, int]:
     """
     factor = downscale(module)
     if resolution < factor or resolution % factor:
-        raise ValueError(
+        raise Refused(
             f"resolution={resolution}, expected a multiple of {factor}, by which this autoencoder "
             f"divides it; try {max(1, round(resolution / factor)) * factor}."
         )
@@ -126,7 +127,7 @@ def check_finite(
             f"its activations overflow {dtype}{said}: run it in float32 (--vae_dtype=float32), or "
             "take weights that were made for float16 (--vae=FOLDER)"
         )
-    raise ValueError(
+    raise Refused(
         f"the autoencoder's {what} of {first} are not finite when computed in {dtype} "
         f"({np.sum(~good)} of {len(good)} images), expected numbers; {remedy}."
     )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.pipeline import AUTOENCODERS, PipelineIndex, read_pipeline_index
 from dmd2_jax.families.stable_diffusion.family import with_negative
@@ -213,7 +214,7 @@ def read_scheduler_config(index: PipelineIndex) -> dict[str, Any]:
     try:
         config = read_component_config(folder, "scheduler_config.json")
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise Refused(f"{folder}: {error}") from error
     return config | ({"_class_name": index.scheduler} if index.scheduler else {})
 
 
@@ -225,7 +226,7 @@ def own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
     """
     side = read_component_config(index.part("unet")).get("sample_size")
     if type(side) is not int or not 0 < side < 2**16:
-        raise ValueError(
+        raise Refused(
             f"{index.folder}/unet/config.json has sample_size = {side!r}, expected a number; give "
             "--resolution."
         )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.networks.clip import ClipText
@@ -83,7 +84,7 @@ def read_text_encoders(
         weights.append(params)
     lengths = {tokenizer.length for tokenizer in tokenizers}
     if len(lengths) > 1:
-        raise ValueError(
+        raise Refused(
             f"{index.folder}: the tokenizers make prompts of {sorted(lengths)} tokens, expected "
             "one length; take all parts from one pipeline."
         )
@@ -140,7 +141,7 @@ def encode_prompts(
       ValueError: if there are no prompts.
     """
     if not texts:
-        raise ValueError("got no prompts, expected at least one; give a prompt.")
+        raise Refused("got no prompts, expected at least one; give a prompt.")
     tokens = tokenize(encoders, texts)
     warn_of_cut(tokens[0].counts, encoders.tokenizers[0].length, texts)
     size = min(batch_size, len(texts))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import MissingPackageError
 from dmd2_jax.networks.clip import ClipText
 from dmd2_jax.typing import Int
@@ -85,12 +86,12 @@ def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
     backend = _read(str(folder.resolve()))
     largest = max(backend.get_vocab().values())
     if largest >= encoder.vocabulary:
-        raise ValueError(
+        raise Refused(
             f"{folder} has tokens up to number {largest}, expected less than the "
             f"{encoder.vocabulary} that its text encoder knows; take both from one pipeline."
         )
     if encoder.end_token not in (_LEGACY_END, backend.eos_token_id):
-        raise ValueError(
+        raise Refused(
             f"{folder} ends a prompt by token {backend.eos_token_id}, expected "
             f"{encoder.end_token} as its text encoder's config says; take both from one pipeline."
         )
@@ -125,7 +126,7 @@ def _read(folder: str) -> Any:
     there = [all((Path(folder) / name).is_file() for name in form) for form in _FORMS]
     if not any(there):
         found = sorted(os.listdir(folder)) if os.path.isdir(folder) else "no folder"
-        raise ValueError(
+        raise Refused(
             f"{folder} has no tokenizer: got {found}, expected vocab.json and merges.txt, or "
             "tokenizer.json; download the missing files."
         )
@@ -141,12 +142,12 @@ def _read(folder: str) -> Any:
     try:
         backend = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of any class, those of a Rust extension among them
-        raise ValueError(
+        raise Refused(
             f"{folder} cannot be read as a tokenizer ({type(error).__name__}: {error!s:.200}), "
             "expected CLIP's; download it again."
         ) from error
     if len(backend("")["input_ids"]) != 2 or backend.pad_token_id is None:
-        raise ValueError(
+        raise Refused(
             f"{folder} makes {backend('')['input_ids']} of the empty prompt, expected a start and "
             "an end token, and a token for padding; use CLIP's tokenizer."
         )

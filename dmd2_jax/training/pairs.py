@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.recipe.open import Recipe, open_recipe, sample_labels, teacher_file
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
@@ -97,7 +97,7 @@ def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: boo
                 file.unlink(missing_ok=True)
             claimed = _claim(folder, made_with)
         if not claimed:
-            raise ConfigError(
+            raise Refused(
                 f"{folder} holds something else, or pairs made otherwise, expected pairs of "
                 f"{made_with}; give another folder, or the config that they were made with."
             )
@@ -228,7 +228,7 @@ def _write(recipe: Recipe, teacher_params: Params, folder: Path) -> None:
             options: dict[str, Any] = {"seed": seed, "batch_size": per_file, "first": numbers[0]}
             x_0 = sample_images(sampler, recipe.family, teacher_params, labels, **options)
             if not np.isfinite(x_0).all():
-                raise ValueError(
+                raise Refused(
                     f"the teacher's samples {numbers[0]}..{numbers[-1]} are not finite, expected "
                     "numbers; use model.dtype=float32, or check the weights."
                 )

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.recipe.distillation import state_shapes
 from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe, parameter_table
@@ -145,7 +145,7 @@ def _check_objective(recipe: Recipe) -> None:
     """Refuse an objective whose times are not the family's, and data without images."""
     levels = recipe.family.denoiser.schedule.levels
     if recipe.config.teacher.objective == "edm" and np.issubdtype(levels.dtype, np.integer):
-        raise ConfigError(
+        raise Refused(
             f"teacher.objective=edm with model.family={recipe.config.model.family}, whose times "
             "are steps, expected eps; set --config.teacher.objective=eps."
         )

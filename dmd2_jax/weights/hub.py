@@ -7,6 +7,8 @@ where such a path is given.
 import re
 from pathlib import Path
 
+from dmd2_jax.config.refused import Refused
+
 __all__ = ["HubError", "fetch", "is_hub_path"]
 
 _SCHEME = "hf://"
@@ -15,7 +17,7 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
-class HubError(ValueError):
+class HubError(Refused):
     """A file of the Hub cannot be had."""
 
 

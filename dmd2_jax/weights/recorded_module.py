@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.weights.stand_ins import NumpyArray, Record
 from dmd2_jax.weights.unpickle import shown
 
@@ -17,7 +18,7 @@ _MOST_MODULES = 100_000
 _DEEPEST = 64
 
 
-class NoNetworkError(ValueError):
+class NoNetworkError(Refused):
     """The file was read, and holds no network."""
 
 

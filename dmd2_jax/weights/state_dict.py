@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Array, Params, PyTree
 from dmd2_jax.weights.unpickle import shown
@@ -59,7 +60,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise Refused(
             f"weights file {str(path)!r} cannot be read ({error}), expected a complete "
             ".safetensors file; check the path or copy the file again."
         ) from error
@@ -165,7 +166,7 @@ def _named_leaves(tree: PyTree, naming: Naming) -> dict[str, tuple[Array, bool]]
         keys = tuple(str(entry.key) for entry in path)
         name = naming(keys)
         if name in named:
-            raise ValueError(
+            raise Refused(
                 f"two variables are named {name!r}, expected one name each; "
                 "give a `naming` that tells them apart."
             )
@@ -225,7 +226,7 @@ def _check(tensors: Tensors, shapes: dict[str, tuple[int, ...]], buffers: Tensor
         if names
     ]
     if lines:
-        raise ValueError(
+        raise Refused(
             f"weights do not fit the network: got {len(tensors)} tensors, expected "
             f"{len(shapes)}.\n" + "\n".join(lines) + "\nCheck that the model configuration "
             "(widths, levels, classes, resolution, network) is the one of the weights."

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.weights.stand_ins import ALLOWED, STORAGE_TYPES, Storage, program_classes
 from dmd2_jax.weights.unpickle import Global, PickleError, shown, unpickle
@@ -80,7 +81,7 @@ def write_torch(tensors: Mapping[str, np.ndarray], path: str | os.PathLike) -> N
     names = {dtype: name for name, dtype in STORAGE_TYPES.items()}
     unknown = {name: t.dtype for name, t in tensors.items() if t.dtype not in names}
     if unknown:
-        raise ValueError(
+        raise Refused(
             f"tensors of dtypes {unknown} cannot be written, expected {sorted(map(str, names))}; "
             "convert them to float32."
         )

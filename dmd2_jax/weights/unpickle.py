@@ -13,6 +13,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+from dmd2_jax.config.refused import Refused
+
 __all__ = ["Buildable", "Global", "PickleError", "shown", "unpickle"]
 
 _MOST_OPERATIONS = 10_000_000
@@ -32,7 +34,7 @@ _LITERALS = frozenset(
 """Operations that push their argument, by pickletools' names."""
 
 
-class PickleError(ValueError):
+class PickleError(Refused):
     """A pickle is damaged, or holds what is not data."""
 
 
@@ -54,7 +56,7 @@ class Buildable:
 
     def build(self, state: Any) -> None:
         """Take the state, or raise ValueError."""
-        raise ValueError(f"state of type {type(state).__name__} for {type(self).__name__}")
+        raise Refused(f"state of type {type(state).__name__} for {type(self).__name__}")
 
 
 def unpickle(

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.weights.recorded_module import NoNetworkError, entries, module_tensors, tensor_of
 from dmd2_jax.weights.stand_ins import Record
 from dmd2_jax.weights.state_dict import Tensors, read_safetensors, write_safetensors
@@ -78,7 +79,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
     try:
         return _weights(read_torch(path))
     except NoNetworkError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise Refused(f"{path}: {error}") from None
 
 
 def write_weights(tensors: Tensors, path: str | os.PathLike) -> None:
@@ -105,13 +106,13 @@ def check_writable(path: str | os.PathLike) -> None:
     """
     suffix = Path(path).suffix
     if suffix == ".pkl":
-        raise ValueError(
+        raise Refused(
             f"{path}: EDM's .pkl cannot be written, expected one of {SUFFIXES}: such a file holds "
             "the source code of NVIDIA's networks, whose licence is non-commercial; PyTorch "
             "programs load the tensors from .bin or .safetensors by the same names."
         )
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path} ends in {suffix!r}, expected one of {SUFFIXES}; rename it.")
+        raise Refused(f"{path} ends in {suffix!r}, expected one of {SUFFIXES}; rename it.")
 
 
 def strip_prefix(tensors: Tensors, expected: Collection[str], prefix: str | None = None) -> Tensors:
@@ -136,7 +137,7 @@ def strip_prefix(tensors: Tensors, expected: Collection[str], prefix: str | None
     prefix = prefix.removesuffix(".") + "."
     taken = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     if not taken:
-        raise ValueError(
+        raise Refused(
             f"no tensor is named {prefix}*, expected the network's; the file has "
             f"{sorted({name.split('.')[0] + '.*' for name in tensors})}."
         )
@@ -157,7 +158,7 @@ def _found_prefix(tensors: Tensors, expected: Collection[str]) -> str:
     counts = {start: sum(start + name in tensors for name in expected) for start in starts}
     found = sorted(start for start, count in counts.items() if 2 * count > len(expected))
     if len(found) > 1:
-        raise ValueError(
+        raise Refused(
             f"the file holds the network {len(found)} times, under {[shown(f) for f in found]}, "
             "expected it once; write the one you mean to a file of its own: "
             f"dmd2 convert SRC DST --prefix={shown(found[0])}"

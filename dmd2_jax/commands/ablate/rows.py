@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError, apply_overrides, call_recipe, load_config
+from dmd2_jax.config.load import apply_overrides, call_recipe, load_config
+from dmd2_jax.config.refused import Refused
 
 __all__ = [
     "FIGURES",
@@ -142,13 +143,13 @@ class Ablation(NamedTuple):
           teacher: the weights, where the base names none.
 
         Raises:
-          ConfigError: if an override is refused.
+          Refused: if an override is refused.
         """
         config = self.base()
         try:
             apply_overrides(config, self.rows[row].overrides)
-        except ConfigError as error:
-            raise ConfigError(f"row {row!r} of {self.path}: {error}") from error
+        except Refused as error:
+            raise Refused(f"row {row!r} of {self.path}: {error}") from error
         config.name, config.seed = f"{config.name}_{row}", seed
         config.teacher.weights = config.teacher.weights or teacher
         return config
@@ -162,7 +163,7 @@ def load_ablation(path: str, overrides: Mapping[str, str] | None = None) -> Abla
       overrides: changes to the base config; a row's own come after them.
 
     Raises:
-      ConfigError: if there is no such file, or something in it is refused.
+      Refused: if there is no such file, or something in it is refused.
     """
     load_config(path)  # a plain recipe is told what it is to have, not what it fails at
     values = call_recipe(
@@ -170,7 +171,7 @@ def load_ablation(path: str, overrides: Mapping[str, str] | None = None) -> Abla
     )
     values = _fields(values, f"get_ablation() of {path}", {"rows", "seeds"}, _ABLATION_FIELDS)
     if not isinstance(values["rows"], Mapping) or not values["rows"]:
-        raise ConfigError(
+        raise Refused(
             f"{path}: rows={values['rows']!r}, expected a dict with a row or more; see {_EXAMPLE}."
         )
     switches = tuple(values.get("switches", ()))
@@ -196,13 +197,13 @@ def check_seeds(seeds: Any, name: str) -> tuple[int, ...]:
     """Return seeds as a tuple.
 
     Raises:
-      ConfigError: unless they are one or more different whole numbers in 0..2^32 - 1.
+      Refused: unless they are one or more different whole numbers in 0..2^32 - 1.
     """
     good = isinstance(seeds, tuple | list) and all(
         isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds
     )
     if not good or not seeds or len(set(seeds)) != len(seeds):
-        raise ConfigError(
+        raise Refused(
             f"{name}={seeds!r}, expected one or more different whole numbers from 0; for example "
             f"(0, 1, 2)."
         )
@@ -221,24 +222,24 @@ _ROW_FIELDS = {"label", "overrides", "published", "on"}
 
 def _fields(values: Any, where: str, needed: set[str], known: set[str]) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise ConfigError(
+        raise Refused(
             f"{where} is a {type(values).__name__}, expected a dict of {sorted(known)}; see "
             f"{_EXAMPLE}."
         )
     for name in values:
         if name not in known:
-            raise ConfigError(
+            raise Refused(
                 f"{where} has {name!r}, expected some of {sorted(known)}{nearest(name, known)}."
             )
     missing = sorted(needed - set(values))
     if missing:
-        raise ConfigError(f"{where} has no {missing[0]!r}, expected one; see {_EXAMPLE}.")
+        raise Refused(f"{where} has no {missing[0]!r}, expected one; see {_EXAMPLE}.")
     return dict(values)
 
 
 def _row(path: str, name: Any, values: Any, switches: tuple[str, ...]) -> Row:
     if not isinstance(name, str) or not _ROW_NAME.fullmatch(name) or name in _FOLDERS:
-        raise ConfigError(
+        raise Refused(
             f"{path}: a row is named {name!r}, expected a folder's name of a-z, 0-9 and _ other "
             f"than {' and '.join(_FOLDERS)}; rename it."
         )
@@ -246,10 +247,10 @@ def _row(path: str, name: Any, values: Any, switches: tuple[str, ...]) -> Row:
     values = _fields(values, where, {"overrides"}, _ROW_FIELDS)
     overrides = values["overrides"]
     if not isinstance(overrides, Mapping):
-        raise ConfigError(f"{where}: overrides={overrides!r}, expected a dict; {{}} changes none.")
+        raise Refused(f"{where}: overrides={overrides!r}, expected a dict; {{}} changes none.")
     for key in overrides:
         if str(key).partition(".")[0] not in _GROUPS:
-            raise ConfigError(
+            raise Refused(
                 f"{where} changes {key}, expected keys of {' and '.join(_GROUPS)}, as all rows "
                 f"share data, teacher and measurement; change it in get_config()."
             )
@@ -258,7 +259,7 @@ def _row(path: str, name: Any, values: Any, switches: tuple[str, ...]) -> Row:
         _check_figure(figure, where, FIGURES)
     for switch in on:
         if switch not in switches:
-            raise ConfigError(
+            raise Refused(
                 f'{where}: "on" has {switch!r}, expected some of switches={switches}; add it there.'
             )
     texts = {key: str(value) for key, value in overrides.items()}
@@ -267,7 +268,7 @@ def _row(path: str, name: Any, values: Any, switches: tuple[str, ...]) -> Row:
 
 def _check_figure(figure: Any, where: str, names: Collection[str]) -> None:
     if figure not in names:
-        raise ConfigError(
+        raise Refused(
             f"{where} names the figure {figure!r}, expected one of {sorted(names)}"
             f"{nearest(figure, names)}."
         )
@@ -280,24 +281,24 @@ def _pairs(
     for words in ordered:
         where = f"{path}: ordered has {words!r}, which"
         if not isinstance(words, tuple | list) or len(words) not in (2, 3):
-            raise ConfigError(
+            raise Refused(
                 f"{where} is no pair, expected (better row, worse row) or (better, worse, figure)."
             )
         pair = Pair(*words)
         for name in pair[:2]:
             if name not in rows:
-                raise ConfigError(
+                raise Refused(
                     f"{where} names the row {name!r}, expected one of {list(rows)}"
                     f"{nearest(name, rows)}."
                 )
         if pair.better == pair.worse:
-            raise ConfigError(f"{where} compares a row with itself, expected two; correct it.")
+            raise Refused(f"{where} compares a row with itself, expected two; correct it.")
         _check_figure(pair.figure, where, measured)
         _check_published(where, pair, *(rows[name].published for name in pair[:2]))
         yield pair
     repeated = [a for a, b in itertools.combinations(ordered, 2) if tuple(a) == tuple(b)]
     if repeated:
-        raise ConfigError(f"{path}: ordered has {repeated[0]!r} twice; leave one away.")
+        raise Refused(f"{path}: ordered has {repeated[0]!r} twice; leave one away.")
 
 
 def _check_published(
@@ -308,7 +309,7 @@ def _check_published(
         return
     gain = better[pair.figure] - worse[pair.figure]
     if not (gain > 0 if FIGURES[pair.figure].more_is_better else gain < 0):
-        raise ConfigError(
+        raise Refused(
             f"{where} contradicts the published {pair.figure}, {better[pair.figure]} and "
             f"{worse[pair.figure]}; exchange the rows, or correct the figures."
         )

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.commands.ablate.rows import FIGURES, Ablation, check_seeds, load_ablation, nearest
 from dmd2_jax.commands.ablate.table import RULE, markdown, summary, terminal, values_of
-from dmd2_jax.config.load import ConfigError, plain
+from dmd2_jax.config.load import plain
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill import make_cycle
 from dmd2_jax.evaluate.evaluate import EvaluateOptions, evaluate
 from dmd2_jax.evaluate.options import check_options
@@ -117,7 +118,7 @@ def _chosen(ablation: Ablation, options: AblateOptions, workdir: Path) -> list[_
     """Return the runs, all rows of one seed before the next, so that a whole table comes early."""
     for name in options.rows:
         if name not in ablation.rows:
-            raise ConfigError(
+            raise Refused(
                 f"--rows={name}, expected some of {','.join(ablation.rows)}"
                 f"{nearest(name, ablation.rows)}."
             )
@@ -134,7 +135,7 @@ def _chosen(ablation: Ablation, options: AblateOptions, workdir: Path) -> list[_
 def _read(workdir: Path, ablation: Ablation) -> dict[str, Any]:
     """Return the table that is there, or a new one."""
     if (workdir / "config.json").exists():
-        raise ConfigError(
+        raise Refused(
             f"workdir {workdir} is the folder of a run, expected one for an ablation; choose "
             f"another --workdir."
         )
@@ -146,12 +147,12 @@ def _read(workdir: Path, ablation: Ablation) -> dict[str, Any]:
             known = table["ablation"]
             _ = [(run["row"], run["seed"], run["figures"]) for run in table["runs"].values()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
+            raise Refused(
                 f"{path} cannot be read ({error}), expected the table of an ablation; move it "
                 f"away, and the runs are measured again."
             ) from error
         if known != ablation.name:
-            raise ConfigError(
+            raise Refused(
                 f"workdir {workdir} holds the ablation {known!r}, expected {ablation.name!r}; "
                 f"choose another --workdir."
             )
@@ -182,7 +183,7 @@ def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, trace: bool) 
                     dry_run=True,
                 )
         except ValueError as error:
-            raise ConfigError(f"row {run.row!r} of {ablation.path}: {error}") from error
+            raise Refused(f"row {run.row!r} of {ablation.path}: {error}") from error
 
 
 def _check_row(config: ConfigDict, *, trace: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.captions import CaptionedImages, open_captions
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.prompts import read_prompts
@@ -85,7 +86,7 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         if bool(self.images) == bool(self.prompts):
-            raise ValueError(
+            raise Refused(
                 f"got --images={self.images!r} and --prompts={self.prompts!r}, expected one of "
                 "them: images with captions, or prompts alone."
             )
@@ -98,7 +99,7 @@ class CacheOptions:
         }
         for name, low in least.items():
             if not low <= getattr(self, name) < 2**32:
-                raise ValueError(f"--{name}={getattr(self, name)}, expected {low} or more.")
+                raise Refused(f"--{name}={getattr(self, name)}, expected {low} or more.")
 
 
 @dataclass(frozen=True)

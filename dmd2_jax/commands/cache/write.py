@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from dmd2_jax.commands.cache.inputs import CacheInputs, CacheOptions, open_inputs, unusable
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import to_model
 from dmd2_jax.data.latents import NULL_FILE
 from dmd2_jax.data.reading.captions import Picture
@@ -109,7 +110,7 @@ def _write(work: CacheInputs, folder: ShardFolder) -> None:
                 records, left_out = [], []
             progress.update(done)
     if not any(entry.records for entry in folder.finished.values()):
-        raise ValueError("no image can be used, expected at least one; check --images.")
+        raise Refused("no image can be used, expected at least one; check --images.")
     _write_null(work, folder.folder / NULL_FILE)
     side, _, channels = work.latent
     info = {"pixels": work.options.resolution, "resolution": side, "channels": channels}
@@ -240,7 +241,7 @@ class _Encoder:
             try:
                 yield work.layout.pack({k: out[k][row] for k in work.layout.arrays}, text)
             except ValueError as error:
-                raise ValueError(f"{name}: {error} (--store=float32)") from error
+                raise Refused(f"{name}: {error} (--store=float32)") from error
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -270,7 +271,7 @@ def _check_text(out: Mapping[str, np.ndarray], names: Sequence[str], dtype: str)
     for key in ("prompt_embeds", "pooled"):
         if key in out and not np.isfinite(out[key]).all():
             bad = np.isfinite(out[key]).reshape(len(names), -1).all(axis=1)
-            raise ValueError(
+            raise Refused(
                 f"{key} of {names[int(np.argmin(bad))]} are not finite when computed in {dtype}, "
                 "expected numbers; use --text_dtype=float32, or download the text encoder again."
             )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels, weights_file
@@ -125,11 +125,9 @@ def recipe_lines(source: str) -> str:
 def _check_target(target: Path, force: bool) -> None:
     check_writable(target)
     if not target.parent.is_dir():
-        raise ConfigError(
-            f"{target} lies in no folder, expected {target.parent} to exist; create it."
-        )
+        raise Refused(f"{target} lies in no folder, expected {target.parent} to exist; create it.")
     if target.exists() and not force:
-        raise ConfigError(
+        raise Refused(
             f"{target} exists, expected a new file; choose another name, or add --force to replace "
             "it."
         )
@@ -141,12 +139,12 @@ def _open(
     """Return the source's file, what it holds, and the network that its config describes."""
     if Path(source).is_dir():
         if config is not None:
-            raise ConfigError(
+            raise Refused(
                 f"--config given with the run folder {source}, which holds its own; leave it away."
             )
         _, config, _, file = load_run(source, which, ema)
     elif which is not None or ema is not None:
-        raise ConfigError(f"--which and --ema choose from a run folder, got {source}; leave them.")
+        raise Refused(f"--which and --ema choose from a run folder, got {source}; leave them.")
     else:
         file = weights_file(source, "")
     weights = read_weights(file)
@@ -162,21 +160,21 @@ def _open(
 
 def _arguments(weights: Weights, file: Path) -> dict:
     if weights.keywords is None:
-        raise ConfigError(
+        raise Refused(
             f"{file} holds tensors alone, expected a recipe that says of which network; add "
             "--config=RECIPE."
         )
     try:
         return arguments_of(weights)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise Refused(f"{file}: {error}") from error
 
 
 def _params(family: Family, weights: Weights, file: Path, prefix: str | None) -> Params:
     try:
         return family.from_weights(weights, prefix)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise Refused(f"{file}: {error}") from error
 
 
 def _forward(family: Family, params: Params) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch, Source, array_record, latents
 from dmd2_jax.data.reading.dataset import NoSplitError
 from dmd2_jax.pictures.grids import image_grid
@@ -83,7 +84,7 @@ def check_source(config: ConfigDict, out: str | Path) -> bool:
     worst = max(len(report.corrupt) for report in reports)
     allowed = config.data.get("max_corrupt", data.Options.max_corrupt)
     if worst > allowed:
-        raise ValueError(
+        raise Refused(
             f"{len(corrupt)} images cannot be decoded, expected at most "
             f"config.data.max_corrupt={allowed} in a split; replace or remove them, or raise it."
         )
@@ -109,13 +110,13 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
       OSError: if the disk is full.
     """
     if config.data.name == _CACHE:
-        raise ValueError(
+        raise Refused(
             "config.data.name='latents' has no images, expected a source of images; a cache of "
             "latents is written by `dmd2 cache` and copied by copying its folder."
         )
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(
+        raise Refused(
             f"--write={folder} exists and is not empty, expected a new folder; nothing is ever "
             "written over: choose another."
         )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component_tensors, write_component
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
@@ -173,7 +174,7 @@ def _copy_part(source: Path, target: Path, stem: str | None) -> None:
     try:
         tensors = read_component_tensors(source, stem)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise Refused(f"{source}: {error}") from error
     write_safetensors(tensors, target / whole)
 
 

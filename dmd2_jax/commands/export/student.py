@@ -12,7 +12,7 @@ from dmd2_jax.commands.export.folder import (
     write_lora,
     write_pipeline,
 )
-from dmd2_jax.config.load import ConfigError
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.families.published.lora import check_lora_tensors
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
@@ -49,7 +49,7 @@ class ExportOptions:
       dtype: of the U-Net's tensors.
 
     Raises:
-      ConfigError: if they contradict each other.
+      Refused: if they contradict each other.
     """
 
     workdir: str = ""
@@ -64,37 +64,37 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if bool(self.workdir) == bool(self.weights):
-            raise ConfigError(
+            raise Refused(
                 f"got --workdir={self.workdir!r} and --weights={self.weights!r}, expected one of "
                 "them: the run of a distillation, or a file of its weights."
             )
         if self.weights and not (self.pipeline and self.times):
-            raise ConfigError(
+            raise Refused(
                 f"--weights={self.weights} with --pipeline={self.pipeline!r} and --times="
                 f"{','.join(map(str, self.times))!r}, expected both: the teacher's pipeline, and "
                 "the student's times such as --times=999,749,499,249."
             )
         if self.workdir and self.times:
-            raise ConfigError(
+            raise Refused(
                 "--times with --workdir, whose config says them, expected one; leave --times away."
             )
         if self.weights and (self.ema is not None or self.checkpoint is not None):
-            raise ConfigError(
+            raise Refused(
                 "--ema or --checkpoint with --weights, expected --workdir, from whose files they "
                 "choose; leave them away."
             )
         if self.lora and self.checkpoint is not None:
-            raise ConfigError(
+            raise Refused(
                 f"--lora with --checkpoint={self.checkpoint}, expected one: adapters alone are "
                 "taken from the run's latest export; leave one away."
             )
         if self.lora and self.dtype != "float32":
-            raise ConfigError(
+            raise Refused(
                 f"--lora with --dtype={self.dtype}, which is of a whole U-Net, expected one: "
                 "adapters are small and written as float32; leave --dtype away."
             )
         if self.scheduler not in ("", *STUDENT_SCHEDULERS):
-            raise ConfigError(
+            raise Refused(
                 f"--scheduler={self.scheduler}, expected one of {STUDENT_SCHEDULERS}; choose one."
             )
 
@@ -140,7 +140,7 @@ def export(options: ExportOptions, out: str | Path) -> str:
     if student.times:
         scheduler = student_scheduler(scheduler, student.times, options.scheduler or "lcm")
     elif options.scheduler:
-        raise ConfigError(
+        raise Refused(
             f"--scheduler={options.scheduler} of a teacher's run, expected none: it keeps its "
             "pipeline's; leave --scheduler away."
         )
@@ -175,14 +175,12 @@ def export(options: ExportOptions, out: str | Path) -> str:
 def _check_out(out: str | Path) -> Path:
     out = Path(out).expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(
+        raise Refused(
             f"--out={out} is there and is not empty, expected a new folder; choose another, or "
             "remove it."
         )
     if not out.absolute().parent.is_dir():
-        raise ConfigError(
-            f"--out={out} lies in no folder, expected {out.parent} to exist; create it."
-        )
+        raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
     return out
 
 
@@ -199,7 +197,7 @@ def _from_run(options: ExportOptions) -> _Student:
     if not options.lora:
         return _Student(run.base, run.family, run.load(), times)
     if not (times and distill.lora_rank):
-        raise ConfigError(
+        raise Refused(
             f"--lora of {options.workdir}, which trained a whole network, expected a distillation "
             "with distill.lora_rank; leave --lora away."
         )
@@ -228,5 +226,5 @@ def _adapters(student: _Student) -> Tensors:
     try:
         check_lora_tensors(tensors, student.family.tensor_shapes(), student.rank)
     except ValueError as error:
-        raise ValueError(f"{student.file}: {error}") from error
+        raise Refused(f"{student.file}: {error}") from error
     return tensors

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmd2_jax.commands.report.markup import number
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.metrics import read_metrics
 
@@ -23,7 +24,7 @@ Series = tuple[np.ndarray, np.ndarray]
 """Steps [n] and finite values [n] there."""
 
 
-class ReportError(ValueError):
+class ReportError(Refused):
     """No report can be made of this."""
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.decode import (
     MAX_BYTES,
     CorruptImageError,
@@ -125,14 +126,14 @@ def open_captions(path: str | Path) -> CaptionedImages:
     """
     root = Path(path).expanduser()
     if not root.exists():
-        raise FileNotFoundError(
+        raise Missing(
             f"{path} does not exist, expected a folder or zip of images with captions; mind the "
             "working directory."
         )
     tree = Folder(root, _wanted) if root.is_dir() else ZipFolder(root, _wanted, _MAX_TEXT)
     images = [name for name in tree.names if name.lower().endswith(_IMAGES)]
     if not images:
-        raise ValueError(
+        raise Refused(
             f"{path} has no images, expected files ending in {', '.join(_IMAGES)}; check the path."
         )
     tables = [name for name in tree.names if name.rpartition("/")[-1] == METADATA]
@@ -140,14 +141,14 @@ def open_captions(path: str | Path) -> CaptionedImages:
     there = set(images)
     absent = sorted(texts.keys() - there)
     if absent:
-        raise ValueError(
+        raise Refused(
             f"{path} has captions of {len(absent)} images that are not there ({listed(absent)}), "
             "expected an image for each; the copy may be incomplete."
         )
     lacking = [name for name in images if not texts.get(name)]
     if lacking:
         where = f"an entry in {METADATA}" if tables else "a .txt beside each"
-        raise ValueError(
+        raise Refused(
             f"{path} has {len(lacking)} images without a caption ({listed(lacking)}), expected "
             f"{where} that is not empty; add it or remove them."
         )
@@ -168,12 +169,12 @@ def _from_tables(tree: FileTree, tables: list[str]) -> dict[str, str]:
         for where, entry in json_lines(content, f"{tree.place}/{table}"):
             file = entry.get("file_name")
             if not isinstance(file, str):
-                raise ValueError(
+                raise Refused(
                     f"{where} has file_name = {file!r:.60}, expected the image's name below the "
                     "folder; correct it."
                 )
             if folder + file in texts:
-                raise ValueError(
+                raise Refused(
                     f"{where} names {file!r} a second time, expected one caption an image; remove "
                     "one."
                 )
@@ -197,6 +198,6 @@ def _read(tree: FileTree, name: str, limit: int) -> bytes:
     try:
         return tree.read(name, limit)
     except (CorruptImageError, OSError) as error:
-        raise ValueError(
+        raise Refused(
             f"{tree.place}/{name} cannot be read ({error}), expected a text; copy it again."
         ) from error

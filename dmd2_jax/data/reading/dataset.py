@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, Float, Int, PyTree, Shaped
 
 Batch = dict[str, np.ndarray]
@@ -22,11 +23,11 @@ MEMORY_LIMIT = 8 * 2**30
 SPLIT_SEED = 20240523  # fixed: a split is part of the data set, not of a run
 
 
-class NoSplitError(ValueError):
+class NoSplitError(Refused):
     """Data without this split: they have no test images, and none are held out."""
 
 
-class MissingPackageError(ImportError, ValueError):
+class MissingPackageError(ImportError, Refused):
     """A source needs a package that is not installed: mended by the user, as a bad value is."""
 
 
@@ -88,13 +89,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
-            raise ValueError(
+            raise Refused(
                 f"config.data.test_fraction={self.test_fraction}, expected a number in [0, 1), the "
                 "share of each class that is held out; 0.1 is usual, 0 is none."
             )
         for key in ("max_corrupt", "workers"):
             if getattr(self, key) < 0:
-                raise ValueError(
+                raise Refused(
                     f"config.data.{key}={getattr(self, key)}, expected 0 or more; raise it."
                 )
 
@@ -122,33 +123,33 @@ class ImageDataset:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.dtype != np.uint8:
-            raise ValueError(
+            raise Refused(
                 f"{self.name}: images have dtype {images.dtype}, expected uint8 in 0..255; "
                 "convert them, for example by to_uint8."
             )
         if images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise ValueError(
+            raise Refused(
                 f"{self.name}: images have shape {images.shape}, expected [n, h, w, c] with "
                 "1 or 3 channels last; transpose or add the missing axis."
             )
         if images.shape[1] != images.shape[2]:
-            raise ValueError(
+            raise Refused(
                 f"{self.name}: images are {images.shape[1]} by {images.shape[2]}, expected "
                 "squares; crop or pad them first."
             )
         if images.size == 0:
-            raise ValueError(
+            raise Refused(
                 f"{self.name}: images have shape {images.shape}, expected at least one image "
                 "of at least one pixel; check the path and the split."
             )
         if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
-            raise ValueError(
+            raise Refused(
                 f"{self.name}: labels are {labels.dtype} of shape {labels.shape}, expected int32 "
                 f"of shape {images.shape[:1]}; give one class number an image."
             )
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
-            raise ValueError(
+            raise Refused(
                 f"{self.name}: labels lie in {low}..{high}, expected 0..{self.num_classes - 1}; "
                 "renumber the classes or correct num_classes."
             )
@@ -229,7 +230,7 @@ def to_memory(source: Source, limit: int = MEMORY_LIMIT) -> ImageDataset:
         return source
     size = len(source) * source.resolution**2 * source.channels
     if size > limit:
-        raise ValueError(
+        raise Refused(
             f"{source.name}: {len(source):,} images take {size / 2**30:,.1f} GiB of memory, "
             f"expected at most {limit / 2**30:,.1f} GiB where they are needed all at once; use a "
             "smaller data set or split."
@@ -296,7 +297,7 @@ def pad_to(dataset: ImageDataset, resolution: int) -> ImageDataset:
     """
     surplus = resolution - dataset.resolution
     if surplus < 0:
-        raise ValueError(
+        raise Refused(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected at most "
             f"{resolution}; raise config.data.resolution (images are never shrunk silently)."
         )
@@ -406,7 +407,7 @@ def split_indices(
     mask = held_out(labels, fraction)
     chosen = np.flatnonzero(mask if split == "test" else ~mask)
     if len(chosen) == 0:
-        raise ValueError(
+        raise Refused(
             f"{name}: config.data.test_fraction={fraction} of each class of {len(labels)} images "
             f"leaves none for {split}, expected at least one; change it."
         )

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Shaped
 
 MAX_BYTES = 2**24
@@ -32,7 +33,7 @@ class CorruptImageError(Exception):
     """Bytes that cannot be decoded; reading may go on with another image."""
 
 
-class ImageRefusedError(ValueError):
+class ImageRefusedError(Refused):
     """A sound image that is not what the config asks for; reading must stop."""
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from dmd2_jax.config.refused import Refused
+
 Wanted = Callable[[str], bool]
 """Whether a file of this name is one of those to list."""
 
@@ -41,7 +43,7 @@ class Folder:
         with open(os.path.join(self.place, name), "rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
-            raise ValueError(
+            raise Refused(
                 f"{self.place}/{name} has more than {limit:,} bytes, expected at most that; "
                 "remove the file if it is no part of the data set."
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.dataset import MissingPackageError
 from dmd2_jax.data.reading.text_lines import json_lines, text_key, text_lines, text_of
 from dmd2_jax.typing import Int
@@ -64,7 +65,7 @@ def read_prompts(path: str | Path) -> Prompts:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(
+        raise Missing(
             f"{path} does not exist, expected a file of prompts ({', '.join(ENDINGS)}); mind the "
             "working directory."
         )
@@ -76,13 +77,13 @@ def read_prompts(path: str | Path) -> Prompts:
     elif ending == ".parquet":
         found = _read_parquet(file)
     else:
-        raise ValueError(
+        raise Refused(
             f"{path} ends in {ending!r}, expected one of {', '.join(ENDINGS)}; rename or convert "
             "it."
         )
     texts = _without_empty(found, file)
     if not texts:
-        raise ValueError(f"{path} has no prompts, expected at least one; check the file.")
+        raise Refused(f"{path} has no prompts, expected at least one; check the file.")
     return Prompts(str(file), texts)
 
 
@@ -112,7 +113,7 @@ def _read_parquet(file: Path) -> list[str]:
             key = text_key(table.schema_arrow.names, str(file))
             column = table.read(columns=[key]).column(key)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
+        raise Refused(
             f"{file} cannot be read ({type(error).__name__}: {error!s:.200}), expected a parquet "
             "file; copy it again."
         ) from error
@@ -121,7 +122,5 @@ def _read_parquet(file: Path) -> list[str]:
         or pyarrow.types.is_large_string(column.type)
         or pyarrow.types.is_null(column.type)
     ):
-        raise ValueError(
-            f"{file} has a column {key!r} of {column.type}, expected texts; convert it."
-        )
+        raise Refused(f"{file} has a column {key!r} of {column.type}, expected texts; convert it.")
     return [(text or "").strip() for text in column.to_pylist()]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.array_record import open_writer
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.integrity import sealed
@@ -74,7 +75,7 @@ class Layout(NamedTuple):
             with np.errstate(over="ignore"):  # reported below
                 stored = array.astype(_dtype(dtype))
             if stored.shape != shape or not np.isfinite(stored).all():
-                raise ValueError(
+                raise Refused(
                     f"{name} of shape {array.shape} reaches {np.abs(array).max():.3g}, expected "
                     f"shape {shape} and finite values of {dtype}; store float32."
                 )
@@ -90,7 +91,7 @@ class Layout(NamedTuple):
         size = self.size
         for record in records:
             if not size <= len(record) <= size + _MAX_TEXT:
-                raise ValueError(f"a record has {len(record)} bytes, expected {size} and a text")
+                raise Refused(f"a record has {len(record)} bytes, expected {size} and a text")
         arrays, start = {}, 0
         for name, (shape, dtype) in sorted(self.arrays.items()):
             count = math.prod(shape)
@@ -243,7 +244,7 @@ def claim(folder: str | Path, plan: Mapping[str, Any], count: int) -> ShardFolde
             if entry is not None:
                 finished[number] = entry
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
+        raise Refused(
             f"{folder} exists, holds no {PLAN} or {MANIFEST} and is not empty, expected a new "
             "folder or one that this command began; nothing is written over: choose another."
         )
@@ -261,7 +262,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not file.is_file():
         unfinished = file.with_name(PLAN).is_file()
         remedy = "let `dmd2 cache` finish it" if unfinished else "write one by `dmd2 cache`"
-        raise FileNotFoundError(
+        raise Missing(
             f"{folder} has no {MANIFEST}, expected a finished cache of latents or embeddings; "
             f"{remedy}, or choose another config.data.path."
         )
@@ -314,7 +315,7 @@ def verify(folder: str | Path, manifest: Manifest, workers: int = 0) -> None:
         faults = [text for text in pool.map(fault, expected) if text]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(
+        raise Refused(
             f"{folder}: {len(faults)} of {len(expected)} files are missing or damaged: "
             f"{', '.join(faults[:5])}{more}; expected what {MANIFEST} seals: copy them again, or "
             f"remove {MANIFEST} and these files and write the cache again."
@@ -384,7 +385,7 @@ def _check_same(folder: Path, there: Mapping[str, Any], plan: Mapping[str, Any])
     keys = sorted(key for key in there.keys() | plan.keys() if there.get(key) != plan.get(key))
     if keys:
         differences = ", ".join(f"{key} {there.get(key)!r}, now {plan.get(key)!r}" for key in keys)
-        raise ValueError(
+        raise Refused(
             f"{folder} holds what was made of other things: {differences}; expected the same ones: "
             "give them again, or choose another folder."
         )

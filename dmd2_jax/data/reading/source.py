@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import Batch, Options
 from dmd2_jax.data.reading.decode import CorruptImageError, with_channels
 from dmd2_jax.typing import Int, Shaped
@@ -22,7 +23,7 @@ Read = Callable[[int], tuple[Shaped[np.ndarray, "h w c"], int]]
 """number -> (uint8 image, class); raises CorruptImageError; safe to call from several threads."""
 
 
-class CorruptDataError(ValueError):
+class CorruptDataError(Refused):
     """More images are corrupt than the config allows."""
 
 
@@ -68,7 +69,7 @@ class DecodedSource:
           ValueError: if there are no images, or one that was looked at is refused.
         """
         if count == 0:
-            raise ValueError(
+            raise Refused(
                 f"{name} has no images, expected at least one; check the path and the split."
             )
         self.name, self.resolution, self.num_classes = name, resolution, num_classes

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import Batch, Examples
 from dmd2_jax.typing import Int
 
@@ -50,7 +51,7 @@ def example_indices(
       ValueError: if an argument is out of range.
     """
     if num_examples < 1 or start < 0 or count < 0 or not 0 <= seed < 2**32:
-        raise ValueError(
+        raise Refused(
             f"num_examples={num_examples}, start={start}, count={count}, seed={seed}; expected "
             "num_examples >= 1, start >= 0, count >= 0 and a seed in 0..2**32-1; correct the one "
             "that is out of range."
@@ -79,7 +80,7 @@ def process_rows(batch_size: int, process: int, processes: int) -> slice:
       ValueError: if the batch does not split evenly.
     """
     if batch_size % processes or not 0 <= process < processes:
-        raise ValueError(
+        raise Refused(
             f"batch_size={batch_size} for process {process} of {processes}, expected a multiple "
             f"of {processes} and a process below it; try {-(-batch_size // processes) * processes}."
         )
@@ -109,7 +110,7 @@ def batches_from(
       ValueError: if an argument is out of range.
     """
     if batch_size < 1 or count < 1 or start < 0:
-        raise ValueError(
+        raise Refused(
             f"batch_size={batch_size}, count={count}, start={start}; expected batch_size >= 1, "
             "count >= 1 and a first example or batch >= 0; correct the one that is out of range."
         )

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dmd2_jax.config.refused import Refused
+
 KEYS = ("prompt", "text", "caption")
 """What a text may be called; the first of these that there is counts."""
 
@@ -35,12 +37,12 @@ def json_lines(data: bytes, place: str) -> Iterator[tuple[str, Mapping[str, Any]
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
+            raise Refused(
                 f"{where} is no JSON ({error}), expected an object like "
                 '{"prompt": "a red fox"}; correct it.'
             ) from error
         if not isinstance(entry, dict):
-            raise ValueError(
+            raise Refused(
                 f"{where} is {line[:40]!r}, expected an object like "
                 '{"prompt": "a red fox"}; correct it.'
             )
@@ -59,7 +61,7 @@ def text_of(entry: Mapping[str, Any], where: str) -> str:
     """
     key = text_key(list(entry), where)
     if not isinstance(entry[key], str):
-        raise ValueError(
+        raise Refused(
             f"{where} has {key} = {entry[key]!r:.60}, expected a text; put it into quotes."
         )
     return entry[key].strip()
@@ -74,7 +76,7 @@ def text_key(names: Sequence[str], where: str) -> str:
     for key in KEYS:
         if key in names:
             return key
-    raise ValueError(f"{where} has {list(names)!r:.200}, expected one of {list(KEYS)}; rename one.")
+    raise Refused(f"{where} has {list(names)!r:.200}, expected one of {list(KEYS)}; rename one.")
 
 
 def utf8(data: bytes, where: str) -> str:
@@ -86,7 +88,7 @@ def utf8(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise Refused(
             f"{where} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}), "
             "expected UTF-8; convert the file (iconv -f latin1 -t utf-8)."
         ) from error

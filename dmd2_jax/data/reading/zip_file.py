@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.data.reading.folder import Wanted, hidden
 
@@ -27,7 +28,7 @@ _SMALL = 2**20  # what a lying ratio cannot do harm with
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of name and extra field
 
 
-class ZipRefusedError(ValueError):
+class ZipRefusedError(Refused):
     """A zip that is damaged, hostile or of a kind that is not read."""
 
 

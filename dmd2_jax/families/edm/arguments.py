@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.weights.unpickle import shown
 from dmd2_jax.weights.weight_files import Weights
 
@@ -128,12 +129,10 @@ def from_edm_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     _check_kinds(arguments)
     networks = {"DhariwalUNet": "adm", "SongUNet": "song"}
     if arguments["model_type"] not in networks:
-        raise ValueError(
-            f"model_type={arguments['model_type']!r} must be one of {tuple(networks)}."
-        )
+        raise Refused(f"model_type={arguments['model_type']!r} must be one of {tuple(networks)}.")
     network = networks[arguments.pop("model_type")]
     if arguments.pop("decoder_type") != "standard":
-        raise ValueError(
+        raise Refused(
             f"decoder_type={kwargs['decoder_type']!r} must be 'standard', the only one that "
             "published checkpoints use."
         )
@@ -143,7 +142,7 @@ def from_edm_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     config |= _EDM_NETWORK_DEFAULTS[network] | config
     unknown = sorted(set(config) - _KNOWN_KEYS)
     if unknown:
-        raise ValueError(
+        raise Refused(
             f"EDM arguments {unknown} are unknown, expected a subset of "
             f"{sorted(_KNOWN_KEYS)} under EDM's names; remove them."
         )
@@ -154,7 +153,7 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of another type, as a file from elsewhere may hold."""
     missing = [name for name in ("img_resolution", "img_channels") if name not in arguments]
     if missing:
-        raise ValueError(f"EDM arguments {missing} are missing, expected them; add them.")
+        raise Refused(f"EDM arguments {missing} are missing, expected them; add them.")
     known = _KNOWN_KEYS | set(_EDM_NAMES) | set(_KINDS)
     for name, value in arguments.items():
         if name not in known:
@@ -163,7 +162,7 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
         entries = tuple(value) if isinstance(value, list | tuple) else (value,)
         listed = isinstance(value, list | tuple) == (name in _LISTS)
         if not listed or not all(isinstance(entry, kind) for entry in entries):
-            raise ValueError(
+            raise Refused(
                 f"EDM argument {name}={shown(value)}, expected {'a list of ' * (name in _LISTS)}"
                 f"{getattr(kind, '__name__', 'number')}; take another copy of the file."
             )
@@ -179,14 +178,14 @@ def arguments_of(weights: Weights) -> dict[str, Any]:
       ValueError: if the network is no EDMPrecond, or has more arguments than that takes.
     """
     if weights.class_name != _CLASS:
-        raise ValueError(
+        raise Refused(
             f"the network is of class {shown(weights.class_name)!r}, expected {_CLASS!r}; other "
             "preconditionings (VPPrecond, VEPrecond, iDDPMPrecond) are not supported: take one of "
             "EDM's own checkpoints, edm-*.pkl."
         )
     positional = weights.arguments or ()
     if len(positional) > len(_POSITIONAL):
-        raise ValueError(
+        raise Refused(
             f"{len(positional)} positional arguments are recorded, expected at most "
             f"{len(_POSITIONAL)} ({', '.join(_POSITIONAL)}); take another copy of the file."
         )
@@ -234,7 +233,7 @@ def refuse_other_arguments(weights: Weights, model_config: Mapping[str, Any]) ->
             for key, (got, expected) in differing.items()
         ]
         flags = " ".join(f"--config.model.{k}={_flag(got)}" for k, (got, _) in differing.items())
-        raise ValueError(
+        raise Refused(
             "the file holds another network than config.model describes:\n"
             + "\n".join(lines)
             + f"\nset {flags}, or take other weights."

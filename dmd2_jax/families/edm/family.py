@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion import schedules
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
@@ -140,7 +141,7 @@ class EdmFamily:
         try:
             return self.from_weights(weights)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise Refused(f"{path}: {error}") from error
 
     def save(self, params: Params, path: str | os.PathLike) -> None:
         """Write weights with the original names, whole or not at all, as the suffix says."""
@@ -248,7 +249,7 @@ def _inputs(
 ) -> tuple[Array, Array, Array]:
     """Return (sigma [b], c_in x_t, c_noise [b]); one sigma for the whole batch is allowed."""
     if x_t.shape[1:] != image_shape:
-        raise ValueError(
+        raise Refused(
             f"x_t has shape {x_t.shape}, expected [b, h, w, c] with (h, w, c) = {image_shape}; "
             "change the images or model.resolution and model.image_channels."
         )
@@ -293,7 +294,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     }
     for name, allowed in choices.items():
         if name in config and config[name] not in allowed:
-            raise ValueError(f"model.{name}={config[name]!r} must be one of {allowed}.")
+            raise Refused(f"model.{name}={config[name]!r} must be one of {allowed}.")
     least = {
         "image_channels": 1,
         "num_classes": 0,
@@ -303,21 +304,21 @@ def _check_config(config: Mapping[str, Any]) -> None:
     }
     for name, bound in least.items():
         if config[name] < bound:
-            raise ValueError(f"model.{name}={config[name]} must be at least {bound}.")
+            raise Refused(f"model.{name}={config[name]} must be at least {bound}.")
     if config.get("scan_layers"):
-        raise ValueError(
+        raise Refused(
             "model.scan_layers=True loops over the blocks of transformers, of which the U-Nets of "
             "model.family=edm have none, expected False; remove it."
         )
     if not 0 <= config["dropout"] < 1:
-        raise ValueError(f"model.dropout={config['dropout']} must lie in [0, 1).")
+        raise Refused(f"model.dropout={config['dropout']} must lie in [0, 1).")
     if not config["sigma_data"] > 0:
-        raise ValueError(f"model.sigma_data={config['sigma_data']} must be positive.")
+        raise Refused(f"model.sigma_data={config['sigma_data']} must be positive.")
     if not config["channel_mult"]:
-        raise ValueError("model.channel_mult=() must hold one multiplier a level, e.g. (1, 2).")
+        raise Refused("model.channel_mult=() must hold one multiplier a level, e.g. (1, 2).")
     factor = 2 ** (len(config["channel_mult"]) - 1)
     if config["resolution"] % factor:
-        raise ValueError(
+        raise Refused(
             f"model.resolution={config['resolution']} must be divisible by {factor} for "
             f"{len(config['channel_mult'])} levels; pad the images or use fewer levels."
         )

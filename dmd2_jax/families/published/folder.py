@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.model import CLASSES, PublishedModel
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Params
@@ -64,7 +65,7 @@ def read_component(
         tensors = read_component_tensors(folder, CLASSES[model.class_name].file_stem, variant)
         return model.spelled_as(tensors), model.from_tensors(tensors)
     except ValueError as error:
-        raise ValueError(f"{Path(folder)}: {error}") from error
+        raise Refused(f"{Path(folder)}: {error}") from error
 
 
 def write_component(
@@ -89,7 +90,7 @@ def write_component(
       OSError: if the disk refuses.
     """
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
+        raise Refused(f"dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
     tensors = {name: _cast(name, t, dtype) for name, t in model.to_tensors(params).items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def read_component_tensors(
     if pickled.exists():
         return read_weights(pickled).tensors
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no folder"
-    raise ValueError(
+    raise Refused(
         f"no weights: got {present}, expected {whole.name}, {index.name} or {pickled.name}; "
         "download the missing file, or name the variant that is there."
     )
@@ -167,7 +168,7 @@ def _only_variant(folder: Path, stem: str) -> str | None:
     }
     found = {variant for variant in found if variant and "-of-" not in variant}
     if len(found) > 1:
-        raise ValueError(
+        raise Refused(
             f"weights only in the variants {sorted(found)}, expected full precision or one of "
             "them; name the variant."
         )
@@ -178,7 +179,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     """Read the tensors of every shard that an index names."""
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(
+        raise Refused(
             f"{index.name} has no weight_map, expected tensor names and the files that hold them; "
             "download it again."
         )
@@ -186,14 +187,14 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     for shard in sorted({str(file) for file in places.values()}):
         # A file from elsewhere must not choose what is read.
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ValueError(
+            raise Refused(
                 f"{index.name} names the shard {shard!r}, expected a .safetensors file beside it; "
                 "download it again."
             )
         tensors |= read_safetensors(index.parent / shard)
     if set(tensors) != set(places):
         lost = sorted(set(places) ^ set(tensors))
-        raise ValueError(
+        raise Refused(
             f"{index.name} and its shards disagree on {len(lost)} tensors, {lost[:5]} among them, "
             "expected the same in both; download all files of one release."
         )
@@ -204,12 +205,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise Refused(
             f"{path.name} cannot be read ({error}), expected a JSON file; check the folder or "
             "download it again."
         ) from error
     if not isinstance(value, Mapping):
-        raise ValueError(
+        raise Refused(
             f"{path.name} holds a {type(value).__name__}, expected settings by name; download it "
             "again."
         )
@@ -220,7 +221,7 @@ def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):  # reported below, with its remedy
         cast = tensor.astype(_DTYPES[dtype])
     if np.isfinite(tensor).all() and not np.isfinite(cast).all():
-        raise ValueError(
+        raise Refused(
             f"{name} reaches {np.abs(tensor).max():.3g}, expected values that {dtype} can hold; "
             "write float32 or bfloat16."
         )

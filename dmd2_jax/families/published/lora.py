@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.lora import LoraConfig, Naming
 from dmd2_jax.typing import Params
 from dmd2_jax.weights import state_dict
@@ -54,7 +55,7 @@ def from_lora_tensors(
     """
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(_ENDS["down"])}
     if ranks - {config.rank}:
-        raise ValueError(
+        raise Refused(
             f"LoRA file of rank {', '.join(map(str, sorted(ranks)))}, expected "
             f"rank={config.rank}; set the rank to the file's."
         )
@@ -62,7 +63,7 @@ def from_lora_tensors(
     try:
         return state_dict.to_params(unscaled, template, _spelling(naming))
     except ValueError as error:
-        raise ValueError(
+        raise Refused(
             f"LoRA file of other layers or of another base, expected those of the targets "
             f"{config.targets}; {error}"
         ) from error
@@ -88,7 +89,7 @@ def check_lora_tensors(
     wanted = {f"{layer}.{end}" for layer in layers for end in _ENDS.values()}
     if not tensors or wanted != set(tensors):
         odd = sorted(wanted ^ set(tensors))[:3]
-        raise ValueError(
+        raise Refused(
             f"no LoRA file: got {len(tensors)} tensors, {odd} without their pairs, expected "
             "LAYER.lora_A.weight and LAYER.lora_B.weight; give the *_lora.safetensors of a run."
         )
@@ -101,12 +102,12 @@ def check_lora_tensors(
         if shape != (up[0], *down[1:]) or up[1:] != (down[0], *pointwise):
             wrong.append(f"{layer} (up {up}, down {down}, base {shape})")
     if wrong:
-        raise ValueError(
+        raise Refused(
             f"LoRA of another base: {len(wrong)} of {len(layers)} layers are not the network's, "
             f"{'; '.join(wrong[:3])} among them, expected those it was trained on; give that base."
         )
     if len(ranks) > 1 or rank not in (None, *ranks):
-        raise ValueError(
+        raise Refused(
             f"LoRA of rank {', '.join(map(str, sorted(ranks)))}, expected "
             f"{rank or 'one rank'}; give the file that the run wrote."
         )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks import clip_config, sd_unet_config, vae, vae_tiny
 from dmd2_jax.typing import Params
 from dmd2_jax.weights import state_dict
@@ -104,7 +105,7 @@ def _frozen(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
     def checked(config: Mapping[str, Any], dtype: jnp.dtype, remat: str) -> nn.Module:
         if remat != "none":
-            raise ValueError(
+            raise Refused(
                 f"remat={remat!r}, expected 'none': only a U-Net is trained; leave it out."
             )
         return build(config, dtype=dtype)
@@ -180,7 +181,7 @@ def class_of(config: Mapping[str, Any], expected: Collection[str] = tuple(CLASSE
     architectures = config.get("architectures") or [None]
     name = config.get("_class_name", architectures[0])
     if name not in expected:
-        raise ValueError(
+        raise Refused(
             f"config.json is of class {name!r}, expected "
             f"{' or '.join(repr(known) for known in expected)}; check which folder it is, or use "
             "a model of SD 1.x, SD 2.x or SDXL."
@@ -259,7 +260,7 @@ class PublishedModel:
         try:
             return state_dict.to_params(kind.modernise(tensors), self.param_shapes(), kind.naming)
         except ValueError as error:
-            raise ValueError(f"{self.class_name}: {error}") from None
+            raise Refused(f"{self.class_name}: {error}") from None
 
     def to_tensors(self, params: Params) -> dict[str, np.ndarray]:
         """Turn weights into tensors with the published names and layouts."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from dmd2_jax.config.refused import Missing, Refused
+
 __all__ = ["AUTOENCODERS", "PIPELINES", "PipelineIndex", "read_pipeline_index"]
 
 INDEX = "model_index.json"
@@ -55,7 +57,7 @@ class PipelineIndex(NamedTuple):
         folder = self.folder / name
         if not folder.is_dir():
             parts = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
-            raise ValueError(
+            raise Refused(
                 f"{self.folder} has no part {name}/, got {parts}, expected one as "
                 f"{' or '.join(PIPELINES[self.class_name][name])}; download the whole pipeline."
             )
@@ -85,7 +87,7 @@ def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
     """
     file = Path(folder).expanduser() / INDEX
     if not file.is_file():
-        raise FileNotFoundError(
+        raise Missing(
             f"{folder} has no {INDEX}, expected the folder of a diffusers pipeline (unet/, vae/, "
             "text_encoder/, tokenizer/ ...); give the folder that save_pretrained wrote or that "
             "was downloaded."
@@ -94,12 +96,12 @@ def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
         index = json.loads(file.read_text(encoding="utf-8"))
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
+        raise Refused(
             f"{file} cannot be read ({type(error).__name__}: {error}), expected the index of a "
             "diffusers pipeline; download it again."
         ) from error
     if name not in PIPELINES:
-        raise ValueError(
+        raise Refused(
             f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
             "SD 2.x, SDXL or a model made from them."
         )
@@ -107,7 +109,7 @@ def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
         entry = index.get(part)
         found = entry[-1] if isinstance(entry, list) and entry else None
         if found not in classes:
-            raise ValueError(
+            raise Refused(
                 f"{file} has {part} = {entry!r:.80}, expected {' or '.join(classes)}; use a whole "
                 "pipeline, not a refiner or one saved without the part."
             )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import discrete_vp
 
@@ -67,7 +68,7 @@ def read_scheduler(config: Mapping[str, Any]) -> Diffusion:
     """
     name = config.get("_class_name", "scheduler")
     if missing := [key for key in _REQUIRED if config.get(key) is None]:
-        raise ValueError(
+        raise Refused(
             f"config of a {name} lacks {', '.join(missing)}, expected the settings of a discrete "
             "diffusion with betas; use the scheduler of SD 1.x, SD 2.x or SDXL."
         )
@@ -82,7 +83,7 @@ def read_scheduler(config: Mapping[str, Any]) -> Diffusion:
     if betas not in _BETAS:
         problems.append(f"beta_schedule={betas!r}, expected one of {sorted(_BETAS)}")
     if problems:
-        raise ValueError(
+        raise Refused(
             f"config of a {name} asks for what is not built here: {'; '.join(problems)}. Use the "
             "scheduler of SD 1.x, SD 2.x or SDXL."
         )
@@ -127,7 +128,7 @@ def ddim_times(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
     elif spacing == "linspace":
         times = np.round(np.linspace(0, n - 1, num_steps))[::-1]
     else:
-        raise ValueError(
+        raise Refused(
             f"timestep_spacing={spacing!r}, expected 'leading', 'trailing' or 'linspace'; correct "
             "scheduler_config.json."
         )
@@ -188,7 +189,7 @@ def student_scheduler(
     read_scheduler(config)
     times, n = [int(t) for t in times], int(config["num_train_timesteps"])
     if not (_decreasing(times) and times[-1] > 0 and times[0] < n):
-        raise ValueError(
+        raise Refused(
             f"student times {times}, expected decreasing numbers in 1..{n - 1}; try "
             "999,749,499,249."
         )
@@ -210,11 +211,11 @@ def student_scheduler(
             "timestep_spacing": "leading",
         }
     if kind != "ddim":
-        raise ValueError(f"scheduler={kind!r}, expected one of {STUDENT_SCHEDULERS}; choose one.")
+        raise Refused(f"scheduler={kind!r}, expected one of {STUDENT_SCHEDULERS}; choose one.")
     made = common | {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"}
     grid = ddim_times(made, len(times))[:-1].astype(int).tolist()
     if grid != times:
-        raise ValueError(
+        raise Refused(
             f"DDIMScheduler takes {len(times)} steps at {grid}, expected the student's times "
             f"{times}; choose LCMScheduler (lcm), which takes any."
         )
@@ -236,7 +237,7 @@ def recorded_times(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     n = config["num_train_timesteps"]
     numbers = isinstance(times, list) and all(type(t) is int and 0 <= t < n for t in times)
     if not (numbers and _decreasing(times)):
-        raise ValueError(
+        raise Refused(
             f"{_TIMES}={times!r:.80}, expected decreasing times; export the student again, or "
             "correct scheduler_config.json."
         )
@@ -260,7 +261,7 @@ def _grid_of(times: list[int], num_levels: int) -> int:
 
 def _check_steps(num_steps: int, most: int) -> None:
     if not 1 <= num_steps <= most:
-        raise ValueError(
+        raise Refused(
             f"num_steps={num_steps} must be in 1..{most}, the times to choose from; try "
             f"{min(most, 50)}."
         )

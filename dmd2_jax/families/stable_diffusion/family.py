@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.families.published.configs import SCHEDULER, SD15_UNET, SDXL_UNET
@@ -116,7 +117,7 @@ class StableDiffusionFamily:
         """
         width, expected = null["prompt_embeds"].shape[-1], self.model.module.context_dim
         if width != expected or ("pooled" in null) != self.is_sdxl:
-            raise ValueError(
+            raise Refused(
                 f"conditions of {sorted(null)} with prompt_embeds of width {width}, expected width "
                 f"{expected} and {'pooled beside it' if self.is_sdxl else 'no pooled'} for this "
                 "U-Net; write the cache with this model's own pipeline."
@@ -210,7 +211,7 @@ class StableDiffusionFamily:
                 return self.from_state_dict(read_component_tensors(_unet_folder(path), stem))
             return self.from_weights(read_weights(path))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise Refused(f"{path}: {error}") from error
 
     def save(self, params: Params, path: str | os.PathLike) -> None:
         """Write weights: to a file as its suffix says, else to a folder that diffusers loads."""
@@ -243,13 +244,13 @@ def build(
     if "unet" not in config:
         config["unet"], schedule_config = _pipeline_configs(config.get("pipeline") or "")
     if not isinstance(config["unet"], Mapping):
-        raise ValueError(
+        raise Refused(
             f"model.unet={config['unet']!r}, expected what a U-Net's config.json holds; take "
             "one of families/published_configs.py, or read a pipeline folder."
         )
     dtype = config.get("dtype", "float32")
     if dtype not in _DTYPES:
-        raise ValueError(f"model.dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
+        raise Refused(f"model.dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
     model = PublishedModel.from_config(
         config["unet"],
         expected=(_UNET,),
@@ -260,13 +261,13 @@ def build(
     model = dataclasses.replace(model, module=unet)
     size = config.get("resolution") or config["unet"].get("sample_size")
     if unet.in_channels != unet.out_channels:
-        raise ValueError(
+        raise Refused(
             f"in_channels={unet.in_channels}, expected out_channels={unet.out_channels}: networks "
             "for inpainting and the like take more than a latent; use a text-to-image model."
         )
     unit = 2 ** (len(unet.block_channels) - 1)
     if not isinstance(size, int) or size < 1 or size % unit:
-        raise ValueError(
+        raise Refused(
             f"the latents' side is {size!r}, expected a multiple of {unit}; set model.resolution, "
             "for example 64 for SD 1.5 at 512 pixels."
         )
@@ -299,7 +300,7 @@ def read(
         unet, schedule = _folder_configs(folder)
         family = build({"unet": unet} | options, schedule)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise Refused(f"{folder}: {error}") from error
     return family, family.load(folder)
 
 
@@ -308,14 +309,14 @@ def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, An
     if pipeline in _PUBLISHED:
         return _PUBLISHED[pipeline], SCHEDULER
     if not pipeline or not Path(pipeline).is_dir():
-        raise ValueError(
+        raise Refused(
             f"model.pipeline={pipeline!r} is no folder, expected that of a diffusers pipeline, or "
             f"one of {sorted(_PUBLISHED)} for the published shapes; set --config.model.pipeline."
         )
     try:
         return _folder_configs(Path(pipeline))
     except ValueError as error:
-        raise ValueError(f"{pipeline}: {error}") from error
+        raise Refused(f"{pipeline}: {error}") from error
 
 
 def _folder_configs(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -386,7 +387,7 @@ def _null_cond(sdxl: bool, null: Condition) -> Callable[[Condition], dict[str, A
     def null_cond(cond: Condition) -> dict[str, Array]:
         _check_condition(cond, sdxl)
         if not sdxl and "negative_prompt_embeds" not in cond and not null:
-            raise ValueError(
+            raise Refused(
                 f"cond has {sorted(cond)}, expected negative_prompt_embeds among them: guidance of "
                 "SD 1.x and 2.x needs the empty prompt's embedding; add it, [b, n, d] like "
                 "prompt_embeds, or set the guidance to None."
@@ -408,7 +409,7 @@ def _check_condition(cond: Condition | None, sdxl: bool) -> None:
     known = needed | {negative for name, negative in _NEGATIVES.items() if name in needed}
     got = set(cond) if isinstance(cond, Mapping) else None
     if got is None or not needed <= got <= known:
-        raise ValueError(
+        raise Refused(
             f"cond is {type(cond).__name__ if got is None else sorted(got)}, expected a dict of "
             f"{sorted(needed)} and at most {sorted(known - needed)} beside them; check that the "
             "prompts were encoded for this U-Net."

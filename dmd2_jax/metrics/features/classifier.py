@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import ImageDataset, class_counts, to_model, to_uint8
 from dmd2_jax.data.reading.stream import batch_at
 from dmd2_jax.metrics.features.moments import FeatureStatistics, feature_statistics, fid
@@ -96,7 +97,7 @@ class Classifier:
           ValueError: if there are no images or they have another size.
         """
         if images.shape[1:] != self.image_shape or len(images) == 0:
-            raise ValueError(
+            raise Refused(
                 f"images have shape {images.shape}, expected [n, h, w, c] = [n >= 1, "
                 f"{', '.join(map(str, self.image_shape))}]; use the classifier of this data set."
             )
@@ -151,13 +152,13 @@ def train_classifier(
     training = training or Training()
     shapes = [(d.images.shape[1:], d.num_classes) for d in (dataset_train, dataset_test)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
+        raise Refused(
             f"test split has (image size, classes) {shapes[1]}, expected {shapes[0]} as in the "
             "train split; load both from one data set."
         )
     present = len(np.unique(dataset_train.labels))
     if present < 2:
-        raise ValueError(
+        raise Refused(
             f"{dataset_train.name} has images of {present} class, expected 2 or more for a "
             "classifier, whose features would be random and FID in them meaningless; use "
             "--features=inception, or sort the images into a folder a class."
@@ -273,12 +274,12 @@ def _read_cache(path: Path, template: Params) -> Params | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             if set(archive.files) != set(expected):
-                raise ValueError("other tensors than this network has")
+                raise Refused("other tensors than this network has")
             weights = {name: archive[name] for name in expected}
         for name, array in expected.items():
             got = weights[name]
             if got.shape != array.shape or got.dtype != array.dtype or not np.isfinite(got).all():
-                raise ValueError(f"tensor {name} is not as expected")
+                raise Refused(f"tensor {name} is not as expected")
     except _DAMAGE as e:
         _LOG.warning("%s is damaged (%s); training the classifier again.", path, e)
         return None
@@ -338,7 +339,7 @@ def real_fid_floor(
     """
     labels = np.zeros(len(features), np.int32) if labels is None else np.asarray(labels)
     if len(features) < 4 or labels.shape != (len(features),):
-        raise ValueError(
+        raise Refused(
             f"features have shape {features.shape} and labels {labels.shape}, expected [n, d] and "
             "[n] with n >= 4, two a half; give one label an image, or more images."
         )
@@ -374,12 +375,12 @@ def distribution_report(
       ValueError: if images and labels differ in number, or a float image is not finite.
     """
     if len(images) != len(labels):
-        raise ValueError(
+        raise Refused(
             f"{len(labels)} labels, expected {len(images)}, one an image; pass the labels that "
             "the images were sampled with."
         )
     if images.dtype != np.uint8 and not bool(jnp.isfinite(images).all()):
-        raise ValueError(
+        raise Refused(
             "images hold NaN or infinity, expected values in [-1, 1]; the generator has diverged."
         )
     features, logits = classifier(images)

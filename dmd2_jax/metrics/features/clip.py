@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Float
 
 __all__ = ["ClipPreparation", "clip_preparation", "clip_scores"]
@@ -74,7 +75,7 @@ def clip_preparation(config: Mapping[str, Any]) -> ClipPreparation:
     """
     off = [step for step in _STEPS if not config.get(step, True)]
     if off:
-        raise ValueError(
+        raise Refused(
             f"preprocessor_config.json has {off[0]}=false, expected all steps of CLIP's "
             "preprocessor; use the model's own file."
         )
@@ -82,7 +83,7 @@ def clip_preparation(config: Mapping[str, Any]) -> ClipPreparation:
     crop = _side(config.get("crop_size", size), "crop_size")
     kind = config.get("resample", _BICUBIC)
     if kind not in _FILTERS or not 1 <= crop <= size:
-        raise ValueError(
+        raise Refused(
             f"preprocessor_config.json has size={size}, crop_size={crop} and resample={kind}, "
             f"expected 1 <= crop_size <= size and a filter of {_FILTERS}; use the model's own file."
         )
@@ -91,7 +92,7 @@ def clip_preparation(config: Mapping[str, Any]) -> ClipPreparation:
         for key, default in (("image_mean", _MEAN), ("image_std", _STD))
     )
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(
+        raise Refused(
             f"preprocessor_config.json has image_mean={mean} and image_std={std}, expected three "
             "numbers each, and deviations above 0; use the model's own file."
         )
@@ -120,7 +121,7 @@ def _side(value: Any, key: str) -> int:
         sides = {value[name] for name in ("shortest_edge", "height", "width") if name in value}
         value = sides.pop() if len(sides) == 1 else value
     if type(value) is not int:
-        raise ValueError(
+        raise Refused(
             f"preprocessor_config.json has {key}={value}, expected one number of pixels; use the "
             "model's own file."
         )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.dataset import to_model, to_uint8
 from dmd2_jax.metrics.features.blocks import BLOCKS, BlockStatistics
 from dmd2_jax.metrics.features.classifier import Classifier
@@ -85,7 +86,7 @@ class Extractor:
             the shape.
         """
         if images.ndim != 4 or len(images) == 0:
-            raise ValueError(
+            raise Refused(
                 f"images have shape {images.shape}, expected [n, h, w, c] with n >= 1; pass a "
                 "batch, channels last."
             )
@@ -93,7 +94,7 @@ class Extractor:
             self.check(images.shape)
         if images.dtype != np.uint8:
             if not bool(jnp.isfinite(images).all()):
-                raise ValueError(
+                raise Refused(
                     "images hold NaN or infinity, expected values in [-1, 1]; the generator has "
                     "probably diverged."
                 )
@@ -138,7 +139,7 @@ def classifier_extractor(
 
     def check(shape: tuple[int, ...]) -> None:
         if tuple(shape[1:]) != classifier.image_shape:
-            raise ValueError(
+            raise Refused(
                 f"images have shape {shape}, expected [n, h, w, c] = [n, "
                 f"{', '.join(map(str, classifier.image_shape))}]; use the classifier of this data "
                 "set, or images of its resolution and channels."
@@ -205,7 +206,7 @@ class Collector:
         keep = set(keep) - {"statistics"}
         unknown = sorted(keep - set(KEEP))
         if unknown:
-            raise ValueError(f"keep={unknown}, expected names of {KEEP}; see `metrics.needs`.")
+            raise Refused(f"keep={unknown}, expected names of {KEEP}; see `metrics.needs`.")
         self._extractor, self._keep = extractor, tuple(keep - {"blocks"})
         self._describe = describe or "sample {}".format
         blocks = BLOCKS if "blocks" in keep else 1
@@ -229,7 +230,7 @@ class Collector:
           ValueError: if images or labels do not fit, or a feature is not finite: by its name.
         """
         if self._shape not in (None, images.shape[1:]):
-            raise ValueError(
+            raise Refused(
                 f"images from {self._describe(self._count)} on have shape {images.shape[1:]}, "
                 f"expected {self._shape} as before; prepare the images at one size."
             )
@@ -238,7 +239,7 @@ class Collector:
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             names = ", ".join(self._describe(self._count + int(i)) for i in bad[:_NAMED])
-            raise ValueError(
+            raise Refused(
                 f"features of {len(bad)} samples hold NaN or infinity ({names}"
                 f"{', ...' * (len(bad) > _NAMED)}), expected none; look at these images and at "
                 f"the weights of {self._extractor.name}."
@@ -254,7 +255,7 @@ class Collector:
           ValueError: if there are none.
         """
         if self._count == 0:
-            raise ValueError("got no images, expected at least one; check where they come from.")
+            raise Refused("got no images, expected at least one; check where they come from.")
         kept = {name: np.concatenate(parts) for name, parts in self._kept.items()}
         whole, blocks = self._statistics.result()
         return FeatureSet(self._extractor.name, whole, **kept, blocks=blocks)
@@ -263,7 +264,7 @@ class Collector:
         for name in self._keep:
             part = parts[name]
             if part is None or len(part) != count:
-                raise ValueError(
+                raise Refused(
                     f"got {'no' if part is None else len(part)} {name} for {count} images, "
                     f"expected one for each; use a feature network and images that have {name}."
                 )

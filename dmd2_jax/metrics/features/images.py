@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data import image_folder
 from dmd2_jax.data.reading import source as reading
 from dmd2_jax.data.reading.dataset import Batch, Options, Source
@@ -70,7 +71,7 @@ class ImageFiles:
     def _check_sound(self) -> None:
         found = list(self._source.corrupt.values())
         if found:
-            raise ValueError(
+            raise Refused(
                 f"cannot read {reading.listed(_plain(found))}, expected PNG or JPEG, as every "
                 f"image of {self._path} counts; copy it again, or take it away."
             )
@@ -93,13 +94,13 @@ def open_images(path: str | os.PathLike) -> ImageFiles:
     """
     root = Path(path).expanduser()
     if not root.exists():
-        raise FileNotFoundError(
+        raise Missing(
             f"images {str(path)!r} do not exist, expected a folder or zip of images; mind the "
             "working directory."
         )
     tree: FileTree = Folder(root, _wanted) if root.is_dir() else ZipFolder(root, _wanted, 2**28)
     if not tree.names:
-        raise ValueError(
+        raise Refused(
             f"images {str(path)!r} has no file ending in {', '.join(_ENDINGS)}, expected at least "
             "one; check the path."
         )
@@ -125,7 +126,7 @@ def _first_width(tree: FileTree) -> int:
         return Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).size[0]
     except (CorruptImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         (reason,) = _plain([f"{type(e).__name__}: {e}"])
-        raise ValueError(
+        raise Refused(
             f"{tree.place}/{name} cannot be read ({reason}), expected a PNG or JPEG; remove it or "
             "copy it again."
         ) from e
@@ -154,13 +155,13 @@ def _own_words(path: str, resolution: int) -> Iterator[None]:
     try:
         yield
     except ImageRefusedError as error:
-        raise ValueError(
+        raise Refused(
             f"{str(error).partition(', expected ')[0]}, expected opaque 8-bit grey or RGB of "
             f"{resolution} x {resolution} pixels. All images of {path} must be like its first, "
             f"which is {resolution} x {resolution}; prepare them alike, or take this one away."
         ) from error
     except CorruptDataError as error:
-        raise ValueError(
+        raise Refused(
             f"none of the images of {path} can be read, expected PNG or JPEG files; copy them "
             "again."
         ) from error
@@ -231,7 +232,7 @@ def check_comparable(real: Sized, fake: Sized) -> None:
     """
     sizes = [(s.resolution, s.resolution, s.channels) for s in (real, fake)]
     if sizes[0] != sizes[1]:
-        raise ValueError(
+        raise Refused(
             f"{fake.name} has images of (height, width, channels) {sizes[1]}, expected {sizes[0]} "
             f"as {real.name} has; prepare both at one resolution and as both grey or both colour."
         )

@@ -6,6 +6,7 @@ import os
 import numpy as np
 from jax.sharding import Mesh
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features.extractor import Extractor
 from dmd2_jax.metrics.features.resize import check_preparation, prepare
 from dmd2_jax.networks.inception import FEATURES, InceptionV3, inception_params
@@ -45,19 +46,19 @@ def read_inception(path: str | os.PathLike) -> Params:
     try:
         found = read_torch(path)
     except PickleError as error:
-        raise ValueError(f"{error} ({remedy} {NVIDIA_WEIGHTS}.)") from error
+        raise Refused(f"{error} ({remedy} {NVIDIA_WEIGHTS}.)") from error
     try:
         tensors = module_tensors(found) if isinstance(found, Record) else found
         if not isinstance(tensors, dict) or not all(
             isinstance(name, str) and isinstance(value, np.ndarray)
             for name, value in tensors.items()
         ):
-            raise ValueError(
+            raise Refused(
                 f"got a {type(tensors).__name__} that is no state dict, {remedy} {NVIDIA_WEIGHTS}."
             )
         return inception_params(torchvision_tensors(tensors))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise Refused(f"{path}: {error}") from error
 
 
 def inception_extractor(

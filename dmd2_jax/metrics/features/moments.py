@@ -15,6 +15,7 @@ import scipy.linalg
 import threadpoolctl
 from jaxtyping import Float64
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Float
 
 
@@ -76,7 +77,7 @@ class FeatureStatistics:
           ValueError: if there are fewer than 2 vectors.
         """
         if self.count < 2:
-            raise ValueError(
+            raise Refused(
                 f"count={self.count} feature vectors, expected at least 2 for a covariance; "
                 "evaluate more samples."
             )
@@ -96,13 +97,13 @@ class FeatureStatistics:
         """
         features = np.asarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != self.dimension:
-            raise ValueError(
+            raise Refused(
                 f"features have shape {features.shape}, expected [n, {self.dimension}]; use one "
                 "feature network for both sides and flatten its output."
             )
         bad = int(np.sum(~np.isfinite(features).all(axis=1)))
         if bad:
-            raise ValueError(
+            raise Refused(
                 f"{bad} of {len(features)} feature vectors hold NaN or infinity, expected none; "
                 "look at the samples: the generator has probably diverged."
             )
@@ -131,7 +132,7 @@ class FeatureStatistics:
         sample variances (1979), eq. 2.1, for vectors.
         """
         if other.dimension != self.dimension:
-            raise ValueError(
+            raise Refused(
                 f"dimension={other.dimension} to be merged, expected {self.dimension}; use one "
                 "feature network for both sides."
             )
@@ -159,7 +160,7 @@ class FeatureStatistics:
         """
         count = self.count - part.count
         if count < 1 or part.dimension != self.dimension:
-            raise ValueError(
+            raise Refused(
                 f"a part of {part.count} vectors of dimension {part.dimension} out of {self.count} "
                 f"of dimension {self.dimension}, expected fewer vectors of one dimension; pass a "
                 "part of these vectors."
@@ -185,7 +186,7 @@ def feature_statistics(features: Float[np.ndarray, "n d"]) -> FeatureStatistics:
       ValueError: if the shape is not [n, d] or a value is not finite.
     """
     if np.ndim(features) != 2:
-        raise ValueError(
+        raise Refused(
             f"features have shape {np.shape(features)}, expected [n, d]; flatten each vector."
         )
     return FeatureStatistics.empty(features.shape[1]).update(features)
@@ -229,12 +230,12 @@ def frechet_distance(
         ("cov2", cov2, (d, d)),
     ):
         if array.shape != shape:
-            raise ValueError(
+            raise Refused(
                 f"{name} has shape {array.shape}, expected {shape}; use one feature network for "
                 "both sides."
             )
         if not np.isfinite(array).all():
-            raise ValueError(
+            raise Refused(
                 f"{name} holds NaN or infinity, expected finite values; look at the samples."
             )
     trace_of_root = np.sqrt(np.maximum(_eigenvalues_of_product(cov1, cov2), 0.0)).sum()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Float, Int
 
 __all__ = ["Ball", "balls", "count_inside", "distance_blocks"]
@@ -106,7 +107,7 @@ def check_enough(count: int, k: int) -> None:
       ValueError: if `count` is not above k, or k not above 0.
     """
     if not 1 <= k < count:
-        raise ValueError(
+        raise Refused(
             f"k={k} nearest neighbours among {count} vectors, expected k >= 1 and more "
             "vectors than that; evaluate more samples."
         )

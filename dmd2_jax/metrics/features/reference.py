@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features.extractor import Extractor, FeatureSet
 from dmd2_jax.metrics.features.images import Sized
 from dmd2_jax.metrics.features.moments import Moments
@@ -82,7 +83,7 @@ def write_statistics(
       OSError: if the disk refuses.
     """
     if not str(path).endswith(".npz"):  # NumPy would add the suffix silently
-        raise ValueError(f"statistics file {str(path)!r}, expected a name ending in .npz; add it.")
+        raise Refused(f"statistics file {str(path)!r}, expected a name ending in .npz; add it.")
     entries: dict[str, Any] = {
         "mu": statistics.mean,
         "sigma": statistics.covariance,
@@ -128,7 +129,7 @@ def _check_comparable(
     for what in ("resolution", "channels"):
         noted, got = getattr(statistics, what), getattr(images, what)
         if noted not in (None, got):
-            raise ValueError(
+            raise Refused(
                 f"{images.name} has images of {what} {got}, expected {noted} as the images that "
                 f"statistics file {str(path)!r} was made of; use statistics of images of that "
                 "size and colour, or prepare the samples so."
@@ -154,20 +155,20 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
     try:
         entries = _read(path)
     except _DAMAGE as error:
-        raise ValueError(
+        raise Refused(
             f"statistics file {str(path)!r} cannot be read ({error}), {_EXPECTED}; check the path "
             "or copy the file again."
         ) from error
     made_by = str(entries["extractor"]) if "extractor" in entries else None
     if made_by not in (None, extractor):
-        raise ValueError(
+        raise Refused(
             f"statistics file {str(path)!r} was made by extractor {made_by!r}, expected "
             f"{extractor!r}; figures of two extractors do not compare: use the one of the file, "
             "or make the statistics again."
         )
     mean, covariance = (entries[key].astype(np.float64) for key in ("mu", "sigma"))
     if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
-        raise ValueError(
+        raise Refused(
             f"statistics file {str(path)!r} has mu {mean.shape} and sigma {covariance.shape}, "
             f"expected [{dimension}] and [{dimension}, {dimension}] for {extractor}; use "
             "statistics of the same extractor."
@@ -175,7 +176,7 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
     scale = np.abs(covariance).max()
     sound = np.isfinite(mean).all() and np.isfinite(covariance).all()
     if not sound or not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale):
-        raise ValueError(
+        raise Refused(
             f"statistics file {str(path)!r} holds NaN, infinity or a sigma that is not symmetric, "
             f"{_EXPECTED}; make it again."
         )
@@ -195,18 +196,18 @@ def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
     if max(sizes.values(), default=0) > _MOST_BYTES:
-        raise ValueError(f"an entry of {max(sizes.values()):,} bytes")
+        raise Refused(f"an entry of {max(sizes.values()):,} bytes")
     with np.load(path, allow_pickle=False) as archive:
         missing = {"mu", "sigma"} - set(archive.files)
         if missing:
-            raise ValueError(f"no {' and no '.join(sorted(missing))} among {archive.files[:10]}")
+            raise Refused(f"no {' and no '.join(sorted(missing))} among {archive.files[:10]}")
         entries = {key: archive[key] for key in ("mu", "sigma")}
         for key, kinds in _NOTES.items():
             if key in archive.files:
                 entries[key] = archive[key]
                 if entries[key].shape != () or entries[key].dtype.kind not in kinds:
-                    raise ValueError(f"an entry {key} of another kind")
+                    raise Refused(f"an entry {key} of another kind")
     for key in ("mu", "sigma"):
         if entries[key].dtype.kind != "f":
-            raise ValueError(f"{key} of type {entries[key].dtype}")
+            raise Refused(f"{key} of type {entries[key].dtype}")
     return entries

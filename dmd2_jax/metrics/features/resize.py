@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float64, UInt8
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, Float
 
 SIZE = 299
@@ -62,17 +63,17 @@ def check_preparation(name: str, shape: tuple[int, ...]) -> None:
       ValueError: if the name is unknown or the shape does not fit.
     """
     if name not in PREPARATIONS:
-        raise ValueError(
+        raise Refused(
             f"resize={name!r}, expected one of {sorted(PREPARATIONS)}; take the one that the "
             "figures you compare with were made by."
         )
     if len(shape) != 4 or shape[-1] not in (1, 3):
-        raise ValueError(
+        raise Refused(
             f"images have shape {shape}, expected [b, h, w, c] with c = 1 or 3; convert them to "
             "grey or RGB, channels last."
         )
     if name == "patch" and min(shape[1:3]) < SIZE:
-        raise ValueError(
+        raise Refused(
             f"images are {shape[1]} x {shape[2]} pixels, expected at least {SIZE} x {SIZE} for "
             "patches, which are cut and not resized; use another resize for small images."
         )
