@@ -1,22 +1,30 @@
 """The `dmd2` command: flags and a config file in, one call of a lower floor, an exit code out."""
 
 import argparse
+import dataclasses
+import importlib
+import inspect
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
 
 from dmd2_jax.commands import calls as run
 from dmd2_jax.commands.ablate.flags import add_ablate
 from dmd2_jax.commands.evaluate_flags import add_evaluate
 from dmd2_jax.commands.report_flags import add_report
 from dmd2_jax.commands.text2image_flags import add_cache, add_export, add_make_pairs, add_prompts
+from dmd2_jax.config import flags, plugins
 from dmd2_jax.config.load import parse_overrides
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.version import __version__
 
 __all__ = ["main"]
+
+_COMMANDS = "dmd2_jax.commands"
 
 _OVERRIDES = """
 every value of the config can be changed on the command line, by its name:
@@ -42,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     try:
         overrides, others = parse_overrides(sys.argv[1:] if argv is None else argv)
-        arguments = _parser().parse_args(others)
+        arguments = _parser(others[0] if others else None).parse_args(others)
         if overrides and not hasattr(arguments, "config"):
             raise Refused(
                 f"--config.{next(iter(overrides))} given to `dmd2 {arguments.command}`, which "
@@ -71,10 +79,10 @@ def _run(function: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         # What cannot be resumed has not done what it was asked when it is stopped. Processes that
         # have joined hear SIGTERM in the training loop, together.
         resumable = (
-            arguments.command
+            getattr(arguments, "resumes", False)
+            or arguments.command
             in ("train-teacher", "distill", "demo", "ablate", "cache", "make-pairs")
-            and not together
-        )
+        ) and not together
         with stoppable("The same command again goes on.") if resumable else nullcontext():
             if not together:
                 prepare_backend()
@@ -128,7 +136,71 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+_NO_COMMANDS = ("main", "calls", "demo")  # and flags of commands that are not converted yet
+
+
+def _files() -> list[str]:
+    """List the commands there are: files of this folder, and folders of it with a command.py."""
+    files = plugins.available(_COMMANDS, but=_NO_COMMANDS)
+    folders = plugins.available(_COMMANDS, packages=True)
+    here = Path(__file__).parent
+    with_command = [name for name in folders if (here / name / "command.py").is_file()]
+    return sorted([n for n in files if not n.endswith("_flags")] + with_command)
+
+
+def _add_command(commands: argparse._SubParsersAction, name: str, chosen: str | None) -> None:
+    """Add a command; only the one that is chosen is imported."""
+    here = Path(__file__).parent
+    typed = name if plugins.is_dotted(name) else name.replace("_", "-")
+    if typed != chosen and not plugins.is_dotted(name):
+        file = here / f"{name}.py"
+        file = file if file.is_file() else here / name / "command.py"
+        commands.add_parser(typed, help=plugins.summary(file))
+        return
+    module = _import_command(name)
+    text = inspect.cleandoc(module.__doc__ or "")
+    parser = commands.add_parser(
+        typed,
+        help=text.partition("\n")[0],
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_flags(parser, module.Options, getattr(module, "GROUPS", None))
+    fields = {field.name for field in dataclasses.fields(module.Options)}
+    if getattr(module, "SEVERAL", False):
+        _add_processes(parser)
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of refused input too"
+    )
+
+    def function(arguments: argparse.Namespace) -> None:
+        others = {"overrides": arguments.overrides} if "overrides" in fields else {}
+        module.run(flags.options_from(module.Options, arguments, **others))
+
+    parser.set_defaults(function=function, resumes=getattr(module, "RESUMES", False))
+
+
+def _import_command(name: str) -> ModuleType:
+    needs = ("Options", "run")
+    if plugins.is_dotted(name):
+        return plugins.load_plugin(name, _COMMANDS, "the command", known=(), needs=needs)
+    folder = (Path(__file__).parent / name).is_dir()
+    return importlib.import_module(f"{_COMMANDS}.{name}" + (".command" if folder else ""))
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes",
+        "one run of several machines: the same command in each, with the same --workdir on a\n"
+        "shared disk; or from the environment, see docs/scaling.md and launch/",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num_processes", metavar="N", help="how many there are")
+    group.add_argument("--process_id", metavar="I", help="this one's number, 0 to N-1")
+
+
+def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dmd2",
         description="Distil a diffusion teacher into a one- or few-step generator (DMD2).",
@@ -138,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dmd2_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in _files():
+        _add_command(commands, name, chosen)
     _add_training(
         commands,
         "train-teacher",
@@ -166,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     add_make_pairs(_add, commands)
     _add_demo(commands)
     _add_plan(commands)
+    if chosen is not None and plugins.is_dotted(chosen) and not chosen.startswith("-"):
+        _add_command(commands, chosen, chosen)
     return parser
 
 

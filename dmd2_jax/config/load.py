@@ -6,7 +6,6 @@ value it replaces, so that a misspelt or ill-typed value stops the run at once.
 """
 
 import ast
-import difflib
 import importlib.util
 import itertools
 import math
@@ -17,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from dmd2_jax.config.plugins import nearest
 from dmd2_jax.config.refused import Refused
 
 __all__ = [
@@ -69,7 +69,7 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
         if not file.is_file():
             raise Refused(
                 f"--config={path} is no file, expected a Python file with get_config() or one of "
-                f"{sorted(candidates)}{_nearest(path, candidates)}."
+                f"{sorted(candidates)}{nearest(path, candidates)}."
             )
     # Recipes build on each other with `from configs import common`, wherever dmd2 is started.
     places = [str(file.absolute().parent.parent), str(Path.cwd()), str(_project())]
@@ -140,7 +140,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
             what = "a group of keys" if any(k.startswith(key + ".") for k in fields) else "no key"
             raise Refused(
                 f"--config.{key} is {what}, expected one of the config's keys"
-                f"{_nearest(key, fields)}."
+                f"{nearest(key, fields)}."
             )
         current, kind, nullable = fields[key]
         *groups, name = key.split(".")
@@ -162,7 +162,7 @@ def allowed_changes(config: ConfigDict, words: Sequence[str]) -> tuple[str, ...]
         if name not in fields and not any(key.startswith(f"{name}.") for key in fields):
             raise Refused(
                 f"--allow_change={name} is no key, expected one of the config's keys or groups"
-                f"{_nearest(name, fields)}."
+                f"{nearest(name, fields)}."
             )
     return names
 
@@ -347,7 +347,7 @@ def _choice_faults(config: ConfigDict, choices: Mapping[str, Sequence[str]]) -> 
     for key, allowed in choices.items():
         value = _get(config, key)
         if value not in allowed:
-            yield f"{key}={value!r}, expected one of {sorted(allowed)}{_nearest(value, allowed)}."
+            yield f"{key}={value!r}, expected one of {sorted(allowed)}{nearest(value, allowed)}."
 
 
 def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any:
@@ -417,16 +417,6 @@ def _holds(rule: Any, value: Any) -> bool:
         return bool(rule(value)) and not (isinstance(value, float) and not math.isfinite(value))
     except TypeError:
         return False
-
-
-def _nearest(word: Any, candidates: Any) -> str:
-    names = list(candidates)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    if not close:  # the same last part elsewhere: `lr` for `optim.generator_lr`
-        last = str(word).rsplit(".", 1)[-1]
-        close = difflib.get_close_matches(last, [n.rsplit(".", 1)[-1] for n in names], n=1)
-        close = [n for n in names if close and n.rsplit(".", 1)[-1] == close[0]][:1]
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _project() -> Path:

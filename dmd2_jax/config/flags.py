@@ -1,0 +1,174 @@
+"""One declaration a flag: the fields of a frozen dataclass become the flags of a command.
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        workdir: str = flag("the run folder", metavar="DIR")
+        seed: int = flag("of the noise", default=0)
+
+gives `--workdir DIR` (required) and `--seed N` (default: 0). Python makes the same Options by hand
+and calls the command's `run` with them.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["add_flags", "comma_separated", "flag", "given", "options_from"]
+
+_FLAG = "flag"
+_PLURAL = (tuple, list)
+
+
+class _Flag(typing.NamedTuple):
+    help: str
+    metavar: str | None
+    choices: Sequence[str] | None
+    parse: Callable[[str], Any] | None
+    group: str
+    positional: bool
+    repeated: bool
+    const: Any
+
+
+def flag(
+    help: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    metavar: str | None = None,
+    choices: Sequence[str] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    group: str = "",
+    positional: bool = False,
+    repeated: bool = False,
+    const: Any = None,
+) -> Any:
+    """Declare a field of an options dataclass that is a flag too.
+
+    The type comes from the annotation: str, int, float, bool (a switch), any of them `| None`, and
+    `tuple[T, ...]`, whose values are separated by commas or, if `repeated`, given one flag each.
+
+    Args:
+      help: one line; the default is added to it, unless it is None, "" or False.
+      default: without one the flag is required.
+      metavar: what the value is called, for example "DIR"; by default after its type.
+      choices: the values that are allowed.
+      parse: text -> value, raising ValueError or argparse.ArgumentTypeError; by default the type.
+      group: the heading that the flag stands under.
+      positional: given by its place and not by its name.
+      repeated: a tuple whose values are given one flag each.
+      const: the value of the flag given without one.
+    """
+    declared = _Flag(help, metavar, choices, parse, group, positional, repeated, const)
+    return dataclasses.field(default=default, metadata={_FLAG: declared})
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, options: type, descriptions: Mapping[str, str] | None = None
+) -> None:
+    """Add the flags that a dataclass declares.
+
+    Args:
+      parser: of the command.
+      options: a frozen dataclass; fields without `flag` are no flags.
+      descriptions: of groups, by their headings.
+    """
+    hints = typing.get_type_hints(options)
+    groups: dict[str, Any] = {"": parser}
+    for field in dataclasses.fields(options):
+        declared = field.metadata.get(_FLAG)
+        if declared is None:
+            continue
+        if declared.group not in groups:
+            text = (descriptions or {}).get(declared.group)
+            groups[declared.group] = parser.add_argument_group(declared.group, text)
+        required = field.default is dataclasses.MISSING
+        name = field.name if declared.positional else f"--{field.name}"
+        words = _words(field, declared, hints[field.name])
+        if declared.positional:
+            words |= {} if required else {"nargs": "?"}
+        else:
+            words |= {"required": required}
+        groups[declared.group].add_argument(name, **words)
+
+
+def _words(field: dataclasses.Field, declared: _Flag, hint: Any) -> dict[str, Any]:
+    """Return what argparse is told of one flag."""
+    kind, plural = _kind(hint)
+    has_default = field.default is not dataclasses.MISSING
+    words: dict[str, Any] = {"help": _help(declared, field.default if has_default else None)}
+    if has_default:
+        words["default"] = field.default
+    if kind is bool and not plural and declared.parse is None:
+        return words | {"action": "store_true"}
+    parse = declared.parse or kind
+    if plural and declared.repeated:
+        # argparse would append to the default itself
+        words |= {"action": "append", "type": parse, "default": None}
+    else:
+        words["type"] = comma_separated(kind) if plural and declared.parse is None else parse
+    if declared.choices is not None and not plural:
+        words["choices"] = tuple(declared.choices)
+    elif declared.metavar is not None or not declared.positional:
+        usual = "N" if kind is int else "X" if kind is float else field.name.upper()
+        words["metavar"] = declared.metavar or usual
+    if declared.const is not None:
+        words |= {"nargs": "?", "const": declared.const}
+    return words
+
+
+def _kind(hint: Any) -> tuple[Callable[[str], Any], bool]:
+    """Return (type of one value, whether there are several) of an annotation."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(it for it in typing.get_args(hint) if it is not type(None))
+    if typing.get_origin(hint) in _PLURAL:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+def _help(declared: _Flag, default: Any) -> str:
+    text = declared.help.replace("%", "%%")
+    if default in (None, "", False, ()) or "default" in declared.help:
+        return text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text}; default: {shown}"
+
+
+def comma_separated(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Make a parser of values that are separated by commas; empty ones are left out."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+        except ValueError:
+            example = {int: "0,1,2", float: "0.5,1.5"}.get(kind, "a,b")  # type: ignore[call-overload]
+            raise argparse.ArgumentTypeError(f"{text!r}, expected values like {example}") from None
+
+    return parse
+
+
+def options_from(options: type, arguments: argparse.Namespace, **others: Any) -> Any:
+    """Make the options that a command line asks for.
+
+    Args:
+      options: the dataclass.
+      arguments: parsed by a parser with its flags.
+      others: values of fields that are no flags.
+    """
+    values = {}
+    for field in dataclasses.fields(options):
+        if (declared := field.metadata.get(_FLAG)) is None:
+            continue
+        value = getattr(arguments, field.name)
+        if declared.repeated:
+            value = field.default if value is None else tuple(value)
+        values[field.name] = value
+    return options(**values, **others)
+
+
+def given(options: Any, names: Sequence[str]) -> list[str]:
+    """Return those of an options object's fields that differ from their defaults."""
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    return [name for name in names if getattr(options, name) != fields[name]]
