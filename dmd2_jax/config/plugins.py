@@ -35,7 +35,7 @@ def available(package: str, *, but: Sequence[str] = (), packages: bool = False) 
 
 def is_dotted(name: str) -> bool:
     """Return whether a name is a dotted module of the user's own."""
-    return "." in name
+    return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
 def load_plugin(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.idx import Pair, read_pair
-from dmd2_jax.data.reading.dataset import ImageDataset, Options, check_split, pad_to, select_split
+from dmd2_jax.data.reading.contract import Options
+from dmd2_jax.data.reading.dataset import ImageDataset, check_split, pad_to, select_split
 
 RESOLUTIONS = (28, 32)  # as stored, and padded to a power of two for U-Nets
 NUM_CLASSES = 10
@@ -38,7 +39,7 @@ def load(
     """
     if resolution not in RESOLUTIONS:
         raise Refused(
-            f"config.data.resolution={resolution} for fashion_mnist, expected one of "
+            f"config.model.resolution={resolution} for fashion_mnist, expected one of "
             f"{RESOLUTIONS}; choose 32 for U-Nets that halve the image several times."
         )
     check_split(split, _FILE_SPLITS, "fashion_mnist")

@@ -170,7 +170,7 @@ def pair_shapes(recipe: Recipe) -> PairPool | None:
 
 def _made_with(recipe: Recipe, teacher_params: Params) -> dict[str, Any]:
     config = recipe.config
-    prompts = getattr(recipe.prompts, "identity", None)
+    prompts = recipe.prompts.identity if recipe.prompts is not None else None
     return {
         "teacher": params_digest(teacher_params),
         "number": config.distill.regression_pairs,

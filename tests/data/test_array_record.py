@@ -147,7 +147,7 @@ def test_load_refuses_an_unknown_split(folder: Path) -> None:
 
 def test_load_checks_the_resolution(folder: Path) -> None:
     config = ConfigDict({"name": "array_record", "path": str(folder), "resolution": 16})
-    with pytest.raises(ValueError, match="8 pixels wide, expected config.data.resolution=16"):
+    with pytest.raises(ValueError, match="8 pixels wide, expected config.model.resolution=16"):
         data.load(config, "train")
 
 

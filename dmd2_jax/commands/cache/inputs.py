@@ -234,7 +234,7 @@ def unusable(name: str, error: Exception, allowed: int) -> ValueError:
       allowed: how many of them there may be.
     """
     reason = str(error) if isinstance(error, ImageRefusedError) else f"{name}: {error}."
-    return ValueError(
+    return Refused(
         f"{reason} More than --max_left_out={allowed} images cannot be used: replace or remove "
         "them, or raise it to go on without them."
     )
