@@ -18,7 +18,7 @@ from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import to_model
 from dmd2_jax.data.latents import NULL_FILE
-from dmd2_jax.data.reading.captions import Picture
+from dmd2_jax.data.reading.captions import CaptionedImages, Picture
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
 from dmd2_jax.recipe.open import aligned, parameter_table
@@ -167,7 +167,8 @@ class _Reader:
         work, options = self._work, self._work.options
         numbers, pictures, left_out = batch.numbers, None, []
         if work.captioned is not None:
-            read = list(self._pool.map(self._picture, numbers))
+            picture = functools.partial(self._picture, work.captioned)
+            read = list(self._pool.map(picture, numbers))
             left_out = [work.describe(int(n)) for n, p in zip(numbers, read, strict=True) if not p]
             numbers = np.array([n for n, p in zip(numbers, read, strict=True) if p], np.int64)
             pictures = [picture for picture in read if picture]
@@ -187,11 +188,10 @@ class _Reader:
             left_out,
         )
 
-    def _picture(self, number: int) -> Picture | None:
-        work, options = self._work, self._work.options
-        name = work.describe(int(number))
+    def _picture(self, captioned: CaptionedImages, number: int) -> Picture | None:
+        options, name = self._work.options, captioned.describe(int(number))
         try:
-            return work.captioned.picture(int(number), options.resolution, enlarge=options.enlarge)
+            return captioned.picture(int(number), options.resolution, enlarge=options.enlarge)
         except (CorruptImageError, ImageRefusedError) as error:
             with self._lock:
                 self._left_out += 1
