@@ -216,7 +216,7 @@ def test_import_graph_sees_imports_of_every_form() -> None:
     graph = import_graph()
     assert "typing" in graph["denoiser"]  # from dmd2_jax.typing import ...
     assert "data" in graph["recipe.open"]  # from dmd2_jax import data
-    assert "commands.demo" in graph["commands.calls"]  # inside a function
+    assert "commands.demo.story" in graph["commands.demo.command"]  # inside a function
 
 
 LIGHT = "dmd2_jax, dmd2_jax.distill, dmd2_jax.diffusion, dmd2_jax.losses, dmd2_jax.networks"

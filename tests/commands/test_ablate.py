@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from dmd2_jax.commands.ablate import run as module
+from dmd2_jax.commands.ablate import runs as module
 from dmd2_jax.run.loop import DivergedError
 from dmd2_jax.run.metrics import read_metrics
 from tests.tiny import contents, dmd2, refused, scratch, teacher_run

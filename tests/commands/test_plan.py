@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from dmd2_jax.commands.main import _parser
 from dmd2_jax.plan import plan
 from dmd2_jax.plan.chips import CHIPS, Chip, nearest
 from dmd2_jax.plan.cycle import LOCAL
@@ -154,8 +153,8 @@ def documented() -> list[str]:
     files = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/*.md")]
     files += sorted(ROOT.glob("configs/**/*.py"))
     told = io.StringIO()
-    with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
-        _parser().parse_args(["plan", "--help"])
+    with contextlib.redirect_stdout(told):
+        dmd2("plan", "--help")
     texts = [told.getvalue(), *(file.read_text() for file in files)]
     joined = re.sub(r"\\\n\s*", "", "\n".join(texts))
     lines = re.findall(r"dmd2 plan +(--config=[^\n`#]*)", joined)

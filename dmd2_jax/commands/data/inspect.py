@@ -70,7 +70,7 @@ def check_source(config: ConfigDict, out: str | Path) -> bool:
       Whether there are images to draw, and they were.
 
     Raises:
-      ValueError: if the source is refused, or more images are corrupt than `max_corrupt`.
+      Refused: if the source is refused, or more images are corrupt than `max_corrupt`.
       FileNotFoundError: if files are missing.
     """
     if config.data.name == _CACHE:
@@ -107,7 +107,7 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
       What was written.
 
     Raises:
-      ValueError: if the source is refused, or the folder is not empty.
+      Refused: if the source is refused, or the folder is not empty.
       OSError: if the disk is full.
     """
     if config.data.name == _CACHE:

@@ -7,7 +7,6 @@
 The same command again skips what is finished and resumes what is not.
 """
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from dmd2_jax.commands.ablate.options import Options
 from dmd2_jax.commands.ablate.rows import FIGURES, Ablation, check_seeds, load_ablation, nearest
 from dmd2_jax.commands.ablate.table import RULE, markdown, summary, terminal, values_of
 from dmd2_jax.config.load import plain
@@ -39,32 +39,11 @@ from dmd2_jax.training.batches import cycle_batch
 from dmd2_jax.training.pairs import pair_shapes
 from dmd2_jax.training.run import RESUME_MAY_DIFFER
 
-__all__ = ["AblateOptions", "ablate"]
+__all__ = ["ablate"]
 
 _TABLE = "table.json"
 _NOT_COMPARED = ("name", "log", "mesh")
 """Groups of the config that change no figure."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AblateOptions:
-    """The flags of `dmd2 ablate`; see its --help.
-
-    Attributes:
-      config: the ablation's file.
-      workdir: where everything goes.
-      overrides: of the base config, name -> value as on the command line.
-      rows: names of those to run; (): all.
-      seeds: (): the ablation's.
-      dry_run: check every row and trace its program; write nothing.
-    """
-
-    config: str
-    workdir: str
-    overrides: dict[str, str] = dataclasses.field(default_factory=dict)
-    rows: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    dry_run: bool = False
 
 
 class _Run(NamedTuple):
@@ -78,18 +57,18 @@ class _Run(NamedTuple):
         return f"{self.row}/seed_{self.seed}"
 
 
-def ablate(options: AblateOptions) -> dict[str, Any]:
+def ablate(options: Options) -> dict[str, Any]:
     """Run what is not finished of an ablation, and print its table.
 
     Args:
-      options: the flags.
+      options: what is asked for.
 
     Returns:
       What table.json holds: runs; rows and pairs as `ablation_table.summary` makes them; teacher,
       real_fid_floor, rule.
 
     Raises:
-      ValueError: if the ablation, a row's config, the data or a folder is refused; as far as that
+      Refused: if the ablation, a row's config, the data or a folder is refused; as far as that
         can be known, before anything is trained.
       Interrupted: if asked to stop; what is finished and what is begun are then saved.
     """
@@ -114,7 +93,7 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
     return table
 
 
-def _chosen(ablation: Ablation, options: AblateOptions, workdir: Path) -> list[_Run]:
+def _chosen(ablation: Ablation, options: Options, workdir: Path) -> list[_Run]:
     """Return the runs, all rows of one seed before the next, so that a whole table comes early."""
     for name in options.rows:
         if name not in ablation.rows:
@@ -182,7 +161,7 @@ def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, trace: bool) 
                     may_differ=RESUME_MAY_DIFFER,
                     dry_run=True,
                 )
-        except ValueError as error:
+        except Refused as error:
             raise Refused(f"row {run.row!r} of {ablation.path}: {error}") from error
 
 
