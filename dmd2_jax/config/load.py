@@ -235,6 +235,8 @@ _NOT_NEGATIVE = (
     "teacher.warmup",
     "optim.warmup",
     "optim.weight_decay",
+    "log.export_every",
+    "log.teacher_export_every",
     "log.keep_every",
     "log.keep_best",
     "log.evaluate_every",

@@ -11,13 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from dmd2_jax.config.load import apply_overrides
-from dmd2_jax.recipe.distillation import (
-    build_players,
-    distill_config,
-    initial_state,
-    starting_weights,
-)
+from dmd2_jax.recipe import distillation
+from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
 from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, weights_file
+from dmd2_jax.recipe.weights import starting_weights
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.random import stream_key
@@ -285,7 +282,7 @@ def test_distill_compiles_its_cycle_once_and_moves_nothing_between_cycles(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made, moved = [], []
-    make, put = train_student.make_cycle, train_student.put_batch
+    make, put = distillation.make_cycle, train_student.put_batch
 
     def guarded_cycle(*arguments: Any, **options: Any) -> Callable[..., Any]:
         cycle = make(*arguments, **options)
@@ -302,7 +299,7 @@ def test_distill_compiles_its_cycle_once_and_moves_nothing_between_cycles(
         moved.append(arguments)
         return put(*arguments)
 
-    monkeypatch.setattr(train_student, "make_cycle", guarded_cycle)
+    monkeypatch.setattr(distillation, "make_cycle", guarded_cycle)
     monkeypatch.setattr(train_student, "put_batch", counted_put)
     assert dmd2(*distill_words(tmp_path, "--config.distill.cycles=3")) == 0
     (cycle,) = made
