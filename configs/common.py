@@ -67,6 +67,8 @@ def get_config() -> ConfigDict:
     config.teacher.steps = 1000
     config.teacher.batch_size = 128
     config.teacher.lr = 1e-3
+    config.teacher.b1 = 0.9  # Adam's, as in optim for the players
+    config.teacher.b2 = 0.999
     config.teacher.warmup = 100
     config.teacher.lr_schedule = "constant"  # constant | cosine (to 0 at the last step)
     config.teacher.ema_decay = 0.999

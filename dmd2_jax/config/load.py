@@ -255,6 +255,8 @@ _POSITIVE = (
 )
 _FRACTIONS = (
     "teacher.ema_decay",
+    "teacher.b1",
+    "teacher.b2",
     "teacher.label_dropout",
     "model.dropout",
     "optim.b1",

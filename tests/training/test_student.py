@@ -23,6 +23,10 @@ from dmd2_jax.training.batches import cycle_batch
 from tests.tiny import distill_words, dmd2, get_config, student_run, teacher_run
 
 
+class Begun(BaseException):
+    """Ends a run as soon as a part of it that is watched begins."""
+
+
 def recipe(**overrides: str) -> Recipe:
     config = get_config()
     apply_overrides(config, {name.replace("__", "."): text for name, text in overrides.items()})
@@ -78,6 +82,23 @@ def test_distill_moves_the_student_away_from_the_teacher() -> None:
     # Four AdamW steps of 1e-4: each moves a weight by the rate, give or take the weight decay.
     assert 1e-4 < moved < 6e-4
     assert not np.array_equal(average[name], student[name])
+
+
+def test_distill_exports_between_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: Any) -> Any:
+        raise Begun
+
+    monkeypatch.setattr(train_student, "draw_progress", stopped)
+    with pytest.raises(Begun):  # at the first picture, that of the end
+        dmd2(*distill_words(tmp_path, "--config.log.export_every=3"))
+    assert not list(tmp_path.glob("*.png"))
+    weights = load_file(tmp_path / "student.safetensors")
+    assert not any(
+        np.array_equal(weights["model.out_conv.weight"], load_file(file)["model.out_conv.weight"])
+        for file in (student_run() / "student.safetensors", teacher_run() / "teacher.safetensors")
+    )
 
 
 def test_distill_resumed_equals_never_stopped(tmp_path: Path) -> None:
@@ -147,10 +168,6 @@ def test_initial_state_copies_the_teacher_to_both_players() -> None:
     for params in (state.generator.params, state.critic.params, *state.ema):
         for got, expected in zip(jax.tree.leaves(params), jax.tree.leaves(teacher), strict=True):
             np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
-
-
-class Begun(BaseException):
-    """Ends a run as soon as its first state is made."""
 
 
 @pytest.mark.parametrize(
