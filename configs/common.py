@@ -67,6 +67,8 @@ def get_config() -> ConfigDict:
     config.teacher.steps = 1000
     config.teacher.batch_size = 128
     config.teacher.lr = 1e-3
+    config.teacher.b1 = 0.9  # Adam's, as in optim for the players
+    config.teacher.b2 = 0.999
     config.teacher.warmup = 100
     config.teacher.lr_schedule = "constant"  # constant | cosine (to 0 at the last step)
     config.teacher.ema_decay = 0.999
@@ -133,6 +135,8 @@ def get_config() -> ConfigDict:
     config.log.every = 10  # cycles (teacher: steps) between metric lines
     config.log.grid_every = 50  # cycles between pictures
     config.log.teacher_grid_every = 200  # steps between the teacher's, of many network calls
+    config.log.export_every = 50  # cycles between exports of weights; 0: at the end alone
+    config.log.teacher_export_every = 200  # steps between those of the teacher's
     config.log.checkpoint_every = 50
     config.log.keep = 3  # the last n checkpoints stay,
     config.log.keep_every = 0  # and those of cycles that are multiples of this (0: none),

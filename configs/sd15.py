@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
     config.optim.ema_decays = ()  # one more copy of 860 M parameters; the paper has none
 
     config.log.grid_every = 500
+    config.log.export_every = 500
     config.log.checkpoint_every = 100
     config.evaluate.batch_size = 16
     return config

@@ -235,6 +235,8 @@ _NOT_NEGATIVE = (
     "teacher.warmup",
     "optim.warmup",
     "optim.weight_decay",
+    "log.export_every",
+    "log.teacher_export_every",
     "log.keep_every",
     "log.keep_best",
     "log.evaluate_every",
@@ -253,6 +255,8 @@ _POSITIVE = (
 )
 _FRACTIONS = (
     "teacher.ema_decay",
+    "teacher.b1",
+    "teacher.b2",
     "teacher.label_dropout",
     "model.dropout",
     "optim.b1",

@@ -33,7 +33,6 @@ __all__ = [
     "PairPool",
     "TeacherPairs",
     "make_pairs",
-    "pair_shapes",
     "pairs_folder",
     "write_pairs",
 ]
@@ -154,18 +153,6 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
             f"{done} files of pairs are written; the same command again goes on.", 130
         ) from None
     return f"{folder}: {what}\nuse them with: --config.distill.pairs={folder}"
-
-
-def pair_shapes(recipe: Recipe) -> PairPool | None:
-    """Return pairs of zeros of the right size, for tracing; None without a regression loss."""
-    if recipe.config.distill.regression_weight is None:
-        return None
-
-    def read(numbers: Int[np.ndarray, " n"]) -> TeacherPairs:
-        images = np.zeros((len(numbers), *recipe.family.image_shape), np.float32)
-        return TeacherPairs(images, images, sample_labels(recipe, np.asarray(numbers)))
-
-    return PairPool(recipe.config.distill.regression_pairs, read)
 
 
 def _made_with(recipe: Recipe, teacher_params: Params) -> dict[str, Any]:

@@ -240,6 +240,21 @@ def test_ablate_refuses_a_row_whose_values_contradict_each_other(
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ("--config.mesh.rules=conv9/kernel=-:-:-:data", "conv9/kernel"),
+        ("--config.mesh.offload=heads", "heads"),
+    ],
+)
+def test_ablate_checks_the_program_that_it_trains(
+    placement: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Only where the state lies on the mesh is refused: the algorithm itself is a whole one.
+    found = refused(capsys, *words(tmp_path / "table", placement, "--dry_run"))
+    assert "row 'short' of" in found and message in found
+
+
 def test_ablate_refuses_a_damaged_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "table.json").write_text('{"ablation": "tiny_ablation"}')
     assert "table.json cannot be read" in refused(capsys, *words(tmp_path))

@@ -47,7 +47,7 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def trace(*arguments: object) -> None:
         raise AssertionError("a program is traced")
 
-    monkeypatch.setattr("dmd2_jax.plan.plan.trace_cycle", trace)
+    monkeypatch.setattr("dmd2_jax.plan.plan.trace", trace)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
