@@ -289,8 +289,7 @@ def examples_counter(resumed: Restored, per_step: int) -> Callable[[int], int]:
 def resume_hint() -> str:
     """Return the command line of this process, ready to be typed again."""
     name = Path(sys.argv[0]).name
-    module = [Path(sys.executable).name, "-m", "dmd2_jax.commands.main"]
-    program = [name] if shutil.which(name) else module
+    program = [name] if shutil.which(name) else [Path(sys.executable).name, "-m", "dmd2_jax.main"]
     return shlex.join([*program, *sys.argv[1:]])
 
 
