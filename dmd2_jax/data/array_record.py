@@ -169,8 +169,8 @@ def _read_info(path: str) -> dict[str, Any]:
     file = Path(path).expanduser() / INFO
     if not path or not file.is_file():
         raise Missing(
-            f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data "
-            "--config=... --write=DIR` wrote; write it, or choose another config.data.name."
+            f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data` "
+            "wrote; write it, or choose another config.data.name."
         )
     try:
         info = json.loads(file.read_bytes())
@@ -192,6 +192,6 @@ def _read_info(path: str) -> dict[str, Any]:
 
 def _refused(file: Path, fault: str) -> Refused:
     return Refused(
-        f"{file} is refused ({fault}), expected what `dmd2 data --write` writes, format {FORMAT}; "
+        f"{file} is refused ({fault}), expected what `dmd2 data` writes, format {FORMAT}; "
         "write it again."
     )

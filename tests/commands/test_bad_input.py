@@ -117,8 +117,8 @@ def test_workdir_that_is_a_file_is_refused(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("keep me")
-    assert "choose another --workdir" in refused(capsys, *train(file / "run"))
-    assert "choose another --workdir" in refused(capsys, *train(file))
+    assert "choose another workdir" in refused(capsys, *train(file / "run"))
+    assert "choose another workdir" in refused(capsys, *train(file))
     assert file.read_text() == "keep me"
 
 

@@ -305,7 +305,7 @@ def check_holds_out(split: str, fraction: float, name: str) -> None:
         raise NoSplitError(
             f"{name} has no test split and config.data.test_fraction=0 holds none out, expected "
             "test images where they are asked for (as by the classifier of `dmd2 evaluate`); set "
-            "it to 0.1, or use --features=inception."
+            "it to 0.1, or measure by the features of inception."
         )
 
 

@@ -147,7 +147,7 @@ class DecodedSource(SourceDefaults):
             raise CorruptDataError(
                 f"{self.name}: {len(found)} images cannot be decoded, expected at most "
                 f"config.data.max_corrupt={self._max_corrupt}: {listed(found)}; replace or remove "
-                "them (`dmd2 data --config=...` lists them all), or raise config.data.max_corrupt."
+                "them (`dmd2 data` lists them all), or raise config.data.max_corrupt."
             )
 
     def _probe(self) -> int:
