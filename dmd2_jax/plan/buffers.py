@@ -108,7 +108,7 @@ def _read(folder: Path, code: int) -> Buffers:
         raise ChildProcessError(
             f"the compiler ended (exit code {code}; -9: this machine's memory was not enough for "
             "it) before the cycle's memory and program were written, expected both; give it more "
-            "memory or try --until=program. Its last words:\n"
+            "memory or try until=program. Its last words:\n"
             + "\n".join((folder / _SAID).read_text().splitlines()[-20:])
         )
     report = reports[0].read_text()

@@ -171,7 +171,7 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str
     variants.append(variants[-1] | {"mesh.offload": OFFLOAD})
     variants.append(variants[-1] | {"optim.moment_dtype": "bfloat16"})
     for changes in variants:
-        text = " ".join(f"--config.{key}={_flag(value)}" for key, value in changes.items())
+        text = " ".join(f"config.{key}={_flag(value)}" for key, value in changes.items())
         print(f"trying {text} ...", file=sys.stderr, flush=True)
         variant = config.copy_and_resolve_references()
         variant.update_from_flattened_dict(changes)
@@ -181,7 +181,7 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str
     return (
         f"none of {len(variants)} variants (rematerialisation, microbatches, fsdp, offload, "
         f"bfloat16 moments) fits {plan.topology}; try a larger slice or a smaller batch "
-        "(`dmd2 plan --sweep`)."
+        "(`dmd2 plan` sweeps over both)."
     )
 
 

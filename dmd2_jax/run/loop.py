@@ -264,8 +264,8 @@ def _check_in_a_row(
             f"{_in_a_row(metrics)} updates in a row up to {when} had gradients that are not "
             f"finite, expected fewer than config.optim.max_skipped_in_a_row={most}; the "
             f"checkpoints {checkpoints.all_steps()} in {checkpoints.directory} are from before: "
-            f"lower the learning rates (or use float32) in a new --workdir, or resume with "
-            f"--allow_change=optim."
+            f"lower the learning rates (or use float32) in a new run folder, or resume with "
+            f"allow_change=optim."
         )
 
 

@@ -152,7 +152,7 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
         raise Interrupted(
             f"{done} files of pairs are written; the same command again goes on.", 130
         ) from None
-    return f"{folder}: {what}\nuse them with: --config.distill.pairs={folder}"
+    return f"{folder}: {what}\nuse them with: config.distill.pairs={folder}"
 
 
 def _made_with(recipe: Recipe, teacher_params: Params) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _check_objective(recipe: Recipe) -> None:
     if recipe.config.teacher.objective == "edm" and np.issubdtype(levels.dtype, np.integer):
         raise Refused(
             f"teacher.objective=edm with model.family={recipe.config.model.family}, whose times "
-            "are steps, expected eps; set --config.teacher.objective=eps."
+            "are steps, expected eps; set config.teacher.objective=eps."
         )
     check_has_images(recipe, "a teacher's training")
 
@@ -267,7 +267,9 @@ def prepare(batch: Batch, family: Family) -> tuple[Array, PyTree]:
 
     Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
     """
-    return data.to_model(data.inputs_of(batch)), family.cond(data.labels_of(batch))
+    x = data.inputs_of(batch)
+    assert x is not None  # `check_has_images`
+    return data.to_model(x), family.cond(data.labels_of(batch))
 
 
 def teacher_batch(

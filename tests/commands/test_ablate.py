@@ -243,7 +243,7 @@ def test_ablate_refuses_a_row_whose_values_contradict_each_other(
 @pytest.mark.parametrize(
     ("placement", "message"),
     [
-        ("--config.mesh.rules=conv9/kernel=-:-:-:data", "conv9/kernel"),
+        ("--config.mesh.rules='conv9/kernel=-:-:-:data'", "conv9/kernel"),
         ("--config.mesh.offload=heads", "heads"),
     ],
 )

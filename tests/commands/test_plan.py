@@ -70,7 +70,7 @@ def test_plan_command_names_the_nearest_topology(
     capsys: pytest.CaptureFixture[str], name: str, meant: str
 ) -> None:
     text = refusal(capsys, f"--topology={name}")
-    assert f"--topology={name}, expected CHIP:SHAPE" in text
+    assert f"topology={name}, expected CHIP:SHAPE" in text
     assert f"did you mean one of ['{meant}'" in text
 
 
@@ -81,7 +81,7 @@ def test_plan_command_names_the_extra_of_a_missing_compiler(
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     text = refusal(capsys, "--topology=v5e:4x4")
-    assert "--topology=v5e:4x4 needs TPU's compiler, libtpu, which is not installed" in text
+    assert "topology=v5e:4x4 needs TPU's compiler, libtpu, which is not installed" in text
     assert 'pip install -e ".[plan]"' in text
 
 
@@ -91,7 +91,7 @@ def test_plan_command_names_the_extra_of_a_missing_compiler(
     [
         (["--sweep="], "argument --sweep: '', expected topologies like"),
         (["--sweep=local,"], "argument --sweep: 'local,', expected topologies like"),
-        (["--sweep=local,v5e:3x5"], "--topology=v5e:3x5, expected CHIP:SHAPE"),
+        (["--sweep=local,v5e:3x5"], "topology=v5e:3x5, expected CHIP:SHAPE"),
         (["--batches="], "argument --batches: '', expected whole numbers from 1"),
         (["--batches=8,-8"], "argument --batches: '8,-8', expected whole numbers from 1"),
         (["--batches=0"], "argument --batches: '0', expected whole numbers from 1"),
