@@ -111,11 +111,11 @@ def init_state(
     Raises:
       ValueError: if the discriminator is missing or superfluous for this config.
     """
-    if config.has_gan != (discriminator is not None):
+    if config.has_discriminator != (discriminator is not None):
         raise Refused(
-            f"gan_critic_weight={config.gan_critic_weight} but discriminator parameters are "
-            f"{'missing' if discriminator is None else 'given'}; pass them exactly when there is "
-            "a GAN."
+            f"objectives={[one.name for one in config.objectives]} but discriminator parameters "
+            f"are {'missing' if discriminator is None else 'given'}; pass them exactly when an "
+            "objective needs them, as the GAN's do."
         )
     optimizer = adamw_direction(config)
 

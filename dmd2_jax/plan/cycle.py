@@ -46,10 +46,9 @@ def batch_shapes(config: ConfigDict, family: Family, settings: DistillConfig) ->
     def images(*lead: int) -> Any:
         return jax.ShapeDtypeStruct((*lead, *family.image_shape), np.float32)
 
-    noised_real = not settings.backward_simulation and len(settings.student_times) > 1
-    real = Samples(images(turns, b), labels(turns, b)) if settings.has_gan or noised_real else None
+    real = Samples(images(turns, b), labels(turns, b)) if settings.needs_real else None
     pairs = None
-    if settings.regression_weight is not None:
+    if settings.needs_pairs:
         pairs = Pairs(images(b), images(b), labels(b))
     return CycleBatch(real, labels(turns, b), pairs)
 

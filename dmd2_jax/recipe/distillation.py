@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
-from dmd2_jax.distill import DistillConfig, Players, TrainState, init_state
+from dmd2_jax.distill import DistillConfig, Objective, Players, TrainState, dmd2, init_state
 from dmd2_jax.networks.gan_head import GanHead, discriminator
 from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
 from dmd2_jax.recipe.open import Family
@@ -26,6 +27,7 @@ __all__ = [
     "build_players",
     "distill_config",
     "initial_state",
+    "objectives",
     "starting_weights",
     "state_shapes",
 ]
@@ -41,12 +43,22 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
     names = {field.name for field in dataclasses.fields(DistillConfig)}
     values = {name: value for name, value in given.items() if name in names}
     values |= {
+        "objectives": objectives(config),
         "sample_shape": tuple(family.image_shape),
         "student_times": tuple(float(t) for t in config.distill.student_times),
-        "sigma_data": config.model.sigma_data,
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
     return DistillConfig(**values)
+
+
+def objectives(config: ConfigDict) -> tuple[Objective, ...]:
+    """Make the objectives that `config.distill` describes.
+
+    Raises:
+      ValueError: if the values contradict each other, or an objective of the user's own is none.
+    """
+    given = config.distill.to_dict() | {"sigma_data": config.model.sigma_data}
+    return dmd2(**{key: given[key] for key in inspect.signature(dmd2).parameters if key in given})
 
 
 def build_players(config: ConfigDict, family: Family) -> Players:
@@ -56,7 +68,7 @@ def build_players(config: ConfigDict, family: Family) -> Players:
       ValueError: if the config's low-rank adapters are refused.
     """
     head = None
-    if config.distill.gan_critic_weight is not None:
+    if any(one.needs_discriminator for one in objectives(config)):
         head = discriminator(GanHead(hidden=config.distill.gan_head_channels))
     denoiser = family.denoiser
     return Players(denoiser, denoiser, denoiser, head, *player_adapters(config, family))

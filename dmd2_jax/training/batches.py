@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.distill import CycleBatch, Pairs, Samples
+from dmd2_jax.recipe.distillation import objectives
 from dmd2_jax.recipe.open import Family, Recipe
 from dmd2_jax.runtime.sharding import shard_batch
 from dmd2_jax.training.pairs import PairPool, TeacherPairs
@@ -35,10 +36,10 @@ class HostBatch(NamedTuple):
 
 
 def needs_images(config: ConfigDict) -> bool:
-    """Return whether a loss of the recipe needs real images."""
+    """Return whether an objective of the recipe, or its student's input, needs real images."""
     distill = config.distill
     noised_real = not distill.backward_simulation and len(distill.student_times) > 1
-    return distill.gan_critic_weight is not None or noised_real
+    return noised_real or any(one.needs_real for one in objectives(config))
 
 
 def read_cycle(

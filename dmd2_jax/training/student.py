@@ -14,6 +14,7 @@ from dmd2_jax.recipe.distillation import (
     build_players,
     distill_config,
     initial_state,
+    objectives,
     starting_weights,
 )
 from dmd2_jax.recipe.lora import export_student, with_base
@@ -182,7 +183,7 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
     """Run the cycles that are left; return the last state, which is checkpointed."""
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     pairs = None
-    if config.distill.regression_weight is not None:
+    if any(one.needs_pairs for one in objectives(config)):
         folder = pairs_folder(recipe, workdir)
         own = not config.distill.pairs
         pairs = make_pairs(recipe, jax.device_put(job.teacher_params), folder, own=own)
