@@ -5,7 +5,7 @@ from dmd2_jax.distill.cycle import CycleBatch, CycleShardings, make_cycle, run_c
 from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
 from dmd2_jax.distill.objectives import Noising, Objective, Pairs, Samples, View, dmd2
 from dmd2_jax.distill.rollout import backward_simulation, generate
-from dmd2_jax.distill.state import Player, TrainState, Turns, init_state
+from dmd2_jax.distill.state import Optimizers, Player, TrainState, Turns, init_state
 from dmd2_jax.distill.turns import critic_turn, generator_turn
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "DistillConfig",
     "Noising",
     "Objective",
+    "Optimizers",
     "Pairs",
     "Player",
     "Players",

@@ -15,24 +15,48 @@ LR_SCHEDULES = ("constant", "cosine")
 MOMENT_DTYPES = ("float32", "bfloat16")
 
 
-class Players(NamedTuple):
-    """The networks of a run; their parameters live in TrainState (the teacher's, with the caller).
-
-    Attributes:
-      teacher: frozen. Its parameters are an argument of the cycle, never part of the state.
-      generator: the student.
-      critic: tracks the score of what the generator makes ("fake score").
-      discriminator: the GAN head on the critic's features; None without a GAN.
-      generator_adapter, critic_adapter: if given, the player shares the teacher's parameters as its
-        frozen base, and its parameters in the TrainState are its own alone, such as LoRA's.
-    """
-
+class _Players(NamedTuple):
     teacher: Denoiser
     generator: Denoiser
     critic: Denoiser
     discriminator: Discriminator | None = None
     generator_adapter: Adapter | None = None
     critic_adapter: Adapter | None = None
+
+
+class Players(_Players):
+    """The networks of a run; their parameters live in TrainState (the teacher's, with the caller).
+
+    Attributes:
+      teacher: frozen. Its parameters are an argument of the cycle, never part of the state.
+      generator: the student; by default the teacher's network.
+      critic: tracks the score of what the generator makes ("fake score"); likewise.
+      discriminator: the GAN head on the critic's features; None without a GAN.
+      generator_adapter, critic_adapter: if given, the player shares the teacher's parameters as its
+        frozen base, and its parameters in the TrainState are its own alone, such as LoRA's.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        teacher: Denoiser,
+        generator: Denoiser | None = None,
+        critic: Denoiser | None = None,
+        discriminator: Discriminator | None = None,
+        generator_adapter: Adapter | None = None,
+        critic_adapter: Adapter | None = None,
+    ) -> "Players":
+        """Fill in the teacher's network where none is given."""
+        return super().__new__(
+            cls,
+            teacher,
+            generator or teacher,
+            critic or teacher,
+            discriminator,
+            generator_adapter,
+            critic_adapter,
+        )
 
     def on_base(self, base: Params) -> "Players":
         """Return players whose denoisers take the parameters that the TrainState holds.

@@ -13,7 +13,7 @@ from dmd2_jax.distill.accumulate import in_parts
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
 from dmd2_jax.distill.objectives.view import Pairs, Samples
-from dmd2_jax.distill.state import TrainState
+from dmd2_jax.distill.state import Optimizers, TrainState
 from dmd2_jax.distill.turns import Metrics, critic_turn, generator_turn, student_samples
 from dmd2_jax.runtime.summaries import sum_leading
 from dmd2_jax.typing import Array, Float, Key, Params, PyTree
@@ -43,6 +43,7 @@ def run_cycle(
     *,
     players: Players,
     config: DistillConfig,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
 ) -> tuple[TrainState, Metrics]:
     """Run one generator turn and as many critic turns as `draws.critic` has entries.
 
@@ -56,6 +57,7 @@ def run_cycle(
       draws: all random numbers of the cycle.
       players: the networks.
       config: the settings.
+      optimizers: those of `init_state`.
 
     Returns:
       The new state and metrics: the generator turn's scalars, and the critic turns' with a
@@ -72,6 +74,7 @@ def run_cycle(
         config=config,
         real=_entry(batch.real, 0),
         pairs=batch.pairs,
+        optimizers=optimizers,
     )
     fakes = _fresh_samples(state, batch, draws.rollouts, players, config)
     if config.first_turn_reuses_images:
@@ -91,6 +94,7 @@ def run_cycle(
             config=config,
             teacher_params=teacher_params,
             student_step=student_step,
+            optimizers=optimizers,
         )
         return (after.step, after.critic, after.discriminator), metrics
 
@@ -184,6 +188,7 @@ def make_cycle(
     players: Players,
     config: DistillConfig,
     *,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
     donate: bool = True,
     shardings: CycleShardings | None = None,
 ) -> Callable[[TrainState, Params, CycleBatch, Key], tuple[TrainState, Metrics]]:
@@ -192,6 +197,7 @@ def make_cycle(
     Args:
       players: the networks.
       config: the settings.
+      optimizers: of your own, the same as given to `init_state`; by default the official AdamW.
       donate: reuse the old state's memory for the new one. The old state is unusable afterwards.
       shardings: where arguments and results lie; None: where the arguments are given.
 
@@ -223,6 +229,7 @@ def make_cycle(
             draws,
             players=players,
             config=config,
+            optimizers=optimizers,
         )
 
     return cycle

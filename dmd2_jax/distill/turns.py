@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
@@ -18,6 +19,7 @@ from dmd2_jax.distill.objectives.contract import Objective, merged_draws
 from dmd2_jax.distill.objectives.view import Network, Pairs, Samples, View
 from dmd2_jax.distill.rollout import backward_simulation, prior_sample
 from dmd2_jax.distill.state import (
+    Optimizers,
     Player,
     TrainState,
     learning_rate_factor,
@@ -89,6 +91,7 @@ def generator_turn(
     config: DistillConfig,
     real: Samples | None = None,
     pairs: Pairs | None = None,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
 ) -> tuple[TrainState, Float[Array, "b ..."], Metrics]:
     """Update the generator once.
 
@@ -105,6 +108,7 @@ def generator_turn(
       config: the settings.
       real: real samples, for students trained on noised data and objectives that need them.
       pairs: teacher ODE pairs, for objectives that need them.
+      optimizers: those of `init_state`.
 
     Returns:
       The new state, the student's samples made BEFORE the update ([b, ...]), and metrics.
@@ -137,15 +141,19 @@ def generator_turn(
     gradient, x_0, metrics = accumulated_grad(
         loss_fn, state.generator.params, whole, config.microbatches
     )
-    lr = config.generator_lr * learning_rate_factor(config, state.step.critic)
-    (generator,), norm, taken = update_players((state.generator,), (gradient,), lr, config)
+    lr = learning_rate_factor(config, state.step.critic)
+    if optimizers.generator is None:
+        lr = config.generator_lr * lr
+    (generator,), norm, taken = update_players(
+        (state.generator,), (gradient,), lr, config, optimizers.generator
+    )
     ema = update_ema(state.ema, generator.params, state.step.generator, config)
     step = state.step._replace(
         generator=state.step.generator + 1,
         skipped=state.step.skipped + ~taken,
         generator_in_a_row=jnp.where(taken, 0, state.step.generator_in_a_row + 1),
     )
-    metrics |= {"generator_grad_norm": norm, "generator_lr": lr}
+    metrics |= {"generator_grad_norm": norm, _rate("generator", optimizers.generator): lr}
     metrics |= sample_statistics("generated", x_0)
     return state._replace(step=step, generator=generator, ema=ema), x_0, metrics
 
@@ -160,6 +168,7 @@ def critic_turn(
     config: DistillConfig,
     teacher_params: Params | None = None,
     student_step: Int[Array, ""] | int = 0,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
 ) -> tuple[TrainState, Metrics]:
     """Update critic and discriminator once, on given student samples.
 
@@ -176,6 +185,7 @@ def critic_turn(
       config: the settings.
       teacher_params: the frozen teacher's parameters, for objectives that ask for its passes.
       student_step: which of the student's steps made the samples.
+      optimizers: those of `init_state`.
 
     Returns:
       The new state and metrics.
@@ -207,8 +217,10 @@ def critic_turn(
     gradients, _, metrics = accumulated_grad(
         loss_fn, tuple(p.params for p in trained), (fake, real, draws), config.microbatches
     )
-    lr = config.critic_lr * learning_rate_factor(config, state.step.critic)
-    updated, norm, taken = update_players(trained, gradients, lr, config)
+    lr = learning_rate_factor(config, state.step.critic)
+    if optimizers.critic is None:
+        lr = config.critic_lr * lr
+    updated, norm, taken = update_players(trained, gradients, lr, config, optimizers.critic)
     step = state.step._replace(
         critic=state.step.critic + 1,
         skipped=state.step.skipped + ~taken,
@@ -217,10 +229,15 @@ def critic_turn(
     state = state._replace(step=step, critic=updated[0])
     if config.has_discriminator:
         state = state._replace(discriminator=updated[1])
-    metrics |= {"critic_grad_norm": norm, "critic_lr": lr}
+    metrics |= {"critic_grad_norm": norm, _rate("critic", optimizers.critic): lr}
     if real is not None:
         metrics |= sample_statistics("real", real.x_0)
     return state, metrics
+
+
+def _rate(player: str, own: optax.GradientTransformation | None) -> str:
+    """Name what multiplies a player's direction: the rate, or one's own optimiser's factor."""
+    return f"{player}_lr" if own is None else f"{player}_lr_factor"
 
 
 def _head(players: Players, params: Params | None) -> Any:

@@ -98,7 +98,9 @@ def looped_cycle(state, teacher, batch, draws, *, players, config):
     if config.first_turn_reuses_images:
         fakes = [x_0, *fakes]
     losses = []
-    turn = jax.jit(functools.partial(critic_turn, players=players, config=config))
+    turn = jax.jit(
+        functools.partial(critic_turn, players=players, config=config, teacher_params=teacher)
+    )
     for i, fake in enumerate(fakes):
         state, m = turn(
             state,
