@@ -104,7 +104,7 @@ def run(config: Any, cycles: int, *, with_torch: bool) -> dict[str, Any]:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     figures = {
         "config": config.name,
-        "shared_pass": job.settings.shared_pass,
+        "shared_pass": config.distill.shared_pass,
         "device": jax.devices()[0].device_kind,
         "cpu_count": os.cpu_count(),
         "jax": jax.__version__,

@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     config.distill.diffusion_gan = True  # False: the discriminator sees clean images
     config.distill.shared_pass = False  # True: DSM and the GAN's fakes share one noised pass
     config.distill.first_turn_reuses_images = True  # official: critic turn 0 sees pre-update images
+    config.distill.objectives = ()  # more of your own: dotted modules, such as my_lab.my_loss
     config.distill.fake_labels = "uniform"  # uniform | real (the real batch's)
 
     config.optim = ConfigDict()

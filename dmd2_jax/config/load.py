@@ -310,7 +310,8 @@ def _number_faults(config: ConfigDict) -> Iterator[str]:
             f"distill.gan_generator_weight={weights[0]} and gan_critic_weight={weights[1]}, "
             f"expected both or neither; set both to None for no GAN."
         )
-    if config.distill.dm_weight is weights[0] is config.distill.regression_weight is None:
+    losses = (config.distill.dm_weight, weights[0], config.distill.regression_weight)
+    if not config.distill.get("objectives") and all(weight is None for weight in losses):
         yield (
             "distill has no loss for the generator (dm_weight, gan_generator_weight and "
             "regression_weight are None), expected at least one; set dm_weight=1.0."

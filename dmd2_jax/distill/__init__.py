@@ -2,26 +2,20 @@
 
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.cycle import CycleBatch, CycleShardings, make_cycle, run_cycle
-from dmd2_jax.distill.draws import (
-    CriticDraws,
-    CycleDraws,
-    GeneratorDraws,
-    Noising,
-    RolloutDraws,
-    draw_cycle,
-)
+from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
+from dmd2_jax.distill.objectives import Noising, Objective, Pairs, Samples, View, dmd2
 from dmd2_jax.distill.rollout import backward_simulation, generate
-from dmd2_jax.distill.state import Player, TrainState, Turns, init_state
-from dmd2_jax.distill.turns import Pairs, Samples, critic_turn, generator_turn
+from dmd2_jax.distill.state import Optimizers, Player, TrainState, Turns, init_state
+from dmd2_jax.distill.turns import critic_turn, generator_turn
 
 __all__ = [
-    "CriticDraws",
     "CycleBatch",
     "CycleDraws",
     "CycleShardings",
     "DistillConfig",
-    "GeneratorDraws",
     "Noising",
+    "Objective",
+    "Optimizers",
     "Pairs",
     "Player",
     "Players",
@@ -29,8 +23,10 @@ __all__ = [
     "Samples",
     "TrainState",
     "Turns",
+    "View",
     "backward_simulation",
     "critic_turn",
+    "dmd2",
     "draw_cycle",
     "generate",
     "generator_turn",

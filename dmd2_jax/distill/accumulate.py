@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
-from dmd2_jax.runtime.summaries import Average, Histogram, sum_leading
+from dmd2_jax.runtime.summaries import Average, Histogram, Norm, sum_leading
 from dmd2_jax.typing import Array, PyTree
 
 
@@ -31,12 +32,12 @@ def accumulated_grad(
 
     Returns:
       The gradient; the per-sample outputs in the batch's order; the metrics of the whole batch:
-      values of each sample in its order, numbers averaged (L2 norms, named *_norm, by their
-      squares' sum), counts, averages and histograms summed.
+      values of each sample in its order, numbers averaged, counts, averages and histograms summed,
+      a `Norm` as the number it is for all parts together.
     """
     if microbatches == 1:
         gradient, (samples, metrics) = jax.grad(loss_fn, has_aux=True)(params, inputs)
-        return gradient, samples, metrics
+        return gradient, samples, {name: _plain(value) for name, value in metrics.items()}
 
     def step(total: PyTree, one: PyTree) -> tuple[PyTree, tuple[PyTree, dict[str, Any]]]:
         gradient, aux = jax.grad(loss_fn, has_aux=True)(params, one)
@@ -46,7 +47,7 @@ def accumulated_grad(
     parts = jax.tree.map(lambda x: _split(x, microbatches), inputs)
     total, (samples, metrics) = jax.lax.scan(step, zero, parts)
     gradient = jax.tree.map(lambda g: g / microbatches, total)
-    merged = {name: _merge(name, value) for name, value in sum_leading(metrics).items()}
+    merged = {name: _merge(value) for name, value in sum_leading(metrics).items()}
     return gradient, jax.tree.map(_join, samples), merged
 
 
@@ -66,21 +67,25 @@ def in_parts(function: Callable[[PyTree], PyTree], inputs: PyTree, parts: int) -
 
 # Every n-th sample, so that a batch that is spread over devices stays where it is.
 def _split(x: Array, parts: int) -> Array:
-    return jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0)
+    return rearrange(x, "(b n) ... -> n b ...", n=parts)
 
 
 def _join(x: Array) -> Array:
-    return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
+    return rearrange(x, "n b ... -> (b n) ...")
 
 
-def _merge(name: str, value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Norm) else value
+
+
+def _merge(value: Any) -> Any:
     """Merge one metric with a leading axis of microbatches."""
     if isinstance(value, Average | Histogram):
         return value  # summed already
+    if isinstance(value, Norm):
+        return jnp.sqrt(jnp.sum(jnp.square(value.value)))
     if value.ndim > 1:
         return _join(value)
     if jnp.issubdtype(value.dtype, jnp.integer):
         return jnp.sum(value, dtype=value.dtype)
-    if name.endswith("_norm"):
-        return jnp.sqrt(jnp.sum(jnp.square(value)))
     return jnp.mean(value)

@@ -7,30 +7,56 @@ from typing import NamedTuple
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter, Denoiser, Discriminator, map_params
+from dmd2_jax.distill.objectives.contract import Objective, check_objectives, of_player
+from dmd2_jax.distill.objectives.official import dmd2
 from dmd2_jax.typing import Params
 
 LR_SCHEDULES = ("constant", "cosine")
 MOMENT_DTYPES = ("float32", "bfloat16")
 
 
-class Players(NamedTuple):
-    """The networks of a run; their parameters live in TrainState (the teacher's, with the caller).
-
-    Attributes:
-      teacher: frozen. Its parameters are an argument of the cycle, never part of the state.
-      generator: the student.
-      critic: tracks the score of what the generator makes ("fake score").
-      discriminator: the GAN head on the critic's features; None without a GAN.
-      generator_adapter, critic_adapter: if given, the player shares the teacher's parameters as its
-        frozen base, and its parameters in the TrainState are its own alone, such as LoRA's.
-    """
-
+class _Players(NamedTuple):
     teacher: Denoiser
     generator: Denoiser
     critic: Denoiser
     discriminator: Discriminator | None = None
     generator_adapter: Adapter | None = None
     critic_adapter: Adapter | None = None
+
+
+class Players(_Players):
+    """The networks of a run; their parameters live in TrainState (the teacher's, with the caller).
+
+    Attributes:
+      teacher: frozen. Its parameters are an argument of the cycle, never part of the state.
+      generator: the student; by default the teacher's network.
+      critic: tracks the score of what the generator makes ("fake score"); likewise.
+      discriminator: the GAN head on the critic's features; None without a GAN.
+      generator_adapter, critic_adapter: if given, the player shares the teacher's parameters as its
+        frozen base, and its parameters in the TrainState are its own alone, such as LoRA's.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        teacher: Denoiser,
+        generator: Denoiser | None = None,
+        critic: Denoiser | None = None,
+        discriminator: Discriminator | None = None,
+        generator_adapter: Adapter | None = None,
+        critic_adapter: Adapter | None = None,
+    ) -> "Players":
+        """Fill in the teacher's network where none is given."""
+        return super().__new__(
+            cls,
+            teacher,
+            generator or teacher,
+            critic or teacher,
+            discriminator,
+            generator_adapter,
+            critic_adapter,
+        )
 
     def on_base(self, base: Params) -> "Players":
         """Return players whose denoisers take the parameters that the TrainState holds.
@@ -61,8 +87,6 @@ def _on_base(denoiser: Denoiser, adapter: Adapter | None, base: Params) -> Denoi
 class DistillConfig:
     """The settings of the algorithm; the defaults are DMD2's ImageNet-64 recipe.
 
-    A weight of None removes that loss: its network passes are not even traced.
-
     Attributes:
       sample_shape: shape of one sample, for example (64, 64, 3).
       batch_size: global batch of each turn.
@@ -73,22 +97,9 @@ class DistillConfig:
         False: noise real samples instead.
       first_trained_step: the student's steps before it are only rolled out, so that critic and
         losses see the outputs of the rest alone; 0 trains them all, as the paper does.
-      dm_weight: weight of distribution matching; None = GAN only.
-      gan_generator_weight: weight of the GAN loss for the generator; None = no GAN.
-      gan_critic_weight: weight of the GAN loss for critic and discriminator; None = no GAN.
-      regression_weight: weight of DMD's regression loss on teacher ODE pairs; None = DMD2.
-      train_critic: False drops denoising score matching ("GAN only" needs no score).
-      guidance: w of the teacher's u + w (c - u); None = conditional teacher.
-      dm_range: the part of the schedule's levels that DM draws from (last level included).
-      gan_range: the part that the GAN draws from.
-      diffusion_gan: False shows the discriminator clean images at the least noisy level.
-      denoising_weight: weight of the critic's denoising loss (see losses.denoising).
-      sigma_data: standard deviation of the data, for the "edm" denoising weight.
-      shared_pass: noise the student's samples once a turn and let one critic pass serve both the
-        score loss and the GAN. Faster; official code draws twice.
+      objectives: what the players minimise, from `objectives.dmd2`, and of your own.
       first_turn_reuses_images: the cycle's first critic turn sees the images that the generator
         turn made before its update (official); False: fresh images for every critic turn.
-      normalizer_floor: smallest normaliser of the DM gradient.
       generator_lr, critic_lr: peak learning rates (the discriminator uses critic_lr).
       lr_schedule: after the warm-up: "constant" or "cosine" (to 0 at `total_turns`).
       warmup: critic turns of linear warm-up, for both players; 0 = none.
@@ -111,20 +122,8 @@ class DistillConfig:
     student_times: tuple[float, ...] = (80.0,)
     backward_simulation: bool = True
     first_trained_step: int = 0
-    dm_weight: float | None = 1.0
-    gan_generator_weight: float | None = 3e-3
-    gan_critic_weight: float | None = 1e-2
-    regression_weight: float | None = None
-    train_critic: bool = True
-    guidance: float | None = None
-    dm_range: tuple[float, float] = (0.02, 0.98)
-    gan_range: tuple[float, float] = (0.0, 1.0)
-    diffusion_gan: bool = True
-    denoising_weight: str = "edm"
-    sigma_data: float = 0.5
-    shared_pass: bool = False
+    objectives: tuple[Objective, ...] = dataclasses.field(default_factory=dmd2)
     first_turn_reuses_images: bool = True
-    normalizer_floor: float = 1e-8
     generator_lr: float = 2e-6
     critic_lr: float = 2e-6
     lr_schedule: str = "constant"
@@ -140,12 +139,28 @@ class DistillConfig:
     ema_rampup: bool = True
 
     @property
-    def has_gan(self) -> bool:
+    def has_discriminator(self) -> bool:
         """Whether a discriminator is trained."""
-        return self.gan_critic_weight is not None
+        return any(one.needs_discriminator for one in self.objectives)
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether real samples are read: by an objective, or as the student's noised input."""
+        noised_input = not self.backward_simulation and len(self.student_times) > 1
+        return noised_input or any(one.needs_real for one in self.objectives)
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the teacher's ODE pairs are read."""
+        return any(one.needs_pairs for one in self.objectives)
+
+    def of_player(self, player: str) -> tuple[Objective, ...]:
+        """Return the objectives of "generator" or "critic", in their order."""
+        return of_player(self.objectives, player)
 
     def __post_init__(self) -> None:
         times = self.student_times
+        check_objectives(self.objectives)
         _require(self.critic_turns >= 1, f"critic_turns={self.critic_turns} must be at least 1.")
         _require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1.")
         _require(
@@ -161,31 +176,6 @@ class DistillConfig:
             self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
             f"microbatches={self.microbatches} must divide batch_size={self.batch_size}; try "
             f"{_divisor(self.batch_size, self.microbatches)}.",
-        )
-        for name in ("dm_range", "gan_range"):
-            low, high = getattr(self, name)
-            _require(
-                0.0 <= low < high <= 1.0,
-                f"{name}={(low, high)} must satisfy 0 <= low < high <= 1: fractions of the levels.",
-            )
-        _require(
-            (self.gan_generator_weight is None) == (self.gan_critic_weight is None),
-            f"gan_generator_weight={self.gan_generator_weight} and "
-            f"gan_critic_weight={self.gan_critic_weight} must both be numbers or both be None.",
-        )
-        _require(
-            not (self.dm_weight is None and not self.has_gan and self.regression_weight is None),
-            "dm_weight, the GAN weights and regression_weight are all None: nothing trains the "
-            "generator; give at least one of them a number.",
-        )
-        _require(
-            self.train_critic or self.dm_weight is None,
-            "train_critic=False leaves distribution matching without a critic; set dm_weight=None "
-            "(GAN only) or train_critic=True.",
-        )
-        _require(
-            self.train_critic or self.has_gan,
-            "train_critic=False without a GAN leaves the critic turn empty; use one of the two.",
         )
         _require(
             self.moment_dtype in MOMENT_DTYPES,

@@ -6,21 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill.accumulate import in_parts
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
-from dmd2_jax.distill.state import TrainState
-from dmd2_jax.distill.turns import (
-    Metrics,
-    Pairs,
-    Samples,
-    critic_turn,
-    generator_turn,
-    student_samples,
-)
-from dmd2_jax.losses.regression import Distance, squared_error
+from dmd2_jax.distill.objectives.view import Pairs, Samples
+from dmd2_jax.distill.state import Optimizers, TrainState
+from dmd2_jax.distill.turns import Metrics, critic_turn, generator_turn, student_samples
 from dmd2_jax.runtime.summaries import sum_leading
 from dmd2_jax.typing import Array, Float, Key, Params, PyTree
 
@@ -29,15 +23,15 @@ class CycleBatch(NamedTuple):
     """What a cycle reads from outside.
 
     Attributes:
-      real: [K, b, ...] real samples for the K critic turns, with their conditions; None when
-        neither a GAN nor noised-real input needs them.
+      real: [K, b, ...] real samples for the K critic turns, with their conditions (the generator
+        turn uses entry 0); None where nothing needs them, see `DistillConfig.needs_real`.
       fake_cond: [K, b, ...] conditions of the student's samples for each critic turn (the
         generator turn uses entry 0); None for unconditional models.
-      pairs: teacher ODE pairs of the generator turn; None without a regression loss.
+      pairs: teacher ODE pairs of the generator turn; None without a regression objective.
     """
 
-    real: Samples | None
-    fake_cond: PyTree
+    real: Samples | None = None
+    fake_cond: PyTree = None
     pairs: Pairs | None = None
 
 
@@ -49,7 +43,7 @@ def run_cycle(
     *,
     players: Players,
     config: DistillConfig,
-    distance: Distance = squared_error,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
 ) -> tuple[TrainState, Metrics]:
     """Run one generator turn and as many critic turns as `draws.critic` has entries.
 
@@ -63,14 +57,13 @@ def run_cycle(
       draws: all random numbers of the cycle.
       players: the networks.
       config: the settings.
-      distance: the regression's distance.
+      optimizers: those of `init_state`.
 
     Returns:
       The new state and metrics: the generator turn's scalars, and the critic turns' with a
       leading [K] axis, except averages and histograms, which are summed over the turns.
     """
     players = players.on_base(teacher_params)
-    first_real = None if batch.real is None else batch.real.x_0[0]
     state, x_0, generator_metrics = generator_turn(
         state,
         teacher_params,
@@ -79,9 +72,9 @@ def run_cycle(
         draws.generator,
         players=players,
         config=config,
-        real=first_real,
+        real=_entry(batch.real, 0),
         pairs=batch.pairs,
-        distance=distance,
+        optimizers=optimizers,
     )
     fakes = _fresh_samples(state, batch, draws.rollouts, players, config)
     if config.first_turn_reuses_images:
@@ -90,17 +83,26 @@ def run_cycle(
     # Only what the critic turns change is carried through the loop.
     def body(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
         step, critic, head = carry
-        fake, real, critic_draws = inputs
+        fake, real, critic_draws, student_step = inputs
         before = state._replace(step=step, critic=critic, discriminator=head)
         after, metrics = critic_turn(
-            before, fake, real, critic_draws, players=players, config=config
+            before,
+            fake,
+            real,
+            critic_draws,
+            players=players,
+            config=config,
+            teacher_params=teacher_params,
+            student_step=student_step,
+            optimizers=optimizers,
         )
         return (after.step, after.critic, after.discriminator), metrics
 
+    student_steps = draws.rollouts.step[draws.rollouts.step.shape[0] - fakes.shape[0] :]
     (step, critic, head), critic_metrics = jax.lax.scan(
         body,
         (state.step, state.critic, state.discriminator),
-        (Samples(fakes, batch.fake_cond), batch.real, draws.critic),
+        (Samples(fakes, batch.fake_cond), batch.real, draws.critic, student_steps),
     )
     state = state._replace(step=step, critic=critic, discriminator=head)
     counters = {
@@ -154,8 +156,7 @@ def _fresh_samples(
     # One-step students: one large batch. Turns go behind the batch axis before the two merge, so
     # that a batch-sharded array stays where it is.
     def merge(x: Array) -> Array:
-        x = jnp.moveaxis(x, 0, 1)
-        return x.reshape((-1, *x.shape[2:]))
+        return rearrange(x, "k b ... -> (b k) ...")
 
     def samples(inputs: tuple) -> Array:
         noise, cond = inputs
@@ -164,7 +165,7 @@ def _fresh_samples(
 
     parts = turns * config.microbatches if config.microbatches > 1 else 1
     x_0 = in_parts(samples, jax.tree.map(merge, (rollouts.noise[:, 0], cond)), parts)
-    return jnp.moveaxis(x_0.reshape((-1, turns, *x_0.shape[1:])), 1, 0)
+    return rearrange(x_0, "(b k) ... -> k b ...", k=turns)
 
 
 class CycleShardings(NamedTuple):
@@ -187,7 +188,7 @@ def make_cycle(
     players: Players,
     config: DistillConfig,
     *,
-    distance: Distance = squared_error,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
     donate: bool = True,
     shardings: CycleShardings | None = None,
 ) -> Callable[[TrainState, Params, CycleBatch, Key], tuple[TrainState, Metrics]]:
@@ -196,7 +197,7 @@ def make_cycle(
     Args:
       players: the networks.
       config: the settings.
-      distance: the regression's distance.
+      optimizers: of your own, the same as given to `init_state`; by default the official AdamW.
       donate: reuse the old state's memory for the new one. The old state is unusable afterwards.
       shardings: where arguments and results lie; None: where the arguments are given.
 
@@ -205,12 +206,13 @@ def make_cycle(
       `stream_key(root, "cycle", cycle_index)`.
 
     Raises:
-      ValueError: if there is a GAN but no discriminator in `players`.
+      ValueError: if an objective needs a discriminator that `players` has not.
     """
-    if config.has_gan and players.discriminator is None:
+    if config.has_discriminator and players.discriminator is None:
+        needing = [one.name for one in config.objectives if one.needs_discriminator]
         raise Refused(
-            f"gan_critic_weight={config.gan_critic_weight} but players.discriminator is None; "
-            "give a Discriminator or set both GAN weights to None."
+            f"objectives {needing} need a discriminator, but players.discriminator is None; give "
+            "a Discriminator, or leave them out (GAN weights of None)."
         )
 
     options = {} if shardings is None else _jit_shardings(shardings)
@@ -227,7 +229,7 @@ def make_cycle(
             draws,
             players=players,
             config=config,
-            distance=distance,
+            optimizers=optimizers,
         )
 
     return cycle

@@ -5,31 +5,13 @@ Nothing here reaches a gradient.
 
 import jax.numpy as jnp
 
-from dmd2_jax.denoiser import Schedule
-from dmd2_jax.runtime.summaries import Average, average_by_bin
-from dmd2_jax.typing import Array, Float, Int
+from dmd2_jax.distill.objectives.noising import LEVEL_BINS, average_by_level
+from dmd2_jax.typing import Array, Float
 
-LEVEL_BINS = 5
-"""Bins of the schedule's levels, equal in number of levels, from least to most noisy."""
+__all__ = ["LEVEL_BINS", "SATURATED", "average_by_level", "sample_statistics"]
 
 SATURATED = 0.99
 """|x| above this is saturated: less than 1.3 of 255 grey values from black or white."""
-
-
-def average_by_level(
-    values: Float[Array, " b"], level: Int[Array, " b"], schedule: Schedule
-) -> Average:
-    """Sum a batch's values in each of the `LEVEL_BINS` bins of the noise levels.
-
-    Args:
-      values: [b].
-      level: [b] indices into `schedule.levels`.
-      schedule: the critic's.
-
-    Returns:
-      An Average of shape [LEVEL_BINS].
-    """
-    return average_by_bin(values, level * LEVEL_BINS // len(schedule.levels), LEVEL_BINS)
 
 
 def sample_statistics(name: str, x_0: Float[Array, "b ..."]) -> dict[str, Float[Array, ""]]:

@@ -58,6 +58,23 @@ class TrainState(NamedTuple):
     ema: tuple[Params, ...]
 
 
+class Optimizers(NamedTuple):
+    """Optimisers of the user's own; None is the official AdamW of the config.
+
+    One of your own is an ordinary `optax.GradientTransformation` that brings its learning rate: its
+    updates are added. `DistillConfig`'s rates, betas and weight decay do not reach it; the warm-up
+    and the cosine (`learning_rate_factor`) multiply its updates, `clip_norm` its gradients, and an
+    update that is not finite is skipped.
+
+    Attributes:
+      generator: the generator's.
+      critic: of critic and discriminator, each with a state of its own.
+    """
+
+    generator: optax.GradientTransformation | None = None
+    critic: optax.GradientTransformation | None = None
+
+
 def adamw_direction(config: DistillConfig) -> optax.GradientTransformation:
     """Make AdamW without its learning rate: gradients -> m / (sqrt(v) + eps) + weight_decay p.
 
@@ -91,6 +108,7 @@ def init_state(
     generator: Params,
     critic: Params,
     discriminator: Params | None = None,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
     places: TrainState | None = None,
 ) -> TrainState:
     """Make the state of turn 0.
@@ -103,6 +121,7 @@ def init_state(
       generator: initial parameters; DMD2 copies the teacher's. The adapter's if it has one.
       critic: likewise.
       discriminator: initial parameters of the GAN head; None without a GAN.
+      optimizers: those that the cycle is made with.
       places: a state of `jax.sharding.Sharding`s; None: everything where JAX puts new arrays.
 
     Returns:
@@ -112,32 +131,36 @@ def init_state(
     Raises:
       ValueError: if the discriminator is missing or superfluous for this config.
     """
-    if config.has_gan != (discriminator is not None):
+    if config.has_discriminator != (discriminator is not None):
         raise Refused(
-            f"gan_critic_weight={config.gan_critic_weight} but discriminator parameters are "
-            f"{'missing' if discriminator is None else 'given'}; pass them exactly when there is "
-            "a GAN."
+            f"objectives={[one.name for one in config.objectives]} but discriminator parameters "
+            f"are {'missing' if discriminator is None else 'given'}; pass them exactly when an "
+            "objective needs them, as the GAN's do."
         )
-    optimizer = adamw_direction(config)
+    official = adamw_direction(config)
 
     def copy(params: Params) -> Params:
         return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
 
-    def player(params: Params, place: Player | None) -> Player:
+    def player(
+        params: Params, place: Player | None, own_tx: optax.GradientTransformation | None
+    ) -> Player:
         # Zeros are made like what they are for: where the copy lies, and split as it is.
         own = copy(_put(params, None if place is None else place.params))
-        return _put(Player(own, optimizer.init(own)), place)
+        return _put(Player(own, (own_tx or official).init(own)), place)
 
     def at(part: str) -> Any:
         return None if places is None else getattr(places, part)
 
-    made = player(generator, at("generator"))
+    made = player(generator, at("generator"), optimizers.generator)
     averages = at("ema") or (None,) * len(config.ema_decays)
     return TrainState(
         step=_put(Turns(*(jnp.zeros((), jnp.int32) for _ in Turns._fields)), at("step")),
         generator=made,
-        critic=player(critic, at("critic")),
-        discriminator=None if discriminator is None else player(discriminator, at("discriminator")),
+        critic=player(critic, at("critic"), optimizers.critic),
+        discriminator=None
+        if discriminator is None
+        else player(discriminator, at("discriminator"), optimizers.critic),
         ema=tuple(_put(copy(made.params), place) for place in averages),
     )
 
@@ -151,10 +174,12 @@ def update_players(
     gradients: tuple[PyTree, ...],
     lr: Float[Array, ""],
     config: DistillConfig,
+    own: optax.GradientTransformation | None = None,
 ) -> tuple[tuple[Player, ...], Float[Array, ""], Array]:
-    """Take one AdamW step on players that are clipped jointly.
+    """Take one step on players that are clipped jointly, by AdamW or an optimiser of one's own.
 
         p <- p - lr (m / (sqrt(v) + eps) + weight_decay p),  gradients scaled to norm clip_norm
+        p <- p + lr own(gradient)
 
     Players stay as they are, optimiser included, if any gradient is not finite. What lies in the
     host's memory is fetched for the step and put back.
@@ -162,8 +187,9 @@ def update_players(
     Args:
       players: the players of this optimiser step.
       gradients: one gradient tree for each.
-      lr: [] learning rate.
+      lr: [] learning rate; the factor in [0, 1] on the updates of an optimiser of one's own.
       config: the settings.
+      own: an optimiser whose updates are added; None: the official one.
 
     Returns:
       The new players, the gradient norm before clipping, and [] bool: whether the step was taken.
@@ -171,17 +197,30 @@ def update_players(
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm)
     scale = jnp.minimum(1.0, config.clip_norm / (norm + 1e-6))
-    optimizer = adamw_direction(config)
+    optimizer = own or adamw_direction(config)
+    for player in players:
+        _check_same_optimizer(player, optimizer)
 
     def step(player: Player, gradient: PyTree) -> Player:
         host, player = player, fetched(player)
         gradient = jax.tree.map(lambda g: g * scale, gradient)
         direction, opt_state = optimizer.update(gradient, player.opt_state, player.params)
-        params = jax.tree.map(lambda p, d: p - lr * d, player.params, direction)
+        move = jnp.subtract if own is None else jnp.add
+        params = jax.tree.map(lambda p, d: move(p, lr * d), player.params, direction)
         return put_back(taken_if(finite, Player(params, opt_state), player), host)
 
     updated = tuple(step(p, g) for p, g in zip(players, gradients, strict=True))
     return updated, norm, finite
+
+
+def _check_same_optimizer(player: Player, optimizer: optax.GradientTransformation) -> None:
+    expected = jax.eval_shape(optimizer.init, player.params)
+    structures: list[Any] = [jax.tree.structure(it) for it in (expected, player.opt_state)]
+    if structures[0] != structures[1]:
+        raise Refused(
+            "the optimiser's state in the TrainState is of another optimiser than the cycle's; "
+            "give `optimizers` to init_state and to make_cycle alike."
+        )
 
 
 def update_ema(

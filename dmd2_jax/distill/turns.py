@@ -1,42 +1,34 @@
 """The two turns of the game: one update of the generator, one of critic and discriminator."""
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
-from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.distill.accumulate import accumulated_grad
 from dmd2_jax.distill.config import DistillConfig, Players
-from dmd2_jax.distill.draws import CriticDraws, GeneratorDraws, RolloutDraws, noised
-from dmd2_jax.distill.health import average_by_level, sample_statistics
+from dmd2_jax.distill.draws import RolloutDraws
+from dmd2_jax.distill.health import sample_statistics
+from dmd2_jax.distill.objectives.contract import Objective, merged_draws
+from dmd2_jax.distill.objectives.view import Network, Pairs, Samples, View
 from dmd2_jax.distill.rollout import backward_simulation, prior_sample
-from dmd2_jax.distill.state import TrainState, learning_rate_factor, update_ema, update_players
-from dmd2_jax.losses.adversarial import discriminator_adversarial_loss, generator_adversarial_loss
-from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
-from dmd2_jax.losses.distribution_matching import distribution_matching_loss
-from dmd2_jax.losses.regression import Distance, regression_loss, squared_error
-from dmd2_jax.runtime.summaries import Average, histogram
-from dmd2_jax.typing import Array, Float, Params, PyTree, Shaped
+from dmd2_jax.distill.state import (
+    Optimizers,
+    Player,
+    TrainState,
+    learning_rate_factor,
+    update_ema,
+    update_players,
+)
+from dmd2_jax.typing import Array, Float, Int, Params, PyTree, Shaped
 
 Metrics = dict[str, Any]
-
-
-class Samples(NamedTuple):
-    """A batch of samples with their conditions: x_0 [b, ...], cond with leading axis b or None."""
-
-    x_0: Array
-    cond: PyTree
-
-
-class Pairs(NamedTuple):
-    """Teacher ODE pairs for the regression loss: noise [b, ...] (standard normal) -> x_0, cond."""
-
-    noise: Float[Array, "b ..."]
-    x_0: Float[Array, "b ..."]
-    cond: PyTree
 
 
 def student_input(
@@ -93,29 +85,30 @@ def generator_turn(
     teacher_params: Params,
     cond: PyTree,
     rollout: RolloutDraws,
-    draws: GeneratorDraws,
+    draws: Mapping[str, PyTree],
     *,
     players: Players,
     config: DistillConfig,
-    real: Array | None = None,
+    real: Samples | None = None,
     pairs: Pairs | None = None,
-    distance: Distance = squared_error,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
 ) -> tuple[TrainState, Float[Array, "b ..."], Metrics]:
     """Update the generator once.
 
-        loss = dm_weight L_DM + gan_generator_weight softplus(-D) + regression_weight L_reg
+        loss = sum of weight * value over the generator's objectives, by default
+               dm_weight L_DM + gan_generator_weight softplus(-D)
 
     Args:
       state: the state; only `generator`, `ema` and `step` change.
       teacher_params: the frozen teacher's parameters.
       cond: conditions of the student's batch, leading axis b.
       rollout: what the student's samples are made from.
-      draws: how they are noised for each loss.
+      draws: what the objectives draw, by name.
       players: the networks, without adapters (`Players.on_base`).
       config: the settings.
-      real: [b, ...] real samples for students trained on noised data.
-      pairs: teacher ODE pairs, needed when config.regression_weight is set.
-      distance: the regression's distance.
+      real: real samples, for students trained on noised data and objectives that need them.
+      pairs: teacher ODE pairs, for objectives that need them.
+      optimizers: those of `init_state`.
 
     Returns:
       The new state, the student's samples made BEFORE the update ([b, ...]), and metrics.
@@ -126,103 +119,73 @@ def generator_turn(
     def loss_fn(params: Params, part: tuple) -> tuple[Array, tuple[Array, Metrics]]:
         noise, cond, draws, real, pairs = part
         inputs = RolloutDraws(jnp.moveaxis(noise, 0, 1), rollout.step)
-        x_0 = student_samples(players, params, inputs, cond, real, config)
-        loss, metrics = _generator_losses(
-            x_0, cond, state, teacher_params, draws, players=players, config=config
+        images = None if real is None else real.x_0
+        x_0 = student_samples(players, params, inputs, cond, images, config)
+        view = _view(
+            "generator",
+            config,
+            Samples(x_0, cond),
+            rollout.step,
+            draws,
+            real=real,
+            pairs=pairs,
+            teacher=Network(players.teacher, teacher_params),
+            generator=Network(players.generator, params),
+            critic=Network(players.critic, state.critic.params),
+            head=_head(players, state.discriminator and state.discriminator.params),
         )
-        if config.regression_weight is not None:
-            x_t = prior_sample(players.generator, pairs.noise, config.student_times)
-            t = jnp.full(
-                (x_t.shape[0],), config.student_times[0], players.generator.schedule.levels.dtype
-            )
-            from_noise = players.generator.x0(params, x_t, t, pairs.cond)
-            regression, m = regression_loss(from_noise, pairs.x_0, distance=distance)
-            loss += config.regression_weight * regression
-            metrics |= m | {"generator_loss": loss}
-        return loss, (x_0, metrics)
+        loss, metrics = _weighed(config.of_player("generator"), view)
+        return loss, (x_0, metrics | {"generator_loss": loss})
 
     whole = (jnp.moveaxis(rollout.noise, 1, 0), cond, draws, real, pairs)
     gradient, x_0, metrics = accumulated_grad(
         loss_fn, state.generator.params, whole, config.microbatches
     )
-    lr = config.generator_lr * learning_rate_factor(config, state.step.critic)
-    (generator,), norm, taken = update_players((state.generator,), (gradient,), lr, config)
+    lr = learning_rate_factor(config, state.step.critic)
+    if optimizers.generator is None:
+        lr = config.generator_lr * lr
+    (generator,), norm, taken = update_players(
+        (state.generator,), (gradient,), lr, config, optimizers.generator
+    )
     ema = update_ema(state.ema, generator.params, state.step.generator, config)
     step = state.step._replace(
         generator=state.step.generator + 1,
         skipped=state.step.skipped + ~taken,
         generator_in_a_row=jnp.where(taken, 0, state.step.generator_in_a_row + 1),
     )
-    metrics |= {"generator_grad_norm": norm, "generator_lr": lr}
+    metrics |= {"generator_grad_norm": norm, _rate("generator", optimizers.generator): lr}
     metrics |= sample_statistics("generated", x_0)
     return state._replace(step=step, generator=generator, ema=ema), x_0, metrics
-
-
-def _generator_losses(
-    x_0: Array,
-    cond: PyTree,
-    state: TrainState,
-    teacher_params: Params,
-    draws: GeneratorDraws,
-    *,
-    players: Players,
-    config: DistillConfig,
-) -> tuple[Array, Metrics]:
-    """Weigh distribution matching and the GAN on the student's samples x_0."""
-    critic, loss, metrics, features = players.critic, jnp.float32(0.0), {}, None
-    critic_params = state.critic.params
-    if config.dm_weight is not None:
-        x_t, t = noised(critic.schedule, x_0, draws.dm)
-        if config.shared_pass and config.has_gan:
-            x_0_critic, features = critic.x0_and_features(critic_params, x_t, t, cond)
-        else:
-            x_t = jax.lax.stop_gradient(x_t)
-            x_0_critic = critic.x0(critic_params, x_t, t, cond)
-        teacher_x0 = guided_x0(players.teacher, config.guidance)
-        x_0_teacher = teacher_x0(teacher_params, jax.lax.stop_gradient(x_t), t, cond)
-        dm, m = distribution_matching_loss(
-            x_0, x_0_teacher, x_0_critic, normalizer_floor=config.normalizer_floor
-        )
-        loss += config.dm_weight * dm
-        norms = m.pop("dm_grad_norms")
-        metrics |= m | {
-            "dm_grad_norm_by_level": average_by_level(norms, draws.dm.level, critic.schedule),
-            "dm_floor_share": Average(
-                m["dm_floor_hits"].astype(jnp.float32), jnp.int32(norms.shape[0])
-            ),
-        }
-    if config.gan_generator_weight is not None:
-        if features is None:
-            x_t, t = noised(critic.schedule, x_0, draws.gan)
-            features = critic.features(critic_params, x_t, t, cond)
-        logits = players.discriminator.logits(state.discriminator.params, features)
-        gan, m = generator_adversarial_loss(logits)
-        loss += config.gan_generator_weight * gan
-        metrics |= m
-    return loss, metrics | {"generator_loss": loss}
 
 
 def critic_turn(
     state: TrainState,
     fake: Samples,
     real: Samples | None,
-    draws: CriticDraws,
+    draws: Mapping[str, PyTree],
     *,
     players: Players,
     config: DistillConfig,
+    teacher_params: Params | None = None,
+    student_step: Int[Array, ""] | int = 0,
+    optimizers: Optimizers = Optimizers(),  # noqa: B008, a constant
 ) -> tuple[TrainState, Metrics]:
     """Update critic and discriminator once, on given student samples.
 
-        loss = mean w(sigma) (x_0_critic - x_0)^2
+        loss = sum of weight * value over the critic's objectives, by default
+               mean w(sigma) (x_0_critic - x_0)^2
                + gan_critic_weight (softplus(D(fake)) + softplus(-D(real)))
 
     Args:
       state: the state; only `critic`, `discriminator` and `step` change.
       fake: the student's samples, constants of this turn.
-      real: real samples; None without a GAN.
-      draws: how the samples are noised.
+      real: real samples; None where no objective needs them.
+      draws: what the objectives draw, by name.
       players: the networks, without adapters (`Players.on_base`).
       config: the settings.
+      teacher_params: the frozen teacher's parameters, for objectives that ask for its passes.
+      student_step: which of the student's steps made the samples.
+      optimizers: those of `init_state`.
 
     Returns:
       The new state and metrics.
@@ -233,83 +196,100 @@ def critic_turn(
 
     def loss_fn(params: tuple, part: tuple) -> tuple[Array, tuple[None, Metrics]]:
         fake, real, draws = part
-        loss, metrics = _critic_losses(params, fake, real, draws, players=players, config=config)
-        return loss, (None, metrics)
+        view = _view(
+            "critic",
+            config,
+            fake,
+            student_step,
+            draws,
+            real=real,
+            teacher=Network(players.teacher, teacher_params),
+            generator=Network(players.generator, state.generator.params),
+            critic=Network(players.critic, params[0]),
+            head=_head(players, params[1] if config.has_discriminator else None),
+        )
+        loss, metrics = _weighed(config.of_player("critic"), view)
+        return loss, (None, metrics | {"critic_loss": loss})
 
-    trained = (state.critic,) if not config.has_gan else (state.critic, state.discriminator)
+    trained: tuple[Player, ...] = (state.critic,)
+    if config.has_discriminator:
+        trained = (state.critic, state.discriminator)
     gradients, _, metrics = accumulated_grad(
         loss_fn, tuple(p.params for p in trained), (fake, real, draws), config.microbatches
     )
-    lr = config.critic_lr * learning_rate_factor(config, state.step.critic)
-    updated, norm, taken = update_players(trained, gradients, lr, config)
+    lr = learning_rate_factor(config, state.step.critic)
+    if optimizers.critic is None:
+        lr = config.critic_lr * lr
+    updated, norm, taken = update_players(trained, gradients, lr, config, optimizers.critic)
     step = state.step._replace(
         critic=state.step.critic + 1,
         skipped=state.step.skipped + ~taken,
         critic_in_a_row=jnp.where(taken, 0, state.step.critic_in_a_row + 1),
     )
     state = state._replace(step=step, critic=updated[0])
-    if config.has_gan:
+    if config.has_discriminator:
         state = state._replace(discriminator=updated[1])
-    metrics |= {"critic_grad_norm": norm, "critic_lr": lr}
+    metrics |= {"critic_grad_norm": norm, _rate("critic", optimizers.critic): lr}
     if real is not None:
         metrics |= sample_statistics("real", real.x_0)
     return state, metrics
 
 
-def _critic_losses(
-    params: tuple,
-    fake: Samples,
-    real: Samples | None,
-    draws: CriticDraws,
-    *,
-    players: Players,
+def _rate(player: str, own: optax.GradientTransformation | None) -> str:
+    """Name what multiplies a player's direction: the rate, or one's own optimiser's factor."""
+    return f"{player}_lr" if own is None else f"{player}_lr_factor"
+
+
+def _head(players: Players, params: Params | None) -> Any:
+    """Return features -> logits of the discriminator; None without one."""
+    if params is None or players.discriminator is None:
+        return None
+    return functools.partial(players.discriminator.logits, params)
+
+
+def _view(
+    player: str,
     config: DistillConfig,
-) -> tuple[Array, Metrics]:
-    """Weigh score matching on the student's samples and the GAN on real against fake."""
-    critic, loss, metrics, features_fake = players.critic, jnp.float32(0.0), {}, None
-    if config.train_critic:
-        x_t, t = noised(critic.schedule, fake.x_0, draws.denoising)
-        if config.shared_pass and config.has_gan:
-            x_0_critic, features_fake = critic.x0_and_features(params[0], x_t, t, fake.cond)
-        else:
-            x_0_critic = critic.x0(params[0], x_t, t, fake.cond)
-        weight = denoising_weight(
-            config.denoising_weight,
-            critic.schedule.alpha(t),
-            critic.schedule.sigma(t),
-            sigma_data=config.sigma_data,
-        )
-        dsm, m = denoising_loss(x_0_critic, fake.x_0, weight=weight)
-        loss += dsm
-        errors = average_by_level(m.pop("denoising_errors"), draws.denoising.level, critic.schedule)
-        metrics |= m | {"critic_error_by_level": errors}
-    if config.has_gan:
-        logits = players.discriminator.logits
-        x_real, t_real = noised(critic.schedule, real.x_0, draws.real)
-        if features_fake is None:
-            x_fake, t_fake = noised(critic.schedule, fake.x_0, draws.fake)
-            both = jax.tree.map(
-                _interleave, (x_real, t_real, real.cond), (x_fake, t_fake, fake.cond)
+    samples: Samples,
+    step: Int[Array, ""] | int,
+    draws: Mapping[str, PyTree],
+    *,
+    generator: Network,
+    **rest: Any,
+) -> View:
+    """Show a turn to its player's objectives; the rest is the View's own."""
+    objectives = config.of_player(player)
+    net, params = generator
+    times, dtype = config.student_times, net.schedule.levels.dtype
+
+    def from_noise(noise: Array, cond: PyTree) -> Array:
+        x_t = prior_sample(net, noise, times)
+        return net.x0(params, x_t, jnp.full((x_t.shape[0],), times[0], dtype), cond)
+
+    return View(
+        x_0=samples.x_0,
+        cond=samples.cond,
+        step=step,
+        t=jnp.full((samples.x_0.shape[0],), jnp.asarray(times, dtype)[step]),
+        generator=generator,
+        from_noise=from_noise,
+        draws=draws,
+        sources={name: draw.of for name, draw in merged_draws(objectives).items()},
+        asked=tuple(one for objective in objectives for one in objective.passes),
+        **rest,
+    )
+
+
+def _weighed(objectives: Sequence[Objective], view: View) -> tuple[Array, Metrics]:
+    """Return the sum of weight * value over objectives, and the metrics of all."""
+    loss, metrics = jnp.float32(0.0), {}
+    for objective in objectives:
+        value, found = objective.value(view, view.draws)
+        loss += objective.weight * value
+        if twice := metrics.keys() & found.keys():
+            raise Refused(
+                f"objective {objective.name!r} reports {sorted(twice)}, which another one reports "
+                "too; give its metrics names of their own."
             )
-            logits_both = logits(params[1], critic.features(params[0], *both))
-            logits_real, logits_fake = logits_both[0::2], logits_both[1::2]
-        else:
-            features_real = critic.features(params[0], x_real, t_real, real.cond)
-            logits_real = logits(params[1], features_real)
-            logits_fake = logits(params[1], features_fake)
-        gan, m = discriminator_adversarial_loss(logits_real, logits_fake)
-        loss += config.gan_critic_weight * gan
-        metrics |= m | {
-            "logits_real_histogram": histogram(logits_real),
-            "logits_fake_histogram": histogram(logits_fake),
-        }
-    return loss, metrics | {"critic_loss": loss}
-
-
-def _interleave(a: Array, b: Array) -> Array:
-    """Merge two [b, ...] batches to [2 b, ...], sample by sample.
-
-    One pass over both is faster than two; alternating them keeps every sample on its own device
-    when the batch is sharded, which a concatenation would not.
-    """
-    return jnp.stack([a, b], axis=1).reshape((2 * a.shape[0], *a.shape[1:]))
+        metrics |= found
+    return loss, metrics

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,12 @@ from dmd2_jax.distill import (
     CycleBatch,
     CycleShardings,
     DistillConfig,
+    Objective,
     Pairs,
     Players,
     Samples,
     TrainState,
+    dmd2,
     init_state,
     make_cycle,
 )
@@ -42,7 +45,7 @@ __all__ = [
     "build_players",
     "distill_config",
     "initial_state",
-    "needs_images",
+    "objectives",
     "open_distillation",
     "placed",
     "state_shapes",
@@ -137,12 +140,6 @@ def placed(shapes: PyTree, places: PyTree) -> PyTree:
     )
 
 
-def needs_images(settings: DistillConfig) -> bool:
-    """Return whether a loss needs real images: the GAN, or a student trained on noised ones."""
-    noised_real = not settings.backward_simulation and len(settings.student_times) > 1
-    return settings.has_gan or noised_real
-
-
 def batch_shapes(settings: DistillConfig, family: Family) -> CycleBatch:
     """Return the shapes of what a cycle reads, without any data.
 
@@ -156,9 +153,9 @@ def batch_shapes(settings: DistillConfig, family: Family) -> CycleBatch:
         return jax.ShapeDtypeStruct((*lead, *family.image_shape), jnp.float32)
 
     real = pairs = None
-    if needs_images(settings):
+    if settings.needs_real:
         real = Samples(images(turns, b), family.cond_shapes(turns, b))
-    if settings.regression_weight is not None:
+    if settings.needs_pairs:
         pairs = Pairs(images(b), images(b), family.cond_shapes(b))
     return CycleBatch(real, family.cond_shapes(turns, b), pairs)
 
@@ -173,12 +170,22 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
     names = {field.name for field in dataclasses.fields(DistillConfig)}
     values = {name: value for name, value in given.items() if name in names}
     values |= {
+        "objectives": objectives(config),
         "sample_shape": tuple(family.image_shape),
         "student_times": tuple(float(t) for t in config.distill.student_times),
-        "sigma_data": config.model.sigma_data,
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
     return DistillConfig(**values)
+
+
+def objectives(config: ConfigDict) -> tuple[Objective, ...]:
+    """Make the objectives that `config.distill` describes.
+
+    Raises:
+      ValueError: if the values contradict each other, or an objective of the user's own is none.
+    """
+    given = config.distill.to_dict() | {"sigma_data": config.model.sigma_data}
+    return dmd2(**{key: given[key] for key in inspect.signature(dmd2).parameters if key in given})
 
 
 def build_players(config: ConfigDict, family: Family) -> Players:
@@ -188,7 +195,7 @@ def build_players(config: ConfigDict, family: Family) -> Players:
       ValueError: if the config's low-rank adapters are refused.
     """
     head = None
-    if config.distill.gan_critic_weight is not None:
+    if any(one.needs_discriminator for one in objectives(config)):
         head = discriminator(GanHead(hidden=config.distill.gan_head_channels))
     denoiser = family.denoiser
     return Players(denoiser, denoiser, denoiser, head, *player_adapters(config, family))

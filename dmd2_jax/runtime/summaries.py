@@ -1,7 +1,9 @@
-"""Metrics that are summed over all steps between two reports: averages and histograms.
+"""Metrics whose type says how parts of a batch, or steps, merge: averages, histograms, norms.
 
-A step's other metrics are reported as they are at the last step. These two kinds would be mostly
-empty there: a noise-level bin of one small batch holds a handful of samples.
+Averages and histograms are summed over all steps between two reports.
+
+A step's other metrics are reported as they are at the last step. These two would be mostly empty
+there: a noise-level bin of one small batch holds a handful of samples.
 """
 
 import math
@@ -18,6 +20,7 @@ __all__ = [
     "HISTOGRAM_LIMIT",
     "Average",
     "Histogram",
+    "Norm",
     "Window",
     "average_by_bin",
     "histogram",
@@ -48,6 +51,12 @@ class Histogram(NamedTuple):
     """How many values fell into each bin: counts [n] int32; for the bins see `histogram_edges`."""
 
     counts: Int[Array | np.ndarray, " n"]
+
+
+class Norm(NamedTuple):
+    """An L2 norm over the samples of a batch: its parts' squares add up to the whole's."""
+
+    value: Float[Array, "..."]
 
 
 def average_by_bin(values: Float[Array, " b"], bins: Int[Array, " b"], num_bins: int) -> Average:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from dmd2_jax import data
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill import CycleBatch, Pairs, Samples
-from dmd2_jax.recipe.distillation import distill_config, needs_images
+from dmd2_jax.recipe.distillation import distill_config
 from dmd2_jax.recipe.open import Family, Recipe
 from dmd2_jax.runtime.sharding import shard_batch
 from dmd2_jax.training.pairs import PairPool, TeacherPairs
@@ -60,7 +60,7 @@ def read_cycle(
     if first_example is None:
         first_example = cycle * turns * b
     x, label = None, np.zeros((turns, b), np.int32)[:, rows]
-    needed = needs_images(distill_config(config, recipe.family))
+    needed = distill_config(config, recipe.family).needs_real
     if needed or distill.fake_labels == "real":
         batch = data.batches_from(
             recipe.dataset, first_example, turns, batch_size=b, seed=seed, rows=rows

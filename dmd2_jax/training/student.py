@@ -14,7 +14,6 @@ from dmd2_jax.distill import TrainState
 from dmd2_jax.recipe.distillation import (
     Distillation,
     initial_state,
-    needs_images,
     open_distillation,
     trace,
 )
@@ -111,7 +110,7 @@ def open_student(recipe: Recipe) -> Distillation:
       ValueError: if the settings, the placement or the data are refused.
     """
     job = open_distillation(recipe.config, recipe.family, recipe.mesh)
-    if needs_images(job.settings):
+    if job.settings.needs_real:
         check_has_images(recipe, "the GAN, or students trained on noised images")
     check_batch(recipe, job.batch)
     return job
@@ -148,7 +147,7 @@ def _described(
     recipe, job = it.recipe, it.job
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     pairs = None
-    if config.distill.regression_weight is not None:
+    if job.settings.needs_pairs:
         folder = pairs_folder(recipe, workdir)
         pairs = make_pairs(recipe, jax.device_put(it.base), folder, own=not config.distill.pairs)
     teacher_params = put(it.base, job.shardings.teacher)

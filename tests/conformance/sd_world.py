@@ -10,18 +10,17 @@ import numpy as np
 
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.distill import (
-    CriticDraws,
     DistillConfig,
-    GeneratorDraws,
     Noising,
     Players,
     RolloutDraws,
     Samples,
     critic_turn,
+    dmd2,
     generator_turn,
     init_state,
 )
-from dmd2_jax.distill.draws import noised
+from dmd2_jax.distill.objectives import noised
 from dmd2_jax.distill.turns import student_input
 from dmd2_jax.families.published.folder import read_component, read_component_tensors
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
@@ -205,14 +204,16 @@ class World:
             batch_size=len(self.x_0),
             student_times=self.student_times,
             backward_simulation=args["backward_simulation"] or not args["denoising"],
-            dm_weight=float(self.weights["dm_loss_weight"]),
-            gan_generator_weight=float(self.weights["gen_cls_loss_weight"]),
-            gan_critic_weight=float(self.weights["guidance_cls_loss_weight"]),
-            guidance=float(args["real_guidance_scale"]),
-            dm_range=(float(args["min_step_percent"]), float(args["max_step_percent"])),
-            gan_range=(0.0, args["diffusion_gan_max_timestep"] / n),
-            diffusion_gan=args["diffusion_gan"],
-            denoising_weight="eps",
+            objectives=dmd2(
+                dm_weight=float(self.weights["dm_loss_weight"]),
+                gan_generator_weight=float(self.weights["gen_cls_loss_weight"]),
+                gan_critic_weight=float(self.weights["guidance_cls_loss_weight"]),
+                guidance=float(args["real_guidance_scale"]),
+                dm_range=(float(args["min_step_percent"]), float(args["max_step_percent"])),
+                gan_range=(0.0, args["diffusion_gan_max_timestep"] / n),
+                diffusion_gan=args["diffusion_gan"],
+                denoising_weight="eps",
+            ),
             generator_lr=0.0,
             critic_lr=0.0,
             warmup=0,
@@ -234,18 +235,18 @@ class World:
         )
 
         def generate(state, teacher, cond):
-            draws = GeneratorDraws(dm=self.draw("uni_dm"), gan=self.draw("uni_cls"))
+            draws = {"dm": self.draw("uni_dm"), "gan": self.draw("uni_cls")}
             state, x_0, metrics = generator_turn(
                 state, teacher, cond, self.recorded_rollout, draws, players=players, config=config
             )
             return x_0, metrics, state.generator.opt_state[0].mu
 
         def guide(state, fake, real):
-            draws = CriticDraws(
-                denoising=self.draw("uni_fake"),
-                real=self.draw("uni_real_cls"),
-                fake=self.draw("uni_fake_cls"),
-            )
+            draws = {
+                "denoising": self.draw("uni_fake"),
+                "real": self.draw("uni_real_cls"),
+                "fake": self.draw("uni_fake_cls"),
+            }
             state, metrics = critic_turn(state, fake, real, draws, players=players, config=config)
             return metrics, [p.opt_state[0].mu for p in (state.critic, state.discriminator)]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.distill.draws import Noising, level_bounds, noised
+from dmd2_jax.distill.objectives import Noising, level_bounds, noised
 from dmd2_jax.losses.adversarial import discriminator_adversarial_loss, generator_adversarial_loss
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.losses.distribution_matching import distribution_matching_loss
@@ -62,10 +62,10 @@ def test_levels_match(world):
 def test_level_bounds_match(world):
     args, n = world.args, world.args["num_train_timesteps"]
     fractions = (args["min_step_percent"], args["max_step_percent"])
-    assert level_bounds(fractions, n) == tuple(world.z["dm_randint_range"])
-    assert level_bounds((0.0, 1.0), n) == tuple(world.z["fake_randint_range"])
+    assert level_bounds(fractions, n, last=True) == tuple(world.z["dm_randint_range"])
+    assert level_bounds((0.0, 1.0), n, last=True) == tuple(world.z["fake_randint_range"])
     gan = (0.0, args["diffusion_gan_max_timestep"] / n)
-    assert level_bounds(gan, n) == tuple(world.z["gencls_randint_range"])
+    assert level_bounds(gan, n, last=False) == tuple(world.z["gencls_randint_range"])
 
 
 def test_distribution_matching_matches(world):

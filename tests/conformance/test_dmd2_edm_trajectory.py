@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from dmd2_jax.distill import (
-    CriticDraws,
     CycleBatch,
     CycleDraws,
     DistillConfig,
-    GeneratorDraws,
     Noising,
     Players,
     RolloutDraws,
     Samples,
+    dmd2,
     init_state,
     run_cycle,
 )
@@ -82,12 +81,14 @@ class Run:
             batch_size=args["batch_size"],
             critic_turns=args["dfake_gen_update_ratio"],
             student_times=(float(args["conditioning_sigma"]),),
-            gan_generator_weight=float(args["gen_cls_loss_weight"]),
-            gan_critic_weight=float(args["cls_loss_weight"]),
-            dm_range=(float(args["min_step_percent"]), float(args["max_step_percent"])),
-            gan_range=(0.0, args["diffusion_gan_max_timestep"] / levels),
-            diffusion_gan=args["diffusion_gan"],
-            sigma_data=float(args["sigma_data"]),
+            objectives=dmd2(
+                gan_generator_weight=float(args["gen_cls_loss_weight"]),
+                gan_critic_weight=float(args["cls_loss_weight"]),
+                dm_range=(float(args["min_step_percent"]), float(args["max_step_percent"])),
+                gan_range=(0.0, args["diffusion_gan_max_timestep"] / levels),
+                diffusion_gan=args["diffusion_gan"],
+                sigma_data=float(args["sigma_data"]),
+            ),
             generator_lr=float(args["generator_lr"]),
             critic_lr=float(args["guidance_lr"]),
             warmup=args["warmup_step"],
@@ -120,12 +121,12 @@ class Run:
         noise = nhwc(z["generator_noise"][turns])[:, None]
         draws = CycleDraws(
             rollouts=RolloutDraws(noise=noise, step=jnp.zeros(len(noise), jnp.int32)),
-            generator=GeneratorDraws(dm=noising("g_dm", g), gan=noising("g_cls", g)),
-            critic=CriticDraws(
-                denoising=noising("d_fake", turns),
-                real=noising("d_real_cls", turns),
-                fake=noising("d_fake_cls", turns),
-            ),
+            generator={"dm": noising("g_dm", g), "gan": noising("g_cls", g)},
+            critic={
+                "denoising": noising("d_fake", turns),
+                "real": noising("d_real_cls", turns),
+                "fake": noising("d_fake_cls", turns),
+            },
         )
         return batch, draws
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.distill import RolloutDraws, generate
-from dmd2_jax.distill.draws import level_bounds
+from dmd2_jax.distill.objectives import level_bounds
 from dmd2_jax.distill.turns import student_input
 from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.networks.gan_head import GanHead
@@ -39,10 +39,11 @@ def test_schedule_equals_the_recorded_table(world):
 
 
 def test_level_bounds_match(world):
-    config, n = world.distill_config, len(world.schedule.levels)
-    assert level_bounds(config.dm_range, n) == tuple(world.z["dm_randint_range"])
-    assert level_bounds((0.0, 1.0), n) == tuple(world.z["fake_randint_range"])
-    assert level_bounds(config.gan_range, n) == tuple(world.z["gencls_randint_range"])
+    n = len(world.schedule.levels)
+    dm, gan, *_ = world.distill_config.objectives
+    assert level_bounds(dm.range, n, last=True) == tuple(world.z["dm_randint_range"])
+    assert level_bounds((0.0, 1.0), n, last=True) == tuple(world.z["fake_randint_range"])
+    assert level_bounds(gan.range, n, last=False) == tuple(world.z["gencls_randint_range"])
 
 
 def test_distribution_matching_scores_match(world):

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from dmd2_jax.distill import DistillConfig, Player
+from dmd2_jax.distill import DistillConfig, Player, dmd2
 from dmd2_jax.distill.adam import round_stochastically, scale_by_adam
 from dmd2_jax.distill.state import adamw_direction, update_players
 
 CONFIG = DistillConfig(
-    sample_shape=(1,), batch_size=1, gan_generator_weight=None, gan_critic_weight=None
+    sample_shape=(1,),
+    batch_size=1,
+    objectives=dmd2(gan_generator_weight=None, gan_critic_weight=None),
 )
 HALF = dataclasses.replace(CONFIG, moment_dtype="bfloat16")
 

@@ -78,7 +78,7 @@ def make_state(config: DistillConfig, lora_critic: bool) -> TrainState:
         config,
         generator=adapters(1),
         critic=adapters(2) if lora_critic else BASE,
-        discriminator={"w": jnp.linspace(-1.0, 1.0, 8)} if config.has_gan else None,
+        discriminator={"w": jnp.linspace(-1.0, 1.0, 8)} if config.has_discriminator else None,
     )
 
 

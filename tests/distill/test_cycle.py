@@ -30,7 +30,7 @@ TEACHER = toy.init_mlp(0)
 
 
 def make_state(config):
-    head = {"w": jnp.linspace(-1.0, 1.0, 8)} if config.has_gan else None
+    head = {"w": jnp.linspace(-1.0, 1.0, 8)} if config.has_discriminator else None
     return init_state(config, generator=toy.init_mlp(1), critic=toy.init_mlp(2), discriminator=head)
 
 
@@ -38,7 +38,7 @@ def make_batch(config, seed=3):
     keys = jax.random.split(jax.random.key(seed), 4)
     lead = (config.critic_turns, config.batch_size)
     pairs = None
-    if config.regression_weight is not None:
+    if config.needs_pairs:
         noise = jax.random.normal(keys[3], (config.batch_size, *toy.SHAPE))
         pairs = Pairs(noise=noise, x_0=0.5 * noise, cond=jnp.ones((config.batch_size,)))
     return CycleBatch(
@@ -90,7 +90,7 @@ def looped_cycle(state, teacher, batch, draws, *, players, config):
         draws.generator,
         players=players,
         config=config,
-        real=batch.real.x_0[0],
+        real=entry(batch.real, 0),
         pairs=batch.pairs,
     )
     fresh = _fresh_samples(state, batch, draws.rollouts, players, config)
@@ -98,7 +98,9 @@ def looped_cycle(state, teacher, batch, draws, *, players, config):
     if config.first_turn_reuses_images:
         fakes = [x_0, *fakes]
     losses = []
-    turn = jax.jit(functools.partial(critic_turn, players=players, config=config))
+    turn = jax.jit(
+        functools.partial(critic_turn, players=players, config=config, teacher_params=teacher)
+    )
     for i, fake in enumerate(fakes):
         state, m = turn(
             state,

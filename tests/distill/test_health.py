@@ -45,14 +45,14 @@ def cycle() -> tuple:
 def test_cycle_reports_the_dm_gradient_norm_of_every_level(cycle: tuple) -> None:
     state, batch, draws, x_0, metrics = cycle
     model, cond = toy.denoiser(), batch.fake_cond[0]
-    t = jnp.asarray(toy.SCHEDULE.levels)[draws.generator.dm.level]
+    t = jnp.asarray(toy.SCHEDULE.levels)[draws.generator["dm"].level]
     a, s = (f(t)[:, None, None, None] for f in (toy.SCHEDULE.alpha, toy.SCHEDULE.sigma))
-    x_t = a * x_0 + s * draws.generator.dm.noise
+    x_t = a * x_0 + s * draws.generator["dm"].noise
     teacher, critic = (model.x0(p, x_t, t, cond) for p in (TEACHER, state.critic.params))
     size = np.abs(x_0 - teacher).mean(axis=(1, 2, 3))
     norms = np.sqrt(np.square(critic - teacher).sum(axis=(1, 2, 3))) / np.maximum(size, 1.55)
     total, number = metrics["dm_grad_norm_by_level"]
-    bins = np.asarray(draws.generator.dm.level) * LEVEL_BINS // 50
+    bins = np.asarray(draws.generator["dm"].level) * LEVEL_BINS // 50
     expected = [norms[bins == i].sum() for i in range(LEVEL_BINS)]
     np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(number, np.bincount(bins, minlength=LEVEL_BINS))
@@ -64,7 +64,7 @@ def test_cycle_reports_the_dm_gradient_norm_of_every_level(cycle: tuple) -> None
 def test_cycle_reports_the_critic_error_of_every_level(cycle: tuple) -> None:
     _, _, draws, _, metrics = cycle
     total, number = metrics["critic_error_by_level"]
-    bins = np.asarray(draws.critic.denoising.level) * LEVEL_BINS // 50
+    bins = np.asarray(draws.critic["denoising"].level) * LEVEL_BINS // 50
     np.testing.assert_array_equal(number, np.bincount(bins.ravel(), minlength=LEVEL_BINS))
     # All turns have one batch size, so that the mean of the parts is the mean of the losses.
     assert total.sum() / number.sum() == pytest.approx(metrics["denoising_loss"].mean(), rel=1e-5)

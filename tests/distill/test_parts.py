@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dmd2_jax.distill import backward_simulation, draw_cycle, generate, init_state
-from dmd2_jax.distill.draws import level_bounds
+from dmd2_jax.distill.objectives import level_bounds
 from dmd2_jax.distill.state import (
     Player,
     adamw_direction,
@@ -55,16 +55,37 @@ def test_init_state_asks_for_the_discriminator():
     [((0.02, 0.98), 1000, (20, 981)), ((0.0, 1.0), 1000, (0, 1000)), ((0.1, 0.5), 50, (5, 26))],
 )
 def test_level_bounds_include_the_last_level_of_the_range(fractions, n, expected):
-    assert level_bounds(fractions, n) == expected
+    assert level_bounds(fractions, n, last=True) == expected
+
+
+@pytest.mark.parametrize("n", [7, 250, 1000])
+def test_level_bounds_without_the_last_level_count_what_the_original_draws(n):
+    for most in range(1, n + 1):
+        assert level_bounds((0.0, most / n), n, last=False) == (0, most)
+
+
+def test_level_bounds_refuse_a_range_without_levels():
+    with pytest.raises(ValueError, match="holds none of the schedule's 50 levels"):
+        level_bounds((0.5, 0.51), 50, last=False)
+
+
+@pytest.mark.parametrize(("share", "number"), [(150 / 250, 30), (400 / 1000, 20), (1.0, 50)])
+def test_draw_cycle_takes_dm_levels_to_the_end_and_gan_levels_before_it(share, number):
+    config = toy.config(batch_size=2048, dm_range=(0.0, share), gan_range=(0.0, share))
+    draws = draw_cycle(jax.random.key(0), config, toy.SCHEDULE)
+    counts = {name: len(np.unique(draws.critic[name].level)) for name in ("real", "fake")}
+    assert counts == {"real": number, "fake": number}
+    assert len(np.unique(draws.generator["gan"].level)) == number
+    assert len(np.unique(draws.generator["dm"].level)) == min(number + 1, 50)
 
 
 def test_draw_cycle_keeps_indices_in_range_and_steps_within_the_student():
     config = toy.config(batch_size=512, dm_range=(0.2, 0.6), student_times=TIMES)
     draws = draw_cycle(jax.random.key(0), config, toy.SCHEDULE)
-    assert int(draws.generator.dm.level.min()) == 10
-    assert int(draws.generator.dm.level.max()) == 30
-    assert int(draws.critic.denoising.level.min()) == 0
-    assert int(draws.critic.denoising.level.max()) == 49
+    assert int(draws.generator["dm"].level.min()) == 10
+    assert int(draws.generator["dm"].level.max()) == 30
+    assert int(draws.critic["denoising"].level.min()) == 0
+    assert int(draws.critic["denoising"].level.max()) == 49
     assert set(np.asarray(draws.rollouts.step).tolist()) <= {0, 1, 2, 3}
     np.testing.assert_allclose(jnp.std(draws.rollouts.noise), 1.0, atol=0.02)
 
@@ -87,9 +108,10 @@ def test_draw_cycle_of_one_loss_does_not_depend_on_the_others():
     without = draw_cycle(
         key, toy.config(gan_generator_weight=None, gan_critic_weight=None), toy.SCHEDULE
     )
-    np.testing.assert_array_equal(with_gan.generator.dm.noise, without.generator.dm.noise)
-    np.testing.assert_array_equal(with_gan.critic.denoising.level, without.critic.denoising.level)
-    assert without.generator.gan is None and without.critic.real is None
+    np.testing.assert_array_equal(with_gan.generator["dm"].noise, without.generator["dm"].noise)
+    levels = [draws.critic["denoising"].level for draws in (with_gan, without)]
+    np.testing.assert_array_equal(*levels)
+    assert set(without.generator) == {"dm"} and set(without.critic) == {"denoising"}
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])

@@ -21,7 +21,6 @@ from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
 from dmd2_jax.diffusion.schedules import add_noise, edm, rectified_flow
 from dmd2_jax.distill import (
     CycleBatch,
-    DistillConfig,
     Players,
     Samples,
     generate,
@@ -30,6 +29,7 @@ from dmd2_jax.distill import (
 )
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.runtime.random import stream_key
+from tests.distill import toy
 
 MODES = 6
 ANGLES = 2 * np.pi * np.arange(MODES) / MODES
@@ -102,16 +102,16 @@ def train_teacher(denoiser: Denoiser, params, *, weight: str, steps: int):
 
 def distill(players: Players, teacher, student, **settings):
     """Run the public cycle and return 4000 samples of the student's average."""
-    config = DistillConfig(**{**DISTILL, **settings})
+    config = toy.config_of({**DISTILL, **settings})
     root, head = jax.random.key(0), None
-    if config.has_gan:
+    if config.has_discriminator:
         head = HEAD.init(stream_key(root, "head"), (jnp.zeros((1, WIDTH)),))
     state = init_state(config, generator=student, critic=student, discriminator=head)
     cycle = make_cycle(players, config, donate=False)
 
     def one(state, i):
         x_0 = draw_data(stream_key(root, "data", i), K, BATCH)
-        batch = CycleBatch(real=Samples(x_0, None) if config.has_gan else None, fake_cond=None)
+        batch = CycleBatch(Samples(x_0, None) if config.needs_real else None)
         return cycle(state, teacher, batch, stream_key(root, "cycle", i))[0], None
 
     # All cycles as one program: they are too short to be sent off one by one.

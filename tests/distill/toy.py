@@ -1,11 +1,13 @@
 """Tiny plain-JAX players for the tests of the algorithm: an MLP on flattened samples."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.denoiser import Denoiser, Discriminator, Schedule
-from dmd2_jax.distill import DistillConfig, Players
+from dmd2_jax.distill import DistillConfig, Players, dmd2
 from dmd2_jax.typing import expand
 
 SHAPE = (2, 2, 1)
@@ -76,6 +78,7 @@ def players(calls: list | None = None) -> Players:
 
 
 def config(**changes) -> DistillConfig:
+    """Make the tests' config; keys of `dmd2` go to its objectives."""
     defaults = {
         "sample_shape": SHAPE,
         "batch_size": 8,
@@ -89,4 +92,12 @@ def config(**changes) -> DistillConfig:
         "gan_critic_weight": 0.1,
         "ema_decays": (0.9,),
     }
-    return DistillConfig(**{**defaults, **changes})
+    return config_of({**defaults, **changes})
+
+
+def config_of(given: dict) -> DistillConfig:
+    """Make a config of its own fields and keys of `dmd2`."""
+    keys = inspect.signature(dmd2).parameters
+    objectives = dmd2(**{key: value for key, value in given.items() if key in keys})
+    rest = {key: value for key, value in given.items() if key not in keys}
+    return DistillConfig(**rest, objectives=objectives)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dmd2_jax.config.load import apply_overrides
+from dmd2_jax.distill.objectives import DistributionMatching
 from dmd2_jax.recipe import distillation
 from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
 from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, weights_file
@@ -211,7 +212,7 @@ def test_distill_config_takes_every_value_of_the_same_name() -> None:
     it = recipe(distill__critic_turns="3", optim__critic_lr="0.5", distill__dm_range="0.1,0.9")
     settings = distill_config(it.config, it.family)
     assert (settings.critic_turns, settings.critic_lr) == (3, 0.5)
-    assert settings.dm_range == (0.1, 0.9)
+    assert settings.objectives[0] == DistributionMatching(range=(0.1, 0.9))
     assert settings.sample_shape == (8, 8, 1)
     assert settings.total_turns == 4 * 3
 

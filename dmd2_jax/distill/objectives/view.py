@@ -1,0 +1,186 @@
+"""What an objective sees of a turn: samples, networks, and their passes by name of the noising."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from dmd2_jax.denoiser import Denoiser, Schedule
+from dmd2_jax.diffusion.guidance import guided_x0
+from dmd2_jax.distill.objectives.noising import noised
+from dmd2_jax.typing import Array, Float, Params, PyTree, Shaped
+
+Features = tuple[Array, ...]
+
+
+class Samples(NamedTuple):
+    """A batch of samples with their conditions: x_0 [b, ...], cond with leading axis b or None."""
+
+    x_0: Array
+    cond: PyTree
+
+
+class Pairs(NamedTuple):
+    """Teacher ODE pairs for the regression loss: noise [b, ...] (standard normal) -> x_0, cond."""
+
+    noise: Float[Array, "b ..."]
+    x_0: Float[Array, "b ..."]
+    cond: PyTree
+
+
+class Network(NamedTuple):
+    """A network with its parameters in this turn."""
+
+    denoiser: Denoiser
+    params: Params
+
+
+class Pass(NamedTuple):
+    """A pass of the critic that an objective needs.
+
+    Attributes:
+      noising: the name under which its input is drawn.
+      output: "x0" or "features".
+      frozen: the objective wants no gradient through the pass to the samples. Where all who share
+        the pass say so, none is computed.
+    """
+
+    noising: str
+    output: str
+    frozen: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """One turn as its objectives see it.
+
+    A pass is computed when it is first asked for, and once: objectives that name the same noising
+    share it, and one pass gives both outputs where both are declared.
+
+    Attributes:
+      x_0: [b, ...] the student's samples; they carry the gradient in the generator's turn.
+      cond: their conditions, leading axis b.
+      step: [] which of the student's steps made them.
+      t: [b] that step's time.
+      teacher, generator, critic: the networks. Which parameters carry the gradient depends on the
+        turn: the generator's in its own, the critic's in the critic's.
+      head: features -> logits [b] of the discriminator; None without one.
+      from_noise: (standard normal [b, ...], cond) -> the student's x_0 by its first step.
+      draws: what this turn drew, by name.
+      sources: name -> whose samples are noised under it, "student" or "real".
+      asked: the critic's passes that this turn's objectives declare.
+      real: real samples; None where no objective needs them.
+      pairs: the teacher's ODE pairs; likewise, and None in critic turns.
+    """
+
+    x_0: Array
+    cond: PyTree
+    step: Any
+    t: Any
+    teacher: Network
+    generator: Network
+    critic: Network
+    head: Callable[[Features], Array] | None
+    from_noise: Callable[[Array, PyTree], Array]
+    draws: Mapping[str, PyTree]
+    sources: Mapping[str, str]
+    asked: tuple[Pass, ...]
+    real: Samples | None = None
+    pairs: Pairs | None = None
+    _kept: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The critic's schedule, whose levels are drawn."""
+        return self.critic.denoiser.schedule
+
+    def samples(self, name: str) -> Samples:
+        """Return the samples that are noised under a name."""
+        if self.sources[name] == "student":
+            return Samples(self.x_0, self.cond)
+        assert self.real is not None, f"{name} noises real samples, but there are none"
+        return self.real
+
+    def noised(self, name: str) -> tuple[Float[Array, "b ..."], Shaped[Array, " b"]]:
+        """Return (x_t, t) of a noising."""
+        return self._once(
+            ("noised", name),
+            lambda: noised(self.schedule, self.samples(name).x_0, self.draws[name]),
+        )
+
+    def teacher_x0(self, name: str, guidance: float | None = None) -> Float[Array, "b ..."]:
+        """Return the teacher's estimate at a noising; no gradient flows through it.
+
+        Args:
+          name: of the noising.
+          guidance: w of u + w (c - u); None: the conditional estimate.
+        """
+
+        def call() -> Array:
+            assert self.teacher.params is not None, "this turn was not given the teacher's weights"
+            x_t, t = self.noised(name)
+            x0 = guided_x0(self.teacher.denoiser, guidance)
+            cond = self.samples(name).cond
+            return x0(self.teacher.params, jax.lax.stop_gradient(x_t), t, cond)
+
+        return self._once((f"teacher {guidance}", name), call)
+
+    def critic_x0(self, name: str) -> Float[Array, "b ..."]:
+        """Return the critic's estimate at a noising."""
+        return self._critic(name)["x0"]
+
+    def critic_features(self, name: str) -> Features:
+        """Return the critic's features at a noising."""
+        return self._critic(name)["features"]
+
+    def logits(self, *names: str) -> tuple[Float[Array, " b"], ...]:
+        """Return the discriminator's logits at each of the noisings.
+
+        Noisings that nobody else has a use for go through the networks as one batch.
+        """
+        assert self.head is not None, "this turn has no discriminator"
+        if len(names) > 1 and all(self._outputs(name) == ["features"] for name in names):
+            parts = [(*self.noised(name), self.samples(name).cond) for name in names]
+            merged = jax.tree.map(_interleave, *parts)
+            features = self.critic.denoiser.features(self.critic.params, *merged)
+            logits = self.head(features)
+            return tuple(logits[i :: len(names)] for i in range(len(names)))
+        return tuple(self.head(self.critic_features(name)) for name in names)
+
+    def _outputs(self, name: str) -> list[str]:
+        return [one.output for one in self.asked if one.noising == name]
+
+    def _critic(self, name: str) -> dict[str, Any]:
+        """Return the critic's outputs at a noising, of one pass."""
+
+        def call() -> dict[str, Any]:
+            x_t, t = self.noised(name)
+            if all(one.frozen for one in self.asked if one.noising == name):
+                x_t = jax.lax.stop_gradient(x_t)
+            arguments = (self.critic.params, x_t, t, self.samples(name).cond)
+            outputs = set(self._outputs(name))
+            if outputs == {"x0"}:
+                return {"x0": self.critic.denoiser.x0(*arguments)}
+            if outputs == {"features"}:
+                return {"features": self.critic.denoiser.features(*arguments)}
+            x_0, features = self.critic.denoiser.x0_and_features(*arguments)
+            return {"x0": x_0, "features": features}
+
+        return self._once(("critic", name), call)
+
+    def _once(self, what: tuple[str, str], call: Callable[[], Any]) -> Any:
+        if what not in self._kept:
+            self._kept[what] = call()
+        return self._kept[what]
+
+
+def _interleave(*batches: Array) -> Array:
+    """Merge n batches [b, ...] to one [b n, ...], sample by sample.
+
+    One pass over all is faster than n; alternating them keeps every sample on its own device
+    when the batch is sharded, which a concatenation would not.
+    """
+    return rearrange(jnp.stack(batches, axis=1), "b n ... -> (b n) ...")
