@@ -394,7 +394,7 @@ def build(config: Mapping[str, Any], seed: int) -> Twin:
 
     Args:
       config: the sections model (network "adm"), schedule, distill and optim of a recipe, see
-        configs/common.py.
+        dmd2_jax/config/defaults.py.
       seed: of torch's global generator.
 
     Returns:

@@ -15,12 +15,12 @@ docs/text_to_image.md has the figures.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "captioned_digits"
     config.data.name = "latents"
     config.data.path = "runs/captioned/cache"

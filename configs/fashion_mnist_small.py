@@ -17,12 +17,12 @@ for an accelerator.
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from dmd2_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = digits.get_config()
+    config = load_config("digits")
     config.name = "fashion_mnist_small"
     config.data.name = "fashion_mnist"
     config.data.path = "/usr/share/datasets/fashion-mnist"

@@ -15,12 +15,12 @@ Published: FID 9.28 (COCO 2014). Not run here; `dmd2 plan` says what it needs. T
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "sd15"
     config.data.name = "latents"
     config.data.path = "caches/prompts"

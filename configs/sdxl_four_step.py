@@ -16,12 +16,12 @@ Published: FID 19.32 (COCO 2014, 10,000 prompts), level with the teacher's 100 c
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "sdxl_four_step"
     config.data.name = "latents"
     config.data.path = "caches/photos_xl"

@@ -1,8 +1,9 @@
 """Config files, `--config.key=value` overrides, and the checks that need no device.
 
 A config file is Python with `get_config() -> ml_collections.ConfigDict`; the recipes of this
-project lie in configs/. An override must name a key that exists and parse as the type of the
-value it replaces, so that a misspelt or ill-typed value stops the run at once.
+project lie in configs/, which an installed package has as dmd2_jax/configs. An override must name a
+key that exists and parse as the type of the value it replaces, so that a misspelt or ill-typed
+value stops the run at once.
 """
 
 import ast
@@ -35,7 +36,8 @@ def load_config(path: str) -> ConfigDict:
     """Return the locked config of a recipe.
 
     Args:
-      path: a Python file with `get_config()`, or the bare name of one in configs/.
+      path: a Python file with `get_config()`, or the bare name of one in configs/. A recipe that
+        builds on another calls `load_config("imagenet64")`.
 
     Raises:
       Refused: if there is no such file, or it makes no ConfigDict.
@@ -44,7 +46,7 @@ def load_config(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise Refused(
             f"--config={path}: get_config() returned {type(config).__name__}, expected a "
-            f"ConfigDict; start it from configs/common.py."
+            f"ConfigDict; start it from dmd2_jax.config.defaults."
         )
     config.lock()
     return config
@@ -65,14 +67,16 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
     file = Path(path)
     if not file.is_file():
         candidates = _recipes()
-        file = candidates.get(path, file)
+        # An installed package has no configs/ in the working folder, which our help speaks of.
+        shipped = file.stem if file.parts[:1] == ("configs",) and file.suffix == ".py" else path
+        file = candidates.get(shipped, file)
         if not file.is_file():
             raise Refused(
                 f"--config={path} is no file, expected a Python file with get_config() or one of "
                 f"{sorted(candidates)}{nearest(path, candidates)}."
             )
-    # Recipes build on each other with `from configs import common`, wherever dmd2 is started.
-    places = [str(file.absolute().parent.parent), str(Path.cwd()), str(_project())]
+    # Users' recipes import what lies beside them, wherever dmd2 is started.
+    places = [str(file.absolute().parent.parent), str(Path.cwd()), str(_PACKAGE.parent)]
     saved, sys.path[:] = list(sys.path), [*places, *sys.path]
     try:
         spec = importlib.util.spec_from_file_location(f"dmd2_recipe_{file.stem}", file)
@@ -400,7 +404,7 @@ def _get(config: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         if part not in node:
             raise Refused(
-                f"the config has no {key}, expected every key of configs/common.py; start the "
+                f"the config has no {key}, expected every key of dmd2_jax/config/defaults.py; start the "
                 f"recipe from it."
             )
         node = node[part]
@@ -419,16 +423,18 @@ def _holds(rule: Any, value: Any) -> bool:
         return False
 
 
-def _project() -> Path:
-    return Path(__file__).absolute().parent.parent.parent
+_PACKAGE = Path(__file__).absolute().parent.parent
 
 
 def _recipes() -> dict[str, Path]:
-    """Map the bare names of the recipes in configs/ and configs/ablations/ to their files."""
+    """Map the names of recipes, "digits" and "configs/digits.py", to their files.
+
+    Ours come first: a user's own configs/ in the working folder adds to them, and hides none.
+    """
+    installed, checkout = _PACKAGE / "configs", _PACKAGE.parent / "configs"
     found: dict[str, Path] = {}
-    for root in (_project(), Path.cwd()):
-        folder = root / "configs"
+    for folder in (installed if installed.is_dir() else checkout, Path.cwd() / "configs"):
         for file in sorted([*folder.glob("*.py"), *folder.glob("ablations/*.py")]):
             if not file.name.startswith("_"):
-                found[file.stem] = file
+                found.setdefault(file.stem, file)
     return found

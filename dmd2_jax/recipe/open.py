@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import data, families
-from dmd2_jax.config.load import from_plain, load_config, plain, validate
+from dmd2_jax.config import defaults
+from dmd2_jax.config.load import from_plain, plain, validate
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
@@ -225,23 +226,19 @@ def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
       values: of its config.json.
 
     Returns:
-      The config, with every key of configs/common.py, where that is at hand.
+      The config, with every key of dmd2_jax.config.defaults.
     """
 
-    def completed(known: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        added = {key: value for key, value in defaults.items() if key not in known}
+    def completed(known: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+        added = {key: value for key, value in base.items() if key not in known}
         groups = {
-            key: completed(value, defaults[key])
+            key: completed(value, base[key])
             for key, value in known.items()
-            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+            if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         }
         return {**known, **added, **groups}
 
-    try:
-        defaults = plain(load_config("common"))
-    except Refused:  # the package without its recipes
-        defaults = {}
-    return from_plain(completed(values, defaults))
+    return from_plain(completed(values, plain(defaults.get_config())))
 
 
 def build_family(config: ConfigDict) -> Family:

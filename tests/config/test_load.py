@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 from dmd2_jax.config.load import (
     allowed_changes,
     apply_overrides,
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def changed(**overrides: object) -> ConfigDict:
-    config = common.get_config()
+    config = defaults.get_config()
     for key, value in overrides.items():
         group, name = key.split("__")
         config[group][name] = value
@@ -43,9 +43,9 @@ def test_load_config_locks_it() -> None:
 def test_load_config_reads_a_users_recipe_from_anywhere(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from configs import common\n"
+        "from dmd2_jax.config import defaults\n"
         "def get_config():\n"
-        "    config = common.get_config()\n"
+        "    config = defaults.get_config()\n"
         "    config.name = 'mine'\n"
         "    return config\n"
     )
@@ -65,9 +65,9 @@ def test_load_config_names_the_nearest_recipe() -> None:
         ("def get_config(:", "SyntaxError"),
         ("raise RuntimeError('no')", "RuntimeError: no"),
         (
-            "from configs import common\n"
+            "from dmd2_jax.config import defaults\n"
             "def get_config():\n"
-            "    config = common.get_config()\n"
+            "    config = defaults.get_config()\n"
             "    config.optim.genrator_lr = 1.0\n"
             "    return config\n",
             'Key "genrator_lr" does not exist',
@@ -115,7 +115,7 @@ def test_parse_overrides_refuses_a_missing_value(words: list[str]) -> None:
     ],
 )
 def test_apply_overrides_parses_as_the_values_type(key: str, text: str, value: object) -> None:
-    config = common.get_config().lock()
+    config = defaults.get_config().lock()
     apply_overrides(config, {key: text})
     got = config
     for part in key.split("."):
@@ -138,11 +138,11 @@ def test_apply_overrides_parses_as_the_values_type(key: str, text: str, value: o
     ],
 )
 def test_apply_overrides_refuses_another_type(key: str, text: str, expected: str) -> None:
-    config = common.get_config().lock()
+    config = defaults.get_config().lock()
     with pytest.raises(match=expected) as caught:
         apply_overrides(config, {key: text})
     assert f"--config.{key}={text!r}" in str(caught.value)
-    assert plain(config) == plain(common.get_config())
+    assert plain(config) == plain(defaults.get_config())
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_apply_overrides_refuses_another_type(key: str, text: str, expected: str
 )
 def test_apply_overrides_names_the_nearest_key(key: str, nearest: str) -> None:
     with pytest.raises(match=f"is no key.*did you mean '{nearest}'"):
-        apply_overrides(common.get_config(), {key: "1"})
+        apply_overrides(defaults.get_config(), {key: "1"})
 
 
 def test_apply_overrides_refuses_a_group() -> None:
     with pytest.raises(match="is a group of keys"):
-        apply_overrides(common.get_config(), {"optim": "1"})
+        apply_overrides(defaults.get_config(), {"optim": "1"})
 
 
 def test_allowed_changes_takes_keys_and_groups() -> None:
@@ -173,14 +173,14 @@ def test_allowed_changes_takes_keys_and_groups() -> None:
 
 
 def test_from_plain_restores_what_json_keeps() -> None:
-    config = common.get_config()
+    config = defaults.get_config()
     restored = from_plain(json.loads(json.dumps(plain(config))))
     assert plain(restored) == plain(config)
     assert isinstance(restored.model.channel_mult, tuple)
 
 
 def test_validate_accepts_the_base_config() -> None:
-    validate(common.get_config())
+    validate(defaults.get_config())
 
 
 @pytest.mark.parametrize(
@@ -237,4 +237,4 @@ def test_validate_names_every_fault() -> None:
 
 def test_validate_checks_the_names_that_the_caller_provides() -> None:
     with pytest.raises(match=r"data.name='digits', expected one of \['digit5'\]"):
-        validate(common.get_config(), {"data.name": ["digit5"]})
+        validate(defaults.get_config(), {"data.name": ["digit5"]})

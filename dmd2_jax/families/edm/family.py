@@ -177,7 +177,7 @@ def build(model_config: Mapping[str, Any], schedule_config: Mapping[str, Any]) -
     """Build the family's members from a config.
 
     Args:
-      model_config: the keys of `config.model` (see configs/common.py); optional keys
+      model_config: the keys of `config.model` (see dmd2_jax/config/defaults.py); optional keys
         `channel_mult_emb` (4) and `augment_dim` (0).
       schedule_config: sigma_min, sigma_max, rho, num_levels.
 

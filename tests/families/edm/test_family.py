@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from dmd2_jax.config import defaults
 from dmd2_jax.denoiser import trainable_mask
 from dmd2_jax.families.edm import family as edm
 
@@ -19,7 +19,7 @@ NCSNPP = {
 
 
 def build(**changes):
-    config = common.get_config()
+    config = defaults.get_config()
     config.model.model_channels = 8
     return edm.build({**config.model, **changes}, SCHEDULE)
 
@@ -177,7 +177,7 @@ def test_build_refuses_what_it_cannot_build(changes, message):
 
 
 def test_build_reads_every_field_of_the_network():
-    config = {**common.get_config().model, **NCSNPP}
+    config = {**defaults.get_config().model, **NCSNPP}
     changed = {
         "resolution": 16,
         "image_channels": 3,
