@@ -13,7 +13,6 @@ def get_config() -> ConfigDict:
     """Return the config."""
     config = defaults.get_config()
     config.name = "reference_point"
-    config.data.resolution = 64
     config.model.resolution = 64
     config.model.image_channels = 3
     config.model.num_classes = 1000

@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     config.name = "cifar10"
     config.data.name = "image_folder"
     config.data.path = "datasets/cifar10-32x32.zip"
-    config.data.resolution = 32
     config.data.test_fraction = 0.0
 
     config.model.network = "song"
@@ -61,6 +60,7 @@ def get_config() -> ConfigDict:
 
     config.log.every = 50
     config.log.grid_every = 500
+    config.log.export_every = 500
     config.log.teacher_grid_every = 2000
     config.log.checkpoint_every = 500
     config.evaluate.num_samples = 50_000

@@ -43,4 +43,5 @@ def get_config() -> ConfigDict:
     config.optim.ema_decays = (0.97,)
 
     config.log.grid_every = 90  # a picture takes a second, these cycles 38
+    config.log.export_every = 90
     return config

@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
     config.name = "fashion_mnist"
     config.data.name = "fashion_mnist"
     config.data.path = "/usr/share/datasets/fashion-mnist"
-    config.data.resolution = 32
 
     config.model.resolution = 32
     config.model.model_channels = 64
@@ -41,6 +40,7 @@ def get_config() -> ConfigDict:
 
     config.log.every = 50
     config.log.grid_every = 1000
+    config.log.export_every = 1000
     config.log.teacher_grid_every = 2000
     config.log.checkpoint_every = 1000
     config.evaluate.num_samples = 10_000

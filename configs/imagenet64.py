@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     config.name = "imagenet64"
     config.data.name = "image_folder"
     config.data.path = "datasets/imagenet-64x64.zip"
-    config.data.resolution = 64
     config.data.test_fraction = 0.0
 
     config.model.resolution = 64
@@ -55,6 +54,7 @@ def get_config() -> ConfigDict:
 
     config.log.every = 100
     config.log.grid_every = 1000
+    config.log.export_every = 1000
     config.log.teacher_grid_every = 2000
     config.log.checkpoint_every = 1000
     config.evaluate.num_samples = 50_000

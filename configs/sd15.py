@@ -20,17 +20,13 @@ from dmd2_jax.config import defaults
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = defaults.get_config()
+    config = defaults.get_config("stable_diffusion")
     config.name = "sd15"
     config.data.name = "latents"
     config.data.path = "caches/prompts"
-    config.data.resolution = 64
 
-    config.model.family = "stable_diffusion"
     config.model.pipeline = "sd15"
     config.model.resolution = 64  # of latents: 512 pixels
-    config.model.image_channels = 4
-    config.model.num_classes = 0
     config.model.dtype = "bfloat16"
     config.model.remat = "block"
 
@@ -52,6 +48,7 @@ def get_config() -> ConfigDict:
     config.optim.ema_decays = ()  # one more copy of 860 M parameters; the paper has none
 
     config.log.grid_every = 500
+    config.log.export_every = 500
     config.log.checkpoint_every = 100
     config.evaluate.batch_size = 16
     return config

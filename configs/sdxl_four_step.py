@@ -21,18 +21,14 @@ from dmd2_jax.config import defaults
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = defaults.get_config()
+    config = defaults.get_config("stable_diffusion")
     config.name = "sdxl_four_step"
     config.data.name = "latents"
     config.data.path = "caches/photos_xl"
     config.data.prompts = "caches/prompts_xl"
-    config.data.resolution = 128
 
-    config.model.family = "stable_diffusion"
     config.model.pipeline = "sdxl"
     config.model.resolution = 128  # of latents: 1024 pixels
-    config.model.image_channels = 4
-    config.model.num_classes = 0
     config.model.dtype = "bfloat16"
     config.model.remat = "block"
     config.model.scan_layers = True
@@ -55,6 +51,7 @@ def get_config() -> ConfigDict:
     config.optim.ema_decays = ()  # one more copy of 2.6 G parameters; the paper has none
 
     config.log.grid_every = 500
+    config.log.export_every = 500
     config.log.checkpoint_every = 100
     config.evaluate.batch_size = 8
     return config

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.name = "table3"
     config.distill.cycles = 240  # two thirds of the recipe's, so that all takes less than an hour
     config.log.grid_every = 240  # one picture a run, at its end
+    config.log.export_every = 240
     config.log.checkpoint_every = 120
     config.log.keep = 1
     return config

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.distill.student_times = (80.0, 17.5, 2.52, 0.17)
     config.distill.cycles = 200  # of the recipe's 360, so that all takes less than an hour
     config.log.grid_every = 200  # one picture a run, at its end
+    config.log.export_every = 200
     config.log.checkpoint_every = 100
     config.log.keep = 1
     return config

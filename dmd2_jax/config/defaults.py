@@ -6,7 +6,7 @@ A recipe is a file with `get_config()` that calls this one and changes some valu
 
 
     def get_config():
-        config = defaults.get_config()
+        config = defaults.get_config("edm")
         config.optim.generator_lr = 1e-4
         return config
 
@@ -15,9 +15,19 @@ Values only: nothing here is derived from anything else.
 
 from ml_collections import ConfigDict, config_dict
 
+from dmd2_jax.config.family import model_defaults
 
-def get_config() -> ConfigDict:
-    """Return the base config (edm family, digits, the paper's ImageNet-64 semantics)."""
+
+def get_config(family: str = "edm") -> ConfigDict:
+    """Return the base config: digits, the paper's ImageNet-64 semantics.
+
+    Args:
+      family: whose keys `config.model` has: a folder of dmd2_jax/families with a settings.py, or a
+        dotted module of your own.
+
+    Raises:
+      Refused: if there is no such family.
+    """
     config = ConfigDict()
     config.name = "unnamed"
     config.seed = 0
@@ -26,43 +36,13 @@ def get_config() -> ConfigDict:
     config.data.name = "digits"  # a file of dmd2_jax/data, or tfds:<name>; `dmd2 data` lists them
     config.data.path = ""  # where the files lie, for sources that read files
     config.data.prompts = ""  # text to image: a cache of the student's prompts; "": the data's own
-    config.data.resolution = 8  # images are padded or refused, never resized silently
     config.data.test_fraction = 0.1  # of each class, held out where the data have no test split
     config.data.max_corrupt = 10  # undecodable images that are replaced before reading stops
     config.data.workers = 0  # threads that decode; 0: one for each processor
 
-    config.model = ConfigDict()  # teacher, critic and generator share one architecture
-    config.model.family = "edm"  # a file of dmd2_jax/families
-    # stable_diffusion only: a diffusers folder, or sd15 or sdxl for the published shapes. Of the
-    # keys below only resolution (of latents), image_channels, num_classes, dtype and remat count.
-    config.model.pipeline = ""
-    # stable_diffusion only: loop over the blocks of each transformer. SDXL's program is a fraction
-    # as large to compile; each network call copies the transformers' weights.
-    config.model.scan_layers = False
-    config.model.network = "adm"  # adm | song
-    config.model.resolution = 8
-    config.model.image_channels = 1
-    config.model.num_classes = 10  # 0: unconditional
-    config.model.model_channels = 32
-    config.model.channel_mult = (1, 2)
-    config.model.channel_mult_emb = 4
-    config.model.num_blocks = 1
-    config.model.attention_resolutions = (4,)
-    config.model.augment_dim = 0  # 9 in EDM's CIFAR-10 weights; the labels are always zero here
-    config.model.dropout = 0.0
-    config.model.dtype = "float32"  # compute type: float32 | bfloat16
-    config.model.remat = "none"  # none | block | full: what the backward pass computes again
-    config.model.embedding_type = "positional"  # song only: positional (DDPM++) | fourier (NCSN++)
-    config.model.encoder_type = "standard"  # song only: standard (DDPM++) | residual (NCSN++)
-    config.model.resample_filter = (1, 1)  # song only: (1, 1) DDPM++ | (1, 3, 3, 1) NCSN++
-    config.model.channel_mult_noise = 1  # song only: 1 DDPM++ | 2 NCSN++
-    config.model.sigma_data = 0.5
-
-    config.schedule = ConfigDict()
-    config.schedule.sigma_min = 0.002
-    config.schedule.sigma_max = 80.0
-    config.schedule.rho = 7.0
-    config.schedule.num_levels = 1000
+    # Teacher, critic and generator share one architecture; a family's keys are explained in its
+    # settings.py. --config.model.family=NAME takes another family's keys.
+    config.model = model_defaults(family)
 
     config.teacher = ConfigDict()
     # A teacher's run folder, a .safetensors, .bin or .pth of the original names, EDM's .pkl, or
@@ -137,6 +117,7 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = 10  # cycles (teacher: steps) between metric lines
     config.log.grid_every = 50  # cycles between pictures
+    config.log.export_every = 50  # cycles between exports of the student's weights
     config.log.teacher_grid_every = 200  # steps between the teacher's, of many network calls
     config.log.checkpoint_every = 50
     config.log.keep = 3  # the last n checkpoints stay,

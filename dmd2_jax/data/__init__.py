@@ -77,15 +77,16 @@ def summaries() -> dict[str, str]:
     return found
 
 
-def load(data_config: ConfigDict, split: str) -> Source:
+def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
     """Load one split of the data that a config names.
 
     Args:
       data_config: `config.data`: name (a file of this folder, and its spec after a colon), path
-        (where the files lie, for sources that read files), resolution (pixels; sources pad to it
-        or refuse, none resizes) and, by the defaults of `Options` where they are missing,
-        test_fraction, max_corrupt and workers.
+        (where the files lie, for sources that read files) and, by the defaults of `Options` where
+        they are missing, test_fraction, max_corrupt and workers.
       split: "train", "test" or "all".
+      resolution: a side of the images in pixels, of `config.model`; sources pad to it or refuse,
+        none resizes.
 
     Returns:
       The images and labels.
@@ -109,10 +110,10 @@ def load(data_config: ConfigDict, split: str) -> Source:
         )
     keys = ("test_fraction", "max_corrupt", "workers")
     options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
-    dataset = source.load(data_config.path, split, data_config.resolution, options)
-    if dataset.resolution != data_config.resolution:
+    dataset = source.load(data_config.path, split, resolution, options)
+    if dataset.resolution != resolution:
         raise Refused(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
-            f"config.data.resolution={data_config.resolution}; set it to {dataset.resolution}."
+            f"config.model.resolution={resolution}; set it to {dataset.resolution}."
         )
     return dataset

@@ -37,7 +37,7 @@ def load(
     """
     if resolution != RESOLUTION:
         raise Refused(
-            f"config.data.resolution={resolution} for digits, expected {RESOLUTION}; set it to "
+            f"config.model.resolution={resolution} for digits, expected {RESOLUTION}; set it to "
             f"{RESOLUTION} or choose another config.data.name."
         )
     from sklearn.datasets import load_digits

@@ -38,7 +38,7 @@ def load(
     """
     if resolution not in RESOLUTIONS:
         raise Refused(
-            f"config.data.resolution={resolution} for fashion_mnist, expected one of "
+            f"config.model.resolution={resolution} for fashion_mnist, expected one of "
             f"{RESOLUTIONS}; choose 32 for U-Nets that halve the image several times."
         )
     check_split(split, _FILE_SPLITS, "fashion_mnist")

@@ -1,7 +1,7 @@
 """IDX files, as MNIST and its kin have them: {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz].
 
 A name may have more in front (emnist-letters-train-images-idx3-ubyte.gz), a full stop before
-idx, and "test" for "t10k". Images smaller than config.data.resolution get a black border. Without
+idx, and "test" for "t10k". Images smaller than config.model.resolution get a black border. Without
 test files `config.data.test_fraction` of every class is held out by a fixed seed.
 
 Source of the format: a big-endian magic number 0x0000_08_dd (unsigned bytes, dd axes), dd sizes,

@@ -43,9 +43,10 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
     values |= {
         "sample_shape": tuple(family.image_shape),
         "student_times": tuple(float(t) for t in config.distill.student_times),
-        "sigma_data": config.model.sigma_data,
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
+    if "sigma_data" in config.model:
+        values["sigma_data"] = config.model.sigma_data
     return DistillConfig(**values)
 
 

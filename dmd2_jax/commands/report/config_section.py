@@ -8,6 +8,7 @@ from dmd2_jax.commands.report.markup import Markup, joined, table, tag
 from dmd2_jax.commands.report.runs import Run, flat
 from dmd2_jax.config import defaults
 from dmd2_jax.config.load import plain
+from dmd2_jax.config.refused import Refused
 
 __all__ = ["base_config", "config_section", "differences"]
 
@@ -24,7 +25,7 @@ def config_section(runs: Sequence[Run]) -> Markup:
     text = "The keys whose values differ between the runs."
     if len(runs) == 1:
         text = f"The keys whose values differ from {_BASE}, the base of all recipes."
-        sides = {_BASE: base_config()} | sides
+        sides = {_BASE: base_config(runs[0].config.get("model.family", ""))} | sides
     differing = differences(list(sides.values()))
     rows = [
         (tag("code", _cut(key)), *(tag("code", _value(side, key)) for side in sides.values()))
@@ -46,9 +47,14 @@ def config_section(runs: Sequence[Run]) -> Markup:
     )
 
 
-def base_config() -> dict[str, Any]:
-    """Return the base of all recipes by dotted keys."""
-    return flat(json.loads(json.dumps(plain(defaults.get_config()))))
+def base_config(family: str) -> dict[str, Any]:
+    """Return the base of all recipes by dotted keys; of a family that is not here, without it."""
+    try:
+        base = defaults.get_config(family)
+    except Refused:
+        base = defaults.get_config().unlock()
+        del base.model
+    return flat(json.loads(json.dumps(plain(base))))
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

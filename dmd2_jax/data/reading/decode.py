@@ -81,7 +81,7 @@ def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.nd
     elif image.size != (resolution, resolution):
         raise ImageRefusedError(
             f"{name} is {image.size[0]} x {image.size[1]} pixels, expected {resolution} x "
-            f"{resolution} as config.data.resolution; prepare the images at one size (none is "
+            f"{resolution} as config.model.resolution; prepare the images at one size (none is "
             "resized silently) or set the resolution."
         )
     if data.startswith(_PNG) and data[24:25] == b"\x10":
