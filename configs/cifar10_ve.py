@@ -13,7 +13,7 @@ calls; no DMD2 student of it is. Not run here.
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import load_config
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ Then imagenet64_resume_gan.py.
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import load_config
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:

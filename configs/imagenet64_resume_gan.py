@@ -17,7 +17,7 @@ on 7 A100. Not run here. Arithmetic: 1.8 PFLOP a cycle, 5.1e19 in all: 14 hours 
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import load_config
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ Length: 500 cycles = 5,000 critic turns. Published: FID 8.35 (COCO 2014). Not ru
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import load_config
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:

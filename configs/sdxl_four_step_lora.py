@@ -14,7 +14,7 @@ run here.
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import load_config
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:

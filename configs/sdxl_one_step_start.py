@@ -15,7 +15,7 @@ sdxl_one_step.py.
 
 from ml_collections import ConfigDict
 
-from dmd2_jax.config import load_config
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:

@@ -85,9 +85,9 @@ def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
             return ddim(x0_fn, params, noise[0], cond, schedule=levels, times=steps_down)
 
         return Sampler(run_ddim, 1, passes * steps)
-    times = karras_sigmas(
-        steps, sigma_min=model.sigma_min, sigma_max=model.sigma_max, rho=model.rho
-    )
+    # A family of the user's own may say nothing of sigmas: its levels go from end to end then.
+    ends = {"sigma_min": float(levels.levels[0]), "sigma_max": float(levels.levels[-1]), "rho": 7.0}
+    times = karras_sigmas(steps, **{name: model.get(name, end) for name, end in ends.items()})
 
     @jax.jit
     def run(params: Params, noise: Array, cond: PyTree) -> Array:
@@ -155,7 +155,7 @@ def _rows(labels: PyTree, rows: Int[np.ndarray, " n"]) -> PyTree:
 
 
 def sample_noise(
-    seed: int, indices: Int[Array, " b"], num_noises: int, shape: tuple[int, ...]
+    seed: int, indices: Int[Array | np.ndarray, " b"], num_noises: int, shape: tuple[int, ...]
 ) -> Float[Array, "s b ..."]:
     """Draw the standard normal noise of the images with these indices.
 

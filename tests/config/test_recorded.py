@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dmd2_jax.config import defaults, load_config
-from dmd2_jax.config.load import apply_overrides, from_plain, plain
+from dmd2_jax.config import defaults
+from dmd2_jax.config.load import apply_overrides, from_plain, load_config, plain
 from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.recipe.open import check
 from dmd2_jax.run.folder import RunFolderError, open_run, read_run

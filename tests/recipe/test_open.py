@@ -2,8 +2,8 @@
 
 import pytest
 
-from dmd2_jax.config import defaults, load_config
-from dmd2_jax.config.load import apply_overrides
+from dmd2_jax.config import defaults
+from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.recipe.open import build_family, check
 
 
