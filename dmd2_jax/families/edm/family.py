@@ -22,11 +22,11 @@ from dmd2_jax.config.rules import refuse, unknown_faults
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion import schedules
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
+from dmd2_jax.families.edm.adm_unet import AdmUNet
 from dmd2_jax.families.edm.arguments import from_edm_kwargs, refuse_other_arguments
 from dmd2_jax.families.edm.settings import defaults, faults
-from dmd2_jax.networks.adm_unet import AdmUNet
+from dmd2_jax.families.edm.song_unet import SongUNet
 from dmd2_jax.networks.initialise import init_variables
-from dmd2_jax.networks.song_unet import SongUNet
 from dmd2_jax.typing import Array, Float, Int, Key, Params, expand
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import Weights, read_weights, strip_prefix, write_weights

@@ -1,5 +1,6 @@
 """Stable Diffusion 1.x, 2.x and XL, in the latents of a diffusers folder."""
 
+from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.families.stable_diffusion.family import (
     StableDiffusionFamily,
     build,
@@ -9,6 +10,7 @@ from dmd2_jax.families.stable_diffusion.family import (
 from dmd2_jax.families.stable_diffusion.settings import defaults, faults
 
 __all__ = [
+    "CLASSES",
     "StableDiffusionFamily",
     "build",
     "defaults",

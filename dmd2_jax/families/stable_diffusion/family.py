@@ -37,12 +37,13 @@ from dmd2_jax.families.published.folder import (
     read_component_tensors,
     write_component,
 )
-from dmd2_jax.families.published.model import CLASSES, PublishedModel, class_of, published_name
+from dmd2_jax.families.published.model import PublishedModel, class_of, published_name
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
+from dmd2_jax.families.stable_diffusion.classes import CLASSES, UNET
 from dmd2_jax.families.stable_diffusion.settings import defaults, faults
+from dmd2_jax.families.stable_diffusion.unet import StableDiffusionUNet
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
-from dmd2_jax.networks.sd_unet import StableDiffusionUNet
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import (
@@ -58,7 +59,6 @@ __all__ = ["Condition", "StableDiffusionFamily", "build", "read", "with_negative
 Condition = Mapping[str, Array]
 """The arrays of the module's table."""
 
-_UNET = "UNet2DConditionModel"
 _PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PARTS = ("unet", "scheduler")
@@ -210,7 +210,7 @@ class StableDiffusionFamily:
         path = Path(path)
         try:
             if path.is_dir():
-                stem = CLASSES[_UNET].file_stem
+                stem = CLASSES[UNET].file_stem
                 return self.from_state_dict(read_component_tensors(_unet_folder(path), stem))
             return self.from_weights(read_weights(path))
         except ValueError as error:
@@ -250,7 +250,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
                 f"model.{name}={part!r}, expected what {file} holds; take one of "
                 "families/published/configs.py, or read a pipeline folder."
             )
-    class_of(unet_config, (_UNET,))
+    class_of(unet_config, (UNET,))
     if "unet" in model_config and not config.get("resolution"):
         config["resolution"] = unet_config.get("sample_size")
     config = defaults().to_dict() | config
@@ -260,7 +260,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
     )
     model = PublishedModel.from_config(
         unet_config,
-        expected=(_UNET,),
+        classes=CLASSES,
         dtype=_DTYPES[config["dtype"]],
         remat=config["remat"],
     )
