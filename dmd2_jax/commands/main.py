@@ -409,7 +409,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         "PNG. With --write, write them as array_record shards, the fastest source there is.\n\n"
         "example:\n  dmd2 data --config=digits\n"
         "  dmd2 data --config=digits --config.data.name=image_folder \\\n"
-        "    --config.data.path=images.zip --config.data.resolution=64\n"
+        "    --config.data.path=images.zip --config.model.resolution=64\n"
         "  dmd2 data --config=digits --write=shards\n\n"
         "writes --out, or the new folder --write: info.json and *.array_record. See docs/data.md.",
     )

@@ -115,9 +115,7 @@ def recipe_lines(source: str) -> str:
     """
     file = weights_file(source, "")
     model = recipe_values(edm.from_edm_kwargs(_arguments(read_weights(file), file)))
-    values = {"data.resolution": model["resolution"]}
-    values |= {f"model.{key}": value for key, value in model.items()}
-    lines = [f"config.{key} = {value!r}" for key, value in values.items()]
+    lines = [f"config.model.{key} = {value!r}" for key, value in model.items()]
     return "\n".join([f"# the network of {file.name}", *lines])
 
 
@@ -152,7 +150,8 @@ def _open(
         return file, weights, build_family(ConfigDict({"model": model}))
     check(config)
     config = config.copy_and_resolve_references()
-    config.model.dtype = "float32"
+    if "dtype" in config.model:
+        config.model.dtype = "float32"
     return file, weights, build_family(config)
 
 
