@@ -13,6 +13,9 @@ HERE = Path(__file__).resolve().parent
 VERSION = runpy.run_path(str(HERE / "dmd2_jax" / "version.py"))["__version__"]
 README = HERE / "README.md"
 
+# At the top level of the repository, where they are found, and under our own name in the wheel.
+RECIPES = {"dmd2_jax.configs": "configs", "dmd2_jax.configs.ablations": "configs/ablations"}
+
 JAX = ">=0.10,<0.13"
 
 BASE = [
@@ -94,7 +97,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["dmd2_jax", "dmd2_jax.*"]),
+    packages=[*find_packages(include=["dmd2_jax", "dmd2_jax.*"]), *RECIPES],
+    package_dir=RECIPES,
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dmd2 = dmd2_jax.commands.main:main"]},

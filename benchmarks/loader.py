@@ -72,18 +72,22 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     for encoding in ("raw", "png"):
         target = folder / encoding
         with contextlib.redirect_stderr(io.StringIO()):  # its progress
-            write_shards(ConfigDict({"data": from_zip}), target, encoding=encoding)
+            write_shards(
+                ConfigDict({"data": from_zip, "model": {"resolution": SIDE}}),
+                target,
+                encoding=encoding,
+            )
         name = f"array_record, {encoding}"
         places[name] = source_config("array_record", target, arguments.workers)
     return {
-        name: speed(data.load(config, "train"), arguments.batch_size, arguments.seconds)
+        name: speed(data.load(config, "train", SIDE), arguments.batch_size, arguments.seconds)
         for name, config in places.items()
     }
 
 
 def source_config(name: str, path: Path, workers: int) -> ConfigDict:
     """Return a `config.data`."""
-    return ConfigDict({"name": name, "path": str(path), "resolution": SIDE, "workers": workers})
+    return ConfigDict({"name": name, "path": str(path), "workers": workers})
 
 
 def speed(source: data.Source, batch_size: int, seconds: float) -> float:

@@ -6,14 +6,13 @@ float32: large enough that convolutions dominate, small enough for two CPU cores
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "reference_point"
-    config.data.resolution = 64
     config.model.resolution = 64
     config.model.image_channels = 3
     config.model.num_classes = 1000

@@ -221,7 +221,7 @@ class Twin:
     def __init__(self, config: Mapping[str, Any], seed: int) -> None:
         torch.set_num_threads(NUM_THREADS)
         torch.manual_seed(seed)
-        model, schedule = config["model"], config["schedule"]
+        model = config["model"]
         self.distill, self.optim = config["distill"], config["optim"]
         self.shape = (model["image_channels"], model["resolution"], model["resolution"])
         self.num_classes, self.sigma_data = model["num_classes"], model["sigma_data"]
@@ -244,7 +244,9 @@ class Twin:
             self.distill["gan_head_channels"],
             bottleneck,
         ).to(memory_format=torch.channels_last)
-        self.sigmas = karras_sigmas(**schedule)
+        self.sigmas = karras_sigmas(
+            **{k: model[k] for k in ("sigma_min", "sigma_max", "rho", "num_levels")}
+        )
         self.guidance = [*self.critic.parameters(), *self.head.parameters()]
         self.generator_optimizer = self._adamw(list(self.generator.parameters()))
         self.guidance_optimizer = self._adamw(self.guidance)
@@ -393,8 +395,8 @@ def build(config: Mapping[str, Any], seed: int) -> Twin:
     """Build a run with random weights.
 
     Args:
-      config: the sections model (network "adm"), schedule, distill and optim of a recipe, see
-        configs/common.py.
+      config: the sections model (network "adm"), distill and optim of a recipe, see
+        dmd2_jax/config/defaults.py.
       seed: of torch's global generator.
 
     Returns:

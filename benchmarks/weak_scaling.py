@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 from dmd2_jax.plan.cycle import open_cycle
 from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.program_costs import read_program
@@ -77,7 +77,7 @@ def main() -> None:
 
 def recipe(layout: str, devices: int, per_device: int) -> ConfigDict:
     """Return a small U-Net's recipe on a mesh of `devices` along one axis."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.model.model_channels = 16
     config.model.channel_mult = (1,)
     config.model.attention_resolutions = ()

@@ -15,20 +15,18 @@ docs/text_to_image.md has the figures.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config("stable_diffusion")
     config.name = "captioned_digits"
     config.data.name = "latents"
     config.data.path = "runs/captioned/cache"
 
-    config.model.family = "stable_diffusion"
     config.model.pipeline = "runs/captioned/pipeline"
-    config.model.image_channels = 4
-    config.model.num_classes = 0
+    config.model.resolution = 8
 
     config.teacher.objective = "eps"
     config.teacher.steps = 4000
@@ -56,6 +54,7 @@ def get_config() -> ConfigDict:
     config.optim.ema_decays = (0.97,)
 
     config.log.grid_every = 100
+    config.log.export_every = 100
     config.log.teacher_grid_every = 1000
     config.log.checkpoint_every = 100
     return config

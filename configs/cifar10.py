@@ -20,16 +20,15 @@ Not run here. Arithmetic: 40 GFLOP a network call, 2.8 PFLOP a cycle, 5.7e19 in 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "cifar10"
     config.data.name = "image_folder"
     config.data.path = "datasets/cifar10-32x32.zip"
-    config.data.resolution = 32
     config.data.test_fraction = 0.0
 
     config.model.network = "song"

@@ -13,12 +13,12 @@ calls; no DMD2 student of it is. Not run here.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = cifar10.get_config()
+    config = load_config("cifar10")
     config.name = "cifar10_ve"
     config.model.embedding_type = "fourier"
     config.model.encoder_type = "residual"

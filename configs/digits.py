@@ -14,12 +14,12 @@ the other 5.32; class accuracy of the student 97.2 %.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "digits"
 
     config.teacher.steps = 420
@@ -43,4 +43,5 @@ def get_config() -> ConfigDict:
     config.optim.ema_decays = (0.97,)
 
     config.log.grid_every = 90  # a picture takes a second, these cycles 38
+    config.log.export_every = 90
     return config

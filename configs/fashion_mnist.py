@@ -13,16 +13,15 @@ GPU or TPU chip, and not run here; two CPU cores need days: fashion_mnist_small.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "fashion_mnist"
     config.data.name = "fashion_mnist"
     config.data.path = "/usr/share/datasets/fashion-mnist"
-    config.data.resolution = 32
 
     config.model.resolution = 32
     config.model.model_channels = 64

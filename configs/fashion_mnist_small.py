@@ -17,16 +17,15 @@ for an accelerator.
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = digits.get_config()
+    config = load_config("digits")
     config.name = "fashion_mnist_small"
     config.data.name = "fashion_mnist"
     config.data.path = "/usr/share/datasets/fashion-mnist"
-    config.data.resolution = 28
 
     config.model.resolution = 28
     config.model.model_channels = 16
@@ -40,6 +39,7 @@ def get_config() -> ConfigDict:
     config.distill.cycles = 400
 
     config.log.grid_every = 100
+    config.log.export_every = 100
     config.log.teacher_grid_every = 500
     config.log.checkpoint_every = 100
     return config

@@ -20,16 +20,15 @@ imagenet64_resume_gan.py.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "imagenet64"
     config.data.name = "image_folder"
     config.data.path = "datasets/imagenet-64x64.zip"
-    config.data.resolution = 64
     config.data.test_fraction = 0.0
 
     config.model.resolution = 64

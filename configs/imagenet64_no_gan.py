@@ -16,12 +16,12 @@ Then imagenet64_resume_gan.py.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet64
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = imagenet64.get_config()
+    config = load_config("imagenet64")
     config.name = "imagenet64_no_gan"
     config.distill.cycles = 82_000
     config.distill.gan_generator_weight = None

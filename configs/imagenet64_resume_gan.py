@@ -17,12 +17,12 @@ on 7 A100. Not run here. Arithmetic: 1.8 PFLOP a cycle, 5.1e19 in all: 14 hours 
 
 from ml_collections import ConfigDict
 
-from configs import imagenet64
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = imagenet64.get_config()
+    config = load_config("imagenet64")
     config.name = "imagenet64_resume_gan"
     config.distill.start_from = "runs/imagenet64_no_gan"
     config.distill.cycles = 28_000

@@ -15,22 +15,18 @@ Published: FID 9.28 (COCO 2014). Not run here; `dmd2 plan` says what it needs. T
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config("stable_diffusion")
     config.name = "sd15"
     config.data.name = "latents"
     config.data.path = "caches/prompts"
-    config.data.resolution = 64
 
-    config.model.family = "stable_diffusion"
     config.model.pipeline = "sd15"
     config.model.resolution = 64  # of latents: 512 pixels
-    config.model.image_channels = 4
-    config.model.num_classes = 0
     config.model.dtype = "bfloat16"
     config.model.remat = "block"
 

@@ -14,12 +14,12 @@ Length: 500 cycles = 5,000 critic turns. Published: FID 8.35 (COCO 2014). Not ru
 
 from ml_collections import ConfigDict
 
-from configs import sd15
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = sd15.get_config()
+    config = load_config("sd15")
     config.name = "sd15_gan"
     config.data.path = "caches/photos"
     config.data.prompts = "caches/prompts"

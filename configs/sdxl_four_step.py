@@ -16,23 +16,19 @@ Published: FID 19.32 (COCO 2014, 10,000 prompts), level with the teacher's 100 c
 
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config("stable_diffusion")
     config.name = "sdxl_four_step"
     config.data.name = "latents"
     config.data.path = "caches/photos_xl"
     config.data.prompts = "caches/prompts_xl"
-    config.data.resolution = 128
 
-    config.model.family = "stable_diffusion"
     config.model.pipeline = "sdxl"
     config.model.resolution = 128  # of latents: 1024 pixels
-    config.model.image_channels = 4
-    config.model.num_classes = 0
     config.model.dtype = "bfloat16"
     config.model.remat = "block"
     config.model.scan_layers = True

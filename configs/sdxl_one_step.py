@@ -14,12 +14,12 @@ run here.
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_four_step
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = sdxl_four_step.get_config()
+    config = load_config("sdxl_four_step")
     config.name = "sdxl_one_step"
     config.distill.start_from = "runs/sdxl_start"
     config.distill.cycles = 4_800

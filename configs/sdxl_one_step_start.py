@@ -15,12 +15,12 @@ sdxl_one_step.py.
 
 from ml_collections import ConfigDict
 
-from configs import sdxl_one_step
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = sdxl_one_step.get_config()
+    config = load_config("sdxl_one_step")
     config.name = "sdxl_one_step_start"
     config.data.path = "caches/prompts_xl"
     config.data.prompts = ""

@@ -16,7 +16,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 
 RECIPE = Path(__file__).resolve()
 
@@ -29,7 +29,7 @@ SHARED = "DMD2_TESTS_CACHE"
 
 def get_config() -> ConfigDict:
     """Return the config."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "tiny"
     config.model.model_channels = 8
     config.model.channel_mult = (1,)

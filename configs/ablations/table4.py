@@ -18,16 +18,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from dmd2_jax.config.load import load_config
 
 
 def get_config() -> ConfigDict:
     """Return the config that the rows are changes of: DMD2 with four steps."""
-    config = digits.get_config()
+    config = load_config("digits")
     config.name = "table4"
     config.distill.student_times = (80.0, 17.5, 2.52, 0.17)
     config.distill.cycles = 200  # of the recipe's 360, so that all takes less than an hour
     config.log.grid_every = 200  # one picture a run, at its end
+    config.log.export_every = 200
     config.log.checkpoint_every = 100
     config.log.keep = 1
     return config

@@ -41,7 +41,7 @@ _OVERRIDES = """
 every value of the config can be changed on the command line, by its name:
   --config.optim.generator_lr=1e-4   --config.distill.student_times=80,20
   --config.distill.gan_generator_weight=None
-configs/common.py lists and explains them all.
+dmd2_jax/config/defaults.py lists and explains them all.
 """
 
 _PROCESSES = (

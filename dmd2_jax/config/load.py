@@ -1,14 +1,13 @@
-"""Config files, `--config.key=value` overrides, and the checks that need no device.
+"""Config files and `--config.key=value` overrides.
 
 A config file is Python with `get_config() -> ml_collections.ConfigDict`; the recipes of this
-project lie in configs/. An override must name a key that exists and parse as the type of the
-value it replaces, so that a misspelt or ill-typed value stops the run at once.
+project lie in configs/, which an installed package has as dmd2_jax/configs. An override must name a
+key that exists and parse as the type of the value it replaces, so that a misspelt or ill-typed
+value stops the run at once.
 """
 
 import ast
 import importlib.util
-import itertools
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from dmd2_jax.config.family import choose_family
 from dmd2_jax.config.plugins import nearest
+from dmd2_jax.config.recorded import MOVED, moved_in
 from dmd2_jax.config.refused import Refused
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "load_config",
     "parse_overrides",
     "plain",
-    "validate",
 ]
 
 
@@ -35,7 +35,8 @@ def load_config(path: str) -> ConfigDict:
     """Return the locked config of a recipe.
 
     Args:
-      path: a Python file with `get_config()`, or the bare name of one in configs/.
+      path: a Python file with `get_config()`, or the bare name of one in configs/. A recipe that
+        builds on another calls `load_config("imagenet64")`.
 
     Raises:
       Refused: if there is no such file, or it makes no ConfigDict.
@@ -44,7 +45,7 @@ def load_config(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise Refused(
             f"--config={path}: get_config() returned {type(config).__name__}, expected a "
-            f"ConfigDict; start it from configs/common.py."
+            f"ConfigDict; start it from dmd2_jax.config.defaults."
         )
     config.lock()
     return config
@@ -65,14 +66,16 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
     file = Path(path)
     if not file.is_file():
         candidates = _recipes()
-        file = candidates.get(path, file)
+        # An installed package has no configs/ in the working folder, which our help speaks of.
+        shipped = file.stem if file.parts[:1] == ("configs",) and file.suffix == ".py" else path
+        file = candidates.get(shipped, file)
         if not file.is_file():
             raise Refused(
                 f"--config={path} is no file, expected a Python file with get_config() or one of "
                 f"{sorted(candidates)}{nearest(path, candidates)}."
             )
-    # Recipes build on each other with `from configs import common`, wherever dmd2 is started.
-    places = [str(file.absolute().parent.parent), str(Path.cwd()), str(_project())]
+    # Users' recipes import what lies beside them, wherever dmd2 is started.
+    places = [str(file.absolute().parent.parent), str(Path.cwd()), str(_PACKAGE.parent)]
     saved, sys.path[:] = list(sys.path), [*places, *sys.path]
     try:
         spec = importlib.util.spec_from_file_location(f"dmd2_recipe_{file.stem}", file)
@@ -86,7 +89,7 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
     except Exception as error:
         raise Refused(
             f"--config={path} failed ({type(error).__name__}: {error}), expected {name}() to "
-            f"{expected}; compare it with {example}."
+            f"{expected}; {_remedy(file) or f'compare it with {example}.'}"
         ) from error
     finally:
         sys.path[:] = saved
@@ -129,13 +132,22 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     Args:
       config: from `load_config`.
       overrides: {"optim.generator_lr": "1e-4"}; numbers, True/False, None where the recipe
-        allows it, and tuples as `80,20` or `(80.0, 20.0)`.
+        allows it, and tuples as `80,20` or `(80.0, 20.0)`. "model.family" comes first, whatever
+        its place: it takes that family's keys, and values of keys that both families know stay.
 
     Raises:
       Refused: if a key does not exist (the nearest is named) or a value is of another type.
     """
+    family = overrides.get("model.family", "").strip()
+    if family and "model.family" in dict(_fields(config)) and family != config.model.family:
+        choose_family(config, family)
     fields = dict(_fields(config))
     for key, text in overrides.items():
+        if key in MOVED and key not in fields:
+            raise Refused(
+                f"--config.{key} has moved, expected --config.{MOVED[key]}; write "
+                f"--config.{MOVED[key]}={text}."
+            )
         if key not in fields:
             what = "a group of keys" if any(k.startswith(key + ".") for k in fields) else "no key"
             raise Refused(
@@ -183,178 +195,6 @@ def from_plain(values: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(restored(values)).lock()
 
 
-def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Check every value that can be checked without data, weights or devices.
-
-    Args:
-      config: a whole config.
-      choices: {dotted key: allowed names} of what the caller can provide, for example
-        {"data.name": ("digits", "fashion_mnist")}.
-
-    Raises:
-      Refused: naming every bad value, with got, expected and remedy.
-    """
-    names = {
-        **dict.fromkeys(("model.dtype", "optim.moment_dtype"), ("float32", "bfloat16")),
-        **dict.fromkeys(("optim.lr_schedule", "teacher.lr_schedule"), ("constant", "cosine")),
-        "model.remat": ("none", "block", "full"),
-        "teacher.objective": ("edm", "eps"),
-        "distill.denoising_weight": ("edm", "eps", "x0"),
-        "distill.fake_labels": ("uniform", "real"),
-    } | dict(choices or {})
-    faults = [*_choice_faults(config, names), *_number_faults(config), *_time_faults(config)]
-    if faults:
-        raise Refused("the config is refused:\n  " + "\n  ".join(faults))
-
-
-_AT_LEAST_ONE = (
-    "data.resolution",
-    "model.resolution",
-    "model.image_channels",
-    "model.model_channels",
-    "model.num_blocks",
-    "teacher.steps",
-    "teacher.batch_size",
-    "distill.cycles",
-    "distill.batch_size",
-    "distill.microbatches",
-    "distill.gan_head_channels",
-    "distill.regression_pairs",
-    "log.every",
-    "log.grid_every",
-    "log.teacher_grid_every",
-    "log.checkpoint_every",
-    "log.keep",
-    "evaluate.batch_size",
-    "optim.max_skipped_in_a_row",
-)
-_MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
-_NOT_NEGATIVE = (
-    "model.num_classes",
-    "distill.lora_rank",
-    "teacher.warmup",
-    "optim.warmup",
-    "optim.weight_decay",
-    "log.export_every",
-    "log.teacher_export_every",
-    "log.keep_every",
-    "log.keep_best",
-    "log.evaluate_every",
-)
-_POSITIVE = (
-    "model.sigma_data",
-    "teacher.lr",
-    "teacher.p_std",
-    "distill.lora_alpha",
-    "optim.generator_lr",
-    "optim.critic_lr",
-    "optim.eps",
-    "optim.clip_norm",
-    "schedule.sigma_min",
-    "schedule.rho",
-)
-_FRACTIONS = (
-    "teacher.ema_decay",
-    "teacher.b1",
-    "teacher.b2",
-    "teacher.label_dropout",
-    "model.dropout",
-    "optim.b1",
-    "optim.b2",
-)
-_POSITIVE_OR_NONE = (
-    "distill.dm_weight",
-    "distill.gan_generator_weight",
-    "distill.gan_critic_weight",
-    "distill.regression_weight",
-)
-
-
-def _number_faults(config: ConfigDict) -> Iterator[str]:
-    rules = [
-        (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
-        (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
-        (_POSITIVE, lambda v: v > 0, "a positive number"),
-        (_FRACTIONS, lambda v: 0 <= v < 1, "a number in [0, 1)"),
-        (_POSITIVE_OR_NONE, lambda v: v is None or v > 0, "a positive number, or None for none"),
-        (("teacher.sampler_steps", "schedule.num_levels"), lambda v: v >= 2, "at least 2"),
-        (("evaluate.num_samples", "evaluate.training_samples"), lambda v: v >= 2, "at least 2"),
-        (_MESH, lambda v: v == -1 or v >= 1, "-1 (all devices) or at least 1"),
-    ]
-    for keys, good, expected in rules:
-        for key in keys:
-            value = _get(config, key)
-            if not _is_number_or_none(value) or not _holds(good, value):
-                yield f"{key}={value!r}, expected {expected}; set --config.{key}."
-    if not _holds(lambda v: v >= 1, config.distill.critic_turns):
-        yield (
-            f"distill.critic_turns={config.distill.critic_turns!r} (K of TTUR), expected at least "
-            f"1; use 1 for no TTUR, 5 as in the paper."
-        )
-    if config.data.resolution != config.model.resolution:
-        yield (
-            f"model.resolution={config.model.resolution}, expected data.resolution="
-            f"{config.data.resolution}; set both alike."
-        )
-    if config.log.keep_best and not config.log.evaluate_every:
-        yield (
-            f"log.keep_best={config.log.keep_best} by FID and log.evaluate_every=0 (never), "
-            f"expected FID to be measured; set --config.log.evaluate_every, or keep_best=0."
-        )
-    for decay in config.optim.ema_decays:
-        if not _holds(lambda v: 0 < v < 1, decay):
-            yield f"optim.ema_decays has {decay!r}, expected numbers in (0, 1); () is none."
-    weights = (config.distill.gan_generator_weight, config.distill.gan_critic_weight)
-    if (weights[0] is None) != (weights[1] is None):
-        yield (
-            f"distill.gan_generator_weight={weights[0]} and gan_critic_weight={weights[1]}, "
-            f"expected both or neither; set both to None for no GAN."
-        )
-    losses = (config.distill.dm_weight, weights[0], config.distill.regression_weight)
-    if not config.distill.get("objectives") and all(weight is None for weight in losses):
-        yield (
-            "distill has no loss for the generator (dm_weight, gan_generator_weight and "
-            "regression_weight are None), expected at least one; set dm_weight=1.0."
-        )
-
-
-def _time_faults(config: ConfigDict) -> Iterator[str]:
-    low, high = config.schedule.sigma_min, config.schedule.sigma_max
-    if not _holds(lambda v: low < v, high):
-        yield (
-            f"schedule.sigma_min={low!r} and sigma_max={high!r}, expected sigma_min < sigma_max; "
-            f"the paper's values are 0.002 and 80."
-        )
-        return
-    times = tuple(config.distill.student_times)
-    if not times or any(later >= earlier for earlier, later in itertools.pairwise(times)):
-        yield (
-            f"distill.student_times={times}, expected one or more strictly decreasing times; "
-            f"for example ({high}, {math.sqrt(low * high):.3g})."
-        )
-    # The times of a pipeline are its scheduler's, which `recipe.build_family` reads.
-    outside = [time for time in times if not (config.model.pipeline or low <= time <= high)]
-    if outside:
-        yield (
-            f"distill.student_times has {outside}, expected times within "
-            f"[sigma_min, sigma_max] = [{low}, {high}]; the first step is usually {high}."
-        )
-    for name, paper in (("dm_range", (0.02, 0.98)), ("gan_range", (0.0, 1.0))):
-        span = tuple(config.distill[name])
-        if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:
-            yield (
-                f"distill.{name}={span}, expected (low, high) with 0 <= low < high <= 1, fractions "
-                f"of the schedule's levels; the paper's is {paper}."
-            )
-
-
-def _choice_faults(config: ConfigDict, choices: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for key, allowed in choices.items():
-        value = _get(config, key)
-        if value not in allowed:
-            yield f"{key}={value!r}, expected one of {sorted(allowed)}{nearest(value, allowed)}."
-
-
 def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any:
     """Read `text` as the type of the value it replaces."""
     expected = kind.__name__ + (" or None" if nullable else "")
@@ -400,40 +240,35 @@ def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[A
             yield prefix + name, (value, config.get_type(name), isinstance(field, FieldReference))
 
 
-def _get(config: ConfigDict, key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        if part not in node:
-            raise Refused(
-                f"the config has no {key}, expected every key of configs/common.py; start the "
-                f"recipe from it."
-            )
-        node = node[part]
-    return node
-
-
-def _is_number_or_none(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _holds(rule: Any, value: Any) -> bool:
-    """Apply `rule`; a value that cannot be compared, or is NaN, fails it."""
+def _remedy(recipe: Path) -> str:
+    """Return what has changed since a failing recipe was written; "" if it is nothing of that."""
     try:
-        return bool(rule(value)) and not (isinstance(value, float) and not math.isfinite(value))
-    except TypeError:
-        return False
+        text = recipe.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    if moved := moved_in(text):
+        return f"{moved}: change the recipe."
+    if "model.family" in text:
+        return (
+            "every family has keys of its own in config.model: begin the recipe with "
+            'defaults.get_config("stable_diffusion"), or another family\'s name, and leave '
+            "config.model.family away."
+        )
+    return ""
 
 
-def _project() -> Path:
-    return Path(__file__).absolute().parent.parent.parent
+_PACKAGE = Path(__file__).absolute().parent.parent
 
 
 def _recipes() -> dict[str, Path]:
-    """Map the bare names of the recipes in configs/ and configs/ablations/ to their files."""
+    """Map the names of recipes, "digits" and "configs/digits.py", to their files.
+
+    Ours come first: a user's own configs/ in the working folder adds to them, and hides none.
+    """
+    installed, checkout = _PACKAGE / "configs", _PACKAGE.parent / "configs"
     found: dict[str, Path] = {}
-    for root in (_project(), Path.cwd()):
-        folder = root / "configs"
+    for folder in (installed if installed.is_dir() else checkout, Path.cwd() / "configs"):
         for file in sorted([*folder.glob("*.py"), *folder.glob("ablations/*.py")]):
             if not file.name.startswith("_"):
-                found[file.stem] = file
+                found.setdefault(file.stem, file)
     return found

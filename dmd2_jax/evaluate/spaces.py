@@ -210,7 +210,7 @@ def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:
             "nothing to compare with: the recipe's data are latents, expected --reference=PATH (a "
             "folder, a zip or an .npz of statistics); add it."
         )
-    return data.load(config.data, "all")
+    return data.load(config.data, "all", config.model.resolution)
 
 
 def _collected(

@@ -161,14 +161,15 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str
     shards = plan.mesh["data"] * plan.mesh["fsdp"]
     batch = config.distill.batch_size // shards
     parts = _parts(batch)
-    remat: dict[str, Any] = {"model.remat": "full"}
-    variants: list[dict[str, Any]] = [{"model.remat": "block"}, remat]
+    # A family of the user's own need not have the key.
+    remat: dict[str, Any] = {"model.remat": "full"} if "remat" in config.model else {}
+    variants: list[dict[str, Any]] = [{"model.remat": "block"}, remat] if remat else []
     variants += [remat | {"distill.microbatches": n} for n in parts]
     if plan.mesh["fsdp"] < shards:
         spread = remat | {"mesh.data": 1, "mesh.fsdp": shards}
         variants += [spread] + [spread | {"distill.microbatches": n} for n in parts[-1:]]
     # Last what costs time on the host's links, or changes numbers.
-    variants.append(variants[-1] | {"mesh.offload": OFFLOAD})
+    variants.append((variants or [remat])[-1] | {"mesh.offload": OFFLOAD})
     variants.append(variants[-1] | {"optim.moment_dtype": "bfloat16"})
     for changes in variants:
         text = " ".join(f"config.{key}={_flag(value)}" for key, value in changes.items())

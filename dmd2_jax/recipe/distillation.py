@@ -175,6 +175,8 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
         "student_times": tuple(float(t) for t in config.distill.student_times),
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
+    if "sigma_data" in config.model:
+        values["sigma_data"] = config.model.sigma_data
     return DistillConfig(**values)
 
 

@@ -1,7 +1,5 @@
 """From a config to the things that it names: the family, the data, the weights, the mesh."""
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,11 +9,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax import data, families
-from dmd2_jax.config.load import from_plain, load_config, plain, validate
+from dmd2_jax import data
+from dmd2_jax.config.check import validate
+from dmd2_jax.config.family import FAMILIES, family_names
+from dmd2_jax.config.load import from_plain
+from dmd2_jax.config.plugins import load_plugin
+from dmd2_jax.config.recorded import completed
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.distill.config import LR_SCHEDULES, MOMENT_DTYPES
+from dmd2_jax.losses.denoising import WEIGHTINGS
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
 from dmd2_jax.typing import Array, Int, Key, Params, PyTree
@@ -122,21 +126,30 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     mesh = make_mesh(config.mesh)
     check_processes(mesh)
     check_batch_size(batch_size, mesh)
-    dataset = data.load(config.data, "train")
-    model = config.model
-    if dataset.channels != model.image_channels:
-        raise Refused(
-            f"model.image_channels={model.image_channels}, expected {dataset.channels} as in the "
-            f"images of {dataset.name}; set --config.model.image_channels={dataset.channels}."
-        )
-    if model.num_classes not in (0, dataset.num_classes):
-        raise Refused(
-            f"model.num_classes={model.num_classes}, expected {dataset.num_classes} as in "
-            f"{dataset.name}, or 0 for an unconditional model; set --config.model.num_classes."
-        )
-    _check_measurable(config, dataset)
-    family = _conditioned(config, build_family(config), dataset)
+    family = build_family(config)
+    dataset = data.load(config.data, "train", config.model.resolution)
+    family = _conditioned(config, family, dataset)
+    _check_fits(config, family, dataset)
     return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+
+
+def _check_fits(config: ConfigDict, family: Family, dataset: Source) -> None:
+    """Refuse data of other channels or classes than the network's."""
+    channels, classes = family.image_shape[-1], family.num_classes
+
+    def remedy(key: str, value: int) -> str:
+        return f"set config.model.{key}={value}" if key in config.model else "take other data"
+
+    if dataset.channels != channels:
+        raise Refused(
+            f"model.image_channels={channels}, expected {dataset.channels} as in the images of "
+            f"{dataset.name}; {remedy('image_channels', dataset.channels)}."
+        )
+    if classes not in (0, dataset.num_classes):
+        raise Refused(
+            f"model.num_classes={classes}, expected {dataset.num_classes} as in {dataset.name}, or "
+            f"0 for an unconditional model; {remedy('num_classes', dataset.num_classes)}."
+        )
 
 
 def _check_measurable(config: ConfigDict, dataset: Source) -> None:
@@ -187,7 +200,7 @@ def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
     chosen = config.data.copy_and_resolve_references()
     chosen.path = path
     try:
-        prompts = data.load(chosen, "all")
+        prompts = data.load(chosen, "all", config.model.resolution)
     except (ValueError, FileNotFoundError) as error:
         raise Refused(f"config.data.prompts={path}: {error}") from error
     made_by, expected = prompts.text_encoders, dataset.text_encoders
@@ -200,20 +213,21 @@ def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
 
 
 def check(config: ConfigDict) -> None:
-    """Run `config.validate` with the names of the families and data there are.
+    """Run `config.check.validate` with the names of the data and settings there are.
 
     Raises:
       Refused: naming every bad value.
     """
-    names = (module.name for module in pkgutil.iter_modules(families.__path__))
     sources = data.available()
     if data.is_known(config.data.name):
         sources.append(config.data.name)  # "tfds:mnist": what follows the colon is checked there
     validate(
         config,
         {
-            "model.family": sorted(name for name in names if name != "published"),
             "data.name": sources,
+            "distill.denoising_weight": WEIGHTINGS,
+            "optim.lr_schedule": LR_SCHEDULES,
+            "optim.moment_dtype": MOMENT_DTYPES,
         },
     )
 
@@ -222,26 +236,9 @@ def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
     """Return the config that a run recorded; keys newer than the run have their defaults.
 
     Args:
-      values: of its config.json.
-
-    Returns:
-      The config, with every key of configs/common.py, where that is at hand.
+      values: of its config.json, from `read_run`.
     """
-
-    def completed(known: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        added = {key: value for key, value in defaults.items() if key not in known}
-        groups = {
-            key: completed(value, defaults[key])
-            for key, value in known.items()
-            if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
-        }
-        return {**known, **added, **groups}
-
-    try:
-        defaults = plain(load_config("common"))
-    except Refused:  # the package without its recipes
-        defaults = {}
-    return from_plain(completed(values, defaults))
+    return from_plain(completed(values))
 
 
 def build_family(config: ConfigDict) -> Family:
@@ -250,25 +247,41 @@ def build_family(config: ConfigDict) -> Family:
     Raises:
       ValueError: if it refuses the config, or the student's steps are no times of its schedule.
     """
-    module = importlib.import_module(f"{families.__name__}.{config.model.family}")
-    family = module.build(config.model.to_dict(), config.schedule.to_dict())
-    model = config.model
-    if tuple(family.image_shape) != (model.resolution, model.resolution, model.image_channels):
+    model, known = config.model, family_names()
+    module = load_plugin(
+        model.family, FAMILIES, "config.model.family", known=known, needs=("defaults", "build")
+    )
+    family = module.build(model.to_dict())
+    side = model.resolution
+    if tuple(family.image_shape[:2]) != (side, side):
         raise Refused(
-            f"model.image_channels={model.image_channels}, expected {family.image_shape[-1]} as in "
-            f"the network; set it, and data that have as many."
+            f"model.resolution={side}, expected {family.image_shape[0]} as in the network that "
+            f"model.family={model.family} builds; set it."
         )
-    levels = family.denoiser.schedule.levels
-    whole = np.issubdtype(levels.dtype, np.integer)
     # A config for converting weights has the network alone.
     times = config.distill.student_times if "distill" in config else ()
-    wrong = [t for t in times if whole and t not in levels]
+    _check_times(times, family.denoiser.schedule.levels)
+    return family
+
+
+def _check_times(times: Sequence[float], levels: np.ndarray) -> None:
+    """Refuse times of the student's steps that are none of the family's schedule."""
+    low, high = levels[0], levels[-1]
+    if np.issubdtype(levels.dtype, np.integer):
+        wrong = [t for t in times if t not in levels]
+        if wrong:
+            raise Refused(
+                f"distill.student_times has {wrong}, expected whole numbers in {low}..{high}; for "
+                "example (999, 749, 499, 249)."
+            )
+        return
+    rounding = 1e-6  # of the ends, float32
+    wrong = [t for t in times if not low * (1 - rounding) <= t <= high * (1 + rounding)]
     if wrong:
         raise Refused(
-            f"distill.student_times has {wrong}, expected whole numbers in {levels[0]}.."
-            f"{levels[-1]}; for example (999, 749, 499, 249)."
+            f"distill.student_times has {wrong}, expected times within the schedule's [{low:.6g}, "
+            f"{high:.6g}]; the first step is usually {high:.6g}."
         )
-    return family
 
 
 def sample_labels(recipe: "Recipe", numbers: Int[np.ndarray, " n"]) -> PyTree:
@@ -324,12 +337,13 @@ def weights_file(path: str, name: str) -> Path:
 
 
 def teacher_file(config: ConfigDict) -> Path:
-    """Find the teacher's weights; without `teacher.weights` those of `model.pipeline`.
+    """Find the teacher's weights; without `teacher.weights` those of a family's `pipeline`.
 
     Raises:
       ValueError: see `weights_file`.
     """
-    return weights_file(config.teacher.weights or config.model.pipeline, "teacher.safetensors")
+    path = config.teacher.weights or config.model.get("pipeline", "")
+    return weights_file(path, "teacher.safetensors")
 
 
 def check_has_images(recipe: Recipe, needed_by: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.config.refused import Refused
 
 __all__ = [
@@ -102,7 +103,7 @@ def check_teacher(recorded: Mapping[str, str] | None, teacher: Mapping[str, str]
 
 
 def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
-    """Return (command, config) of the run in `workdir`.
+    """Return (command, config) of the run in `workdir`; keys of older releases are today's.
 
     Raises:
       RunFolderError: if there is none, or its config.json cannot be read.
@@ -110,7 +111,7 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(workdir) / "config.json"
     try:
         record = json.loads(path.read_text())
-        return record["command"], record["config"]
+        command, config = record["command"], record["config"]
     except FileNotFoundError as error:
         raise RunFolderError(
             f"no run in workdir {workdir}, expected a config.json there; give the workdir of a "
@@ -121,6 +122,7 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
             f"{path} cannot be read ({error}), expected the record of a run; restore it from a "
             f"copy or choose another workdir."
         ) from error
+    return command, translated(config, str(path)) if isinstance(config, Mapping) else config
 
 
 def check_free_space(folder: str | Path, needed: int, purpose: str) -> None:
@@ -181,7 +183,7 @@ def _changes(
             f"workdir {folder} holds a run of `{command}`, expected one of "
             f"`{record['command']}` or an empty folder; choose another workdir."
         )
-    here, there = _flat(record["config"]), _flat(config)
+    here, there = _flat(record["config"]), _flat(_normal(completed(config)))
     changes = {
         key: [there.get(key, _MISSING), here.get(key, _MISSING)]
         for key in sorted(here.keys() | there.keys())

@@ -65,7 +65,8 @@ def open_reference(config: ConfigDict, cache: str | Path | None = None) -> Refer
       ValueError: if the data are refused.
       FileNotFoundError: if data files are missing.
     """
-    train, test = (data.to_memory(data.load(config.data, split)) for split in ("train", "test"))
+    side = config.model.resolution
+    train, test = (data.to_memory(data.load(config.data, s, side)) for s in ("train", "test"))
     classifier = train_classifier(train, test, cache_dir=cache)
     statistics, features = real_statistics(classifier, train, test)
     return Reference(classifier, statistics, real_fid_floor(features)[0])

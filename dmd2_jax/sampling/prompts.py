@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import check_seed
 from dmd2_jax.data.reading.prompts import read_prompts
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
@@ -84,10 +85,11 @@ class PromptOptions:
             )
         if blank := [text for text in self.prompt if not text.strip()]:
             raise Refused(f"--prompt={blank[0]!r} is empty, expected a text; write one.")
-        for name, low in (("num", 1), ("batch_size", 1), ("seed", 0), ("steps", 1)):
+        for name, low in (("num", 1), ("batch_size", 1), ("steps", 1)):
             value = getattr(self, name)
             if value is not None and not low <= value < 2**31:
                 raise Refused(f"--{name}={value}, expected {low} or more; try {low + 3}.")
+        check_seed(self.seed, "--seed")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise Refused(
                 f"--guidance={self.guidance}, expected 0 or more (1 is no guidance); try 7.5."

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt32
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import check_seed
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
@@ -71,7 +73,7 @@ class Sampler(NamedTuple):
 
 def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
     """Make the teacher's sampler, with the config's guidance: Heun for sigmas, DDIM for steps."""
-    schedule, steps = config.schedule, config.teacher.sampler_steps
+    model, steps = config.model, config.teacher.sampler_steps
     guidance, levels = config.distill.guidance, family.denoiser.schedule
     x0_fn = guided_x0(family.denoiser, guidance)
     passes = 1 if guidance in (None, 1.0) else 2
@@ -83,9 +85,9 @@ def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
             return ddim(x0_fn, params, noise[0], cond, schedule=levels, times=steps_down)
 
         return Sampler(run_ddim, 1, passes * steps)
-    times = karras_sigmas(
-        steps, sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho
-    )
+    # A family of the user's own may say nothing of sigmas: its levels go from end to end then.
+    ends = {"sigma_min": float(levels.levels[0]), "sigma_max": float(levels.levels[-1]), "rho": 7.0}
+    times = karras_sigmas(steps, **{name: model.get(name, end) for name, end in ends.items()})
 
     @jax.jit
     def run(params: Params, noise: Array, cond: PyTree) -> Array:
@@ -152,11 +154,24 @@ def _rows(labels: PyTree, rows: Int[np.ndarray, " n"]) -> PyTree:
     return jax.tree.map(lambda array: array[rows], labels)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
 def sample_noise(
-    seed: int, indices: Int[Array, " b"], num_noises: int, shape: tuple[int, ...]
+    seed: int, indices: Int[Array | np.ndarray, " b"], num_noises: int, shape: tuple[int, ...]
 ) -> Float[Array, "s b ..."]:
-    """Draw the standard normal noise of the images with these indices."""
+    """Draw the standard normal noise of the images with these indices.
+
+    Args:
+      seed: 0 .. 2**32 - 1.
+      indices: [b], of the images.
+      num_noises: s, how many noises an image takes.
+      shape: of a noise.
+    """
+    return _noise(np.uint32(seed), indices, num_noises, shape)  # an int is an int32 to a program
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _noise(
+    seed: UInt32[Array, ""], indices: Int[Array, " b"], num_noises: int, shape: tuple[int, ...]
+) -> Float[Array, "s b ..."]:
     root = jax.random.key(seed)
 
     def one(step: int, index: Array) -> Array:
@@ -303,6 +318,7 @@ def sample_run(
     """
     if num < 1:
         raise Refused(f"--num={num} images, expected at least 1; try 100.")
+    check_seed(seed, "--seed")
     if checkpoint is None:
         which, config, family, file = load_run(workdir, which, ema, weights)
     else:

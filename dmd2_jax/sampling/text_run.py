@@ -9,6 +9,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
+from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.families.stable_diffusion.family import StableDiffusionFamily
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.folder import read_run
@@ -119,7 +120,9 @@ def _base(pipeline: str, family: StableDiffusionFamily) -> PipelineIndex:
         )
     index = read_pipeline_index(pipeline)
     unet = read_component_config(index.part("unet"))
-    theirs = PublishedModel.from_config(unet, expected=index.expected("unet")).tensor_shapes()
+    theirs = PublishedModel.from_config(
+        unet, expected=index.expected("unet"), classes=CLASSES
+    ).tensor_shapes()
     if theirs != family.tensor_shapes():
         raise Refused(
             f"{pipeline}/unet is another network than the run's, expected the one that it was made "

@@ -171,7 +171,7 @@ def _made_with(recipe: Recipe, teacher_params: Params) -> dict[str, Any]:
 
 
 def _seed(recipe: Recipe) -> int:
-    return recipe.config.seed + 1  # the sample grids use config.seed
+    return (recipe.config.seed + 1) % 2**32  # the sample grids use config.seed
 
 
 def _per_file(recipe: Recipe) -> int:

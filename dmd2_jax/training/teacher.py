@@ -220,14 +220,16 @@ def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, 
     family, teacher, mesh = recipe.family, recipe.config.teacher, recipe.mesh
     change = functools.partial(gather, mesh=mesh, rules=mesh_rules(recipe.config.mesh))
     names = {field.name for field in dataclasses.fields(TeacherConfig)} - {"sigma_data"}
+    model = recipe.config.model
     config = TeacherConfig(
-        **{name: teacher[name] for name in names}, sigma_data=recipe.config.model.sigma_data
+        **{name: teacher[name] for name in names},
+        **({"sigma_data": model.sigma_data} if "sigma_data" in model else {}),
     )
 
     def without_dropout(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
         return family.denoiser.x0(params, x_t, t, cond)
 
-    chosen = family.x0_with_dropout if recipe.config.model.dropout > 0 else without_dropout
+    chosen = family.x0_with_dropout if model.get("dropout", 0) else without_dropout
 
     def x0_fn(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
         x_t, t, cond = pin_batch((x_t, t, cond), mesh)

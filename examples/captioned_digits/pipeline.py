@@ -33,6 +33,7 @@ from dmd2_jax.families.published.configs import SCHEDULER
 from dmd2_jax.families.published.folder import read_component, write_component
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import INDEX
+from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
 from dmd2_jax.run.metrics import Progress
@@ -159,7 +160,7 @@ def write_pipeline(
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     vocabulary = write_tokenizer(folder / "tokenizer", captions, tokens)
     _write_text_encoder(folder / "text_encoder", len(vocabulary), tokens, keys[0])
-    unet = PublishedModel.from_config(UNET)
+    unet = PublishedModel.from_config(UNET, classes=CLASSES)
     write_component(
         unet, init_variables(unet.module, keys[1], *unet.example_inputs()), folder / "unet"
     )

@@ -8,7 +8,7 @@ import pytest
 from dmd2_jax.commands.ablate.rows import load_ablation
 from tests.tiny import dmd2
 
-HEAD = "from configs.common import get_config\n"
+HEAD = "from dmd2_jax.config.defaults import get_config\n"
 
 SMALL = (
     "--config.model.model_channels=8",

@@ -187,7 +187,7 @@ def test_data_that_are_not_as_they_should_be_are_refused(
 ) -> None:
     images, labels = np.zeros((8, size, size)), np.full(8, label)
     folder = fashion(tmp_path / "data", images, labels, cut)
-    more = ("data.name=fashion_mnist", "data.resolution=32", "model.resolution=32")
+    more = ("data.name=fashion_mnist", "model.resolution=32")
     words = train(
         tmp_path / "run", f"--config.data.path={folder}", *(f"--config.{m}" for m in more)
     )
@@ -198,7 +198,7 @@ def test_data_that_are_not_as_they_should_be_are_refused(
 def test_data_that_are_missing_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ("data.name=fashion_mnist", "data.resolution=32", "model.resolution=32")
+    more = ("data.name=fashion_mnist", "model.resolution=32")
     words = train(tmp_path / "run", *(f"--config.{m}" for m in more))
     message = refused(capsys, *words, f"--config.data.path={tmp_path}")
     assert IDX_IMAGES in message
@@ -208,7 +208,7 @@ def test_data_that_are_missing_are_refused(
 def test_data_of_another_resolution_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ("--config.data.resolution=16", "--config.model.resolution=16")
+    more = ("--config.model.resolution=16",)
     assert "expected 8; set it to 8" in refused(capsys, *train(tmp_path / "run", *more))
 
 

@@ -27,7 +27,11 @@ def edm_recipe(tmp_path: Path) -> Path:
     from dmd2_jax.commands.convert.convert import recipe_lines
 
     lines = [f"    {line}" for line in recipe_lines(str(EDM_PKL)).splitlines()]
-    head = ["from configs import common", "def get_config():", "    config = common.get_config()"]
+    head = [
+        "from dmd2_jax.config import defaults",
+        "def get_config():",
+        "    config = defaults.get_config()",
+    ]
     folder = tmp_path / "recipes"
     folder.mkdir()
     (folder / "its.py").write_text("\n".join([*head, *lines, "    return config", ""]))

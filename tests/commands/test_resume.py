@@ -320,9 +320,9 @@ def test_linked_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
     run = copied(tmp_path, student_run())
     record = json.loads((run / "config.json").read_text())
-    del record["config"]["model"]["pipeline"], record["config"]["teacher"]["objective"]
+    del record["config"]["model"]["dropout"], record["config"]["teacher"]["objective"]
     (run / "config.json").write_text(json.dumps(record))
     _, _, config = run_recipe(run)
-    assert (config.model.pipeline, config.teacher.objective) == ("", "edm")
+    assert (config.model.dropout, config.teacher.objective) == (0.0, "edm")
     assert config.model.model_channels == get_config().model.model_channels
     assert dmd2("sample", f"--workdir={run}", "--num=2", f"--out={tmp_path / 'x.png'}") == 0

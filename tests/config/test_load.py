@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
-from configs import common
+from dmd2_jax.config import defaults
 from dmd2_jax.config.load import (
     allowed_changes,
     apply_overrides,
@@ -14,19 +13,9 @@ from dmd2_jax.config.load import (
     load_config,
     parse_overrides,
     plain,
-    validate,
 )
-from dmd2_jax.config.refused import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def changed(**overrides: object) -> ConfigDict:
-    config = common.get_config()
-    for key, value in overrides.items():
-        group, name = key.split("__")
-        config[group][name] = value
-    return config
 
 
 def test_load_config_takes_a_path_or_a_bare_name() -> None:
@@ -43,9 +32,9 @@ def test_load_config_locks_it() -> None:
 def test_load_config_reads_a_users_recipe_from_anywhere(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from configs import common\n"
+        "from dmd2_jax.config import defaults\n"
         "def get_config():\n"
-        "    config = common.get_config()\n"
+        "    config = defaults.get_config()\n"
         "    config.name = 'mine'\n"
         "    return config\n"
     )
@@ -65,9 +54,9 @@ def test_load_config_names_the_nearest_recipe() -> None:
         ("def get_config(:", "SyntaxError"),
         ("raise RuntimeError('no')", "RuntimeError: no"),
         (
-            "from configs import common\n"
+            "from dmd2_jax.config import defaults\n"
             "def get_config():\n"
-            "    config = common.get_config()\n"
+            "    config = defaults.get_config()\n"
             "    config.optim.genrator_lr = 1.0\n"
             "    return config\n",
             'Key "genrator_lr" does not exist',
@@ -115,7 +104,7 @@ def test_parse_overrides_refuses_a_missing_value(words: list[str]) -> None:
     ],
 )
 def test_apply_overrides_parses_as_the_values_type(key: str, text: str, value: object) -> None:
-    config = common.get_config().lock()
+    config = defaults.get_config().lock()
     apply_overrides(config, {key: text})
     got = config
     for part in key.split("."):
@@ -138,11 +127,11 @@ def test_apply_overrides_parses_as_the_values_type(key: str, text: str, value: o
     ],
 )
 def test_apply_overrides_refuses_another_type(key: str, text: str, expected: str) -> None:
-    config = common.get_config().lock()
+    config = defaults.get_config().lock()
     with pytest.raises(match=expected) as caught:
         apply_overrides(config, {key: text})
     assert f"--config.{key}={text!r}" in str(caught.value)
-    assert plain(config) == plain(common.get_config())
+    assert plain(config) == plain(defaults.get_config())
 
 
 @pytest.mark.parametrize(
@@ -155,12 +144,12 @@ def test_apply_overrides_refuses_another_type(key: str, text: str, expected: str
 )
 def test_apply_overrides_names_the_nearest_key(key: str, nearest: str) -> None:
     with pytest.raises(match=f"is no key.*did you mean '{nearest}'"):
-        apply_overrides(common.get_config(), {key: "1"})
+        apply_overrides(defaults.get_config(), {key: "1"})
 
 
 def test_apply_overrides_refuses_a_group() -> None:
     with pytest.raises(match="is a group of keys"):
-        apply_overrides(common.get_config(), {"optim": "1"})
+        apply_overrides(defaults.get_config(), {"optim": "1"})
 
 
 def test_allowed_changes_takes_keys_and_groups() -> None:
@@ -173,68 +162,7 @@ def test_allowed_changes_takes_keys_and_groups() -> None:
 
 
 def test_from_plain_restores_what_json_keeps() -> None:
-    config = common.get_config()
+    config = defaults.get_config()
     restored = from_plain(json.loads(json.dumps(plain(config))))
     assert plain(restored) == plain(config)
     assert isinstance(restored.model.channel_mult, tuple)
-
-
-def test_validate_accepts_the_base_config() -> None:
-    validate(common.get_config())
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"distill__critic_turns": 0}, r"critic_turns=0 \(K of TTUR\), expected at least 1"),
-        ({"distill__student_times": (20.0, 80.0)}, "strictly decreasing"),
-        ({"distill__student_times": (80.0, 80.0)}, "strictly decreasing"),
-        ({"distill__student_times": ()}, "strictly decreasing"),
-        ({"distill__student_times": (90.0, 1.0)}, r"within \[sigma_min, sigma_max\]"),
-        ({"schedule__sigma_min": 80.0}, "expected sigma_min < sigma_max"),
-        ({"schedule__sigma_min": -1.0}, "schedule.sigma_min=-1.0, expected a positive number"),
-        ({"distill__batch_size": 0}, "distill.batch_size=0, expected at least 1"),
-        ({"teacher__batch_size": -4}, "teacher.batch_size=-4, expected at least 1"),
-        ({"optim__generator_lr": 0.0}, "optim.generator_lr=0.0, expected a positive number"),
-        ({"optim__critic_lr": float("nan")}, "optim.critic_lr=nan, expected a positive number"),
-        ({"optim__b2": 1.0}, r"optim.b2=1.0, expected a number in \[0, 1\)"),
-        ({"optim__ema_decays": (1.5,)}, "ema_decays has 1.5"),
-        ({"distill__dm_range": (0.9, 0.1)}, "dm_range"),
-        ({"distill__gan_generator_weight": None}, "expected both or neither"),
-        ({"distill__dm_weight": -1.0}, "dm_weight=-1.0, expected a positive number, or None"),
-        ({"distill__fake_labels": "random"}, r"fake_labels='random', expected one of"),
-        ({"distill__denoising_weight": "edn"}, r"did you mean 'edm'\?"),
-        ({"model__resolution": 16}, "expected data.resolution=8"),
-        ({"model__dtype": "float16"}, r"model.dtype='float16', expected one of"),
-        ({"model__remat": "True"}, r"remat='True', expected one of \['block', 'full', 'none'\]"),
-        ({"optim__moment_dtype": "float16"}, "moment_dtype='float16', expected one of"),
-        ({"mesh__data": 0}, r"mesh.data=0, expected -1 \(all devices\)"),
-        ({"log__keep": 0}, "log.keep=0, expected at least 1"),
-        ({"log__keep_every": -1}, "log.keep_every=-1, expected 0 or more"),
-        ({"log__keep_best": 2}, r"log.evaluate_every=0 \(never\), expected FID to be measured"),
-        ({"optim__max_skipped_in_a_row": 0}, "max_skipped_in_a_row=0, expected at least 1"),
-    ],
-)
-def test_validate_refuses(overrides: dict[str, object], message: str) -> None:
-    with pytest.raises(match=message):
-        validate(changed(**overrides))
-
-
-def test_validate_refuses_a_run_without_any_loss() -> None:
-    weights = dict.fromkeys(("dm_weight", "gan_generator_weight", "gan_critic_weight"))
-    config = changed(**{f"distill__{name}": value for name, value in weights.items()})
-    with pytest.raises(match="no loss for the generator"):
-        validate(config)
-
-
-def test_validate_names_every_fault() -> None:
-    config = changed(distill__critic_turns=0, optim__generator_lr=-1.0)
-    with pytest.raises(Refused) as caught:
-        validate(config)
-    assert "critic_turns" in str(caught.value)
-    assert "generator_lr" in str(caught.value)
-
-
-def test_validate_checks_the_names_that_the_caller_provides() -> None:
-    with pytest.raises(match=r"data.name='digits', expected one of \['digit5'\]"):
-        validate(common.get_config(), {"data.name": ["digit5"]})

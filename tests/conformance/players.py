@@ -18,7 +18,7 @@ def golden_family(recorded: dict) -> edm.EdmFamily:
         "rho": args["rho"],
         "num_levels": args["num_train_timesteps"],
     }
-    return edm.build(edm.from_edm_kwargs(recorded["network"]), schedule)
+    return edm.build(edm.from_edm_kwargs(recorded["network"]) | schedule)
 
 
 def golden_head(recorded: dict, family: Family) -> tuple[dict, GanHead]:

@@ -59,9 +59,10 @@ class World:
         unet = golden / self.config["weights"]
         settings = {
             "unet": json.loads((unet / "config.json").read_text()),
+            "scheduler": everything["scheduler"],
             "resolution": z["latents"].shape[-1],
         }
-        self.family = stable_diffusion.build(settings, everything["scheduler"])
+        self.family = stable_diffusion.build(settings)
         self.denoiser, self.schedule = self.family.denoiser, self.family.denoiser.schedule
         real = read_component_tensors(unet, "diffusion_pytorch_model")
         fake, generator = reversed_(real), rolled(real)

@@ -13,7 +13,7 @@ from dmd2_jax.families.published.folder import (
     read_component_config,
     write_component,
 )
-from dmd2_jax.families.published.model import CLASSES
+from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.weights.state_dict import read_safetensors
 from tests.conformance.derive import nchw, nhwc, relative
 
@@ -32,7 +32,7 @@ class Recorded:
     def __init__(self, golden: Path, name: str) -> None:
         folder = golden / "diffusers_models"
         self.folder = folder / name
-        self.model, self.params = read_component(self.folder)
+        self.model, self.params = read_component(self.folder, classes=CLASSES)
         # The same weights as transformers 4 wrote them; the outputs were recorded once.
         self.arrays = dict(np.load(folder / f"{name.removesuffix('_tf4')}.npz"))
 
@@ -206,9 +206,9 @@ def test_clip_encoders_alone_equal_recorded_features(clip):
 @pytest.mark.parametrize("name", ALL)
 def test_writing_a_component_returns_its_tensors_bit_for_bit(golden, tmp_path, name):
     source = golden / "diffusers_models" / name
-    model, params = read_component(source)
+    model, params = read_component(source, classes=CLASSES)
     write_component(model, params, tmp_path)
-    file = f"{CLASSES[model.class_name].file_stem}.safetensors"
+    file = f"{model.kind.file_stem}.safetensors"
     expected, actual = read_safetensors(source / file), read_safetensors(tmp_path / file)
     assert sorted(actual) == sorted(expected)
     for tensor in expected:

@@ -30,7 +30,7 @@ class Recorded:
 
     def __init__(self, folder: Path, name: str) -> None:
         config = json.loads((folder / "config.json").read_text())[name]
-        self.family = edm.build(edm.from_edm_kwargs(config), SCHEDULE)
+        self.family = edm.build(edm.from_edm_kwargs(config) | SCHEDULE)
         self.weights = folder / f"{name}.safetensors"
         self.params = self.family.load(self.weights)
         self.arrays = dict(np.load(folder / f"{name}.npz"))

@@ -26,7 +26,7 @@ def recorded(golden):
     arrays = dict(np.load(golden / "edm_sampler" / "sampler.npz"))
     config = json.loads((golden / "edm_sampler" / "config.json").read_text())
     kwargs = json.loads((golden / "edm_networks" / "config.json").read_text())["adm"]
-    family = edm.build(edm.from_edm_kwargs(kwargs), SCHEDULE)
+    family = edm.build(edm.from_edm_kwargs(kwargs) | SCHEDULE)
     return arrays, config, family, family.load(golden / "edm_networks" / "adm.safetensors")
 
 

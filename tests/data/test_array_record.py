@@ -146,9 +146,9 @@ def test_load_refuses_an_unknown_split(folder: Path) -> None:
 
 
 def test_load_checks_the_resolution(folder: Path) -> None:
-    config = ConfigDict({"name": "array_record", "path": str(folder), "resolution": 16})
+    config = ConfigDict({"name": "array_record", "path": str(folder)})
     with pytest.raises(ValueError, match="8 pixels wide, expected config.model.resolution=16"):
-        data.load(config, "train")
+        data.load(config, "train", 16)
 
 
 def test_more_shards_than_may_be_open_are_read(

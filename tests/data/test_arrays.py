@@ -84,9 +84,9 @@ def test_load_maps_npy_files_and_holds_out_a_share(tmp_path: Path) -> None:
 
 def test_load_checks_the_resolution(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=IMAGES)
-    config = ConfigDict({"name": "arrays", "path": str(tmp_path / "d.npz"), "resolution": 8})
+    config = ConfigDict({"name": "arrays", "path": str(tmp_path / "d.npz")})
     with pytest.raises(ValueError, match="4 pixels wide, expected config.model.resolution=8"):
-        data.load(config, "train")
+        data.load(config, "train", 8)
 
 
 class Evil:

@@ -47,8 +47,8 @@ def prepared() -> Path:
 
 def opened(kind: str, spec: str, split: str = "train", folder: Path | None = None) -> Source:
     path = str((folder or prepared()) / kind)
-    config = ConfigDict({"name": f"tfds:{spec}", "path": path, "resolution": 8})
-    return data.load(config, split)
+    config = ConfigDict({"name": f"tfds:{spec}", "path": path})
+    return data.load(config, split, 8)
 
 
 def numbers(source: Source) -> list[int]:
@@ -118,9 +118,9 @@ def test_load_asks_for_the_name_of_a_data_set() -> None:
 
 
 def test_load_refuses_a_colon_after_other_sources() -> None:
-    config = ConfigDict({"name": "digits:train", "path": "", "resolution": 8})
+    config = ConfigDict({"name": "digits:train", "path": ""})
     with pytest.raises(ValueError, match="expected 'digits', which takes nothing after a colon"):
-        data.load(config, "train")
+        data.load(config, "train", 8)
 
 
 def test_reading_imports_no_tensorflow() -> None:

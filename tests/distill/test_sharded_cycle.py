@@ -61,7 +61,7 @@ def family() -> Any:
         "sigma_data": 0.5,
     }
     schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 100}
-    return edm.build(model, schedule)
+    return edm.build(model | schedule)
 
 
 @functools.cache

@@ -241,7 +241,7 @@ def test_inception_measures_a_recipe_s_weights_against_its_data(means) -> None:
     got = evaluate(*words, "--features=inception", means, "--resize=clean_fid")
     images, _ = student_images()
     _, config, *_ = load_run(run())
-    real = data.load(config.data, "all").examples(np.arange(1797))["image"]
+    real = data.load(config.data, "all", 8).examples(np.arange(1797))["image"]
     sides = [
         feature_statistics(np.repeat(side.mean(axis=(1, 2)) / 127.5 - 1, 3, axis=1))
         for side in (real, images)

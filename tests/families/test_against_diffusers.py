@@ -15,6 +15,7 @@ import pytest
 
 from dmd2_jax.families.published.folder import read_component, write_component
 from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import read_safetensors
 from tests.conformance.derive import nchw, nhwc, relative
@@ -48,7 +49,7 @@ def make_pair(theirs, folder: Path, **saving) -> Pair:
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.eval()
     theirs.save_pretrained(folder, **saving)
-    return Pair(theirs, *read_component(folder), folder)
+    return Pair(theirs, *read_component(folder, classes=CLASSES), folder)
 
 
 def normal(random: np.random.Generator, *shape: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from dmd2_jax.families.published.model import PublishedModel, published_name
+from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.layers import Conv, Linear
 from dmd2_jax.networks.lora import (
@@ -201,7 +202,7 @@ def test_lora_init_refuses_a_target_that_matches_no_layer(target: str) -> None:
 
 
 def test_stable_diffusion_targets_are_all_but_the_embeddings_and_the_ends() -> None:
-    model = PublishedModel.from_config(tiny_models.SDXL_UNET)
+    model = PublishedModel.from_config(tiny_models.SDXL_UNET, classes=CLASSES)
     base = model.param_shapes()
     assert matching_targets(base, STABLE_DIFFUSION_TARGETS, published_name) == (
         STABLE_DIFFUSION_TARGETS

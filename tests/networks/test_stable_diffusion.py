@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmd2_jax.config.rules import REMAT
+from dmd2_jax.families.stable_diffusion.unet import sinusoids
+from dmd2_jax.families.stable_diffusion.unet_config import example_unet_inputs, unet_from_config
 from dmd2_jax.networks.clip_config import example_text_inputs, text_from_config, vision_from_config
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.layers import Embedding, LayerNorm
 from dmd2_jax.networks.lora import LoraConfig, combine, lora_init
 from dmd2_jax.networks.sd_transformer import SpatialTransformer
-from dmd2_jax.networks.sd_unet import sinusoids
-from dmd2_jax.networks.sd_unet_config import example_unet_inputs, unet_from_config
-from dmd2_jax.networks.unet import REMAT
 from dmd2_jax.networks.vae import Gaussian, vae_from_config
 from dmd2_jax.networks.vae_tiny import tiny_vae_from_config
 from tests.families import tiny_models

@@ -182,7 +182,7 @@ PROMPT = "--prompt=a"
         ((PROMPT, "--steps=0"), "--steps=0, expected 1 or more"),
         ((PROMPT, "--steps=1001"), "num_steps=1001 must be in 1..1000"),
         ((PROMPT, "--batch_size=0"), "--batch_size=0, expected 1 or more"),
-        ((PROMPT, "--seed=-1"), "--seed=-1, expected 0 or more"),
+        ((PROMPT, "--seed=-1"), "--seed=-1, expected a whole number in 0..4294967295"),
         ((PROMPT, "--guidance=-1"), "--guidance=-1.0, expected 0 or more"),
         ((PROMPT, "--guidance=nan"), "--guidance=nan, expected 0 or more"),
         ((PROMPT, "--guidance=1", "--negative=b"), "--negative='b' with --guidance=1"),

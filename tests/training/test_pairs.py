@@ -43,7 +43,7 @@ def test_make_pairs_are_the_teachers_own_samples(tmp_path: Path) -> None:
     pairs, it = made(tmp_path / "pairs").read(ALL), recipe()
     assert pairs.noise.shape == pairs.x_0.shape == (20, 8, 8, 1)
     # Heun's method with two steps, by hand, on a pair of the last file.
-    low, high = it.config.schedule.sigma_min, it.config.schedule.sigma_max
+    low, high = it.config.model.sigma_min, it.config.model.sigma_max
     cond = jax.nn.one_hot(pairs.labels[17:18], 10)
 
     def slope(x: np.ndarray, t: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dmd2_jax import data
+from dmd2_jax.config.family import model_defaults
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import labels_of
@@ -64,9 +65,8 @@ def get_config() -> ConfigDict:
     config = tiny.get_config()
     config.name = "tiny_text"
     config.data.name = "latents"
-    config.model.family = "stable_diffusion"
-    config.model.image_channels = 4
-    config.model.num_classes = 0
+    config.model = model_defaults("stable_diffusion")
+    config.model.resolution = 8
     config.teacher.objective = "eps"
     config.teacher.label_dropout = 0.1
     config.distill.student_times = TIMES
@@ -86,7 +86,7 @@ def pipeline() -> Path:
     shutil.rmtree(folder / "unet")
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text(json.dumps(UNET))
-    family = stable_diffusion.build({"unet": UNET}, SCHEDULER)
+    family = stable_diffusion.build({"unet": UNET, "scheduler": SCHEDULER})
     weights = family.init(jax.random.key(0))
     family.save(weights, folder / "unet")
     return folder
@@ -266,8 +266,8 @@ def test_make_pairs_samples_the_prompts_by_ddim(tmp_path: Path) -> None:
         ),
         ("distill", "model.pipeline=nowhere", "model.pipeline='nowhere' is no folder"),
         ("distill", "model.family=edm", "comes with prompts, expected what model.family=edm"),
-        ("distill", "model.image_channels=3", "image_channels=3, expected 4"),
-        ("distill", "model.resolution=16", "model.resolution=16, expected data.resolution=8"),
+        ("distill", "model.image_channels=3", "--config.model.image_channels is no key"),
+        ("distill", "model.resolution=16", "8 pixels wide, expected config.model.resolution=16"),
         ("distill", "data.prompts=nowhere", "config.data.prompts=nowhere: "),
         ("distill", "model.pipeline=sd15", "prompt_embeds of width 64, expected width 768"),
     ],
@@ -347,7 +347,6 @@ def test_recipe_can_be_started_shrunk(name: str, tmp_path: Path) -> None:
     shrunk = {
         "model.pipeline": pipeline(),
         "model.resolution": 8,
-        "data.resolution": 8,
         "data.path": photos(),
         "data.prompts": prompts(),
         "teacher.weights": "",

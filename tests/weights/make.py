@@ -232,7 +232,7 @@ def main() -> None:
     from dmd2_jax.families.edm import family as edm
 
     schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 10}
-    family = edm.build(edm.from_edm_kwargs(ARGUMENTS), schedule)
+    family = edm.build(edm.from_edm_kwargs(ARGUMENTS) | schedule)
     root, persistent = edm_network(family.tensor_shapes())
     record = {
         "ema": root,

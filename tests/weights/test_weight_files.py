@@ -19,7 +19,7 @@ EDM_PKL = make.HERE / "edm.pkl"
 
 
 def family(**changes):
-    return edm.build(edm.from_edm_kwargs({**make.ARGUMENTS, **changes}), SCHEDULE)
+    return edm.build(edm.from_edm_kwargs({**make.ARGUMENTS, **changes}) | SCHEDULE)
 
 
 def test_read_weights_returns_every_tensor_of_an_edm_network():
@@ -100,7 +100,7 @@ def test_from_edm_kwargs_refuses_arguments_of_another_type(change, message):
 def test_recipe_values_build_the_same_network():
     its = family()
     values = recipe_values(its.model_config)
-    again = edm.build({"dtype": "float32", "remat": "none", **values}, SCHEDULE)
+    again = edm.build({"dtype": "float32", "remat": "none", **values, **SCHEDULE})
     assert again.tensor_shapes() == its.tensor_shapes()
 
 
@@ -212,7 +212,7 @@ def test_load_of_a_recorded_guidance_file_is_that_of_its_critic(tmp_path):
     golden = make.HERE.parent / "golden"
     recorded = json.loads((golden / "dmd2_edm_trajectory" / "config.json").read_text())
     guidance = golden / "dmd2_edm_trajectory" / "final_guidance.safetensors"
-    its = edm.build(edm.from_edm_kwargs(recorded["network"]), SCHEDULE)
+    its = edm.build(edm.from_edm_kwargs(recorded["network"]) | SCHEDULE)
     loaded = its.to_state_dict(its.load(guidance))
     for name, tensor in load_file(guidance).items():
         if name.startswith("fake_unet."):

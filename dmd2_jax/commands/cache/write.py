@@ -80,7 +80,7 @@ def make_cache(options: Options) -> str:
         f"{out}: {total:,} {what}{without} in {work.shards} shards, "
         f"{sum(e.bytes for e in entries) / 1e6:,.1f} MB\n"
         f"use it with: --config.data.name=latents --config.data.path={out} "
-        f"--config.data.resolution={work.latent[0]}"
+        f"--config.model.resolution={work.latent[0]}"
     )
 
 

@@ -19,7 +19,6 @@ from dmd2_jax.weights.weight_files import Weights, check_writable, read_weights
 
 __all__ = ["Converted", "convert", "recipe_lines"]
 
-_PAPER_SCHEDULE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 1000}
 _IMAGES = 2  # of the check
 
 
@@ -116,9 +115,7 @@ def recipe_lines(source: str) -> str:
     """
     file = weights_file(source, "")
     model = recipe_values(edm.from_edm_kwargs(_arguments(read_weights(file), file)))
-    values = {"data.resolution": model["resolution"]}
-    values |= {f"model.{key}": value for key, value in model.items()}
-    lines = [f"config.{key} = {value!r}" for key, value in values.items()]
+    lines = [f"config.model.{key} = {value!r}" for key, value in model.items()]
     return "\n".join([f"# the network of {file.name}", *lines])
 
 
@@ -150,11 +147,11 @@ def _open(
     weights = read_weights(file)
     if config is None:
         model = edm.from_edm_kwargs(_arguments(weights, file))
-        values = ConfigDict({"model": model, "schedule": _PAPER_SCHEDULE})
-        return file, weights, build_family(values)
+        return file, weights, build_family(ConfigDict({"model": model}))
     check(config)
     config = config.copy_and_resolve_references()
-    config.model.dtype = "float32"
+    if "dtype" in config.model:
+        config.model.dtype = "float32"
     return file, weights, build_family(config)
 
 

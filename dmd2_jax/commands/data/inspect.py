@@ -164,7 +164,7 @@ def _open(config: ConfigDict, split: str) -> Source:
     """Open a split that puts up with any number of corrupt images."""
     options = config.data.copy_and_resolve_references().unlock()
     options.max_corrupt = sys.maxsize
-    return data.load(options, split)
+    return data.load(options, split, config.model.resolution)
 
 
 def _sound(source: Source, what: str) -> Iterator[Batch]:

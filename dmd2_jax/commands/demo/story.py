@@ -124,7 +124,7 @@ def _summary(
     path: Path,
 ) -> None:
     """Write real, teacher and student images by class; teacher and student from the same noise."""
-    real = data.to_memory(data.load(recipe.data, "test"))
+    real = data.to_memory(data.load(recipe.data, "test", recipe.model.resolution))
     classes = real.num_classes
     labels = uniform_labels(ROWS * classes, classes)
     sections: dict[str, np.ndarray] = {

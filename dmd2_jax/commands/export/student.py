@@ -210,7 +210,7 @@ def _from_file(options: ExportOptions) -> _Student:
     """Open the student in a file, the network being that of the pipeline's config."""
     index = read_pipeline_index(options.pipeline)
     unet = read_component_config(index.part("unet"))
-    family = stable_diffusion.build({"unet": unet}, read_scheduler_config(index))
+    family = stable_diffusion.build({"unet": unet, "scheduler": read_scheduler_config(index)})
     file, times = weights_file(options.weights, ""), tuple(options.times)
     if options.lora:
         return _Student(index, family, None, times, file)

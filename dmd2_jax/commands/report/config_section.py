@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import dmd2_jax
 from dmd2_jax.commands.report.markup import Markup, joined, table, tag
 from dmd2_jax.commands.report.runs import Run, flat
-from dmd2_jax.config.load import load_config, plain
+from dmd2_jax.config import defaults
+from dmd2_jax.config.load import plain
+from dmd2_jax.config.refused import Refused
 
 __all__ = ["base_config", "config_section", "differences"]
 
-_BASE = "configs/common.py"
+_BASE = "dmd2_jax/config/defaults.py"
 _ABSENT = "(absent)"
 _LONGEST = 300  # characters of a value
 _MOST_KEYS = 500
@@ -24,12 +24,8 @@ def config_section(runs: Sequence[Run]) -> Markup:
     sides = {run.name: run.config for run in runs}
     text = "The keys whose values differ between the runs."
     if len(runs) == 1:
-        base = base_config()
-        if base is None:
-            text = f"The whole config: there is no {_BASE} here to compare it with."
-        else:
-            text = f"The keys whose values differ from {_BASE}, the base of all recipes."
-            sides = {_BASE: base} | sides
+        text = f"The keys whose values differ from {_BASE}, the base of all recipes."
+        sides = {_BASE: base_config(runs[0].config.get("model.family", ""))} | sides
     differing = differences(list(sides.values()))
     rows = [
         (tag("code", _cut(key)), *(tag("code", _value(side, key)) for side in sides.values()))
@@ -51,12 +47,14 @@ def config_section(runs: Sequence[Run]) -> Markup:
     )
 
 
-def base_config() -> dict[str, Any] | None:
-    """Return the base of all recipes by dotted keys; None where the package has no configs."""
-    file = Path(dmd2_jax.__file__).parent.parent / _BASE
-    if not file.is_file():
-        return None
-    return flat(json.loads(json.dumps(plain(load_config(str(file))))))
+def base_config(family: str) -> dict[str, Any]:
+    """Return the base of all recipes by dotted keys; of a family that is not here, without it."""
+    try:
+        base = defaults.get_config(family)
+    except Refused:
+        base = defaults.get_config().unlock()
+        del base.model
+    return flat(json.loads(json.dumps(plain(base))))
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

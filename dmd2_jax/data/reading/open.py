@@ -36,7 +36,7 @@ def summaries() -> dict[str, str]:
     return found
 
 
-def load(data_config: ConfigDict, split: str, resolution: int | None = None) -> Source:
+def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
     """Load one split of the data that a config names.
 
     Args:
@@ -44,8 +44,8 @@ def load(data_config: ConfigDict, split: str, resolution: int | None = None) -> 
         its spec after a colon), path (where the files lie, for sources that read files) and, by the
         defaults of `Options` where they are missing, test_fraction, max_corrupt and workers.
       split: "train", "test" or "all".
-      resolution: pixels, the model's; sources pad to it or refuse, none resizes. None:
-        `data_config.resolution`.
+      resolution: a side of the images in pixels, the model's; sources pad to it or refuse, none
+        resizes.
 
     Returns:
       The examples, every member of `Source` among what they offer.
@@ -55,7 +55,6 @@ def load(data_config: ConfigDict, split: str, resolution: int | None = None) -> 
       FileNotFoundError: if files are missing.
       MissingPackageError: if the source needs a package that is not installed.
     """
-    side = data_config.resolution if resolution is None else resolution
     name, colon, spec = data_config.name.partition(":")
     module = _module(name)
     if colon and not hasattr(module, "SPEC"):
@@ -65,11 +64,11 @@ def load(data_config: ConfigDict, split: str, resolution: int | None = None) -> 
         )
     keys = ("test_fraction", "max_corrupt", "workers")
     options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
-    dataset = completed(module.load(data_config.path, split, side, options), name)
-    if dataset.resolution != side:
+    dataset = completed(module.load(data_config.path, split, resolution, options), name)
+    if dataset.resolution != resolution:
         raise Refused(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
-            f"config.model.resolution={side}; set it to {dataset.resolution}."
+            f"config.model.resolution={resolution}; set it to {dataset.resolution}."
         )
     if plugins.is_dotted(name):
         _check_first(dataset)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.edm.settings import defaults
 from dmd2_jax.weights.unpickle import shown
 from dmd2_jax.weights.weight_files import Weights
 
@@ -109,8 +110,6 @@ _ORDER = (
 )
 """Keys of config.model that the arguments decide, as a recipe lists them."""
 
-_OPTIONAL = {"channel_mult_emb": 4, "augment_dim": 0}
-
 
 def from_edm_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the constructor arguments of the original `EDMPrecond` to a model config.
@@ -204,7 +203,7 @@ def model_differences(
     Returns:
       {key: (got, expected)} of the keys that differ.
     """
-    got, expected = {**_OPTIONAL, **got}, {**_OPTIONAL, **expected}
+    got, expected = {**got}, {**defaults().to_dict(), **expected}
     free = _FREE | (_SONG_ONLY if got["network"] == expected["network"] == "adm" else set())
     pairs = {key: (_plain(got[key]), _plain(expected.get(key))) for key in sorted(set(got) - free)}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

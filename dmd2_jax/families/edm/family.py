@@ -4,7 +4,7 @@ Time is sigma itself, data have standard deviation sigma_data, x_t = x_0 + sigma
 
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, ln(sigma) / 4, label).
 
-`build` makes everything from the `model` and `schedule` parts of a config. Weights are read from
+`build` makes everything from the `model` part of a config. Weights are read from
 and written to files with the tensor names of the original checkpoints (`weight_files`).
 """
 
@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import refuse, unknown_faults
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion import schedules
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
+from dmd2_jax.families.edm.adm_unet import AdmUNet
 from dmd2_jax.families.edm.arguments import from_edm_kwargs, refuse_other_arguments
-from dmd2_jax.networks.adm_unet import AdmUNet
+from dmd2_jax.families.edm.settings import defaults, faults
+from dmd2_jax.families.edm.song_unet import SongUNet
 from dmd2_jax.networks.initialise import init_variables
-from dmd2_jax.networks.song_unet import SongUNet
-from dmd2_jax.networks.unet import REMAT
 from dmd2_jax.typing import Array, Float, Int, Key, Params, expand
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import Weights, read_weights, strip_prefix, write_weights
@@ -33,6 +34,7 @@ from dmd2_jax.weights.weight_files import Weights, read_weights, strip_prefix, w
 __all__ = ["EdmFamily", "build", "from_edm_kwargs"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_SCHEDULE = ("sigma_min", "sigma_max", "rho", "num_levels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,28 +175,26 @@ class EdmFamily:
         return buffers
 
 
-def build(model_config: Mapping[str, Any], schedule_config: Mapping[str, Any]) -> EdmFamily:
+def build(model_config: Mapping[str, Any]) -> EdmFamily:
     """Build the family's members from a config.
 
     Args:
-      model_config: the keys of `config.model` (see configs/common.py); optional keys
-        `channel_mult_emb` (4) and `augment_dim` (0).
-      schedule_config: sigma_min, sigma_max, rho, num_levels.
+      model_config: keys of `config.model`; those that are missing have their defaults.
 
     Returns:
       The family.
 
     Raises:
-      ValueError: if a value is unknown or does not fit the others.
+      ValueError: if a key or a value is unknown, or does not fit the others.
     """
-    config = dict(model_config)
-    _check_config(config)
+    config = defaults().to_dict() | dict(model_config)
+    refuse(list(unknown_faults(config, defaults(), "edm")) or list(faults(config)), "config.model")
     module = _network(config)
     sigma_data = float(config["sigma_data"])
 
     size = config["resolution"]
     image_shape = (size, size, config["image_channels"])
-    schedule = schedules.edm(**dict(schedule_config))
+    schedule = schedules.edm(**{name: config[name] for name in _SCHEDULE})
     return EdmFamily(
         denoiser=_denoiser(module, sigma_data, image_shape, schedule),
         module=module,
@@ -265,11 +265,11 @@ def _network(config: Mapping[str, Any]) -> AdmUNet | SongUNet:
         "label_dim": config["num_classes"],
         "model_channels": config["model_channels"],
         "channel_mult": tuple(config["channel_mult"]),
-        "channel_mult_emb": config.get("channel_mult_emb", 4),
+        "channel_mult_emb": config["channel_mult_emb"],
         "num_blocks": config["num_blocks"],
         "attention_resolutions": tuple(config["attention_resolutions"]),
         "dropout": config["dropout"],
-        "augment_dim": config.get("augment_dim", 0),
+        "augment_dim": config["augment_dim"],
         "dtype": _DTYPES[config["dtype"]],
         "remat": config["remat"],
     }
@@ -282,46 +282,6 @@ def _network(config: Mapping[str, Any]) -> AdmUNet | SongUNet:
         resample_filter=tuple(config["resample_filter"]),
         channel_mult_noise=config["channel_mult_noise"],
     )
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    choices = {
-        "network": ("adm", "song"),
-        "dtype": tuple(_DTYPES),
-        "remat": REMAT,
-        "embedding_type": ("positional", "fourier"),
-        "encoder_type": ("standard", "residual"),
-    }
-    for name, allowed in choices.items():
-        if name in config and config[name] not in allowed:
-            raise Refused(f"model.{name}={config[name]!r} must be one of {allowed}.")
-    least = {
-        "image_channels": 1,
-        "num_classes": 0,
-        "model_channels": 4,
-        "num_blocks": 1,
-        "resolution": 1,
-    }
-    for name, bound in least.items():
-        if config[name] < bound:
-            raise Refused(f"model.{name}={config[name]} must be at least {bound}.")
-    if config.get("scan_layers"):
-        raise Refused(
-            "model.scan_layers=True loops over the blocks of transformers, of which the U-Nets of "
-            "model.family=edm have none, expected False; remove it."
-        )
-    if not 0 <= config["dropout"] < 1:
-        raise Refused(f"model.dropout={config['dropout']} must lie in [0, 1).")
-    if not config["sigma_data"] > 0:
-        raise Refused(f"model.sigma_data={config['sigma_data']} must be positive.")
-    if not config["channel_mult"]:
-        raise Refused("model.channel_mult=() must hold one multiplier a level, e.g. (1, 2).")
-    factor = 2 ** (len(config["channel_mult"]) - 1)
-    if config["resolution"] % factor:
-        raise Refused(
-            f"model.resolution={config['resolution']} must be divisible by {factor} for "
-            f"{len(config['channel_mult'])} levels; pad the images or use fewer levels."
-        )
 
 
 def _original_name(path: tuple[str, ...]) -> str:

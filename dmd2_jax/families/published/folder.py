@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.families.published.model import CLASSES, PublishedModel
+from dmd2_jax.families.published.model import CLASSES, PublishedClass, PublishedModel
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import Tensors, read_safetensors, write_safetensors
@@ -39,7 +39,8 @@ _BIN = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_
 def read_component(
     folder: str | os.PathLike,
     *,
-    expected: Collection[str] = tuple(CLASSES),
+    expected: Collection[str] | None = None,
+    classes: Mapping[str, PublishedClass] = CLASSES,
     variant: str | None = None,
     dtype: jnp.dtype = jnp.float32,
     remat: str = "none",
@@ -48,7 +49,8 @@ def read_component(
 
     Args:
       folder: with config.json and the weights.
-      expected: the classes that will do.
+      expected: the classes that will do; None: all of `classes`.
+      classes: those that there are; a family has its own network among them.
       variant: "fp16" and the like; None: full precision, or else the only variant there is.
       dtype: type of the computation; weights are float32 whatever the file has.
       remat: of a U-Net, "none", "block" or "full".
@@ -61,8 +63,9 @@ def read_component(
     """
     try:
         config = read_component_config(folder)
-        model = PublishedModel.from_config(config, expected=expected, dtype=dtype, remat=remat)
-        tensors = read_component_tensors(folder, CLASSES[model.class_name].file_stem, variant)
+        options: dict[str, Any] = {"dtype": dtype, "remat": remat}
+        model = PublishedModel.from_config(config, expected=expected, classes=classes, **options)
+        tensors = read_component_tensors(folder, model.kind.file_stem, variant)
         return model.spelled_as(tensors), model.from_tensors(tensors)
     except ValueError as error:
         raise Refused(f"{Path(folder)}: {error}") from error
@@ -97,8 +100,7 @@ def write_component(
     text = json.dumps(dict(model.config), indent=2, sort_keys=True) + "\n"
     with whole_file(folder / "config.json") as partial:
         partial.write_text(text)
-    stem = CLASSES[model.class_name].file_stem
-    write_safetensors(tensors, folder / _named(f"{stem}.safetensors", variant))
+    write_safetensors(tensors, folder / _named(f"{model.kind.file_stem}.safetensors", variant))
 
 
 def read_component_config(folder: str | os.PathLike, name: str = "config.json") -> dict[str, Any]:

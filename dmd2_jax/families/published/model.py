@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, sd_unet_config, vae, vae_tiny
+from dmd2_jax.networks import clip_config, vae, vae_tiny
 from dmd2_jax.typing import Params
 from dmd2_jax.weights import state_dict
 
-__all__ = ["CLASSES", "PublishedModel", "class_of", "published_name"]
+__all__ = ["CLASSES", "PublishedClass", "PublishedModel", "class_of", "published_name"]
 
 _INDEX = re.compile(r"_(\d+)$")
 _NO_INDEX = ("linear_1", "linear_2")  # published with the underscore
@@ -82,7 +82,7 @@ def _with_new_attention(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Class:
+class PublishedClass:
     """What is known of a published class.
 
     Attributes:
@@ -113,10 +113,6 @@ def _frozen(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return checked
 
 
-def _unet(config: Mapping[str, Any], dtype: jnp.dtype, remat: str) -> nn.Module:
-    return sd_unet_config.unet_from_config(config, dtype=dtype, remat=remat)
-
-
 def _text(projection: bool) -> Callable[..., nn.Module]:
     def build(config: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
         return clip_config.text_from_config(config, projection=projection, dtype=dtype)
@@ -124,40 +120,37 @@ def _text(projection: bool) -> Callable[..., nn.Module]:
     return _frozen(build)
 
 
-CLASSES: Mapping[str, _Class] = {
-    "UNet2DConditionModel": _Class(
-        _unet, sd_unet_config.example_unet_inputs, "diffusion_pytorch_model"
-    ),
-    "AutoencoderKL": _Class(
+CLASSES: Mapping[str, PublishedClass] = {
+    "AutoencoderKL": PublishedClass(
         _frozen(vae.vae_from_config),
         vae.example_vae_inputs,
         "diffusion_pytorch_model",
         modernise=_with_new_attention,
     ),
-    "AutoencoderTiny": _Class(
+    "AutoencoderTiny": PublishedClass(
         _frozen(vae_tiny.tiny_vae_from_config),
         vae_tiny.example_tiny_vae_inputs,
         "diffusion_pytorch_model",
     ),
-    "CLIPTextModel": _Class(
+    "CLIPTextModel": PublishedClass(
         _text(projection=False),
         clip_config.example_text_inputs,
         "model",
         modernise=_with_text_prefix,
     ),
-    "CLIPTextModelWithProjection": _Class(
+    "CLIPTextModelWithProjection": PublishedClass(
         _text(projection=True),
         clip_config.example_text_inputs,
         "model",
         modernise=_without_positions,
     ),
-    "CLIPVisionModelWithProjection": _Class(
+    "CLIPVisionModelWithProjection": PublishedClass(
         _frozen(clip_config.vision_from_config),
         clip_config.example_vision_inputs,
         "model",
         modernise=_without_positions,
     ),
-    "CLIPModel": _Class(
+    "CLIPModel": PublishedClass(
         _frozen(clip_config.clip_from_config),
         clip_config.example_clip_inputs,
         "model",
@@ -165,7 +158,7 @@ CLASSES: Mapping[str, _Class] = {
         modernise=_without_positions,
     ),
 }
-"""The published classes that can be read and written, by name."""
+"""The published classes that several families use, by name; a family adds its own network."""
 
 
 def class_of(config: Mapping[str, Any], expected: Collection[str] = tuple(CLASSES)) -> str:
@@ -194,7 +187,8 @@ class PublishedModel:
     """A network of diffusers or transformers without its weights.
 
     Attributes:
-      class_name: a name of `CLASSES`.
+      class_name: what its config.json calls it.
+      kind: what is known of that class.
       config: what its config.json holds.
       module: our network.
       bare_names: whether a CLIPTextModel's tensors are written without "text_model.", as
@@ -202,6 +196,7 @@ class PublishedModel:
     """
 
     class_name: str
+    kind: PublishedClass = dataclasses.field(repr=False)
     config: Mapping[str, Any] = dataclasses.field(compare=False)
     module: nn.Module
     bare_names: bool = False
@@ -211,7 +206,8 @@ class PublishedModel:
         cls,
         config: Mapping[str, Any],
         *,
-        expected: Collection[str] = tuple(CLASSES),
+        expected: Collection[str] | None = None,
+        classes: Mapping[str, PublishedClass] = CLASSES,
         dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
     ) -> "PublishedModel":
@@ -219,7 +215,8 @@ class PublishedModel:
 
         Args:
           config: the file's contents.
-          expected: the classes that will do.
+          expected: the classes that will do; None: all of `classes`.
+          classes: those that there are; a family has its own network among them.
           dtype: type of the computation.
           remat: of a U-Net, "none", "block" or "full".
 
@@ -227,12 +224,13 @@ class PublishedModel:
           ValueError: if the class is none of those, or if the config asks for what our network
             does not do.
         """
-        name = class_of(config, expected)
-        return cls(name, dict(config), CLASSES[name].build(config, dtype, remat))
+        name = class_of(config, tuple(classes) if expected is None else expected)
+        kind = classes[name]
+        return cls(name, kind, dict(config), kind.build(config, dtype, remat))
 
     def example_inputs(self) -> tuple:
         """Return inputs (shapes, or None) that reach every parameter, for `module.init`."""
-        return CLASSES[self.class_name].example(self.module)
+        return self.kind.example(self.module)
 
     def param_shapes(self) -> Params:
         """Return the weights' pytree with shapes in place of arrays."""
@@ -240,8 +238,7 @@ class PublishedModel:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the published tensors by name, in torch's layouts."""
-        naming = CLASSES[self.class_name].naming
-        shapes = state_dict.tensor_shapes(self.param_shapes(), naming)
+        shapes = state_dict.tensor_shapes(self.param_shapes(), self.kind.naming)
         return {self._written(name): shape for name, shape in shapes.items()}
 
     def from_tensors(self, tensors: state_dict.Tensors) -> Params:
@@ -256,15 +253,15 @@ class PublishedModel:
         Raises:
           ValueError: if the tensors are not exactly the network's; the message lists them.
         """
-        kind = CLASSES[self.class_name]
+        modern = self.kind.modernise(tensors)
         try:
-            return state_dict.to_params(kind.modernise(tensors), self.param_shapes(), kind.naming)
+            return state_dict.to_params(modern, self.param_shapes(), self.kind.naming)
         except ValueError as error:
             raise Refused(f"{self.class_name}: {error}") from None
 
     def to_tensors(self, params: Params) -> dict[str, np.ndarray]:
         """Turn weights into tensors with the published names and layouts."""
-        tensors = state_dict.to_tensors(params, CLASSES[self.class_name].naming)
+        tensors = state_dict.to_tensors(params, self.kind.naming)
         return {self._written(name): tensor for name, tensor in tensors.items()}
 
     def _written(self, name: str) -> str:

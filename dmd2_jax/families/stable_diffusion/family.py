@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import refuse, unknown_faults
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.families.published.configs import SCHEDULER, SD15_UNET, SDXL_UNET
@@ -36,11 +37,13 @@ from dmd2_jax.families.published.folder import (
     read_component_tensors,
     write_component,
 )
-from dmd2_jax.families.published.model import CLASSES, PublishedModel, published_name
+from dmd2_jax.families.published.model import PublishedModel, class_of, published_name
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
+from dmd2_jax.families.stable_diffusion.classes import CLASSES, UNET
+from dmd2_jax.families.stable_diffusion.settings import defaults, faults
+from dmd2_jax.families.stable_diffusion.unet import StableDiffusionUNet
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
-from dmd2_jax.networks.sd_unet import StableDiffusionUNet
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import (
@@ -56,9 +59,9 @@ __all__ = ["Condition", "StableDiffusionFamily", "build", "read", "with_negative
 Condition = Mapping[str, Array]
 """The arrays of the module's table."""
 
-_UNET = "UNet2DConditionModel"
 _PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_PARTS = ("unet", "scheduler")
 _TOKENS = 77
 _NEGATIVES = {"prompt_embeds": "negative_prompt_embeds", "pooled": "negative_pooled"}
 
@@ -213,7 +216,7 @@ class StableDiffusionFamily:
         path = Path(path)
         try:
             if path.is_dir():
-                stem = CLASSES[_UNET].file_stem
+                stem = CLASSES[UNET].file_stem
                 return self.from_state_dict(read_component_tensors(_unet_folder(path), stem))
             return self.from_weights(read_weights(path))
         except ValueError as error:
@@ -227,45 +230,49 @@ class StableDiffusionFamily:
             write_component(self.model, params, path)
 
 
-def build(
-    model_config: Mapping[str, Any], schedule_config: Mapping[str, Any]
-) -> StableDiffusionFamily:
-    """Build the family's members from configs.
+def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
+    """Build the family's members from a config.
 
     Args:
-      model_config: `pipeline`, a diffusers folder or "sd15" or "sdxl" for the published shapes, or
-        in its place `unet`, what a U-Net's config.json holds; and optionally `resolution` (a side
-        of the square latents; default: the U-Net's sample_size), `dtype` ("float32" or
-        "bfloat16", of the computation), `remat` ("none", "block" or "full") and `scan_layers`
-        (whether to loop over the blocks of a transformer).
-      schedule_config: what a scheduler_config.json holds; unused with `pipeline`, which has one.
+      model_config: keys of `config.model`; those that are missing have their defaults. In place of
+        `pipeline` it may have `unet` and `scheduler`, what a U-Net's config.json and a
+        scheduler_config.json hold; then the resolution is by default the U-Net's sample_size.
 
     Returns:
       The family.
 
     Raises:
-      ValueError: if a value is missing, unknown, or asks for what is not built here.
+      ValueError: if a key or a value is unknown, or asks for what is not built here.
     """
-    config = dict(model_config)
-    if "unet" not in config:
-        config["unet"], schedule_config = _pipeline_configs(config.get("pipeline") or "")
-    if not isinstance(config["unet"], Mapping):
-        raise Refused(
-            f"model.unet={config['unet']!r}, expected what a U-Net's config.json holds; take "
-            "one of families/published_configs.py, or read a pipeline folder."
-        )
-    dtype = config.get("dtype", "float32")
-    if dtype not in _DTYPES:
-        raise Refused(f"model.dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
-    model = PublishedModel.from_config(
-        config["unet"],
-        expected=(_UNET,),
-        dtype=_DTYPES[dtype],
-        remat=config.get("remat", "none"),
+    config = {key: value for key, value in model_config.items() if key not in _PARTS}
+    if "unet" in model_config:
+        unet_config, scheduler = model_config["unet"], model_config.get("scheduler")
+    else:
+        unet_config, scheduler = _pipeline_configs(config.get("pipeline") or "")
+    for name, part in (("unet", unet_config), ("scheduler", scheduler)):
+        if not isinstance(part, Mapping):
+            file = "a U-Net's config.json" if name == "unet" else "a scheduler_config.json"
+            raise Refused(
+                f"model.{name}={part!r}, expected what {file} holds; take one of "
+                "families/published/configs.py, or read a pipeline folder."
+            )
+    class_of(unet_config, (UNET,))
+    if "unet" in model_config and not config.get("resolution"):
+        config["resolution"] = unet_config.get("sample_size")
+    config = defaults().to_dict() | config
+    refuse(
+        list(unknown_faults(config, defaults(), "stable_diffusion")) or list(faults(config)),
+        "config.model",
     )
-    unet = model.module.clone(scan_layers=config.get("scan_layers", False))
+    model = PublishedModel.from_config(
+        unet_config,
+        classes=CLASSES,
+        dtype=_DTYPES[config["dtype"]],
+        remat=config["remat"],
+    )
+    unet = model.module.clone(scan_layers=config["scan_layers"])
     model = dataclasses.replace(model, module=unet)
-    size = config.get("resolution") or config["unet"].get("sample_size")
+    size = config["resolution"]
     if unet.in_channels != unet.out_channels:
         raise Refused(
             f"in_channels={unet.in_channels}, expected out_channels={unet.out_channels}: networks "
@@ -277,7 +284,7 @@ def build(
             f"the latents' side is {size!r}, expected a multiple of {unit}; set model.resolution, "
             "for example 64 for SD 1.5 at 512 pixels."
         )
-    denoiser = _denoiser(unet, read_scheduler(schedule_config))
+    denoiser = _denoiser(unet, read_scheduler(scheduler))
     return StableDiffusionFamily(denoiser, model, (size, size, unet.in_channels))
 
 
@@ -304,7 +311,7 @@ def read(
     options = {"resolution": resolution, "dtype": dtype, "remat": remat}
     try:
         unet, schedule = _folder_configs(folder)
-        family = build({"unet": unet} | options, schedule)
+        family = build({"unet": unet, "scheduler": schedule} | options)
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
     return family, family.load(folder)

@@ -88,7 +88,7 @@ def test_report_draws_the_curves_of_both_runs() -> None:
 def test_report_of_one_run_shows_what_differs_from_the_base(tmp_path: Path) -> None:
     page = report(tmp_path / "one.html", student_run())
     head, *rows = page.tables["Config: what differs"]
-    assert head == ["key", "configs/common.py", "student"]
+    assert head == ["key", "dmd2_jax/config/defaults.py", "student"]
     keys = [row[0] for row in rows]
     assert ["distill.cycles", "200", "4"] in rows
     assert ["model.channel_mult", "[1, 2]", "[1]"] in rows

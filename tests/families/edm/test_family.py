@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from dmd2_jax.config import defaults
 from dmd2_jax.denoiser import trainable_mask
 from dmd2_jax.families.edm import family as edm
 
@@ -19,9 +19,9 @@ NCSNPP = {
 
 
 def build(**changes):
-    config = common.get_config()
+    config = defaults.get_config()
     config.model.model_channels = 8
-    return edm.build({**config.model, **changes}, SCHEDULE)
+    return edm.build({**config.model, **SCHEDULE, **changes})
 
 
 def perturbed(family):
@@ -159,16 +159,19 @@ def test_from_state_dict_refuses_another_resampling_filter():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"network": "unet"}, r"model.network='unet' must be one of \('adm', 'song'\)"),
+        ({"network": "unet"}, r"model.network='unet', expected one of \['adm', 'song'\]"),
         ({"dtype": "float16"}, "model.dtype='float16'"),
         ({"embedding_type": "learned"}, "model.embedding_type='learned'"),
         ({"encoder_type": "skip"}, "model.encoder_type='skip'"),
         ({"resolution": 6, "channel_mult": (1, 1, 1)}, "divisible by 4 for 3 levels"),
         ({"channel_mult": ()}, "one multiplier a level"),
-        ({"model_channels": 0}, "model.model_channels=0 must be at least 4"),
-        ({"num_classes": -1}, "model.num_classes=-1 must be at least 0"),
-        ({"dropout": 1.0}, r"model.dropout=1.0 must lie in \[0, 1\)"),
-        ({"sigma_data": 0.0}, "model.sigma_data=0.0 must be positive"),
+        ({"sigma_max": 0.001}, "model.sigma_min=0.002 and sigma_max=0.001, expected sigma_min <"),
+        ({"pipeline": "sd15"}, "model.pipeline is no key of model.family=edm, expected one of"),
+        ({"model_chanels": 8}, r"did you mean 'model_channels'\?"),
+        ({"model_channels": 0}, "model.model_channels=0, expected at least 4"),
+        ({"num_classes": -1}, "model.num_classes=-1, expected 0 or more"),
+        ({"dropout": 1.0}, r"model.dropout=1.0, expected a number in \[0, 1\)"),
+        ({"sigma_data": 0.0}, "model.sigma_data=0.0, expected a positive number"),
     ],
 )
 def test_build_refuses_what_it_cannot_build(changes, message):
@@ -177,7 +180,7 @@ def test_build_refuses_what_it_cannot_build(changes, message):
 
 
 def test_build_reads_every_field_of_the_network():
-    config = {**common.get_config().model, **NCSNPP}
+    config = {**defaults.get_config().model, **NCSNPP}
     changed = {
         "resolution": 16,
         "image_channels": 3,
@@ -189,7 +192,7 @@ def test_build_reads_every_field_of_the_network():
         "dropout": 0.25,
         "remat": "block",
     }
-    module = edm.build({**config, **changed}, SCHEDULE).module
+    module = edm.build({**config, **changed}).module
     renamed = {"num_classes": "label_dim"}
     for name, value in {**changed, **NCSNPP}.items():
         if name != "network":
@@ -208,7 +211,7 @@ def test_from_edm_kwargs_builds_the_published_imagenet_network():
             "sigma_max": float("inf"),
         }
     )
-    family = edm.build(config, SCHEDULE)
+    family = edm.build(config)
     sizes = jax.tree.map(lambda leaf: leaf.size, family.param_shapes())
     assert sum(jax.tree.leaves(sizes)) == pytest.approx(296e6, rel=2e-3)
     assert family.feature_shapes(1)[0].shape == (1, 8, 8, 768)

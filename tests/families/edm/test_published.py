@@ -152,7 +152,7 @@ def counted(arguments):
 @functools.cache
 def shapes_of(name):
     """Return ours: the shapes of the tensors by name, and how many numbers the weights are."""
-    family = edm.build(edm.from_edm_kwargs(NETWORKS[name]), SCHEDULE)
+    family = edm.build(edm.from_edm_kwargs(NETWORKS[name]) | SCHEDULE)
     leaves = jax.tree.leaves(family.param_shapes())
     return family.tensor_shapes(), sum(math.prod(leaf.shape) for leaf in leaves)
 

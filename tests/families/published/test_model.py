@@ -11,6 +11,7 @@ import pytest
 
 from dmd2_jax.families.published import configs as published_configs
 from dmd2_jax.families.published.model import PublishedModel, class_of, published_name
+from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from tests.families import tiny_models
 
 # Parameters, tensors and SHA-256 of the sorted lines "name 320x4x3x3" of the state dict, made with
@@ -51,7 +52,9 @@ PUBLISHED = {
 
 @functools.cache
 def full_size(name: str) -> dict[str, tuple[int, ...]]:
-    return PublishedModel.from_config(getattr(published_configs, name)).tensor_shapes()
+    return PublishedModel.from_config(
+        getattr(published_configs, name), classes=CLASSES
+    ).tensor_shapes()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -106,7 +109,7 @@ def test_full_size_clip_models_have_the_published_parameter_count(name):
 @pytest.mark.parametrize("name", CLIP_MODELS)
 def test_full_size_clip_models_embed_a_published_image_and_prompt(name):
     """Shapes alone: 224 pixels and 77 tokens."""
-    model = PublishedModel.from_config(getattr(published_configs, name))
+    model = PublishedModel.from_config(getattr(published_configs, name), classes=CLASSES)
     ids, images = jnp.zeros((2, 77), jnp.int32), jnp.zeros((3, 224, 224, 3))
     out = jax.eval_shape(model.module.apply, model.param_shapes(), ids, images)
     assert out.shape == (3, 2)  # the similarity of each image to each prompt
@@ -191,7 +194,7 @@ def test_from_tensors_reads_autoencoders_with_old_attention_names(convolutions):
 
 
 def test_from_tensors_lists_what_does_not_fit():
-    model = PublishedModel.from_config(tiny_models.UNET)
+    model = PublishedModel.from_config(tiny_models.UNET, classes=CLASSES)
     tensors = drawn(model)
     del tensors["conv_in.bias"]
     tensors["conv_in.weight"] = tensors["conv_in.weight"][:4]
@@ -229,7 +232,7 @@ def test_from_config_refuses_remat_of_an_encoder():
 
 
 def test_compute_dtype_leaves_weights_and_outputs_float32():
-    model = PublishedModel.from_config(tiny_models.SDXL_UNET, dtype=jnp.bfloat16)
+    model = PublishedModel.from_config(tiny_models.SDXL_UNET, classes=CLASSES, dtype=jnp.bfloat16)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(model.param_shapes())} == {"float32"}
     out = jax.eval_shape(model.module.apply, model.param_shapes(), *model.example_inputs())
     assert out.dtype == jnp.float32

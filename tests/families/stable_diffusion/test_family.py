@@ -16,7 +16,7 @@ from tests.families.published.test_scheduler import SD15 as SCHEDULER
 
 def build(unet=tiny_models.UNET, prediction="epsilon", **changes):
     schedule = SCHEDULER | {"prediction_type": prediction}
-    return stable_diffusion.build({"unet": unet, **changes}, schedule)
+    return stable_diffusion.build({"unet": unet, "scheduler": schedule, **changes})
 
 
 def weights(family):
@@ -249,4 +249,4 @@ def test_read_names_the_missing_part(pipeline):
 )
 def test_build_refuses_what_it_cannot_build(model, message):
     with pytest.raises(ValueError, match=message):
-        stable_diffusion.build(model, SCHEDULER)
+        stable_diffusion.build({"scheduler": SCHEDULER, **model})

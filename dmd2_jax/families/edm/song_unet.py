@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dmd2_jax.families.edm.unet import UNet
+from dmd2_jax.families.edm.unet_block import BlockInits, UNetBlock
 from dmd2_jax.networks.layers import (
     ZEROS,
     Conv,
@@ -17,8 +19,6 @@ from dmd2_jax.networks.layers import (
     num_groups,
     positional_embedding,
 )
-from dmd2_jax.networks.unet import UNet
-from dmd2_jax.networks.unet_block import BlockInits, UNetBlock
 from dmd2_jax.typing import Array, Float
 
 _EPS = 1e-6  # of the group norms

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dmd2_jax.families.edm.unet import UNet
+from dmd2_jax.families.edm.unet_block import BlockInits, UNetBlock
 from dmd2_jax.networks.layers import (
     FAN_IN,
     ZEROS,
@@ -16,8 +18,6 @@ from dmd2_jax.networks.layers import (
     num_groups,
     positional_embedding,
 )
-from dmd2_jax.networks.unet import UNet
-from dmd2_jax.networks.unet_block import BlockInits, UNetBlock
 from dmd2_jax.typing import Array, Float
 
 CHANNELS_PER_HEAD = 64

@@ -10,12 +10,12 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from dmd2_jax.config.rules import REMAT
+from dmd2_jax.families.edm.adm_unet import AdmUNet
+from dmd2_jax.families.edm.song_unet import SongUNet
+from dmd2_jax.families.edm.unet_block import BlockInits, UNetBlock
 from dmd2_jax.networks import layers
-from dmd2_jax.networks.adm_unet import AdmUNet
 from dmd2_jax.networks.initialise import init_variables
-from dmd2_jax.networks.song_unet import SongUNet
-from dmd2_jax.networks.unet import REMAT
-from dmd2_jax.networks.unet_block import BlockInits, UNetBlock
 
 SMALL = {
     "resolution": 8,

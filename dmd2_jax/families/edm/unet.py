@@ -7,10 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dmd2_jax.networks.unet_block import UNetBlock
+from dmd2_jax.families.edm.unet_block import UNetBlock
 from dmd2_jax.typing import Array, Float
 
-REMAT = ("none", "block", "full")
 """What a backward pass computes again instead of keeping it (rematerialisation).
 
 "block": what is inside of each residual block; the blocks' inputs are kept. "full": the blocks'

@@ -1,7 +1,7 @@
 """Stable Diffusion's U-Net: a noisy latent, its time and a prompt's embedding -> eps or v.
 
 Modules are called as the published weights of diffusers' UNet2DConditionModel call them, with
-`_0` for `.0`. `networks/sd_unet_config.py` builds one from a config.json.
+`_0` for `.0`. `unet_config.py` builds one from a config.json.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.stable_diffusion.unet_blocks import BlockStyle, DownBlock, MidBlock, UpBlock
 from dmd2_jax.networks.layers import Conv, GroupNorm, Linear
-from dmd2_jax.networks.sd_blocks import BlockStyle, DownBlock, MidBlock, UpBlock
 from dmd2_jax.typing import Array, Float
 
 __all__ = ["StableDiffusionUNet", "TimestepEmbedding", "sinusoids"]

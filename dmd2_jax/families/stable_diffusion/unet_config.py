@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import REMAT
+from dmd2_jax.families.stable_diffusion.unet import AddedCondition, StableDiffusionUNet
 from dmd2_jax.networks.published_config import per_level, read_config
-from dmd2_jax.networks.sd_unet import AddedCondition, StableDiffusionUNet
-from dmd2_jax.networks.unet import REMAT
 
 __all__ = ["example_unet_inputs", "unet_from_config"]
 

@@ -1,0 +1,153 @@
+"""Checks of a whole config that need no data, weights or device."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dmd2_jax.config import rules
+from dmd2_jax.config.family import model_faults
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import Rule
+
+__all__ = ["validate"]
+
+
+def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Check every value that can be checked without data, weights or devices.
+
+    Args:
+      config: a whole config.
+      choices: {dotted key: allowed names} of what the caller can provide, for example
+        {"data.name": ("digits", "fashion_mnist")}.
+
+    Raises:
+      Refused: naming every bad value, with got, expected and remedy.
+    """
+    names = _CHOICES | dict(choices or {})
+    values = {key: _get(config, key) for key in (*names, *itertools.chain(*_NUMBERS.values()))}
+    rules.refuse(
+        [
+            *model_faults(config.model),
+            *rules.choice_faults(values, names),
+            *rules.number_faults(values, _NUMBERS),
+            *rules.seed_faults(config.seed, "seed"),
+            *_distill_faults(config),
+            *_other_faults(config),
+        ]
+    )
+
+
+_CHOICES = {
+    "teacher.lr_schedule": ("constant", "cosine"),
+    "teacher.objective": ("edm", "eps"),
+    "distill.fake_labels": ("uniform", "real"),
+}
+_NUMBERS = {
+    rules.AT_LEAST_ONE: (
+        "teacher.steps",
+        "teacher.batch_size",
+        "distill.cycles",
+        "distill.batch_size",
+        "distill.microbatches",
+        "distill.gan_head_channels",
+        "distill.regression_pairs",
+        "log.every",
+        "log.grid_every",
+        "log.teacher_grid_every",
+        "log.checkpoint_every",
+        "log.keep",
+        "evaluate.batch_size",
+        "optim.max_skipped_in_a_row",
+    ),
+    rules.AT_LEAST_TWO: (
+        "teacher.sampler_steps",
+        "evaluate.num_samples",
+        "evaluate.training_samples",
+    ),
+    rules.NOT_NEGATIVE: (
+        "distill.lora_rank",
+        "teacher.warmup",
+        "optim.warmup",
+        "optim.weight_decay",
+        "log.export_every",
+        "log.teacher_export_every",
+        "log.keep_every",
+        "log.keep_best",
+        "log.evaluate_every",
+    ),
+    rules.POSITIVE: (
+        "teacher.lr",
+        "teacher.p_std",
+        "distill.lora_alpha",
+        "optim.generator_lr",
+        "optim.critic_lr",
+        "optim.eps",
+        "optim.clip_norm",
+    ),
+    rules.FRACTION: (
+        "teacher.ema_decay",
+        "teacher.b1",
+        "teacher.b2",
+        "teacher.label_dropout",
+        "optim.b1",
+        "optim.b2",
+    ),
+    rules.POSITIVE_OR_NONE: (
+        "distill.dm_weight",
+        "distill.gan_generator_weight",
+        "distill.gan_critic_weight",
+        "distill.regression_weight",
+    ),
+    Rule(lambda v: v == -1 or v >= 1, "-1 (all devices) or at least 1"): (
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+    ),
+}
+
+
+def _distill_faults(config: ConfigDict) -> Iterator[str]:
+    distill = config.distill
+    if not rules.holds(lambda v: v >= 1, distill.critic_turns):
+        yield (
+            f"distill.critic_turns={distill.critic_turns!r} (K of TTUR), expected at least 1; use "
+            f"1 for no TTUR, 5 as in the paper."
+        )
+    times = tuple(distill.student_times)
+    if not times or any(later >= earlier for earlier, later in itertools.pairwise(times)):
+        yield (
+            f"distill.student_times={times}, expected one or more strictly decreasing times; "
+            f"for example (80.0, 0.4), or (999, 749, 499, 249) of Stable Diffusion."
+        )
+    for name, paper in (("dm_range", (0.02, 0.98)), ("gan_range", (0.0, 1.0))):
+        span = tuple(distill[name])
+        if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:
+            yield (
+                f"distill.{name}={span}, expected (low, high) with 0 <= low < high <= 1, fractions "
+                f"of the schedule's levels; the paper's is {paper}."
+            )
+
+
+def _other_faults(config: ConfigDict) -> Iterator[str]:
+    if config.log.keep_best and not config.log.evaluate_every:
+        yield (
+            f"log.keep_best={config.log.keep_best} by FID and log.evaluate_every=0 (never), "
+            f"expected FID to be measured; set config.log.evaluate_every, or keep_best=0."
+        )
+    for decay in config.optim.ema_decays:
+        if not rules.holds(lambda v: 0 < v < 1, decay):
+            yield f"optim.ema_decays has {decay!r}, expected numbers in (0, 1); () is none."
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        if part not in node:
+            raise Refused(
+                f"the config has no {key}, expected every key of dmd2_jax/config/defaults.py; "
+                f"start the recipe from it."
+            )
+        node = node[part]
+    return node

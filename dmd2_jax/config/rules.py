@@ -1,0 +1,133 @@
+"""Rules of values, each stated once, and what is said of a value that breaks one."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dmd2_jax.config.plugins import nearest
+from dmd2_jax.config.refused import Refused
+
+__all__ = [
+    "AT_LEAST_ONE",
+    "AT_LEAST_TWO",
+    "DTYPES",
+    "FRACTION",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "POSITIVE_OR_NONE",
+    "REMAT",
+    "Rule",
+    "check_seed",
+    "choice_faults",
+    "holds",
+    "number_faults",
+    "refuse",
+    "seed_faults",
+    "unknown_faults",
+]
+
+DTYPES = ("float32", "bfloat16")
+"""The types that networks compute in."""
+
+REMAT = ("none", "block", "full")
+"""What the backward pass computes again instead of keeping it: nothing, each block, everything."""
+
+_SEEDS = 2**32
+
+
+class Rule(NamedTuple):
+    """What a number has to be.
+
+    Attributes:
+      holds: whether a value is; may raise TypeError for what is no number.
+      expected: the same in words.
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+AT_LEAST_ONE = Rule(lambda v: v >= 1, "at least 1")
+AT_LEAST_TWO = Rule(lambda v: v >= 2, "at least 2")
+NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or more")
+POSITIVE = Rule(lambda v: v > 0, "a positive number")
+POSITIVE_OR_NONE = Rule(lambda v: v is None or v > 0, "a positive number, or None for none")
+FRACTION = Rule(lambda v: 0 <= v < 1, "a number in [0, 1)")
+
+
+def number_faults(
+    values: Mapping[str, Any], rules: Mapping[Rule, Collection[str]], prefix: str = ""
+) -> Iterator[str]:
+    """Yield what breaks a rule.
+
+    Args:
+      values: key -> value.
+      rules: rule -> the keys that it is for.
+      prefix: of the keys as the user writes them, such as "model.".
+    """
+    for rule, keys in rules.items():
+        for key in keys:
+            value = values[key]
+            if not _is_number_or_none(value) or not holds(rule.holds, value):
+                name = prefix + key
+                yield f"{name}={value!r}, expected {rule.expected}; set config.{name}."
+
+
+def choice_faults(
+    values: Mapping[str, Any], choices: Mapping[str, Sequence[str]], prefix: str = ""
+) -> Iterator[str]:
+    """Yield what is none of the words that a key may have; see `number_faults`."""
+    for key, allowed in choices.items():
+        value = values[key]
+        if value not in allowed:
+            close = nearest(value, allowed)
+            yield f"{prefix}{key}={value!r}, expected one of {sorted(allowed)}{close}."
+
+
+def unknown_faults(values: Collection[str], known: Collection[str], family: str) -> Iterator[str]:
+    """Yield which keys of `config.model` its family does not know."""
+    for key in values:
+        if key not in known:
+            yield (
+                f"model.{key} is no key of model.family={family}, expected one of {sorted(known)}"
+                f"{nearest(key, known)}; leave it away, or begin with that family's keys: "
+                f"defaults.get_config({family!r})."
+            )
+
+
+def refuse(faults: Collection[str], what: str = "the config") -> None:
+    """Refuse what has faults.
+
+    Raises:
+      Refused: naming them all.
+    """
+    if faults:
+        raise Refused(f"{what} is refused:\n  " + "\n  ".join(faults))
+
+
+def seed_faults(seed: Any, name: str) -> Iterator[str]:
+    """Yield why a number is no seed: JAX would cut it to 32 bits without a word."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
+        yield f"{name}={seed!r}, expected a whole number in 0..{_SEEDS - 1}; try 0."
+
+
+def check_seed(seed: Any, name: str) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+      Refused: if it is no whole number in 0 .. 2**32 - 1.
+    """
+    for fault in seed_faults(seed, name):
+        raise Refused(fault)
+
+
+def holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    """Apply `rule`; a value that cannot be compared, or is NaN or infinite, fails it."""
+    try:
+        return bool(rule(value)) and not (isinstance(value, float) and not math.isfinite(value))
+    except TypeError:
+        return False
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

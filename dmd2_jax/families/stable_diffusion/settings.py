@@ -1,0 +1,34 @@
+"""The keys of `config.model` that the family has, and their rules."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.rules import AT_LEAST_ONE, DTYPES, REMAT, choice_faults, number_faults
+
+__all__ = ["defaults", "faults"]
+
+
+def defaults() -> ConfigDict:
+    """Return the group: Stable Diffusion 1.5's size, and no pipeline."""
+    model = ConfigDict()
+    model.family = "stable_diffusion"
+    model.pipeline = ""  # a diffusers folder, or sd15 or sdxl for the published shapes
+    model.resolution = 64  # a side of the latents; 64 of SD 1.5 are 512 pixels
+    model.dtype = "float32"  # compute type: float32 | bfloat16
+    model.remat = "none"  # none | block | full: what the backward pass computes again
+    # Loop over the blocks of each transformer. SDXL's program is a fraction as large to compile;
+    # each network call copies the transformers' weights.
+    model.scan_layers = False
+    return model
+
+
+def faults(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the values of the group.
+
+    Args:
+      model: every key of `defaults`.
+    """
+    yield from choice_faults(model, {"dtype": DTYPES, "remat": REMAT}, "model.")
+    yield from number_faults(model, {AT_LEAST_ONE: ("resolution",)}, "model.")

@@ -1,0 +1,90 @@
+"""The checks of a config's values."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from dmd2_jax.config import defaults
+from dmd2_jax.config.check import validate
+from dmd2_jax.config.refused import Refused
+
+
+def changed(**overrides: object) -> ConfigDict:
+    config = defaults.get_config()
+    for key, value in overrides.items():
+        group, name = key.split("__")
+        config[group][name] = value
+    return config
+
+
+def test_validate_accepts_the_base_config() -> None:
+    validate(defaults.get_config())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"distill__critic_turns": 0}, r"critic_turns=0 \(K of TTUR\), expected at least 1"),
+        ({"distill__student_times": (20.0, 80.0)}, "strictly decreasing"),
+        ({"distill__student_times": (80.0, 80.0)}, "strictly decreasing"),
+        ({"distill__student_times": ()}, "strictly decreasing"),
+        ({"model__sigma_min": 80.0}, "expected sigma_min < sigma_max"),
+        ({"model__sigma_min": -1.0}, "model.sigma_min=-1.0, expected a positive number"),
+        ({"distill__batch_size": 0}, "distill.batch_size=0, expected at least 1"),
+        ({"teacher__batch_size": -4}, "teacher.batch_size=-4, expected at least 1"),
+        ({"optim__generator_lr": 0.0}, "optim.generator_lr=0.0, expected a positive number"),
+        ({"optim__critic_lr": float("nan")}, "optim.critic_lr=nan, expected a positive number"),
+        ({"optim__b2": 1.0}, r"optim.b2=1.0, expected a number in \[0, 1\)"),
+        ({"optim__ema_decays": (1.5,)}, "ema_decays has 1.5"),
+        ({"distill__dm_range": (0.9, 0.1)}, "dm_range"),
+        ({"distill__gan_generator_weight": None}, "expected both or neither"),
+        ({"distill__dm_weight": -1.0}, "dm_weight=-1.0, expected a positive number, or None"),
+        ({"distill__fake_labels": "random"}, r"fake_labels='random', expected one of"),
+        ({"model__dtype": "float16"}, r"model.dtype='float16', expected one of"),
+        ({"model__remat": "True"}, r"remat='True', expected one of \['block', 'full', 'none'\]"),
+        ({"model__channel_mult": ()}, "expected one multiplier a level"),
+        ({"model__family": "edmm"}, r"model.family='edmm', expected one of .*did you mean 'edm'\?"),
+        ({"mesh__data": 0}, r"mesh.data=0, expected -1 \(all devices\)"),
+        ({"log__keep": 0}, "log.keep=0, expected at least 1"),
+        ({"log__keep_every": -1}, "log.keep_every=-1, expected 0 or more"),
+        ({"log__keep_best": 2}, r"log.evaluate_every=0 \(never\), expected FID to be measured"),
+        ({"optim__max_skipped_in_a_row": 0}, "max_skipped_in_a_row=0, expected at least 1"),
+    ],
+)
+def test_validate_refuses(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(match=message):
+        validate(changed(**overrides))
+
+
+def test_validate_refuses_a_run_without_any_loss() -> None:
+    weights = dict.fromkeys(("dm_weight", "gan_generator_weight", "gan_critic_weight"))
+    config = changed(**{f"distill__{name}": value for name, value in weights.items()})
+    with pytest.raises(match="no loss for the generator"):
+        validate(config)
+
+
+def test_validate_names_every_fault_of_the_config_and_its_family() -> None:
+    config = changed(distill__critic_turns=0, optim__generator_lr=-1.0, model__dropout=2.0)
+    with pytest.raises(Refused) as caught:
+        validate(config)
+    for key in ("distill.critic_turns=0", "optim.generator_lr=-1.0", "model.dropout=2.0"):
+        assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True])
+def test_validate_refuses_a_seed_that_jax_would_cut(seed: int) -> None:
+    config = defaults.get_config().unlock()
+    del config.seed
+    config.seed = seed
+    with pytest.raises(match=rf"seed={seed}, expected a whole number in 0..4294967295"):
+        validate(config)
+
+
+def test_validate_accepts_every_seed_of_32_bits() -> None:
+    config = defaults.get_config()
+    config.seed = 2**32 - 1
+    validate(config)
+
+
+def test_validate_checks_the_names_that_the_caller_provides() -> None:
+    with pytest.raises(match=r"data.name='digits', expected one of \['digit5'\]"):
+        validate(defaults.get_config(), {"data.name": ["digit5"]})

@@ -1,0 +1,45 @@
+"""A config's check with the names of what there is, and its family."""
+
+import pytest
+
+from dmd2_jax.config import defaults
+from dmd2_jax.config.load import apply_overrides, load_config
+from dmd2_jax.recipe.open import build_family, check
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.denoising_weight=edn", r"did you mean 'edm'\?"),
+        ("optim.moment_dtype=float16", "moment_dtype='float16', expected one of"),
+        ("optim.lr_schedule=cosin", r"did you mean 'cosine'\?"),
+        ("data.name=digit", r"data.name='digit', expected one of .*did you mean 'digits'\?"),
+        ("seed=4294967296", "seed=4294967296, expected a whole number"),
+    ],
+)
+def test_check_names_what_there_is(override: str, message: str) -> None:
+    config = defaults.get_config()
+    apply_overrides(config, dict([override.split("=")]))
+    with pytest.raises(match=message):
+        check(config)
+
+
+def test_build_family_takes_times_at_both_ends_of_the_schedule() -> None:
+    config = defaults.get_config()
+    config.distill.student_times = (80.0, 1.0, 0.002)
+    build_family(config)
+
+
+@pytest.mark.parametrize("times", [(90.0, 1.0), (80.0, 0.0019)])
+def test_build_family_refuses_times_outside_the_schedule(times: tuple[float, ...]) -> None:
+    config = defaults.get_config()
+    config.distill.student_times = times
+    with pytest.raises(match=r"expected times within the schedule's \[0.002, 80\]"):
+        build_family(config)
+
+
+def test_build_family_refuses_steps_that_the_scheduler_has_not() -> None:
+    config = load_config("sdxl_one_step")
+    config.distill.student_times = (1000,)
+    with pytest.raises(match=r"has \[1000\], expected whole numbers in 0..999"):
+        build_family(config)
