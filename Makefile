@@ -21,7 +21,7 @@ help: ## print this list
 		| awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 demo: install ## train a digits teacher, distil it to one step, write runs/demo (minutes, CPU)
-	$(BIN)/python -m dmd2_jax.main demo $(DEMO_ARGS)
+	$(BIN)/python -m dmd2_jax.commands.main demo $(DEMO_ARGS)
 
 test: lint typecheck pytest ## every check that CI runs
 

@@ -26,10 +26,11 @@ import numpy as np
 from jax.extend import core
 
 from dmd2_jax.config.load import apply_overrides, load_config, parse_overrides
-from dmd2_jax.distill import CycleBatch, Samples, make_cycle
-from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
+from dmd2_jax.distill import CycleBatch, Samples
+from dmd2_jax.recipe.distillation import initial_state, open_distillation, trace
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.runtime.platform import prepare_backend
+from dmd2_jax.runtime.sharding import make_mesh
 
 
 def main() -> None:
@@ -68,19 +69,19 @@ def run(config: Any, cycles: int, *, with_torch: bool) -> dict[str, Any]:
       The figures, by name.
     """
     family = build_family(config)
-    settings, players = distill_config(config, family), build_players(config, family)
+    job = open_distillation(config, family, make_mesh(config.mesh))
     teacher = family.init(jax.random.key(0))
     batch = example_batch(config, family)
 
     def state() -> Any:
-        return initial_state(players, settings, family, teacher, jax.random.key(1))
+        return initial_state(job.players, job.settings, family, teacher, jax.random.key(1))
 
-    cycle = make_cycle(players, settings)
     key = jax.random.key(2)
-    flops = count_flops(jax.make_jaxpr(cycle)(state(), teacher, batch, key).jaxpr)
-    compiled, cold = compile_seconds(cycle, state(), teacher, batch, key)
+    flops = count_flops(trace(job).jaxpr.jaxpr)
+    compiled, cold = compile_seconds(job.cycle, state(), teacher, batch, key)
     jax.clear_caches()
-    _, warm = compile_seconds(make_cycle(players, settings), state(), teacher, batch, key)
+    again = open_distillation(config, family, job.mesh).cycle
+    _, warm = compile_seconds(again, state(), teacher, batch, key)
 
     current = state()
 
@@ -103,7 +104,7 @@ def run(config: Any, cycles: int, *, with_torch: bool) -> dict[str, Any]:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     figures = {
         "config": config.name,
-        "shared_pass": settings.shared_pass,
+        "shared_pass": job.settings.shared_pass,
         "device": jax.devices()[0].device_kind,
         "cpu_count": os.cpu_count(),
         "jax": jax.__version__,

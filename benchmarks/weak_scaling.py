@@ -19,9 +19,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import defaults
-from dmd2_jax.plan.cycle import TracedCycle, trace_cycle
+from dmd2_jax.plan.cycle import open_cycle
 from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.program_costs import read_program
+from dmd2_jax.recipe.distillation import Distillation, trace
 from dmd2_jax.recipe.open import aligned
 
 LAYOUTS = ("data", "fsdp")
@@ -96,16 +97,17 @@ def measure(layout: str, devices: int, per_device: int) -> Row:
       devices: how many virtual devices.
       per_device: samples of the batch on each.
     """
-    cycle = trace_cycle(recipe(layout, devices, per_device), jax.devices()[:devices])
+    cycle = open_cycle(recipe(layout, devices, per_device), jax.devices()[:devices])
+    traced = trace(cycle)
     options = {"xla_backend_optimization_level": 0}  # the code is not run
-    compiled = cycle.traced.lower().compile(compiler_options=options)
+    compiled = traced.lower().compile(compiler_options=options)
     costs = read_program(compiled.as_text())
     moved = {kind: it.num_bytes for kind, it in costs.collectives.items()}
     gathered, reduced = expected_bytes(cycle, devices)
     return Row(
         layout,
         devices,
-        jaxpr_flops(cycle.traced.jaxpr) / devices,
+        jaxpr_flops(traced.jaxpr) / devices,
         compiled.cost_analysis()["flops"],
         costs.num_bytes,
         moved.get("all-gather", 0),
@@ -115,7 +117,7 @@ def measure(layout: str, devices: int, per_device: int) -> Row:
     )
 
 
-def expected_bytes(cycle: TracedCycle, devices: int) -> tuple[int, int]:
+def expected_bytes(cycle: Distillation, devices: int) -> tuple[int, int]:
     """Return what docs/scaling.md says is gathered and reduced, the sums of metrics left out.
 
     Args:

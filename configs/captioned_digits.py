@@ -1,6 +1,6 @@
 """Text to image on real digits with captions: a teacher and a four-step student on two CPU cores.
 
-    python -m benchmarks.captioned_digits --out=runs/captioned      # images, captions, a pipeline
+    python -m examples.captioned_digits.make --out=runs/captioned  # images, captions, a pipeline
     dmd2 cache --pipeline=runs/captioned/pipeline --images=runs/captioned/images --resolution=16 \
         --out=runs/captioned/cache
     dmd2 train-teacher --config=configs/captioned_digits.py --workdir=runs/captioned/teacher

@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
     config.log.grid_every = 500
     config.log.export_every = 500
     config.log.teacher_grid_every = 2000
+    config.log.teacher_export_every = 2000
     config.log.checkpoint_every = 500
     config.evaluate.num_samples = 50_000
     return config

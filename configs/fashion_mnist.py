@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.log.grid_every = 1000
     config.log.export_every = 1000
     config.log.teacher_grid_every = 2000
+    config.log.teacher_export_every = 2000
     config.log.checkpoint_every = 1000
     config.evaluate.num_samples = 10_000
     return config

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
-from dmd2_jax.config.refused import Refused
-
 __all__ = ["Array", "Float", "Int", "Key", "Params", "PyTree", "Shaped", "expand"]
 
 PyTree = Any
@@ -39,7 +37,7 @@ def expand(per_sample: Shaped[Array, " b"], like: Shaped[Array, "b ..."]) -> Arr
     """
     per_sample = jnp.asarray(per_sample)
     if per_sample.shape != like.shape[:1]:
-        raise Refused(
+        raise ValueError(  # a fault of the program: no user gives these arrays
             f"per-sample scalars have shape {per_sample.shape}, expected [b] = {like.shape[:1]} "
             f"for an array of shape {like.shape}; pass one number a sample."
         )

@@ -157,7 +157,7 @@ YAML
                       google.com/tpu: $chips
                     limits:
                       google.com/tpu: $chips
-                  command: ["python", "-m", "dmd2_jax.main"]
+                  command: ["python", "-m", "dmd2_jax.commands.main"]
                   args:
 YAML
   local word

@@ -37,7 +37,7 @@ esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${VENV:-.venv}"
-command=("$venv/bin/python" -m dmd2_jax.main "$@")
+command=("$venv/bin/python" -m dmd2_jax.commands.main "$@")
 if [[ -n "$show" ]]; then
   printf '%q ' "${command[@]}"
   echo

@@ -76,7 +76,7 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${VENV:-.venv}"
 port="${port:-$(free_port)}"
-command=("$venv/bin/python" -m dmd2_jax.main "$@")
+command=("$venv/bin/python" -m dmd2_jax.commands.main "$@")
 
 # Sets `environment` to what process $1 is told.
 tell() {

@@ -67,7 +67,7 @@ else
 fi
 saved=75 # EX_TEMPFAIL of sysexits.h: what the run exits with when it was stopped and has saved
 command=(env DMD2_DISTRIBUTED=1 "DMD2_EXIT_WHEN_SAVED=$saved" ${local_devices:+"$local_devices"}
-  "${VENV:-.venv}/bin/python" -m dmd2_jax.main "$@")
+  "${VENV:-.venv}/bin/python" -m dmd2_jax.commands.main "$@")
 
 job() {
   cat <<JOB

@@ -100,7 +100,7 @@ if [[ -n "$install" ]]; then
 else
   remote+="cd dmd2_jax; "
 fi
-command="$(printf '%q ' env DMD2_DISTRIBUTED=1 .venv/bin/python -m dmd2_jax.main "$@")"
+command="$(printf '%q ' env DMD2_DISTRIBUTED=1 .venv/bin/python -m dmd2_jax.commands.main "$@")"
 if [[ -n "$detach" ]]; then
   remote+="nohup $command>dmd2.log 2>&1 </dev/null & echo \$! >dmd2.pid"
 else

@@ -1,10 +1,10 @@
-"""What `benchmarks.captioned_digits` writes of a few digits, made once."""
+"""What `examples.captioned_digits.make` writes of a few digits, made once."""
 
 import functools
 from pathlib import Path
 from unittest import mock
 
-from benchmarks import captioned_digits
+from examples.captioned_digits import make as captioned_digits
 from tests.tiny import scratch
 
 NUM = 20

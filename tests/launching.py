@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 COMMAND = ["distill", "--config=configs/digits.py", "--config.name=a b", '--workdir=it\'s "$HOME"']
-RUN = [".venv/bin/python", "-m", "dmd2_jax.main", *COMMAND]
+RUN = [".venv/bin/python", "-m", "dmd2_jax.commands.main", *COMMAND]
 
 PLACES: dict[str, tuple[str, ...]] = {
     "local": (),

@@ -10,13 +10,20 @@ from ml_collections import ConfigDict
 from dmd2_jax import data
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.data import ImageDataset
-from dmd2_jax.distill import make_cycle
-from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
-from dmd2_jax.recipe.open import Recipe, build_family, check
+from dmd2_jax.recipe.distillation import (
+    batch_shapes,
+    distill_config,
+    initial_state,
+    open_distillation,
+    trace,
+)
+from dmd2_jax.recipe.open import Recipe, build_family, check, sample_labels
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.training.batches import cycle_batch
+from dmd2_jax.training.pairs import PairPool, TeacherPairs
 from dmd2_jax.training.teacher import compile_step, state_shardings, teacher_batch
 from dmd2_jax.training.teacher_step import init_teacher_state
+from dmd2_jax.typing import PyTree
 
 ROOT = Path(__file__).resolve().parents[1]
 # those of text-to-image models are in test_text_training.py
@@ -96,15 +103,29 @@ def test_config_traces_at_full_size(config: ConfigDict) -> None:
     after, _ = jax.eval_shape(compile_step(recipe), state, x_0, cond, jax.random.key(0))
     assert after == state
 
-    players, settings = build_players(config, recipe.family), distill_config(config, recipe.family)
-    state = jax.eval_shape(
-        lambda p: initial_state(players, settings, recipe.family, p, jax.random.key(0)), params
-    )
-    batch = jax.eval_shape(lambda: cycle_batch(recipe, 0))
-    cycle = make_cycle(players, settings)
-    after, metrics = jax.eval_shape(cycle, state, params, batch, jax.random.key(0))
-    assert after == state
+    job = open_distillation(config, recipe.family, recipe.mesh)
+    after, metrics = trace(job).out_info
+    assert shapes_of(after) == shapes_of(job.state)
     assert metrics["critic_loss"].shape == (config.distill.critic_turns,)
+
+
+def shapes_of(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def test_config_reads_batches_of_the_shapes_that_its_program_takes(config: ConfigDict) -> None:
+    recipe, shape = recipe_of(config), (config.model.resolution,) * 2
+    shape = (*shape, config.model.image_channels)
+
+    def read(numbers: np.ndarray) -> TeacherPairs:
+        images = np.zeros((len(numbers), *shape), np.float32)
+        return TeacherPairs(images, images, sample_labels(recipe, numbers))
+
+    number, b = config.distill.regression_pairs, config.distill.batch_size
+    pool = None if config.distill.regression_weight is None else PairPool(number, read)
+    batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, pool))
+    assert batch == batch_shapes(distill_config(config, recipe.family), recipe.family)
+    assert batch.real is None or batch.real.x_0.shape == (config.distill.critic_turns, b, *shape)
 
 
 @pytest.mark.slow
@@ -116,10 +137,10 @@ def test_config_runs_one_step_shrunk(config: ConfigDict) -> None:
     _, metrics = step(state, *teacher_batch(recipe, 0), jax.random.key(1))
     assert np.isfinite(metrics["denoising_loss"])
 
-    players, settings = build_players(config, recipe.family), distill_config(config, recipe.family)
-    state = initial_state(players, settings, recipe.family, params, jax.random.key(2))
-    cycle = make_cycle(players, settings)
-    state, metrics = cycle(state, params, cycle_batch(recipe, 0), jax.random.key(3))
+    job = open_distillation(config, recipe.family, recipe.mesh)
+    key = jax.random.key(2)
+    state = initial_state(job.players, job.settings, recipe.family, params, key)
+    state, metrics = job.cycle(state, params, cycle_batch(recipe, 0), jax.random.key(3))
     assert int(state.step.critic) == config.distill.critic_turns
     assert int(metrics["skipped_updates"]) == 0
     for name, value in metrics.items():

@@ -112,7 +112,7 @@ def test_local_runs_its_command(tmp_path: Path) -> None:
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """Return an environment whose `python -m dmd2_jax.main CODE` runs CODE in a real Python."""
+    """Return an environment whose `python -m MODULE CODE` runs CODE in a real Python."""
     return environment(tmp_path, 'exec {python} -c "$3" "$@"')
 
 

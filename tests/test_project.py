@@ -99,7 +99,7 @@ def test_setup_refuses_the_python_that_the_tools_do_not_target(metadata):
 @pytest.mark.parametrize(
     ("target", "install", "last"),
     [
-        ("demo", "--editable .", "-m dmd2_jax.main demo"),
+        ("demo", "--editable .", "-m dmd2_jax.commands.main demo"),
         ("test", '--editable ".[dev]"', "-m pytest"),
     ],
 )
@@ -193,7 +193,7 @@ def test_launch_local_passes_its_arguments_on_unchanged(tmp_path):
         text=True,
         check=True,
     )
-    assert result.stdout.split("|")[:-1] == ["-m", "dmd2_jax.main", *arguments]
+    assert result.stdout.split("|")[:-1] == ["-m", "dmd2_jax.commands.main", *arguments]
 
 
 @pytest.mark.parametrize("script", [".ci/run", "launch/local.sh"])

@@ -55,7 +55,6 @@ _NUMBERS = {
         "distill.regression_pairs",
         "log.every",
         "log.grid_every",
-        "log.export_every",
         "log.teacher_grid_every",
         "log.checkpoint_every",
         "log.keep",
@@ -72,6 +71,8 @@ _NUMBERS = {
         "teacher.warmup",
         "optim.warmup",
         "optim.weight_decay",
+        "log.export_every",
+        "log.teacher_export_every",
         "log.keep_every",
         "log.keep_best",
         "log.evaluate_every",
@@ -85,7 +86,14 @@ _NUMBERS = {
         "optim.eps",
         "optim.clip_norm",
     ),
-    rules.FRACTION: ("teacher.ema_decay", "teacher.label_dropout", "optim.b1", "optim.b2"),
+    rules.FRACTION: (
+        "teacher.ema_decay",
+        "teacher.b1",
+        "teacher.b2",
+        "teacher.label_dropout",
+        "optim.b1",
+        "optim.b2",
+    ),
     rules.POSITIVE_OR_NONE: (
         "distill.dm_weight",
         "distill.gan_generator_weight",
@@ -113,7 +121,8 @@ def _distill_faults(config: ConfigDict) -> Iterator[str]:
             f"distill.gan_generator_weight={weights[0]} and gan_critic_weight={weights[1]}, "
             f"expected both or neither; set both to None for no GAN."
         )
-    if distill.dm_weight is weights[0] is distill.regression_weight is None:
+    losses = (distill.dm_weight, weights[0], distill.regression_weight)
+    if all(weight is None for weight in losses):
         yield (
             "distill has no loss for the generator (dm_weight, gan_generator_weight and "
             "regression_weight are None), expected at least one; set dm_weight=1.0."

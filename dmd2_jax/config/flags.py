@@ -5,8 +5,8 @@
         workdir: str = flag("the run folder", metavar="DIR")
         seed: int = flag("of the noise", default=0)
 
-gives `--workdir DIR` (required) and `--seed N` (default: 0). Python makes the same Options by hand
-and calls the command's `run` with them.
+gives `--workdir DIR` (required) and `--seed N`, whose help is "of the noise; default: 0". Python
+makes the same Options by hand and calls the command's `run` with them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["add_flags", "comma_separated", "flag", "given", "options_from"]
+__all__ = ["add_flags", "comma_separated", "count", "flag", "given", "options_from"]
 
 _FLAG = "flag"
 _PLURAL = (tuple, list)
@@ -51,7 +51,8 @@ def flag(
     `tuple[T, ...]`, whose values are separated by commas or, if `repeated`, given one flag each.
 
     Args:
-      help: one line; the default is added to it, unless it is None, "" or False.
+      help: one line; the default is added to it, unless it is None, "", () or False, or the line
+        says itself what it is.
       default: without one the flag is required.
       metavar: what the value is called, for example "DIR"; by default after its type.
       choices: the values that are allowed.
@@ -130,23 +131,47 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], bool]:
 
 def _help(declared: _Flag, default: Any) -> str:
     text = declared.help.replace("%", "%%")
-    if default in (None, "", False, ()) or "default" in declared.help:
+    says_nothing = default is None or default is False or default in ("", ())
+    if says_nothing or "default" in declared.help:
         return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{text}; default: {shown}"
 
 
-def comma_separated(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Make a parser of values that are separated by commas; empty ones are left out."""
+def comma_separated(
+    kind: Callable[[str], Any], expected: str | None = None
+) -> Callable[[str], tuple[Any, ...]]:
+    """Make a parser of values that are separated by commas.
+
+    Args:
+      kind: text -> one value, raising ValueError or argparse.ArgumentTypeError.
+      expected: what is asked for, for errors, "names like a,b"; no value may then be empty.
+        Without it empty ones are left out.
+    """
 
     def parse(text: str) -> tuple[Any, ...]:
+        parts = [part.strip() for part in text.split(",")]
         try:
-            return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-        except ValueError:
-            example = {int: "0,1,2", float: "0.5,1.5"}.get(kind, "a,b")  # type: ignore[call-overload]
-            raise argparse.ArgumentTypeError(f"{text!r}, expected values like {example}") from None
+            if expected and not all(parts):
+                raise ValueError
+            return tuple(kind(part) for part in parts if part)
+        except (ValueError, argparse.ArgumentTypeError):
+            example = "0.5,1.5" if kind is float else "0,1,2"
+            message = f"{text!r}, expected {expected or f'numbers like {example}'}"
+            raise argparse.ArgumentTypeError(message) from None
 
     return parse
+
+
+def count(text: str) -> int:
+    """Read a whole number from 1.
+
+    Raises:
+      argparse.ArgumentTypeError: if it is none.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
+    return int(text)
 
 
 def options_from(options: type, arguments: argparse.Namespace, **others: Any) -> Any:

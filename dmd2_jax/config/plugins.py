@@ -35,7 +35,7 @@ def available(package: str, *, but: Sequence[str] = (), packages: bool = False) 
 
 def is_dotted(name: str) -> bool:
     """Return whether a name is a dotted module of the user's own."""
-    return "." in name
+    return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
 def load_plugin(
@@ -84,6 +84,8 @@ def require(module: ModuleType, needs: Iterable[str], what: str) -> None:
 
 
 def _import_own(name: str, what: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise Refused(f"{what}={name!r}, expected the name of a module, such as my_lab.mine.")
     here = str(Path.cwd())
     # An installed `dmd2` does not look in the folder that it is started in.
     if here not in sys.path and "" not in sys.path:

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from dmd2_jax.config.refused import Missing
-from dmd2_jax.data.reading.dataset import Batch, MissingPackageError, Options, check_split
+from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.data.reading.contract import Batch, Options
+from dmd2_jax.data.reading.dataset import check_split
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
-from dmd2_jax.data.reading.records import ArrayRecords, Shard
+from dmd2_jax.data.reading.records import ArrayRecords, Shard, open_writer
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.typing import Int, Shaped
 
@@ -163,30 +164,13 @@ class ShardWriter:
             writer.close()
 
 
-def open_writer(path: Path) -> Any:
-    """Return array_record's writer of a file that is read in any order.
-
-    Raises:
-      MissingPackageError: if the package array_record is not installed.
-    """
-    try:
-        from array_record.python import array_record_module
-    except ImportError as error:
-        raise MissingPackageError(
-            "writing array_record needs the package array_record, which is not installed; "
-            "install it with: pip install 'dmd2_jax[tfds]'"
-        ) from error
-    # One record a group, for reading in any order; pixels hardly shrink and PNGs not at all.
-    return array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-
-
 def _read_info(path: str) -> dict[str, Any]:
     """Read and check info.json; `splits` becomes name -> [(file, records), ...]."""
     file = Path(path).expanduser() / INFO
     if not path or not file.is_file():
         raise Missing(
-            f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data "
-            "--config=... --write=DIR` wrote; write it, or choose another config.data.name."
+            f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data` "
+            "wrote; write it, or choose another config.data.name."
         )
     try:
         info = json.loads(file.read_bytes())
@@ -206,8 +190,8 @@ def _read_info(path: str) -> dict[str, Any]:
     return info
 
 
-def _refused(file: Path, fault: str) -> ValueError:
-    return ValueError(
-        f"{file} is refused ({fault}), expected what `dmd2 data --write` writes, format {FORMAT}; "
+def _refused(file: Path, fault: str) -> Refused:
+    return Refused(
+        f"{file} is refused ({fault}), expected what `dmd2 data` writes, format {FORMAT}; "
         "write it again."
     )

@@ -23,11 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.data.reading.contract import Options, Source
 from dmd2_jax.data.reading.dataset import (
     MEMORY_LIMIT,
     ImageDataset,
-    Options,
-    Source,
     Subset,
     check_split,
     split_indices,
@@ -218,8 +217,8 @@ def _check_header(stream, info: zipfile.ZipInfo) -> None:
         )
 
 
-def _refused(file: str, error: BaseException) -> ValueError:
-    return ValueError(
+def _refused(file: str, error: BaseException) -> Refused:
+    return Refused(
         f"{file} is refused ({type(error).__name__}: {error}), expected plain arrays of numbers; "
         "save them again with numpy.save or numpy.savez."
     )

@@ -7,7 +7,8 @@ inside scikit-learn (`sklearn.datasets.load_digits`): no download, no path.
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.data.reading.dataset import ImageDataset, Options, held_out, select_split
+from dmd2_jax.data.reading.contract import Options
+from dmd2_jax.data.reading.dataset import ImageDataset, held_out, select_split
 
 RESOLUTION = 8
 NUM_CLASSES = 10

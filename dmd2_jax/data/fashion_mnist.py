@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.idx import Pair, read_pair
-from dmd2_jax.data.reading.dataset import ImageDataset, Options, check_split, pad_to, select_split
+from dmd2_jax.data.reading.contract import Options
+from dmd2_jax.data.reading.dataset import ImageDataset, check_split, pad_to, select_split
 
 RESOLUTIONS = (28, 32)  # as stored, and padded to a power of two for U-Nets
 NUM_CLASSES = 10

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import (
     ImageDataset,
-    Options,
     check_split,
     pad_to,
     select_split,

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
-from dmd2_jax.data.reading.dataset import Options, check_split, split_indices
+from dmd2_jax.data.reading.contract import Options
+from dmd2_jax.data.reading.dataset import check_split, split_indices
 from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, decode_image
 from dmd2_jax.data.reading.folder import FileTree, Folder
 from dmd2_jax.data.reading.source import DecodedSource, listed

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.data.reading.dataset import Batch, Options, split_indices
+from dmd2_jax.data.reading.contract import Batch, Options, SourceDefaults
+from dmd2_jax.data.reading.dataset import split_indices
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.data.reading.records import ArrayRecords, Shard
 from dmd2_jax.data.reading.sealed_shards import MANIFEST, Manifest, read_manifest, verify
@@ -54,12 +55,13 @@ def load(
     return Latents(Path(path).expanduser(), manifest, chosen)
 
 
-class Latents:
+class Latents(SourceDefaults):
     """A cache's examples; implements `Source`, with other arrays than image and label.
 
     Attributes:
       name, resolution, channels, num_classes: see `Source`; resolution and channels of a latent,
         and no classes.
+      has_images, text_encoders, identity: see `Source`.
       pixels: height and width of the images.
       manifest: what the cache says of itself.
       null: the condition of no prompt: prompt_embeds [1, t, d] and, of SDXL, pooled [1, e];
@@ -91,6 +93,8 @@ class Latents:
                 "what `dmd2 cache` writes; write the cache again."
             ) from error
         self.manifest = manifest
+        self.has_images = "latent" in manifest.layout.arrays
+        self.text_encoders = tuple(manifest.plan.get("text_encoders", ()))
         self.null = _read_null(folder / NULL_FILE)
         self._records = ArrayRecords(
             [
@@ -100,26 +104,12 @@ class Latents:
             ]
         )
         self._indices = np.arange(len(self._records)) if indices is None else indices
+        digests = " ".join(entry.digest for entry in manifest.shards).encode()
+        chosen = np.asarray(self._indices, "<i8").tobytes()
+        self.identity = hashlib.sha256(digests + chosen).hexdigest()
 
     def __len__(self) -> int:
         return len(self._indices)
-
-    @property
-    def identity(self) -> str:
-        """What tells these examples from others: a digest of the shards' digests and the choice."""
-        digests = " ".join(entry.digest for entry in self.manifest.shards)
-        chosen = np.asarray(self._indices, "<i8").tobytes()
-        return hashlib.sha256(digests.encode() + chosen).hexdigest()
-
-    @property
-    def text_encoders(self) -> tuple[str, ...]:
-        """The digests of the text encoders that made the embeddings."""
-        return tuple(self.manifest.plan.get("text_encoders", ()))
-
-    @property
-    def has_latents(self) -> bool:
-        """Whether it is of images, not of prompts alone."""
-        return "latent" in self.manifest.layout.arrays
 
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order.

@@ -15,13 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
-from dmd2_jax.data.reading.dataset import (
-    MissingPackageError,
-    Options,
-    check_holds_out,
-    check_split,
-    held_out,
-)
+from dmd2_jax.data.reading.contract import MissingPackageError, Options
+from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
 from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords
 from dmd2_jax.data.reading.source import DecodedSource

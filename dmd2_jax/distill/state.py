@@ -10,6 +10,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import trainable_mask
 from dmd2_jax.distill.adam import scale_by_adam
 from dmd2_jax.distill.config import DistillConfig
+from dmd2_jax.distill.updates import cosine, moving_average, ramped_decay, taken_if
 from dmd2_jax.runtime.distributed import put
 from dmd2_jax.runtime.offload import fetched, put_back
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
@@ -80,7 +81,7 @@ def learning_rate_factor(config: DistillConfig, critic_turns: Int[Array, ""]) ->
     factor = jnp.minimum(1.0, turns / config.warmup) if config.warmup > 0 else jnp.float32(1.0)
     if config.lr_schedule == "cosine":
         progress = (turns - config.warmup) / max(config.total_turns - config.warmup, 1)
-        factor *= 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+        factor *= cosine(progress)
     return factor
 
 
@@ -177,10 +178,7 @@ def update_players(
         gradient = jax.tree.map(lambda g: g * scale, gradient)
         direction, opt_state = optimizer.update(gradient, player.opt_state, player.params)
         params = jax.tree.map(lambda p, d: p - lr * d, player.params, direction)
-        new = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), Player(params, opt_state), player
-        )
-        return put_back(new, host)
+        return put_back(taken_if(finite, Player(params, opt_state), player), host)
 
     updated = tuple(step(p, g) for p, g in zip(players, gradients, strict=True))
     return updated, norm, finite
@@ -203,7 +201,6 @@ def update_ema(
     n = generator_turns.astype(jnp.float32)
 
     def average(old: Params, decay: float) -> Params:
-        d = jnp.minimum(decay, (1.0 + n) / (10.0 + n)) if config.ema_rampup else decay
-        return jax.tree.map(lambda a, p: a + (1.0 - d) * (p - a), old, params)
+        return moving_average(old, params, ramped_decay(decay, n) if config.ema_rampup else decay)
 
     return tuple(average(old, d) for old, d in zip(ema, config.ema_decays, strict=True))

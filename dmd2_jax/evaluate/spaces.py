@@ -216,9 +216,8 @@ def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:
 def _collected(
     spaces: Sequence[Space], needs: Sequence[frozenset[str]], source: Source
 ) -> list[FeatureSet]:
-    describe = getattr(source, "describe", None)
     collectors = [
-        Collector(space.extractor, keep, describe)
+        Collector(space.extractor, keep, source.describe)
         for space, keep in zip(spaces, needs, strict=True)
     ]
     with Progress(total=len(source), description=source.name) as progress:

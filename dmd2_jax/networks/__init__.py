@@ -1,1 +1,1 @@
-"""Flax Linen networks. They know tensors and parameters, nothing of noise schedules or losses."""
+"""Flax Linen networks, which know tensors and parameters, nothing of noise schedules or losses."""

@@ -21,7 +21,8 @@ import jax
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import from_plain, plain
-from dmd2_jax.plan.cycle import machine, trace_cycle
+from dmd2_jax.plan.cycle import machine, open_cycle
+from dmd2_jax.recipe.distillation import trace
 
 __all__ = ["Buffers", "assign_buffers", "is_whole"]
 
@@ -51,7 +52,7 @@ def assign_buffers(config: ConfigDict, name: str) -> Buffers:
     """Compile a recipe's cycle for a machine as far as its memory is known.
 
     Args:
-      config: the whole config, one that `trace_cycle` accepts.
+      config: the whole config, one that `open_cycle` accepts.
       name: "local", or a TPU slice such as "v5e:4x4".
 
     Raises:
@@ -107,7 +108,7 @@ def _read(folder: Path, code: int) -> Buffers:
         raise ChildProcessError(
             f"the compiler ended (exit code {code}; -9: this machine's memory was not enough for "
             "it) before the cycle's memory and program were written, expected both; give it more "
-            "memory or try --until=program. Its last words:\n"
+            "memory or try until=program. Its last words:\n"
             + "\n".join((folder / _SAID).read_text().splitlines()[-20:])
         )
     report = reports[0].read_text()
@@ -123,7 +124,7 @@ def main(name: str, folder: str) -> None:
     """Compile the cycle of the config in a folder; XLA writes there."""
     config = from_plain(json.loads(Path(folder, _CONFIG).read_text()))
     try:
-        trace_cycle(config, machine(name)[1]).traced.lower().compile()
+        trace(open_cycle(config, machine(name)[1])).lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

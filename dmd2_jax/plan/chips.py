@@ -142,12 +142,12 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     kind, _, shape = name.partition(":")
     if not _exists(kind, shape):
         raise Refused(
-            f"--topology={name}, expected CHIP:SHAPE with a chip of {sorted(CHIPS)} and a shape "
+            f"topology={name}, expected CHIP:SHAPE with a chip of {sorted(CHIPS)} and a shape "
             f"that it is sold in; did you mean one of {nearest(name)}? `local` is this machine."
         )
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise Refused(
-            f"--topology={name} needs TPU's compiler, libtpu, which is not installed; "
+            f"topology={name} needs TPU's compiler, libtpu, which is not installed; "
             'install it with: pip install -e ".[plan]" (0.6 GB; no TPU is needed).'
         )
     # libtpu asks a metadata server where it runs unless it is told.
@@ -165,7 +165,7 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:
         raise Refused(
-            f"--topology={name} is refused by TPU's compiler ({str(error).splitlines()[0]}), "
+            f"topology={name} is refused by TPU's compiler ({str(error).splitlines()[0]}), "
             f"expected a slice that exists; did you mean one of {nearest(name)}?"
         ) from error
     return CHIPS[kind], found.devices
@@ -179,7 +179,9 @@ def nearest(name: str, count: int = 3) -> list[str]:
       count: how many.
     """
     words = name.strip().lower().removeprefix("tpu ")
-    text, separator, rest = re.fullmatch(r"(?s)([^:_ -]*)([:_ -]*)(.*)", words).groups()
+    parted = re.fullmatch(r"(?s)([^:_ -]*)([:_ -]*)(.*)", words)
+    assert parted is not None  # each of the three may be empty
+    text, separator, rest = parted.groups()
     known = {kind: (kind,) for kind in CHIPS} | _OTHER_NAMES
     matches = [text] if text in known else difflib.get_close_matches(text, known, n=1)
     kinds = known[matches[0]] if matches else tuple(CHIPS)

@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.plan.buffers import Buffers, assign_buffers
 from dmd2_jax.plan.chips import Chip
-from dmd2_jax.plan.cycle import LOCAL, TracedCycle, machine, trace_cycle
+from dmd2_jax.plan.cycle import LOCAL, machine, open_cycle
 from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.program_costs import read_program
 from dmd2_jax.plan.tables import HOST_COLUMN, Plan, Unplanned, verdict
-from dmd2_jax.recipe.distillation import distill_config
+from dmd2_jax.recipe.distillation import Distillation, distill_config, trace
 from dmd2_jax.recipe.open import build_family, check
 from dmd2_jax.recipe.placement import OFFLOAD
 from dmd2_jax.runtime.offload import in_host_memory
@@ -62,14 +62,15 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str | None = None
         raise Refused(f"until={until!r}, expected one of {STAGES}; correct it.")
     start = time.perf_counter()
     chip, devices, num_chips = machine(name)
-    cycle = trace_cycle(config, devices)
-    owners, flops = _owners(cycle), jaxpr_flops(cycle.traced.jaxpr)
+    cycle = open_cycle(config, devices)
+    traced = trace(cycle)
+    owners, flops = _owners(cycle), jaxpr_flops(traced.jaxpr)
     model_flops = _model_flops(config, devices, flops)
     found = Buffers(_held(owners), 0, "", "")
     if until == "buffers":
         found = assign_buffers(config, name)
     elif until == "program":
-        found = _compiled(cycle.traced)
+        found = _compiled(traced)
     costs = read_program(found.text) if found.text else None
     size, devices_per_chip = cycle.mesh.size, len(devices) // num_chips
     return Plan(
@@ -171,7 +172,7 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str
     variants.append((variants or [remat])[-1] | {"mesh.offload": OFFLOAD})
     variants.append(variants[-1] | {"optim.moment_dtype": "bfloat16"})
     for changes in variants:
-        text = " ".join(f"--config.{key}={_flag(value)}" for key, value in changes.items())
+        text = " ".join(f"config.{key}={_flag(value)}" for key, value in changes.items())
         print(f"trying {text} ...", file=sys.stderr, flush=True)
         variant = config.copy_and_resolve_references()
         variant.update_from_flattened_dict(changes)
@@ -181,7 +182,7 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str
     return (
         f"none of {len(variants)} variants (rematerialisation, microbatches, fsdp, offload, "
         f"bfloat16 moments) fits {plan.topology}; try a larger slice or a smaller batch "
-        "(`dmd2 plan --sweep`)."
+        "(`dmd2 plan` sweeps over both)."
     )
 
 
@@ -230,7 +231,7 @@ def _model_flops(config: ConfigDict, devices: Sequence[jax.Device], flops: float
         return flops
     keeping = config.copy_and_resolve_references()
     keeping.model.remat = "none"
-    return jaxpr_flops(trace_cycle(keeping, devices).traced.jaxpr)
+    return jaxpr_flops(trace(open_cycle(keeping, devices)).jaxpr)
 
 
 def _flag(value: Any) -> str:
@@ -278,7 +279,7 @@ def _limit(
     return statistics.get("bytes_limit", published)
 
 
-def _owners(cycle: TracedCycle) -> dict[str, Any]:
+def _owners(cycle: Distillation) -> dict[str, Any]:
     state, shardings = cycle.state, cycle.shardings
 
     def held(tree: PyTree, places: PyTree, host: bool = False) -> int:

@@ -1,34 +1,166 @@
-"""A distillation's settings, players and first state, as a config describes them."""
+"""The set-up of a distillation, from its config: players, state, batch, placement, program."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
-from dmd2_jax.distill import DistillConfig, Players, TrainState, init_state
+from dmd2_jax.distill import (
+    CycleBatch,
+    CycleShardings,
+    DistillConfig,
+    Pairs,
+    Players,
+    Samples,
+    TrainState,
+    init_state,
+    make_cycle,
+)
 from dmd2_jax.networks.gan_head import GanHead, discriminator
-from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
+from dmd2_jax.recipe.lora import player_adapters
 from dmd2_jax.recipe.open import Family
-from dmd2_jax.run.checkpoint import Checkpoints
-from dmd2_jax.run.folder import check_teacher, read_run
-from dmd2_jax.run.loop import CHECKPOINTS
+from dmd2_jax.recipe.placement import (
+    check_player_rules,
+    cycle_shardings,
+    mesh_rules,
+    spread_players,
+)
 from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.typing import Key, Params
+from dmd2_jax.runtime.sharding import Rules, check_batch_size
+from dmd2_jax.typing import Key, Params, PyTree
 
 __all__ = [
+    "Distillation",
+    "batch_shapes",
     "build_players",
     "distill_config",
     "initial_state",
-    "starting_weights",
+    "needs_images",
+    "open_distillation",
+    "placed",
     "state_shapes",
+    "trace",
 ]
+
+
+class Distillation(NamedTuple):
+    """A distillation that is checked; nothing of it is read, compiled or written yet.
+
+    Attributes:
+      settings: the algorithm's.
+      players: the networks.
+      teacher: the shapes of the teacher's weights.
+      state: the shapes of the training state.
+      batch: the shapes of what a cycle reads.
+      rules: where parameters lie, where `config.mesh.rules` says so.
+      mesh: the devices.
+      shardings: where teacher, state and batch lie on the mesh.
+      cycle: the program, jitted: (state, teacher's weights, batch, key) -> (state, metrics).
+    """
+
+    settings: DistillConfig
+    players: Players
+    teacher: Params
+    state: TrainState
+    batch: CycleBatch
+    rules: Rules
+    mesh: Mesh
+    shardings: CycleShardings
+    cycle: Any
+
+
+def open_distillation(config: ConfigDict, family: Family, mesh: Mesh) -> Distillation:
+    """Check a distillation as far as neither data nor weights are needed, and make its program.
+
+    Whoever trains, plans, times or checks a recipe takes this one set-up, so that all speak of the
+    same program.
+
+    Args:
+      config: a checked config.
+      family: the networks.
+      mesh: from `make_mesh`; its devices need not be there.
+
+    Returns:
+      The distillation.
+
+    Raises:
+      ValueError: if the settings contradict each other, the batch does not split over the mesh, or
+        a placement is refused.
+    """
+    rules, settings = mesh_rules(config.mesh), distill_config(config, family)
+    players = build_players(config, family)
+    check_batch_size(settings.batch_size, mesh, settings.microbatches)
+    teacher = family.param_shapes()
+    state = _shapes(players, settings, family)
+    check_player_rules(rules, teacher, state, mesh)
+    batch = batch_shapes(settings, family)
+    shardings = cycle_shardings(state, teacher, batch, mesh, rules, config.mesh.offload)
+    cycle = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)
+    return Distillation(settings, players, teacher, state, batch, rules, mesh, shardings, cycle)
+
+
+def trace(it: Distillation) -> Any:
+    """Trace the program of a distillation, which compiles nothing and needs no arrays.
+
+    Args:
+      it: the distillation.
+
+    Returns:
+      What `jax.jit`'s `trace` returns: it has the `jaxpr`, and can be lowered.
+
+    Raises:
+      TypeError, ValueError: if the parts do not fit each other.
+    """
+    state, teacher = placed(it.state, it.shardings.state), placed(it.teacher, it.shardings.teacher)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return it.cycle.trace(state, teacher, it.batch, key)
+
+
+def placed(shapes: PyTree, places: PyTree) -> PyTree:
+    """Return shapes whose types say where they lie, and in which memory.
+
+    Args:
+      shapes: arrays or their shapes.
+      places: their Shardings.
+    """
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+
+
+def needs_images(settings: DistillConfig) -> bool:
+    """Return whether a loss needs real images: the GAN, or a student trained on noised ones."""
+    noised_real = not settings.backward_simulation and len(settings.student_times) > 1
+    return settings.has_gan or noised_real
+
+
+def batch_shapes(settings: DistillConfig, family: Family) -> CycleBatch:
+    """Return the shapes of what a cycle reads, without any data.
+
+    Args:
+      settings: from `distill_config`.
+      family: the networks.
+    """
+    turns, b = settings.critic_turns, settings.batch_size
+
+    def images(*lead: int) -> Any:
+        return jax.ShapeDtypeStruct((*lead, *family.image_shape), jnp.float32)
+
+    real = pairs = None
+    if needs_images(settings):
+        real = Samples(images(turns, b), family.cond_shapes(turns, b))
+    if settings.regression_weight is not None:
+        pairs = Pairs(images(b), images(b), family.cond_shapes(b))
+    return CycleBatch(real, family.cond_shapes(turns, b), pairs)
 
 
 def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
@@ -108,56 +240,10 @@ def state_shapes(config: ConfigDict, family: Family) -> TrainState:
     Raises:
       ValueError: if the config is refused.
     """
-    settings, players = distill_config(config, family), build_players(config, family)
+    return _shapes(build_players(config, family), distill_config(config, family), family)
+
+
+def _shapes(players: Players, settings: DistillConfig, family: Family) -> TrainState:
     key = jax.eval_shape(lambda: jax.random.key(0))
     make = functools.partial(initial_state, players, settings, family)
     return jax.eval_shape(make, family.param_shapes(), key)
-
-
-def starting_weights(
-    place: str,
-    family: Family,
-    config: ConfigDict | None = None,
-    teacher: Mapping[str, str] | None = None,
-) -> tuple[Params, Params] | None:
-    """Read what generator and critic of another distillation have learned, to go on from.
-
-    Args:
-      place: `config.distill.start_from`: a run folder, or RUN@CYCLE for one of its checkpoints;
-        empty: the teacher's.
-      family: the networks.
-      config: of the run that begins; None: whole networks.
-      teacher: path and digest of the weights that adapters share.
-
-    Returns:
-      Parameters of (generator, critic), or None for the teacher's.
-
-    Raises:
-      ValueError: if there is no such run, its networks are others, or its adapters are of another
-        rank or base.
-      CheckpointError: if no checkpoint of it is good.
-    """
-    if not place:
-        return None
-    folder, at, cycle = place.rpartition("@")
-    folder = folder if at and cycle.isdecimal() else place
-    command, values = read_run(folder)
-    if command != "distill":
-        raise Refused(
-            f"config.distill.start_from={place} is a run of `{command}`, expected one of "
-            f"`distill`; a teacher is given by config.teacher.weights."
-        )
-    adapters: tuple[Adapter | None, Adapter | None] = (None, None)
-    if config is not None:
-        check_same_lora(config, values, place)
-        adapters = player_adapters(config, family)
-    shapes, step = [part_shapes(it, family) for it in adapters], None
-    if folder != place:
-        step = int(cycle)
-    with Checkpoints(Path(folder) / CHECKPOINTS, read_only=True) as checkpoints:
-        generator, extra, step = checkpoints.restore_part("generator.params", shapes[0], step)
-        if adapters[0] is not None and teacher is not None:
-            check_teacher(extra.get("teacher"), teacher)
-        critic, _, step = checkpoints.restore_part("critic.params", shapes[1], step)
-    print(f"generator and critic begin with the weights of {folder}, cycle {step}.", flush=True)
-    return generator, critic

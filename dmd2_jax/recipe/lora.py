@@ -51,7 +51,7 @@ def lora_config(config: ConfigDict, family: Family) -> LoraConfig | None:
             raise Refused(
                 f"config.distill.lora_critic={given.lora_critic} and lora_targets="
                 f"{tuple(given.lora_targets)} with lora_rank=0 (whole networks), expected a rank; "
-                "set --config.distill.lora_rank=64, or leave the others away."
+                "set config.distill.lora_rank=64, or leave the others away."
             )
         return None
     targets = tuple(given.lora_targets)

@@ -158,7 +158,7 @@ def _check_measurable(config: ConfigDict, dataset: Source) -> None:
     if not every:
         return
     off = "set --config.log.evaluate_every=0 and --config.log.keep_best=0"
-    if getattr(dataset, "null", None) is not None:
+    if dataset.null is not None:
         raise Refused(
             f"log.evaluate_every={every} with config.data.name={config.data.name}, expected images "
             f"with classes, on which the classifier that judges is trained; {off}, and measure "
@@ -174,7 +174,7 @@ def _check_measurable(config: ConfigDict, dataset: Source) -> None:
 
 def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:
     """Give a text-conditional family the data's condition of no prompt; refuse what cannot pair."""
-    null, with_null = getattr(dataset, "null", None), getattr(family, "with_null", None)
+    null, with_null = dataset.null, getattr(family, "with_null", None)
     if (null is None) != (with_null is None):
         has = "classes, if anything" if null is None else "prompts"
         wants = "classes" if with_null is None else "prompts: --config.data.name=latents"
@@ -187,7 +187,7 @@ def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:
 
 def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
     """Open the cache of prompts that a config names; without one, the data have their own."""
-    null, path = getattr(dataset, "null", None), config.data.prompts
+    null, path = dataset.null, config.data.prompts
     if null is None:
         if path:
             raise Refused(
@@ -203,7 +203,7 @@ def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
         prompts = data.load(chosen, "all", config.model.resolution)
     except (ValueError, FileNotFoundError) as error:
         raise Refused(f"config.data.prompts={path}: {error}") from error
-    made_by, expected = (getattr(it, "text_encoders", ()) for it in (prompts, dataset))
+    made_by, expected = prompts.text_encoders, dataset.text_encoders
     if made_by != expected:
         raise Refused(
             f"config.data.prompts={path} was made by the text encoders {made_by}, expected those "
@@ -219,7 +219,7 @@ def check(config: ConfigDict) -> None:
       Refused: naming every bad value.
     """
     sources = data.available()
-    if config.data.name.partition(":")[0] in sources:
+    if data.is_known(config.data.name):
         sources.append(config.data.name)  # "tfds:mnist": what follows the colon is checked there
     validate(
         config,
@@ -356,7 +356,7 @@ def check_has_images(recipe: Recipe, needed_by: str) -> None:
     Raises:
       Refused: if there are none.
     """
-    if not getattr(recipe.dataset, "has_latents", True):
+    if not recipe.dataset.has_images:
         raise Refused(
             f"{recipe.dataset.name} holds prompts alone, expected images with captions for "
             f"{needed_by}; write such a cache (`dmd2 cache --images`)."

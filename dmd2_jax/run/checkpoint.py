@@ -185,7 +185,7 @@ class Checkpoints(Closing):
         raise CheckpointError(
             f"no good checkpoint in {self.directory} ({listed}), expected arrays that match "
             f"their recorded digests; restore the folder from a copy, or start again in an "
-            f"empty --workdir."
+            f"empty workdir."
         )
 
     def latest_step(self) -> int | None:
@@ -346,7 +346,7 @@ def _check_template(recorded: dict[str, Any], template: PyTree, folder: Path) ->
     if differences:
         raise Refused(
             f"checkpoint {folder} has another structure than this config makes: {differences}; "
-            f"run with the config it was made with, or choose another --workdir."
+            f"run with the config it was made with, or choose another workdir."
         )
 
 

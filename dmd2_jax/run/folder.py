@@ -73,7 +73,7 @@ def open_run(
     elif folder.is_dir() and any((folder / "checkpoints").glob("[0-9]*")):
         raise RunFolderError(
             f"workdir {folder} holds checkpoints and no config.json, expected both or neither; "
-            f"choose another --workdir."
+            f"choose another workdir."
         )
     if not dry_run:
         write_json(folder / "config.json", record)
@@ -97,7 +97,7 @@ def check_teacher(recorded: Mapping[str, str] | None, teacher: Mapping[str, str]
             f"teacher {teacher['path']} has other weights (digest {teacher['digest']}) than the "
             f"one of the run, {recorded['path']} (digest {recorded['digest']}), expected the "
             f"same: a student cannot change its teacher; give the run's "
-            f"--config.teacher.weights, or choose another --workdir."
+            f"config.teacher.weights, or choose another workdir."
         )
     print(f"the teacher, {recorded['path']} before, is now {teacher['path']}: the same weights.")
 
@@ -114,13 +114,13 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
         command, config = record["command"], record["config"]
     except FileNotFoundError as error:
         raise RunFolderError(
-            f"no run in workdir {workdir}, expected a config.json there; give the --workdir that "
-            f"train-teacher or distill wrote."
+            f"no run in workdir {workdir}, expected a config.json there; give the workdir of a "
+            f"training."
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{path} cannot be read ({error}), expected the record of a run; restore it from a "
-            f"copy or choose another --workdir."
+            f"copy or choose another workdir."
         ) from error
     return command, translated(config, str(path)) if isinstance(config, Mapping) else config
 
@@ -143,7 +143,7 @@ def check_free_space(folder: str | Path, needed: int, purpose: str) -> None:
     if free < needed:
         raise RunFolderError(
             f"{free / 1e6:,.0f} MB free at {folder}, expected at least {needed / 1e6:,.0f} MB for "
-            f"{purpose}; free some, lower config.log.keep, or choose a --workdir on another disk."
+            f"{purpose}; free some, lower config.log.keep, or choose a workdir on another disk."
         )
 
 
@@ -169,7 +169,7 @@ def _check_writable(folder: Path, keep: bool) -> None:
     except OSError as error:
         raise RunFolderError(
             f"workdir {folder} cannot be {'written to' if existed else 'created'} ({error}), "
-            f"expected a folder with write permission; choose another --workdir."
+            f"expected a folder with write permission; choose another workdir."
         ) from error
 
 
@@ -181,7 +181,7 @@ def _changes(
     if command != record["command"]:
         raise RunFolderError(
             f"workdir {folder} holds a run of `{command}`, expected one of "
-            f"`{record['command']}` or an empty folder; choose another --workdir."
+            f"`{record['command']}` or an empty folder; choose another workdir."
         )
     here, there = _flat(record["config"]), _flat(_normal(completed(config)))
     changes = {
@@ -193,8 +193,8 @@ def _changes(
     if refused:
         raise RunFolderError(
             f"workdir {folder} holds a run of another config:\n  {_listed(refused)}\n"
-            f"expected the same values in order to resume; choose another --workdir, give these "
-            f"keys the run's values, or allow the change by --allow_change={','.join(refused)}."
+            f"expected the same values in order to resume; choose another workdir, give these "
+            f"keys the run's values, or allow the change by allow_change={','.join(refused)}."
         )
     return changes
 
@@ -210,7 +210,7 @@ def _check_saved(
         if not allowed:
             raise
         raise RunFolderError(
-            f"--allow_change={','.join(allowed)} cannot be granted: {error}"
+            f"allow_change={','.join(allowed)} cannot be granted: {error}"
         ) from error
 
 

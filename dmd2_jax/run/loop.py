@@ -5,18 +5,20 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Sharding
 
 from dmd2_jax.run.checkpoint import Checkpoints, Restored, state_bytes
 from dmd2_jax.run.folder import check_free_space
+from dmd2_jax.run.job import Due, Job
 from dmd2_jax.run.metrics import Progress, plain_value
 from dmd2_jax.run.speed import Stopwatch
 from dmd2_jax.run.writers import Writers
 from dmd2_jax.runtime.distributed import is_first, put, say
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted
+from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.profiler import Profiler
 from dmd2_jax.runtime.summaries import Window
 from dmd2_jax.typing import PyTree
@@ -39,107 +41,101 @@ class DivergedError(RuntimeError):
     """Too many updates in a row had gradients that are not finite."""
 
 
-def run_loop(
-    advance: Callable[[PyTree, int], tuple[PyTree, dict[str, Any]]],
-    resumed: Restored,
-    *,
-    total: int,
-    workdir: str | Path,
-    checkpoints: Checkpoints,
-    log: Mapping[str, Any],
-    unit: str,
-    images_per_step: int,
-    updates_per_step: int = 1,
-    max_skipped_in_a_row: int = 10,
-    describe: Callable[[int], dict[str, Any]] | None = None,
-    draw: Callable[[PyTree, int], Mapping[str, Path] | None] | None = None,
-    draw_key: str = "grid_every",
-    score: Callable[[PyTree], dict[str, float]] | None = None,
-    shown: tuple[str, ...] = (),
-    waited: Callable[[], float] | None = None,
-    profile: tuple[int, int] | None = None,
-) -> PyTree:
-    """Take the steps of a run that are left.
+def run_loop(job: Job) -> PyTree:
+    """Resume or start a run, and take it to its end.
 
     Args:
-      advance: (state, step) -> (state, metrics); may donate the state.
-      resumed: where the run stands, from `start_or_resume`.
-      total: steps of the whole run.
-      workdir: the run folder; metrics.jsonl and speed.jsonl go there.
-      checkpoints: where states are saved.
-      log: `every`, `draw_key`, `checkpoint_every` and `evaluate_every` (0 or absent: never), in
-        steps; what `Writers` takes.
-      unit: what a step is called, for example "cycle".
-      images_per_step: images a step, for the images/s figure.
-      updates_per_step: optimiser updates a step.
-      max_skipped_in_a_row: the value of the metric `skipped_in_a_row` that stops the run.
-      describe: steps taken -> what belongs to the checkpoint beside the state: the config, the
-        position in the data. The metrics of that step are added to it.
-      draw: (state, step) -> pictures by name, called from time to time and at the end.
-      draw_key: the key of `log` that says every how many steps.
-      score: state -> metrics, called every `evaluate_every` steps and at the end. They are
-        reported and saved with the state, which is saved then.
-      shown: names of the metrics to show in the progress display; all are in metrics.jsonl.
-      waited: returns the seconds that `advance` has waited for data so far; None: not measured.
-      profile: (steps to let pass, steps to trace) into WORKDIR/profile; None traces nothing.
+      job: the run.
 
     Returns:
-      The state after `total` steps; it is checkpointed.
+      The state after `job.total` steps; it is checkpointed, and its weights are exported.
 
     Raises:
       Interrupted: after Ctrl-C or SIGTERM, when the state is saved.
       DivergedError: if too many updates in a row were skipped for gradients that are not finite.
         None of the checkpoints is from within that row.
-      CheckpointError: if a state cannot be saved.
+      CheckpointError: if a state cannot be saved, or there are checkpoints and none is good.
     """
-    workdir = Path(workdir)
+    with Checkpoints(job.workdir / CHECKPOINTS, job.keep) as checkpoints:
+        resumed = start_or_resume(checkpoints, job.shapes, job.make_state, job.shardings)
+        examples_seen = examples_counter(resumed, job.examples_per_step)
+
+        def batch_of(step: int) -> PyTree:
+            return job.make_batch(step, examples_seen(step))
+
+        def describe(done: int) -> dict[str, Any]:
+            return {**job.record, "examples_seen": examples_seen(done)}
+
+        with Prefetch(batch_of, resumed.step, job.total) as batches:
+            state = _steps(job, resumed, batches, checkpoints, describe)
+    if job.export is not None:
+        job.export(state)
+    return state
+
+
+def _steps(
+    job: Job,
+    resumed: Restored,
+    batches: Prefetch,
+    checkpoints: Checkpoints,
+    describe: Callable[[int], dict[str, Any]],
+) -> PyTree:
+    """Take the steps that are left; what `describe` returns is saved beside the state."""
+    unit, total, log = job.unit, job.total, job.log
     state, extra, start = resumed
     with (
-        Writers(workdir, resumed_step=start, log=log) as writers,
+        Writers(job.workdir, resumed_step=start, log=log) as writers,
         GracefulStop() as stop,
         Progress(
-            total=total, initial=start, description=unit, images_per_step=images_per_step
+            total=total, initial=start, description=unit, images_per_step=job.images_per_step
         ) as progress,
-        Profiler(workdir / "profile", profile if is_first() else None, unit=unit) as profiler,
+        Profiler(job.workdir / "profile", job.profile if is_first() else None, unit=unit) as traced,
     ):
         watch = Stopwatch(
             unit=unit,
-            images_per_step=images_per_step,
-            turns_per_step=updates_per_step,
-            draw_every=log[draw_key],
-            draw_key=f"log.{draw_key}",
-            waited=waited,
+            images_per_step=job.images_per_step,
+            turns_per_step=job.updates_per_step,
+            draw_every=log[job.draw_key],
+            draw_key=f"log.{job.draw_key}",
+            waited=lambda: batches.waited,
         )
         window, saver = Window(extra.get("window")), _Saver(checkpoints, describe)
         metrics: dict[str, Any] = {}
+
+        def check_in_a_row(when: int) -> None:
+            _check_in_a_row(metrics, job.max_skipped_in_a_row, f"{unit} {when}", checkpoints)
+
         if start < total:
             say(f"{unit} {start + 1} of {total}: compiling ...")
         for step in range(start, total):
             # One step in flight: the host prepares the next batch while the device works.
             jax.block_until_ready(metrics)
-            _check_in_a_row(metrics, max_skipped_in_a_row, f"{unit} {step}", checkpoints)
-            with profiler.step(step):
-                state, metrics = advance(state, step)
+            check_in_a_row(step)
+            with traced.step(step):
+                state, metrics = job.advance(state, batches.take(step), step)
             window.add(metrics)
-            profiler.after(metrics)
+            traced.after(metrics)
             done, values = step + 1, None
-            due = _agenda(done, total, log, stop.reached(done), draw and draw_key, score)
-            if step == start or due.draw or due.score:  # so that the clock gives each its own time
-                jax.block_until_ready(metrics)
+            due = job.due(done, stop.reached(done))
+            if step == start or due.export or due.draw or due.score:
+                jax.block_until_ready(metrics)  # so that the clock gives each its own time
             watch.step_done()
             if due.report:
-                _check_in_a_row(metrics, max_skipped_in_a_row, f"{unit} {done}", checkpoints)
+                check_in_a_row(done)
                 values = window.report(metrics)
-                if score is not None and due.score:
+                if job.score is not None and due.score:
                     with watch.spending("evaluating"):
-                        values |= score(state)
+                        values |= job.score(state)
                 writers.write(done, values)
                 if done % log["every"] == 0:  # a report out of turn takes nothing from the next
                     window.clear()
-            progress.update(done, _displayed(values, shown))
-            if draw is not None and due.draw:
+            progress.update(done, _displayed(values, job.shown))
+            if job.export is not None and due.export:
+                with watch.spending("saving"):
+                    job.export(state)
+            if job.draw is not None and due.draw:
                 with watch.spending("drawing"):
-                    pictures = draw(state, done)
+                    pictures = job.draw(state, done)
                 writers.images(done, pictures)
             with watch.spending("saving"):
                 saver.step(done, state, metrics, values, window, due)
@@ -156,51 +152,13 @@ def run_loop(
     return state
 
 
-class _Due(NamedTuple):
-    """What is to be done after a step."""
-
-    last: bool
-    stop: bool
-    report: bool
-    draw: bool
-    score: bool
-    save: bool
-
-
-def _agenda(
-    done: int,
-    total: int,
-    log: Mapping[str, Any],
-    stop: bool,
-    draw_key: str | None,
-    score: Callable | None,
-) -> _Due:
-    last = done == total
-
-    def at(key: str) -> bool:
-        every = log.get(key, 0)
-        return last or (bool(every) and done % every == 0)
-
-    scored = score is not None and at("evaluate_every")
-    return _Due(
-        last=last,
-        stop=stop,
-        report=at("every") or stop or scored,
-        draw=draw_key is not None and at(draw_key),
-        score=scored,
-        save=at("checkpoint_every") or stop or scored,
-    )
-
-
 class _Saver:
     """Save a state when it is due, or as soon after that as no row of updates is being refused.
 
     Such a row may be the end of the run: until it is over, the checkpoints stay those from before.
     """
 
-    def __init__(
-        self, checkpoints: Checkpoints, describe: Callable[[int], dict[str, Any]] | None
-    ) -> None:
+    def __init__(self, checkpoints: Checkpoints, describe: Callable[[int], dict[str, Any]]) -> None:
         self._checkpoints, self._describe = checkpoints, describe
         self._due = False
 
@@ -211,14 +169,14 @@ class _Saver:
         metrics: Mapping[str, Any],
         values: Mapping[str, Any] | None,
         window: Window,
-        due: _Due,
+        due: Due,
     ) -> None:
         """Save the state of this step if it should be; `values` are the metrics as reported."""
         self._due |= due.save
         if not self._due or (_in_a_row(metrics) and not due.last and not due.stop):
             return
         values = window.report(metrics) if values is None else values
-        extra = dict(self._describe(done)) if self._describe is not None else {}
+        extra = self._describe(done)
         extra["metrics"] = {name: plain_value(value) for name, value in values.items()}
         extra["window"] = window.to_json()
         self._checkpoints.save(done, state, extra)
@@ -289,7 +247,8 @@ def examples_counter(resumed: Restored, per_step: int) -> Callable[[int], int]:
 def resume_hint() -> str:
     """Return the command line of this process, ready to be typed again."""
     name = Path(sys.argv[0]).name
-    program = [name] if shutil.which(name) else [Path(sys.executable).name, "-m", "dmd2_jax.main"]
+    as_module = [Path(sys.executable).name, "-m", "dmd2_jax.commands.main"]
+    program = [name] if shutil.which(name) else as_module
     return shlex.join([*program, *sys.argv[1:]])
 
 
@@ -305,8 +264,8 @@ def _check_in_a_row(
             f"{_in_a_row(metrics)} updates in a row up to {when} had gradients that are not "
             f"finite, expected fewer than config.optim.max_skipped_in_a_row={most}; the "
             f"checkpoints {checkpoints.all_steps()} in {checkpoints.directory} are from before: "
-            f"lower the learning rates (or use float32) in a new --workdir, or resume with "
-            f"--allow_change=optim."
+            f"lower the learning rates (or use float32) in a new run folder, or resume with "
+            f"allow_change=optim."
         )
 
 

@@ -64,8 +64,9 @@ class Retention(PreservationPolicy):
     def note(self, step: int, extra: Mapping[str, Any]) -> None:
         """Take down the metric of a checkpoint that is about to be saved."""
         value = (extra.get("metrics") or {}).get(self._keep.metric)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        self._metrics[step] = float(value) if number and math.isfinite(value) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            value = math.nan
+        self._metrics[step] = float(value) if math.isfinite(value) else None
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: PreservationContext

@@ -120,7 +120,7 @@ class Stopwatch:
             enough = math.ceil(seconds * (1 / DRAWING_SHARE - 1) / per_step)
             _log.warning(
                 "drawing takes %.1f s every %d %ss, %.0f %% of the time, expected at most %.0f %%; "
-                "raise it with --config.%s=%d.",
+                "raise it: config.%s=%d.",
                 seconds,
                 self._draw_every,
                 self._unit,

@@ -131,7 +131,7 @@ def refuse_links(directory: Path) -> None:
         raise Refused(
             f"{path} is a symbolic link to {os.readlink(path)}, expected a checkpoint directory "
             f"without links, which may point outside of it; remove the link, or choose another "
-            f"--workdir (which may itself be a link)."
+            f"workdir (which may itself be a link)."
         )
 
 

@@ -51,7 +51,7 @@ def check_offload(offload: Sequence[str], allowed: Sequence[str], mesh: Mesh) ->
     if HOST not in kinds:
         raise Refused(
             f"config.mesh.offload={tuple(offload)} needs memory of the kind {HOST!r}, which "
-            f"{device.device_kind} does not have (it has {kinds}); set --config.mesh.offload='()' "
+            f"{device.device_kind} does not have (it has {kinds}); set config.mesh.offload=() "
             "and save memory with mesh.fsdp, model.remat or optim.moment_dtype."
         )
 

@@ -1,4 +1,4 @@
-"""A trace of a few steps of a run for a profiler, on demand: `--profile=START:COUNT`."""
+"""A trace of a few steps of a run for a profiler, on demand."""
 
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,7 @@ class Profiler:
           outputs: arrays that the step makes.
         """
         self._taken += 1
-        if self._running and self._taken == sum(self._span):
+        if self._running and self._span is not None and self._taken == sum(self._span):
             jax.block_until_ready(outputs)
             self._stop()
 
@@ -59,8 +59,8 @@ class Profiler:
             self._stop()
         elif self._span is not None and self._taken <= self._span[0] and kind is None:
             say(
-                f"--profile: no trace, this process took {self._taken} {self._unit}s and let "
-                f"{self._span[0]} pass; lower START of --profile=START:COUNT."
+                f"profile: no trace, this process took {self._taken} {self._unit}s and let "
+                f"{self._span[0]} pass; lower START of profile=START:COUNT."
             )
 
     def _stop(self) -> None:

@@ -6,39 +6,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill import CycleBatch, Pairs, Samples
+from dmd2_jax.recipe.distillation import distill_config, needs_images
 from dmd2_jax.recipe.open import Family, Recipe
 from dmd2_jax.runtime.sharding import shard_batch
 from dmd2_jax.training.pairs import PairPool, TeacherPairs
 from dmd2_jax.typing import PyTree
 
-__all__ = ["HostBatch", "cycle_batch", "needs_images", "prepare", "put_batch", "read_cycle"]
+__all__ = ["HostBatch", "check_batch", "cycle_batch", "prepare", "put_batch", "read_cycle"]
 
 
 class HostBatch(NamedTuple):
     """What a cycle reads, as it travels to the devices: bytes and numbers.
 
+    A label is what the data say of a sample, its class or its prompt's arrays; `Family.cond` makes
+    of it the condition that the networks take.
+
     Attributes:
-      image: uint8 [K, b, h, w, c] real images, or float32 latents; None where no loss needs them.
+      x: uint8 [K, b, h, w, c] real images, or float32 latents; None where no loss needs them.
       label: int32 [K, b], their classes, or a dict of [K, b, ...] arrays, their prompts.
       fake_label: likewise, of the student's samples.
       pairs: teacher ODE pairs of the generator turn; None without a regression loss.
     """
 
-    image: np.ndarray | None
+    x: np.ndarray | None
     label: PyTree
     fake_label: PyTree
     pairs: TeacherPairs | None
-
-
-def needs_images(config: ConfigDict) -> bool:
-    """Return whether a loss of the recipe needs real images."""
-    distill = config.distill
-    noised_real = not distill.backward_simulation and len(distill.student_times) > 1
-    return distill.gan_critic_weight is not None or noised_real
 
 
 def read_cycle(
@@ -62,12 +59,13 @@ def read_cycle(
     rows = data.process_rows(b, jax.process_index(), jax.process_count())
     if first_example is None:
         first_example = cycle * turns * b
-    image, label = None, np.zeros((turns, b), np.int32)[:, rows]
-    if needs_images(config) or distill.fake_labels == "real":
+    x, label = None, np.zeros((turns, b), np.int32)[:, rows]
+    needed = needs_images(distill_config(config, recipe.family))
+    if needed or distill.fake_labels == "real":
         batch = data.batches_from(
             recipe.dataset, first_example, turns, batch_size=b, seed=seed, rows=rows
         )
-        image = data.inputs_of(batch) if needs_images(config) else None
+        x = data.inputs_of(batch) if needed else None
         label = data.labels_of(batch)
     fake_label = label
     if distill.fake_labels == "uniform" and recipe.prompts is not None:
@@ -85,7 +83,7 @@ def read_cycle(
         start = first_example // turns
         numbers = data.example_indices(pairs.number, start=start, count=b, seed=seed)
         chosen = pairs.read(numbers[rows])
-    return HostBatch(image, label, fake_label, chosen)
+    return HostBatch(x, label, fake_label, chosen)
 
 
 def prepare(batch: HostBatch, family: Family) -> CycleBatch:
@@ -98,8 +96,8 @@ def prepare(batch: HostBatch, family: Family) -> CycleBatch:
       family: whose conditions they become.
     """
     real = pairs = None
-    if batch.image is not None:
-        real = Samples(data.to_model(batch.image), family.cond(batch.label))
+    if batch.x is not None:
+        real = Samples(data.to_model(batch.x), family.cond(batch.label))
     if batch.pairs is not None:
         noise, x_0, labels = batch.pairs
         pairs = Pairs(jnp.asarray(noise), jnp.asarray(x_0), family.cond(labels))
@@ -121,7 +119,37 @@ def cycle_batch(
     return prepare(batch, recipe.family)
 
 
+def check_batch(recipe: Recipe, expected: CycleBatch) -> None:
+    """Read a cycle from the data, and refuse it where it is not what the program takes.
+
+    Args:
+      recipe: the recipe.
+      expected: the shapes of a batch, from `open_distillation`; pairs are no data's.
+
+    Raises:
+      ValueError: if it has other arrays, or the data cannot be read.
+    """
+    b = recipe.config.distill.batch_size
+    own = len(range(b)[data.process_rows(b, jax.process_index(), jax.process_count())])
+    found = jax.eval_shape(lambda: cycle_batch(recipe, 0))
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0], own, *leaf.shape[2:]), leaf.dtype),
+        expected._replace(pairs=None),
+    )
+    if found != wanted:
+        raise Refused(
+            f"{recipe.dataset.name} gives a cycle {_layout(found)}, expected {_layout(wanted)} "
+            f"for model.family={recipe.config.model.family}; give other data, or write their cache "
+            "anew with the model's own pipeline."
+        )
+
+
+def _layout(batch: CycleBatch) -> str:
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return ", ".join(f"{jax.tree_util.keystr(path)} {leaf.shape}" for path, leaf in leaves)
+
+
 def put_batch(batch: HostBatch, mesh: Mesh) -> HostBatch:
     """Put a batch on the devices of a mesh, as the bytes and numbers that it is."""
-    images = shard_batch(batch._replace(pairs=None), mesh, axis=1)
-    return images._replace(pairs=shard_batch(batch.pairs, mesh))
+    samples = shard_batch(batch._replace(pairs=None), mesh, axis=1)
+    return samples._replace(pairs=shard_batch(batch.pairs, mesh))

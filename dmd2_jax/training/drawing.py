@@ -18,13 +18,25 @@ from dmd2_jax.sampling.samplers import LARGE_LATENT, Sampler, grid_labels, sampl
 from dmd2_jax.text2image.pipeline import open_decoder
 from dmd2_jax.typing import Array, Float, Params, expand
 
-__all__ = ["Comparison", "draw_progress", "draw_scores", "score_comparison", "visible"]
+__all__ = ["Comparison", "Drawn", "draw_progress", "draw_scores", "score_comparison", "visible"]
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the teacher and the critic are compared: fractions of the schedule's levels."""
 
 GAIN = 4.0
 """How much their difference is amplified; always the same, so that pictures compare."""
+
+
+class Drawn(NamedTuple):
+    """What `draw_progress` has drawn.
+
+    Attributes:
+      images: [n, h, w, c] float, those of the grid; see `grid_labels` for their order.
+      pictures: name -> file.
+    """
+
+    images: Float[np.ndarray, "n h w c"]
+    pictures: dict[str, Path]
 
 
 def draw_progress(
@@ -35,8 +47,9 @@ def draw_progress(
     done: int,
     *,
     unit: str,
+    total: int,
     rows: int = 8,
-) -> tuple[Float[np.ndarray, "n h w c"], dict[str, Path]]:
+) -> Drawn:
     """Draw the sample grid and the curves of a run, and at its end the animation of all grids.
 
     Args:
@@ -46,10 +59,8 @@ def draw_progress(
       workdir: the run folder; grid_STEP.png, curves.png and progress.gif go there.
       done: steps taken.
       unit: what a step is called, for example "cycle".
+      total: steps of the whole run.
       rows: of the grid.
-
-    Returns:
-      The images of the grid (float, see `grid_labels` for their order) and the pictures by name.
     """
     labels, rows, columns = grid_labels(recipe, rows)
     images = sample_images(
@@ -63,9 +74,9 @@ def draw_progress(
     pictures = {"grid": workdir / f"grid_{done:07d}.png", "curves": workdir / "curves.png"}
     image_grid(_decoded(recipe, images), pictures["grid"], rows=rows, cols=columns)
     loss_curves(workdir / "metrics.jsonl", pictures["curves"], x_label=unit)
-    if done == (recipe.config.distill.cycles if unit == "cycle" else recipe.config.teacher.steps):
+    if done == total:
         animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")
-    return images, pictures
+    return Drawn(images, pictures)
 
 
 class Comparison(NamedTuple):

@@ -33,7 +33,6 @@ __all__ = [
     "PairPool",
     "TeacherPairs",
     "make_pairs",
-    "pair_shapes",
     "pairs_folder",
     "write_pairs",
 ]
@@ -153,24 +152,12 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
         raise Interrupted(
             f"{done} files of pairs are written; the same command again goes on.", 130
         ) from None
-    return f"{folder}: {what}\nuse them with: --config.distill.pairs={folder}"
-
-
-def pair_shapes(recipe: Recipe) -> PairPool | None:
-    """Return pairs of zeros of the right size, for tracing; None without a regression loss."""
-    if recipe.config.distill.regression_weight is None:
-        return None
-
-    def read(numbers: Int[np.ndarray, " n"]) -> TeacherPairs:
-        images = np.zeros((len(numbers), *recipe.family.image_shape), np.float32)
-        return TeacherPairs(images, images, sample_labels(recipe, np.asarray(numbers)))
-
-    return PairPool(recipe.config.distill.regression_pairs, read)
+    return f"{folder}: {what}\nuse them with: config.distill.pairs={folder}"
 
 
 def _made_with(recipe: Recipe, teacher_params: Params) -> dict[str, Any]:
     config = recipe.config
-    prompts = getattr(recipe.prompts, "identity", None)
+    prompts = recipe.prompts.identity if recipe.prompts is not None else None
     return {
         "teacher": params_digest(teacher_params),
         "number": config.distill.regression_pairs,

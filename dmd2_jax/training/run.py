@@ -1,25 +1,22 @@
-"""What both trainings share: opening the run folder, resuming, batches made ahead, the loop."""
+"""What both trainings share before their loop: the run folder, and what may change at a resume."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import plain
-from dmd2_jax.recipe.open import Recipe
-from dmd2_jax.run.checkpoint import Checkpoints, Keep, newest_extra
+from dmd2_jax.run.checkpoint import Keep, newest_extra
 from dmd2_jax.run.folder import check_teacher, open_run
-from dmd2_jax.run.loop import CHECKPOINTS, check_room, examples_counter, run_loop, start_or_resume
+from dmd2_jax.run.loop import CHECKPOINTS, check_room
 from dmd2_jax.run.writers import check_writers
 from dmd2_jax.runtime.distributed import from_first, say
-from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.typing import PyTree
 
-__all__ = ["RESUME_MAY_DIFFER", "open_training", "run_training", "say_idle"]
+__all__ = ["RESUME_MAY_DIFFER", "keep", "open_training", "say_idle"]
 
 RESUME_MAY_DIFFER = (
     "name",
@@ -81,7 +78,7 @@ def open_training(
 
     def open_folder() -> bool:
         check_writers(config.log)
-        check_room(workdir, shapes, _keep(config).most(total))
+        check_room(workdir, shapes, keep(config).most(total))
         resumed = open_run(
             workdir,
             command,
@@ -109,70 +106,6 @@ def say_idle(mesh: Mesh) -> None:
         )
 
 
-def run_training(
-    advance: Callable[[PyTree, PyTree, int], tuple[PyTree, dict[str, Any]]],
-    recipe: Recipe,
-    workdir: Path,
-    shapes: PyTree,
-    *,
-    total: int,
-    shardings: PyTree,
-    make_state: Callable[[], PyTree],
-    make_batch: Callable[[int, int], PyTree],
-    examples_per_step: int,
-    teacher: Mapping[str, str] | None = None,
-    **options: Any,
-) -> PyTree:
-    """Resume or start the training of an opened run, and take it to its end.
-
-    Args:
-      advance: (state, batch, step) -> (state, metrics); may donate the state.
-      recipe: the recipe.
-      workdir: from `open_training`, as are `shapes`, `total` and `teacher`.
-      shapes: of the state.
-      shardings: where it lies: a tree of Shardings, or one for all.
-      total: steps of the whole run.
-      make_state: makes the state of step 0, best where it belongs: what is made elsewhere has to
-        fit there.
-      make_batch: (step, examples read before) -> the batch, on the devices; called ahead of time,
-        in a thread of its own.
-      examples_per_step: how many examples a step reads.
-      teacher: path and digest of the teacher's weights.
-      options: of `run_loop`.
-
-    Returns:
-      The state after `total` steps.
-
-    Raises:
-      Interrupted: if asked to stop; the run is then saved.
-      CheckpointError, DivergedError: see `run_loop`.
-    """
-    config = recipe.config
-    identity = {} if teacher is None else {"teacher": dict(teacher)}
-    with Checkpoints(workdir / CHECKPOINTS, _keep(config)) as checkpoints:
-        resumed = start_or_resume(checkpoints, shapes, make_state, shardings)
-        examples_seen = examples_counter(resumed, examples_per_step)
-
-        def describe(done: int) -> dict[str, Any]:
-            return {"config": plain(config), "examples_seen": examples_seen(done)} | identity
-
-        def batch_of(step: int) -> PyTree:
-            return make_batch(step, examples_seen(step))
-
-        with Prefetch(batch_of, resumed.step, total) as batches:
-            return run_loop(
-                lambda state, i: advance(state, batches.take(i), i),
-                resumed,
-                total=total,
-                workdir=workdir,
-                checkpoints=checkpoints,
-                log=config.log,
-                max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
-                describe=describe,
-                waited=lambda: batches.waited,
-                **options,
-            )
-
-
-def _keep(config: ConfigDict) -> Keep:
+def keep(config: ConfigDict) -> Keep:
+    """Return which checkpoints of a run stay, as `config.log` says."""
     return Keep(config.log.keep, config.log.keep_every, config.log.keep_best)

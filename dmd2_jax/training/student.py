@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dmd2_jax.distill import CycleBatch, CycleShardings, Players, TrainState, make_cycle
+from dmd2_jax.config.load import plain
+from dmd2_jax.distill import TrainState
 from dmd2_jax.recipe.distillation import (
-    build_players,
-    distill_config,
+    Distillation,
     initial_state,
-    starting_weights,
+    needs_images,
+    open_distillation,
+    trace,
 )
 from dmd2_jax.recipe.lora import export_student, with_base
 from dmd2_jax.recipe.open import (
@@ -23,38 +25,22 @@ from dmd2_jax.recipe.open import (
     open_recipe,
     parameter_table,
     sample_labels,
-    teacher_file,
 )
-from dmd2_jax.recipe.placement import (
-    check_player_rules,
-    cycle_shardings,
-    mesh_rules,
-    spread_players,
-)
+from dmd2_jax.recipe.weights import read_teacher, starting_weights
 from dmd2_jax.run.checkpoint import state_bytes
+from dmd2_jax.run.job import Job
+from dmd2_jax.run.loop import run_loop
 from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
-from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.runtime.sharding import check_batch_size
 from dmd2_jax.sampling.measure import training_score
 from dmd2_jax.sampling.samplers import grid_labels, student_sampler
-from dmd2_jax.training.batches import (
-    HostBatch,
-    cycle_batch,
-    needs_images,
-    prepare,
-    put_batch,
-    read_cycle,
-)
+from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_cycle
 from dmd2_jax.training.drawing import draw_progress, draw_scores, score_comparison
-from dmd2_jax.training.pairs import make_pairs, pair_shapes, pairs_folder
-from dmd2_jax.training.run import open_training, run_training, say_idle
-from dmd2_jax.typing import Key, Params
+from dmd2_jax.training.pairs import make_pairs, pairs_folder
+from dmd2_jax.training.run import keep, open_training, say_idle
+from dmd2_jax.typing import Params
 
-__all__ = [
-    "student_files",
-    "train",
-]
+__all__ = ["open_student", "student_files", "train"]
 
 
 def student_files(config: ConfigDict) -> tuple[str, ...]:
@@ -80,7 +66,7 @@ def train(
         student_ema_DECAY.safetensors for each average; with low-rank adapters these are merged,
         and the adapters alone are beside them as NAME_lora.safetensors.
       dry_run: check everything that can be checked before the first compilation, and stop.
-      profile: see `run_loop`.
+      profile: see `Job`.
       allow_change: keys of the config that may differ from those of the run that is resumed.
 
     Returns:
@@ -92,102 +78,87 @@ def train(
     """
     workdir = Path(workdir)
     recipe = open_recipe(config, config.distill.batch_size)
-    job = _open(recipe)
+    job = open_student(recipe)
+    base, teacher = read_teacher(config, recipe.family)
+    start = starting_weights(config.distill.start_from, recipe.family, config, teacher)
     resumed = open_training(
         config,
         workdir,
         "distill",
-        job.shapes,
+        job.state,
         total=config.distill.cycles,
-        teacher=job.teacher,
+        teacher=teacher,
         allow_change=allow_change,
         dry_run=dry_run,
     )
     say_idle(recipe.mesh)
-    print(_table(job.shapes, job.teacher_params), flush=True)
+    print(_table(job.state, job.teacher), flush=True)
     if dry_run:
-        jax.eval_shape(job.cycle, job.shapes, job.teacher_params, job.batch, job.root)
+        trace(job)
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
-    state = _run(job, recipe, workdir, profile)
-    versions = to_host(_versions(state))
-    on_first(lambda: _export(recipe, job.teacher_params, versions, workdir))
+    run_loop(_described(_Student(recipe, job, base, start), workdir, teacher, profile))
     return workdir / student_files(config)[0]
 
 
-class _Job(NamedTuple):
-    """A distillation that is checked; nothing of it is compiled or written yet.
+def open_student(recipe: Recipe) -> Distillation:
+    """Check all of a recipe's distillation that needs no weights, compiling and writing nothing.
+
+    Args:
+      recipe: the recipe.
+
+    Raises:
+      ValueError: if the settings, the placement or the data are refused.
+    """
+    job = open_distillation(recipe.config, recipe.family, recipe.mesh)
+    if needs_images(job.settings):
+        check_has_images(recipe, "the GAN, or students trained on noised images")
+    check_batch(recipe, job.batch)
+    return job
+
+
+class _Student(NamedTuple):
+    """A distillation with the weights that it begins with.
 
     Attributes:
-      teacher_params: the teacher's weights.
-      teacher: their path and digest.
-      players: the networks.
-      make_state: (teacher's weights, `shardings.state` or None) -> the state of cycle 0.
-      shapes: the state's.
-      batch: the shapes of what a cycle reads.
-      shardings: where all of this lies on the mesh.
-      cycle: the program.
-      root: the key that all random numbers come from.
+      recipe: the recipe.
+      job: its set-up.
+      base: the teacher's weights, on the host.
+      start: weights of generator and critic to begin with instead of the teacher's.
     """
 
-    teacher_params: Params
-    teacher: dict[str, str]
-    players: Players
-    make_state: Callable[[Params, TrainState | None], TrainState]
-    shapes: TrainState
-    batch: CycleBatch
-    shardings: CycleShardings
-    cycle: Callable[..., tuple[TrainState, dict[str, Any]]]
-    root: Key
+    recipe: Recipe
+    job: Distillation
+    base: Params
+    start: tuple[Params, Params] | None
+
+    def generator(self, own: Params) -> Params:
+        """Return what the denoiser takes of the generator's own parameters."""
+        return with_base(self.job.players.generator_adapter, self.base, own)
+
+    def critic(self, own: Params) -> Params:
+        """Return what the denoiser takes of the critic's own parameters."""
+        return with_base(self.job.players.critic_adapter, self.base, own)
 
 
-def _open(recipe: Recipe) -> _Job:
-    """Check everything that can be checked without compiling or writing."""
-    config, family, mesh = recipe.config, recipe.family, recipe.mesh
-    rules = mesh_rules(config.mesh)
-    settings, players = distill_config(config, family), build_players(config, family)
-    check_batch_size(settings.batch_size, mesh, settings.microbatches)
-    if needs_images(config):
-        check_has_images(recipe, "the GAN, or students trained on noised images")
-    file = teacher_file(config)
-    # Kept outside of the devices, which shall hold it only where the mesh says.
-    teacher_params = to_host(family.load(file))
-    teacher = {"path": str(file), "digest": params_digest(teacher_params)}
-    start = starting_weights(config.distill.start_from, family, config, teacher)
-    root = jax.random.key(config.seed)
-    head_key = stream_key(root, "discriminator")
-
-    def make_state(params: Params, places: TrainState | None) -> TrainState:
-        return initial_state(players, settings, family, params, head_key, start, places)
-
-    shapes = jax.eval_shape(lambda params: make_state(params, None), teacher_params)
-    check_player_rules(rules, teacher_params, shapes, mesh)
-    batch = jax.eval_shape(lambda: cycle_batch(recipe, 0, pair_shapes(recipe)))
-    offload = config.mesh.offload
-    shardings = cycle_shardings(shapes, teacher_params, batch, mesh, rules, offload)
-    return _Job(
-        teacher_params,
-        teacher,
-        players,
-        make_state,
-        shapes,
-        batch,
-        shardings,
-        make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings),
-        root,
-    )
-
-
-def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | None) -> TrainState:
-    """Run the cycles that are left; return the last state, which is checkpointed."""
+def _described(
+    it: _Student, workdir: Path, teacher: dict[str, str], profile: tuple[int, int] | None
+) -> Job:
+    """Describe the run to the loop; the teacher's pairs are made, where a loss needs them."""
+    recipe, job = it.recipe, it.job
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     pairs = None
     if config.distill.regression_weight is not None:
         folder = pairs_folder(recipe, workdir)
-        own = not config.distill.pairs
-        pairs = make_pairs(recipe, jax.device_put(job.teacher_params), folder, own=own)
-    teacher_params = put(job.teacher_params, job.shardings.teacher)
-    cycle = in_step(job.cycle)
+        pairs = make_pairs(recipe, jax.device_put(it.base), folder, own=not config.distill.pairs)
+    teacher_params = put(it.base, job.shardings.teacher)
+    cycle, root = in_step(job.cycle), jax.random.key(config.seed)
+
+    def make_state() -> TrainState:
+        key, places = stream_key(root, "discriminator"), job.shardings.state
+        return initial_state(
+            job.players, job.settings, family, teacher_params, key, it.start, places
+        )
 
     def make_batch(i: int, first_example: int) -> HostBatch:
         return put_batch(read_cycle(recipe, i, pairs, first_example=first_example), mesh)
@@ -195,27 +166,30 @@ def _run(job: _Job, recipe: Recipe, workdir: Path, profile: tuple[int, int] | No
     def advance(state: TrainState, batch: HostBatch, i: int) -> tuple[TrainState, dict[str, Any]]:
         # The second step moves nothing: the batch lies there already.
         prepared = jax.device_put(prepare(batch, family), job.shardings.batch)
-        return cycle(state, teacher_params, prepared, stream_key(job.root, "cycle", i))
+        return cycle(state, teacher_params, prepared, stream_key(root, "cycle", i))
 
     def chosen(state: TrainState) -> Params:
-        return with_base(job.players.generator_adapter, job.teacher_params, _versions(state)[-1])
+        return it.generator(_versions(state)[-1])
 
     b, turns = config.distill.batch_size, config.distill.critic_turns
-    return run_training(
-        advance,
-        recipe,
-        workdir,
-        job.shapes,
-        shardings=job.shardings.state,
-        total=config.distill.cycles,
-        make_state=lambda: job.make_state(teacher_params, job.shardings.state),
-        make_batch=make_batch,
-        examples_per_step=turns * b,
-        teacher=job.teacher,
+    return Job(
+        workdir=workdir,
         unit="cycle",
+        total=config.distill.cycles,
+        log=config.log,
+        keep=keep(config),
+        shapes=job.state,
+        shardings=job.shardings.state,
+        make_state=make_state,
+        make_batch=make_batch,
+        advance=advance,
+        examples_per_step=turns * b,
         images_per_step=b * (1 + turns),
         updates_per_step=1 + turns,
-        draw=_drawing(recipe, job, workdir),
+        max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
+        record={"config": plain(config), "teacher": teacher},
+        export=lambda state: _export(it, state, workdir),
+        draw=_drawing(it, workdir),
         score=training_score(recipe, workdir, student_sampler(family, config), chosen),
         shown=("generator_loss", "critic_loss"),
         profile=profile,
@@ -231,35 +205,34 @@ def _table(shapes: TrainState, teacher_params: Params) -> str:
     return f"{parameter_table(networks)}\ntraining state, one checkpoint: {size:,.1f} MB"
 
 
-def _drawing(
-    recipe: Recipe, job: _Job, workdir: Path
-) -> Callable[[TrainState, int], dict[str, Path]]:
-    """Return what exports the weights and draws the student's progress, always of the same noise.
+def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[str, Path]]:
+    """Return what draws the student's progress, always of the same noise.
 
     Where there is a critic, it is shown beside the teacher on the first row of the student's grid.
     """
-    family, config, base = recipe.family, recipe.config, job.teacher_params
-    sampler = student_sampler(family, config)
+    recipe, config, family = it.recipe, it.recipe.config, it.recipe.family
+    sampler, total = student_sampler(family, config), config.distill.cycles
     compare = score_comparison(family, config.distill.guidance, config.seed)
     _, _, columns = grid_labels(recipe)
     cond = family.cond(sample_labels(recipe, np.arange(columns)))
 
-    def drawn(versions: tuple[Params, ...], critic: Params | None, done: int) -> dict[str, Path]:
-        _export(recipe, base, versions, workdir)
-        student = with_base(job.players.generator_adapter, base, versions[0])
-        images, pictures = draw_progress(recipe, sampler, student, workdir, done, unit="cycle")
+    def drawn(own: Params, critic: Params | None, done: int) -> dict[str, Path]:
+        progress = draw_progress(
+            recipe, sampler, it.generator(own), workdir, done, unit="cycle", total=total
+        )
         if critic is not None:
-            x_0 = images[:columns]
-            critic = with_base(job.players.critic_adapter, base, critic)
-            teacher, critic = jax.device_put((base, critic), jax.local_devices()[0])
-            pictures["scores"] = workdir / f"scores_{done:07d}.png"
-            draw_scores(x_0, compare(teacher, critic, jnp.asarray(x_0), cond), pictures["scores"])
-        return pictures
+            x_0 = progress.images[:columns]
+            device = jax.local_devices()[0]
+            teacher, critic = jax.device_put((it.base, it.critic(critic)), device)
+            progress.pictures["scores"] = workdir / f"scores_{done:07d}.png"
+            scores = compare(teacher, critic, jnp.asarray(x_0), cond)
+            draw_scores(x_0, scores, progress.pictures["scores"])
+        return progress.pictures
 
     def draw(state: TrainState, done: int) -> dict[str, Path]:
-        versions = to_host(_versions(state))
+        own = to_host(state.generator.params)
         critic = to_host(state.critic.params) if config.distill.train_critic else None
-        return on_first(lambda: drawn(versions, critic, done)) or {}
+        return on_first(lambda: drawn(own, critic, done)) or {}
 
     return draw
 
@@ -269,6 +242,12 @@ def _versions(state: TrainState) -> tuple[Params, ...]:
     return (state.generator.params, *state.ema)
 
 
-def _export(recipe: Recipe, base: Params, versions: tuple[Params, ...], workdir: Path) -> None:
-    for name, own in zip(student_files(recipe.config), versions, strict=True):
-        export_student(recipe.config, recipe.family, base, own, workdir / name)
+def _export(it: _Student, state: TrainState, workdir: Path) -> None:
+    """Write the weights of the student and of its averages."""
+    versions, config = to_host(_versions(state)), it.recipe.config
+
+    def write() -> None:
+        for name, own in zip(student_files(config), versions, strict=True):
+            export_student(config, it.recipe.family, it.base, own, workdir / name)
+
+    on_first(write)

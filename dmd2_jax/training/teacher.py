@@ -11,11 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.recipe.distillation import state_shapes
 from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe, parameter_table
 from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
+from dmd2_jax.run.job import Job
+from dmd2_jax.run.loop import run_loop
 from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
 from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.random import stream_key
@@ -30,9 +33,9 @@ from dmd2_jax.runtime.sharding import (
     tree_shardings,
 )
 from dmd2_jax.sampling.measure import training_score
-from dmd2_jax.sampling.samplers import teacher_sampler
+from dmd2_jax.sampling.samplers import Sampler, teacher_sampler
 from dmd2_jax.training.drawing import draw_progress
-from dmd2_jax.training.run import open_training, run_training, say_idle
+from dmd2_jax.training.run import keep, open_training, say_idle
 from dmd2_jax.training.teacher_step import (
     TeacherConfig,
     TeacherState,
@@ -70,7 +73,7 @@ def train(
       workdir: the run folder: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
         progress.gif, checkpoints/, teacher.safetensors.
       dry_run: check everything that can be checked before the first compilation, and stop.
-      profile: see `run_loop`.
+      profile: see `Job`.
       allow_change: keys of the config that may differ from those of the run that is resumed.
 
     Returns:
@@ -104,41 +107,63 @@ def train(
         jax.eval_shape(step, shapes, x_0, cond, jax.random.key(0))
         print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
         return None
-    root, step = jax.random.key(config.seed), in_step(step)
+    run_loop(_described(recipe, workdir, in_step(step), shapes, shardings, profile))
+    return workdir / NAME
+
+
+def _described(
+    recipe: Recipe,
+    workdir: Path,
+    step: Callable[..., tuple[TeacherState, dict[str, Any]]],
+    shapes: TeacherState,
+    shardings: TeacherState,
+    profile: tuple[int, int] | None,
+) -> Job:
+    """Describe the run to the loop."""
+    config, family, mesh = recipe.config, recipe.family, recipe.mesh
+    root = jax.random.key(config.seed)
 
     def make_state() -> TeacherState:
         with on_host():
             weights = family.init(stream_key(root, "init"))
         return init_teacher_state(weights, shardings)
 
+    def make_batch(i: int, first_example: int) -> Batch:
+        return shard_batch(read_step(recipe, i, first_example=first_example), mesh)
+
     def advance(state: TeacherState, batch: Batch, i: int) -> tuple[TeacherState, dict[str, Any]]:
         # The second step moves nothing: the batch lies there already.
         x_0, cond = jax.device_put(prepare(batch, family), batch_sharding(mesh))
         return step(state, x_0, cond, stream_key(root, "teacher", i))
 
-    state = run_training(
-        advance,
-        recipe,
-        workdir,
-        shapes,
-        shardings=shardings,
-        total=config.teacher.steps,
-        make_state=make_state,
-        make_batch=lambda i, first: shard_batch(read_step(recipe, i, first_example=first), mesh),
-        examples_per_step=config.teacher.batch_size,
+    def export(state: TeacherState) -> None:
+        weights = to_host(state.ema)
+        on_first(lambda: family.save(weights, workdir / NAME))
+
+    sampler, b = teacher_sampler(family, config), config.teacher.batch_size
+    return Job(
+        workdir=workdir,
         unit="step",
-        images_per_step=config.teacher.batch_size,
-        draw=_drawing(recipe, workdir),
+        total=config.teacher.steps,
+        log=config.log,
+        keep=keep(config),
+        shapes=shapes,
+        shardings=shardings,
+        make_state=make_state,
+        make_batch=make_batch,
+        advance=advance,
+        examples_per_step=b,
+        images_per_step=b,
+        max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
+        record={"config": plain(config)},
+        export=export,
+        export_key="teacher_export_every",
+        draw=_drawing(recipe, sampler, workdir),
         draw_key="teacher_grid_every",
-        score=training_score(
-            recipe, workdir, teacher_sampler(family, config), lambda state: state.ema
-        ),
+        score=training_score(recipe, workdir, sampler, lambda state: state.ema),
         shown=("denoising_loss",),
         profile=profile,
     )
-    weights = to_host(state.ema)
-    on_first(lambda: family.save(weights, workdir / NAME))
-    return workdir / NAME
 
 
 def _check_objective(recipe: Recipe) -> None:
@@ -147,7 +172,7 @@ def _check_objective(recipe: Recipe) -> None:
     if recipe.config.teacher.objective == "edm" and np.issubdtype(levels.dtype, np.integer):
         raise Refused(
             f"teacher.objective=edm with model.family={recipe.config.model.family}, whose times "
-            "are steps, expected eps; set --config.teacher.objective=eps."
+            "are steps, expected eps; set config.teacher.objective=eps."
         )
     check_has_images(recipe, "a teacher's training")
 
@@ -244,7 +269,9 @@ def prepare(batch: Batch, family: Family) -> tuple[Array, PyTree]:
 
     Not jitted: XLA would fuse the few operations and round them otherwise, in the last bit.
     """
-    return data.to_model(data.inputs_of(batch)), family.cond(data.labels_of(batch))
+    x = data.inputs_of(batch)
+    assert x is not None  # `check_has_images`
+    return data.to_model(x), family.cond(data.labels_of(batch))
 
 
 def teacher_batch(
@@ -255,14 +282,16 @@ def teacher_batch(
     return prepare(batch, recipe.family)
 
 
-def _drawing(recipe: Recipe, workdir: Path) -> Callable[[TeacherState, int], dict[str, Path]]:
-    """Return what exports the weights and draws the progress, from the same noise each time."""
-    sampler = teacher_sampler(recipe.family, recipe.config)
+def _drawing(
+    recipe: Recipe, sampler: Sampler, workdir: Path
+) -> Callable[[TeacherState, int], dict[str, Path]]:
+    """Return what draws the progress, from the same noise each time."""
+    total = recipe.config.teacher.steps
 
     def drawn(weights: Params, done: int) -> dict[str, Path]:
-        recipe.family.save(weights, workdir / NAME)
         # Half of the student's rows: the sampler calls the network many times.
-        return draw_progress(recipe, sampler, weights, workdir, done, unit="step", rows=4)[1]
+        options: dict[str, Any] = {"unit": "step", "total": total, "rows": 4}
+        return draw_progress(recipe, sampler, weights, workdir, done, **options).pictures
 
     def draw(state: TeacherState, done: int) -> dict[str, Path]:
         weights = to_host(state.ema)

@@ -12,6 +12,7 @@ import optax
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.distill.health import average_by_level
+from dmd2_jax.distill.updates import cosine, moving_average, ramped_decay, taken_if
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.runtime.distributed import put
 from dmd2_jax.runtime.random import stream_key
@@ -29,6 +30,7 @@ class TeacherConfig:
     Attributes:
       objective: "edm" (for families whose time is sigma) or "eps".
       lr: Adam's learning rate after the warm-up.
+      b1, b2: how slowly Adam's moments forget; its eps is 1e-8.
       warmup: steps of linear warm-up; 0 is none.
       lr_schedule: after the warm-up: "constant" or "cosine" (to 0 at step `steps`).
       steps: length of the whole training, for the cosine.
@@ -40,6 +42,8 @@ class TeacherConfig:
 
     objective: str = "edm"
     lr: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
     warmup: int = 100
     lr_schedule: str = "constant"
     steps: int = 0
@@ -86,8 +90,8 @@ def init_teacher_state(params: Params, places: TeacherState | None = None) -> Te
     def zero() -> Array:
         return jnp.zeros((), jnp.int32)
 
-    # Adam's zeros are made like the weights: where these lie, and split as they are.
-    return TeacherState(zero(), zero(), zero(), copy(), _adam().init(params), copy())
+    # Adam's zeros are made like the weights, whatever its settings: where these lie, and split so.
+    return TeacherState(zero(), zero(), zero(), copy(), _adam(TeacherConfig()).init(params), copy())
 
 
 def teacher_loss(
@@ -177,12 +181,11 @@ def teacher_step(
     finite = jnp.isfinite(norm)
     taken = (state.step - state.skipped).astype(jnp.float32)
     lr = _learning_rate(config, taken)
-    direction, opt_state = _adam().update(gradient, state.opt_state, state.params)
+    direction, opt_state = _adam(config).update(gradient, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - lr * d, state.params, direction)
-    decay = jnp.minimum(config.ema_decay, (1.0 + taken) / (10.0 + taken))
-    ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
+    ema = moving_average(state.ema, params, ramped_decay(config.ema_decay, taken))
     new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    params, opt_state, ema = taken_if(finite, new, old)
     skipped = state.skipped + ~finite
     in_a_row = jnp.where(finite, 0, state.in_a_row + 1)
     metrics |= {"grad_norm": norm, "lr": jnp.float32(lr)}
@@ -196,9 +199,9 @@ def _learning_rate(config: TeacherConfig, taken: Float[Array, ""]) -> Float[Arra
     lr = config.lr * jnp.minimum(1.0, warm)
     if config.lr_schedule == "cosine":
         progress = (taken - config.warmup) / max(config.steps - config.warmup, 1)
-        lr *= 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+        lr *= cosine(progress)
     return lr
 
 
-def _adam() -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+def _adam(config: TeacherConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=1e-8)

@@ -236,6 +236,7 @@ _TABLE = {**ALLOWED, _LOAD.name: _LOAD}
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     info = zipfile.ZipInfo(f"archive/{name}")  # dated 1980: equal weights, equal bytes
+    assert archive.fp is not None  # it is open
     begin = archive.fp.tell() + _LOCAL_HEADER + len(info.filename) + 4
     padding = -begin % _ALIGNMENT
     info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding

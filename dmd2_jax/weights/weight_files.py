@@ -161,7 +161,7 @@ def _found_prefix(tensors: Tensors, expected: Collection[str]) -> str:
         raise Refused(
             f"the file holds the network {len(found)} times, under {[shown(f) for f in found]}, "
             "expected it once; write the one you mean to a file of its own: "
-            f"dmd2 convert SRC DST --prefix={shown(found[0])}"
+            f"`dmd2 convert` with prefix={shown(found[0])}."
         )
     return found[0] if found else ""
 
@@ -183,8 +183,9 @@ def _weights(value: Any, key: str = "") -> Weights:
             f"got a {type(value).__name__}, expected a network or its tensors by name; save its "
             "state dict."
         )
-    tensors = {name: tensor_of(entry) for name, entry in value.items()}
-    if all(tensor is not None and type(name) is str for name, tensor in tensors.items()):
+    found = ((name, tensor_of(entry)) for name, entry in value.items())
+    tensors = {name: tensor for name, tensor in found if tensor is not None and type(name) is str}
+    if len(tensors) == len(value):
         return Weights(tensors, key=key)
     for name in _STATE_DICTS if not key else ():
         if isinstance(value.get(name), Record | dict) and value[name]:

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from dmd2_jax.commands.ablate import run as module
+from dmd2_jax.commands.ablate import runs as module
 from dmd2_jax.run.loop import DivergedError
 from dmd2_jax.run.metrics import read_metrics
 from tests.tiny import contents, dmd2, refused, scratch, teacher_run
@@ -238,6 +238,21 @@ def test_ablate_refuses_a_row_whose_values_contradict_each_other(
     message = refused(capsys, *words(workdir, f"--config={file}"))
     assert "row 'short' of" in message and "train_critic=False leaves" in message
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ("--config.mesh.rules='conv9/kernel=-:-:-:data'", "conv9/kernel"),
+        ("--config.mesh.offload=heads", "heads"),
+    ],
+)
+def test_ablate_checks_the_program_that_it_trains(
+    placement: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Only where the state lies on the mesh is refused: the algorithm itself is a whole one.
+    found = refused(capsys, *words(tmp_path / "table", placement, "--dry_run"))
+    assert "row 'short' of" in found and message in found
 
 
 def test_ablate_refuses_a_damaged_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.data import Options, array_record, arrays, image_folder
-from dmd2_jax.data.reading.dataset import Batch
+from dmd2_jax.data.reading.contract import Batch
 from tests.data.images import edm_files, write_zip
 from tests.data.test_array_record import IMAGES, LABELS
 from tests.data.test_array_record import write as write_shards

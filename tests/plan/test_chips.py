@@ -41,7 +41,7 @@ def test_nearest_of_a_slice_is_itself(kind: str) -> None:
     "name", ["v5p:2x2x3", "v5p:12x4x4", "v5p:99x99x99", "v6e:4x4x4", "v5e:32x32", "v5e:0x4", "a\nb"]
 )
 def test_topology_refuses_a_slice_that_is_not_sold(name: str) -> None:
-    message = f"--topology={name}, expected CHIP:SHAPE"
+    message = f"topology={name}, expected CHIP:SHAPE"
     with pytest.raises(ValueError, match=re.escape(message)):
         topology(name)
 

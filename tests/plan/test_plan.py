@@ -17,10 +17,11 @@ from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.plan import plan
 from dmd2_jax.plan.buffers import Buffers, assign_buffers, is_whole
 from dmd2_jax.plan.chips import CHIPS, chip_of
-from dmd2_jax.plan.cycle import trace_cycle
+from dmd2_jax.plan.cycle import open_cycle
 from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.plan import _asked_for, _compiled, _owners, _parts, find_remedy, make_plan, sweep
 from dmd2_jax.plan.tables import Plan, Unplanned, plan_table, sweep_table
+from dmd2_jax.recipe.distillation import trace
 from tests.plans import example, recipe
 
 
@@ -102,14 +103,14 @@ def test_compiled_needs_the_compilers_peak_where_temporaries_are_not_told() -> N
 
 
 def flops(**changes: str) -> float:
-    return jaxpr_flops(trace_cycle(recipe(**changes)).traced.jaxpr)
+    return jaxpr_flops(trace(open_cycle(recipe(**changes))).jaxpr)
 
 
 def test_plan_flops_agree_with_the_compilers() -> None:
     # One critic turn: the compiler counts a loop's body once, so the two may be compared. Products
     # count alike in both; what elementwise work costs is a convention, and little in a wide net.
     wide = recipe(distill__critic_turns="1", model__model_channels="32")
-    traced = trace_cycle(wide).traced
+    traced = trace(open_cycle(wide))
     counted = traced.lower().compile().cost_analysis()["flops"]
     assert jaxpr_flops(traced.jaxpr) == pytest.approx(counted, rel=0.05)
 
@@ -122,9 +123,9 @@ def test_plan_counts_critic_turns(one_device: Plan) -> None:
 
 def test_plan_on_a_mesh_divides_flops_and_weights(spread: tuple[Plan, Any]) -> None:
     made = spread[0]
-    cycle = trace_cycle(recipe(model__model_channels="16"))
+    cycle = open_cycle(recipe(model__model_channels="16"))
     assert made.num_devices == 8
-    assert made.flops == pytest.approx(jaxpr_flops(cycle.traced.jaxpr) / 8, rel=1e-3)
+    assert made.flops == pytest.approx(jaxpr_flops(trace(cycle).jaxpr) / 8, rel=1e-3)
     whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(cycle.state.critic.opt_state))
     held = made.owners["critic"]["optimiser"] / whole
     assert 1 / 4 <= held < 0.45  # the small arrays are on every device
@@ -141,7 +142,7 @@ def test_plan_uses_what_is_computed_again_for_the_time_alone(one_device: Plan) -
 
 
 def owners(**changes: str) -> dict[str, dict[str, int]]:
-    return _owners(trace_cycle(recipe(**changes)))
+    return _owners(open_cycle(recipe(**changes)))
 
 
 def test_plan_counts_bfloat16_moments_half(one_device: Plan) -> None:
@@ -178,7 +179,7 @@ def test_find_remedy_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     found, tried = remedy(monkeypatch, lambda c: bool(c.mesh.offload), data=1, fsdp=1)
     assert [config.model.remat for config in tried[:2]] == ["block", "full"]
     assert [config.distill.microbatches for config in tried[1:]] == [1, 2, 4, 8, 8]
-    assert "fits with --config.model.remat=full --config.distill.microbatches=8 " in found
+    assert "fits with config.model.remat=full config.distill.microbatches=8 " in found
     assert "--config.mesh.offload=teacher,optimizer:" in found
 
 
@@ -264,7 +265,7 @@ def test_plan_of_a_slice_agrees_with_tpus_compiler() -> None:
     assert traced.peak_bytes < compiled.peak_bytes < compiled.limit_bytes == 15.75 * 2**30
     # docs/scaling.md: gradients of the generator once, of critic and head in each of two turns (and
     # some padding), by reduce-scatters all but the small ones.
-    state = trace_cycle(config).state
+    state = open_cycle(config).state
     network, head = (
         sum(4 * leaf.size for leaf in jax.tree.leaves(player.params))
         for player in (state.generator, state.discriminator)

@@ -11,13 +11,13 @@ import pytest
 
 from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, Keep, Restored
 from dmd2_jax.run.folder import RunFolderError
+from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import (
     CHECKPOINTS,
     DivergedError,
     check_room,
     examples_counter,
     run_loop,
-    start_or_resume,
 )
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.preemption import Interrupted
@@ -39,6 +39,7 @@ class Run:
     def __init__(self, workdir: Path, log: dict = LOG, keep: Keep = KEEP) -> None:
         self.workdir, self.log, self.keep = workdir, log, keep
         self.drawn: list[int] = []
+        self.exported: list[int] = []
         self.taken: list[int] = []
 
     def to(
@@ -53,7 +54,8 @@ class Run:
         def refused(i: int) -> int:
             return max(0, i + 1 - skip) if isinstance(skip, int) else int(i in skip)
 
-        def advance(state: dict, i: int) -> tuple[dict, dict]:
+        def advance(state: dict, batch: tuple[int, int], i: int) -> tuple[dict, dict]:
+            assert batch == (i, 10 * i)
             self.taken.append(i)
             if at and i in at:
                 os.kill(os.getpid(), at[i])
@@ -62,26 +64,27 @@ class Run:
             metrics["skipped_updates"] = sum(refused(j) > 0 for j in range(i + 1))
             return state, metrics | {"mean_x": Average(state["x"], jnp.int32(1))}
 
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        with Checkpoints(self.workdir / CHECKPOINTS, self.keep) as checkpoints:
-            resumed = start_or_resume(
-                checkpoints, SHAPES, lambda: {"x": jnp.float32(1.0)}, sharding
-            )
-            state = run_loop(
-                advance,
-                resumed,
-                total=total,
-                workdir=self.workdir,
-                checkpoints=checkpoints,
-                log=self.log,
-                max_skipped_in_a_row=2,
-                describe=lambda done: {"examples": 10 * done},
-                score=score,
-                unit="step",
-                images_per_step=1,
-                draw=lambda state, done: self.drawn.append(done),
-                shown=("x",),
-            )
+        job = Job(
+            workdir=self.workdir,
+            unit="step",
+            total=total,
+            log=self.log,
+            keep=self.keep,
+            shapes=SHAPES,
+            shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+            make_state=lambda: {"x": jnp.float32(1.0)},
+            make_batch=lambda i, seen: (i, seen),
+            advance=advance,
+            examples_per_step=10,
+            images_per_step=1,
+            max_skipped_in_a_row=2,
+            record={"teacher": "mine"},
+            score=score,
+            export=lambda state: self.exported.append(len(self.taken)),
+            draw=lambda state, done: self.drawn.append(done),
+            shown=("x",),
+        )
+        state = run_loop(job)
         return float(state["x"])
 
     def checkpoints(self) -> list[int]:
@@ -99,6 +102,20 @@ def test_run_loop_reports_draws_and_saves_on_time(tmp_path: Path) -> None:
     assert [row["step"] for row in run.rows()] == [2, 4, 6, 8, 9]
     assert run.drawn == [4, 8, 9]
     assert run.checkpoints() == [6, 9]
+
+
+@pytest.mark.parametrize(
+    ("grid_every", "export_every", "drawn", "exported"),
+    [(100, 2, [5], [2, 4, 5]), (2, 100, [2, 4, 5], [5]), (3, 0, [3, 5], [5])],
+)
+def test_run_loop_exports_and_draws_each_at_its_own_time(
+    grid_every: int, export_every: int, drawn: list[int], exported: list[int], tmp_path: Path
+) -> None:
+    run = Run(tmp_path, LOG | {"grid_every": grid_every, "export_every": export_every})
+    run.to(5)
+    assert (run.drawn, run.exported) == (drawn, exported)
+    run.to(5)  # of a run that is finished the weights are written once more, and nothing else
+    assert (run.drawn, run.exported) == (drawn, [*exported, 5])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -181,7 +198,7 @@ def test_run_loop_saves_what_describes_a_checkpoint_with_it(tmp_path: Path) -> N
     run.to(6)
     with Checkpoints(tmp_path / CHECKPOINTS, read_only=True) as checkpoints:
         state, extra, step = checkpoints.restore(SHAPES, step=3)
-    assert (extra["examples"], step) == (30, 3)
+    assert (extra["teacher"], extra["examples_seen"], step) == ("mine", 30, 3)
     assert extra["metrics"]["x"] == float(state["x"])
     assert extra["metrics"]["skipped_in_a_row"] == 0
 

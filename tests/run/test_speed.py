@@ -105,7 +105,7 @@ def test_drawing_that_is_dear_is_said_once_with_the_key_to_raise(
     (message,) = drawn(caplog, [0.1, 2.0, 2.0])
     # 2 s of 22 s; 2 s are 3 % of 66.7 s, which leaves 64.7 s for cycles of 2 s.
     assert "2.0 s every 10 cycles, 9 % of the time, expected at most 3 %" in message
-    assert message.endswith("raise it with --config.log.grid_every=33.")
+    assert message.endswith("raise it: config.log.grid_every=33.")
 
 
 def test_drawing_that_is_dear_only_the_first_time_is_not_mentioned(

@@ -123,8 +123,9 @@ PROCESS = """
     import jax
     import jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
-    from dmd2_jax.runtime.checkpoint import Checkpoints
-    from dmd2_jax.runtime.loop import run_loop, start_or_resume
+    from dmd2_jax.run.checkpoint import Keep
+    from dmd2_jax.run.job import Job
+    from dmd2_jax.run.loop import run_loop
     from dmd2_jax.runtime.preemption import Interrupted
 
     port, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -137,7 +138,7 @@ PROCESS = """
     def step(state, i):
         return {"w": state["w"] * 0.5 + i}
 
-    def advance(state, i):
+    def advance(state, batch, i):
         time.sleep(0.01)
         if i == 2:
             print("TRAINING", flush=True)
@@ -147,13 +148,13 @@ PROCESS = """
     workdir = folder / f"process-{number}"
     workdir.mkdir()
     try:
-        with Checkpoints(folder / "checkpoints") as checkpoints:
-            resumed = start_or_resume(checkpoints, shapes, lambda: {"w": jnp.arange(6.0)}, split)
-            run_loop(
-                advance, resumed, total=10_000, workdir=workdir, checkpoints=checkpoints,
-                log={"every": 5, "grid_every": 10_000, "checkpoint_every": 10_000},
-                unit="step", images_per_step=1,
-            )
+        run_loop(Job(
+            workdir=workdir, unit="step", total=10_000, keep=Keep(3),
+            log={"every": 5, "grid_every": 10_000, "checkpoint_every": 10_000},
+            shapes=shapes, shardings=split, make_state=lambda: {"w": jnp.arange(6.0)},
+            make_batch=lambda i, seen: None, advance=advance,
+            examples_per_step=1, images_per_step=1,
+        ))
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(stop.exit_code)

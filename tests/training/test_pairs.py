@@ -118,7 +118,7 @@ def test_distill_takes_the_pairs_of_the_command(
     assert dmd2(*words(out, "--dry_run")) == 0
     assert not out.exists()
     assert dmd2(*words(out)) == 0
-    assert f"use them with: --config.distill.pairs={out}" in capsys.readouterr().out
+    assert f"use them with: config.distill.pairs={out}" in capsys.readouterr().out
     regression = (
         "--config.distill.regression_weight=1.0",
         "--config.distill.dm_weight=None",

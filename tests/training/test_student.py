@@ -11,19 +11,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from dmd2_jax.config.load import apply_overrides
-from dmd2_jax.recipe.distillation import (
-    build_players,
-    distill_config,
-    initial_state,
-    starting_weights,
-)
+from dmd2_jax.recipe import distillation
+from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
 from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, weights_file
+from dmd2_jax.recipe.weights import starting_weights
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training.batches import cycle_batch
 from tests.tiny import distill_words, dmd2, get_config, student_run, teacher_run
+
+
+class Begun(BaseException):
+    """Ends a run as soon as a part of it that is watched begins."""
 
 
 def recipe(**overrides: str) -> Recipe:
@@ -81,6 +82,23 @@ def test_distill_moves_the_student_away_from_the_teacher() -> None:
     # Four AdamW steps of 1e-4: each moves a weight by the rate, give or take the weight decay.
     assert 1e-4 < moved < 6e-4
     assert not np.array_equal(average[name], student[name])
+
+
+def test_distill_exports_between_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: Any) -> Any:
+        raise Begun
+
+    monkeypatch.setattr(train_student, "draw_progress", stopped)
+    with pytest.raises(Begun):  # at the first picture, that of the end
+        dmd2(*distill_words(tmp_path, "--config.log.export_every=3"))
+    assert not list(tmp_path.glob("*.png"))
+    weights = load_file(tmp_path / "student.safetensors")
+    assert not any(
+        np.array_equal(weights["model.out_conv.weight"], load_file(file)["model.out_conv.weight"])
+        for file in (student_run() / "student.safetensors", teacher_run() / "teacher.safetensors")
+    )
 
 
 def test_distill_resumed_equals_never_stopped(tmp_path: Path) -> None:
@@ -150,10 +168,6 @@ def test_initial_state_copies_the_teacher_to_both_players() -> None:
     for params in (state.generator.params, state.critic.params, *state.ema):
         for got, expected in zip(jax.tree.leaves(params), jax.tree.leaves(teacher), strict=True):
             np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
-
-
-class Begun(BaseException):
-    """Ends a run as soon as its first state is made."""
 
 
 @pytest.mark.parametrize(
@@ -285,7 +299,7 @@ def test_distill_compiles_its_cycle_once_and_moves_nothing_between_cycles(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made, moved = [], []
-    make, put = train_student.make_cycle, train_student.put_batch
+    make, put = distillation.make_cycle, train_student.put_batch
 
     def guarded_cycle(*arguments: Any, **options: Any) -> Callable[..., Any]:
         cycle = make(*arguments, **options)
@@ -302,7 +316,7 @@ def test_distill_compiles_its_cycle_once_and_moves_nothing_between_cycles(
         moved.append(arguments)
         return put(*arguments)
 
-    monkeypatch.setattr(train_student, "make_cycle", guarded_cycle)
+    monkeypatch.setattr(distillation, "make_cycle", guarded_cycle)
     monkeypatch.setattr(train_student, "put_batch", counted_put)
     assert dmd2(*distill_words(tmp_path, "--config.distill.cycles=3")) == 0
     (cycle,) = made

@@ -1,5 +1,6 @@
 """Teacher training: the objective, and a run that stops and goes on."""
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -115,6 +116,16 @@ def test_teacher_step_first_step_moves_by_the_learning_rate() -> None:
     assert abs(float(state.ema["gain"]) - 1.0) == pytest.approx(0.9 * moved, rel=1e-4)
     assert int(state.step) == 1
     assert int(metrics["skipped_updates"]) == 0
+
+
+def test_teacher_step_takes_its_betas_from_the_config() -> None:
+    config = dataclasses.replace(CONFIG, b1=0.5, b2=0.75)
+    x_0, key = jax.random.normal(jax.random.key(3), (64, 4)), jax.random.key(0)
+    options = {"x0_fn": x0_with_key, "denoiser": DENOISER, "config": config}
+    g = jax.grad(lambda p: teacher_loss(p, x_0, None, key, **options)[0])(PARAMS)["gain"]
+    state, _ = teacher_step(init_teacher_state(PARAMS), x_0, None, key, **options)
+    assert float(state.opt_state.mu["gain"]) == pytest.approx(0.5 * float(g), rel=1e-5)
+    assert float(state.opt_state.nu["gain"]) == pytest.approx(0.25 * float(g) ** 2, rel=1e-5)
 
 
 def test_teacher_step_skips_gradients_that_are_not_finite() -> None:

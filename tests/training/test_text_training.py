@@ -16,13 +16,14 @@ from PIL import Image
 from dmd2_jax import data
 from dmd2_jax.config.family import model_defaults
 from dmd2_jax.config.load import apply_overrides, load_config
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import labels_of
 from dmd2_jax.families.published.configs import SCHEDULER
 from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.pictures.grids import image_grid
-from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
-from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, teacher_file
+from dmd2_jax.recipe.distillation import batch_shapes, distill_config, state_shapes
+from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, sample_labels, teacher_file
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.sampling.samplers import (
     grid_labels,
@@ -32,8 +33,8 @@ from dmd2_jax.sampling.samplers import (
     teacher_sampler,
 )
 from dmd2_jax.text2image.image_latents import decode_latents
-from dmd2_jax.training.batches import read_cycle
-from dmd2_jax.training.pairs import make_pairs
+from dmd2_jax.training.batches import check_batch, cycle_batch, read_cycle
+from dmd2_jax.training.pairs import PairPool, TeacherPairs, make_pairs
 from tests import tiny
 from tests.captioned import made
 from tests.tiny import dmd2, refused, scratch
@@ -184,13 +185,40 @@ def test_student_sampler_rolls_the_steps_out() -> None:
 
 def test_read_cycle_draws_the_students_prompts_in_an_order_of_their_own() -> None:
     batch = read_cycle(recipe(), 0)
-    assert batch.image.shape == (2, 8, 8, 8, 4)
+    assert batch.x.shape == (2, 8, 8, 8, 4)
     real, fake = batch.label["prompt_embeds"], batch.fake_label["prompt_embeds"]
     assert real.shape == fake.shape
     assert not np.array_equal(real, fake)
     everything = labels_of(recipe().dataset.examples(np.arange(len(recipe().dataset))))
     for row in fake.reshape(-1, *fake.shape[2:]):
         assert (everything["prompt_embeds"] == row).all(axis=(1, 2)).any()
+
+
+def test_cycle_batch_has_the_shapes_that_the_program_takes() -> None:
+    without = {
+        "distill__gan_generator_weight": "None",
+        "distill__gan_critic_weight": "None",
+        "distill__regression_weight": "0.25",
+        "distill__regression_pairs": "3",
+    }
+    for it in (recipe(), recipe(**without)):
+        expected = batch_shapes(distill_config(it.config, it.family), it.family)
+        noise = np.zeros((2, 8, 8, 4), np.float32)
+
+        def read(numbers: np.ndarray, it: Recipe = it, noise: np.ndarray = noise) -> TeacherPairs:
+            return TeacherPairs(*(np.repeat(noise, 4, 0),) * 2, sample_labels(it, numbers))
+
+        pairs = PairPool(3, read) if expected.pairs is not None else None
+        assert jax.eval_shape(lambda it=it, pairs=pairs: cycle_batch(it, 0, pairs)) == expected
+
+
+def test_check_batch_refuses_data_of_other_arrays() -> None:
+    it = recipe()
+    other = batch_shapes(distill_config(it.config, it.family), it.family)
+    prompt = jax.ShapeDtypeStruct((2, 8, 5, 64), jnp.float32)
+    message = r"gives a cycle .*, expected .*prompt_embeds'\] \(2, 8, 5, 64\) for model.family"
+    with pytest.raises(Refused, match=message):
+        check_batch(it, other._replace(fake_cond={"prompt_embeds": prompt}))
 
 
 def test_read_cycle_takes_the_real_prompts_where_told() -> None:
@@ -302,11 +330,7 @@ def test_recipe_fits_the_published_network(name: str) -> None:
     config = load_config(name)
     assert config.name == name
     family = build_family(config)
-    teacher = family.param_shapes()
-    players, settings = build_players(config, family), distill_config(config, family)
-    state = jax.eval_shape(
-        lambda p: initial_state(players, settings, family, p, jax.random.key(0)), teacher
-    )
+    state = state_shapes(config, family)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.critic.params))
     assert count == {"sd15": 859_520_964, "sdxl": 2_567_463_684}[config.model.pipeline]
 

@@ -229,7 +229,7 @@ def test_load_still_lists_what_is_missing_under_a_prefix(tmp_path):
 
 def test_strip_prefix_refuses_two_networks_and_takes_the_one_named():
     tensors = {"real.a": ONE, "real.b": ONE, "fake.a": TWO, "fake.b": TWO}
-    with pytest.raises(ValueError, match=r"2 times, under \['fake.', 'real.'\].*--prefix=fake."):
+    with pytest.raises(ValueError, match=r"2 times, under \['fake.', 'real.'\].*prefix=fake."):
         strip_prefix(tensors, {"a", "b"})
     for prefix in ("fake", "fake."):
         assert strip_prefix(tensors, {"a", "b"}, prefix) == {"a": TWO, "b": TWO}

@@ -1,1 +1,5 @@
-"""`dmd2 ablate`: variants times seeds, in one table."""
+"""`dmd2 ablate`: one teacher, many students, one table."""
+
+from dmd2_jax.commands.ablate.command import Options, run
+
+__all__ = ["Options", "run"]

@@ -1,4 +1,4 @@
-"""What `dmd2 cache` is asked for, and everything that this names, opened and checked."""
+"""Everything that the options of `dmd2 cache` name, opened and checked."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.captions import CaptionedImages, open_captions
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
@@ -29,7 +30,7 @@ from dmd2_jax.text2image.text_encoder import (
 from dmd2_jax.text2image.tokenizer import warn_of_cut
 from dmd2_jax.typing import Params
 
-__all__ = ["DTYPES", "CacheInputs", "CacheOptions", "open_inputs", "unusable"]
+__all__ = ["DTYPES", "CacheInputs", "open_inputs", "unusable"]
 
 SHARD_BYTES = 2**28
 """Of a shard, about."""
@@ -39,67 +40,6 @@ _PROBE = ("a photograph of an astronaut riding a horse, 0123456789, é 数 !?", 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 """Types of the computation, by their names in flags."""
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """What `dmd2 cache` is asked for.
-
-    Attributes:
-      pipeline: folder of a diffusers pipeline.
-      images: folder or zip of images with captions; "": prompts alone.
-      prompts: file of prompts; "": images.
-      resolution: height and width of the images in pixels; 0: the pipeline's.
-      latents: "sample", one draw of the autoencoder's distribution, or "mean".
-      sizes: SDXL's time_ids: "target", as a student is asked (whole images of the resolution), or
-        "actual", the size of each file's image and its crop.
-      enlarge: whether smaller images may be enlarged.
-      max_left_out: images that may be left out because they cannot be decoded or are refused.
-      vae: folder of another autoencoder than the pipeline's; "": its own.
-      variant: of the weights, "fp16" and the like; "": full precision if there is one.
-      vae_dtype, text_dtype: types of the computation.
-      store: type of what is written.
-      seed: of the draws.
-      batch_size: images or prompts at a time.
-      shard_examples: of a shard; 0: as many as fill 256 MB.
-
-    Raises:
-      ValueError: if a value is out of range.
-    """
-
-    pipeline: str
-    images: str = ""
-    prompts: str = ""
-    resolution: int = 0
-    latents: str = "sample"
-    sizes: str = "target"
-    enlarge: bool = False
-    max_left_out: int = 0
-    vae: str = ""
-    variant: str = ""
-    vae_dtype: str = "float32"
-    text_dtype: str = "float32"
-    store: str = "float16"
-    seed: int = 0
-    batch_size: int = 8
-    shard_examples: int = 0
-
-    def __post_init__(self) -> None:
-        if bool(self.images) == bool(self.prompts):
-            raise Refused(
-                f"got --images={self.images!r} and --prompts={self.prompts!r}, expected one of "
-                "them: images with captions, or prompts alone."
-            )
-        least = {
-            "batch_size": 1,
-            "resolution": 0,
-            "max_left_out": 0,
-            "shard_examples": 0,
-            "seed": 0,
-        }
-        for name, low in least.items():
-            if not low <= getattr(self, name) < 2**32:
-                raise Refused(f"--{name}={getattr(self, name)}, expected {low} or more.")
 
 
 @dataclass(frozen=True)
@@ -118,7 +58,7 @@ class CacheInputs:
       per_shard: examples of a shard.
     """
 
-    options: CacheOptions
+    options: Options
     texts: Sequence[str]
     captioned: CaptionedImages | None
     index: PipelineIndex
@@ -167,13 +107,13 @@ class CacheInputs:
         }
 
 
-def open_inputs(options: CacheOptions) -> CacheInputs:
+def open_inputs(options: Options) -> CacheInputs:
     """Open and check everything that the options name, compiling nothing.
 
     Raises:
       FileNotFoundError: if an input is missing.
       MissingPackageError: if transformers is not installed.
-      ValueError: if one is refused.
+      Refused: if one is refused.
     """
     index = read_pipeline_index(options.pipeline)
     captioned = open_captions(options.images) if options.images else None
@@ -205,7 +145,7 @@ def open_inputs(options: CacheOptions) -> CacheInputs:
 
 
 def _layout(
-    options: CacheOptions, encoders: TextEncoders, latent: tuple[int, ...], images: bool
+    options: Options, encoders: TextEncoders, latent: tuple[int, ...], images: bool
 ) -> Layout:
     condition = condition_shapes(encoders)
     arrays = {name: (x.shape[1:], options.store) for name, x in condition.items()}
@@ -216,7 +156,7 @@ def _layout(
     return Layout(dict(sorted(arrays.items())))
 
 
-def _check_first(captioned: CaptionedImages, options: CacheOptions) -> None:
+def _check_first(captioned: CaptionedImages, options: Options) -> None:
     """Read one image, so that a wrong size is found before anything is compiled."""
     try:
         captioned.picture(0, options.resolution, enlarge=options.enlarge)
@@ -225,7 +165,7 @@ def _check_first(captioned: CaptionedImages, options: CacheOptions) -> None:
             raise unusable(captioned.describe(0), error, 0) from error
 
 
-def unusable(name: str, error: Exception, allowed: int) -> ValueError:
+def unusable(name: str, error: Exception, allowed: int) -> Refused:
     """Return the error of an image that cannot be decoded or is refused.
 
     Args:
@@ -234,7 +174,7 @@ def unusable(name: str, error: Exception, allowed: int) -> ValueError:
       allowed: how many of them there may be.
     """
     reason = str(error) if isinstance(error, ImageRefusedError) else f"{name}: {error}."
-    return ValueError(
+    return Refused(
         f"{reason} More than --max_left_out={allowed} images cannot be used: replace or remove "
         "them, or raise it to go on without them."
     )

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dmd2_jax.commands.cache.inputs import CacheInputs, CacheOptions, open_inputs, unusable
+from dmd2_jax.commands.cache.inputs import CacheInputs, open_inputs, unusable
+from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import to_model
 from dmd2_jax.data.latents import NULL_FILE
-from dmd2_jax.data.reading.captions import Picture
+from dmd2_jax.data.reading.captions import CaptionedImages, Picture
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
 from dmd2_jax.recipe.open import aligned, parameter_table
@@ -37,30 +38,29 @@ __all__ = ["make_cache"]
 _log = logging.getLogger(__name__)
 
 
-def make_cache(options: CacheOptions, out: str | Path, *, dry_run: bool = False) -> str:
+def make_cache(options: Options) -> str:
     """Write latents and embeddings into shards, or go on where a killed process stopped.
 
     Args:
-      options: what to make.
-      out: the folder, new or begun with the same options and files.
-      dry_run: check everything, print sizes, write nothing.
+      options: what to make, and where: a folder that is new, or was begun with the same options
+        and files.
 
     Returns:
       What was written, or would be.
 
     Raises:
       FileNotFoundError: if an input is missing.
-      ValueError: if an input is refused, an image cannot be read, the folder is another cache's,
+      Refused: if an input is refused, an image cannot be read, the folder is another cache's,
         or something that is not a number comes out.
       Interrupted: at Ctrl-C.
       OSError: if the disk refuses.
     """
-    work = open_inputs(options)
+    work, out = open_inputs(options), options.out
     folder = claim(out, work.plan(), work.shards)
     missing = [n for n in range(work.shards) if n not in folder.finished]
     size = sum(len(batch.numbers) for n in missing for batch in _of(work, n)) * work.layout.size
     check_free_space(out, size, "the cache")
-    if dry_run:
+    if options.dry_run:
         return _describe(work, folder, size)
     if folder.complete:
         folder.clear()
@@ -167,7 +167,8 @@ class _Reader:
         work, options = self._work, self._work.options
         numbers, pictures, left_out = batch.numbers, None, []
         if work.captioned is not None:
-            read = list(self._pool.map(self._picture, numbers))
+            picture = functools.partial(self._picture, work.captioned)
+            read = list(self._pool.map(picture, numbers))
             left_out = [work.describe(int(n)) for n, p in zip(numbers, read, strict=True) if not p]
             numbers = np.array([n for n, p in zip(numbers, read, strict=True) if p], np.int64)
             pictures = [picture for picture in read if picture]
@@ -187,11 +188,10 @@ class _Reader:
             left_out,
         )
 
-    def _picture(self, number: int) -> Picture | None:
-        work, options = self._work, self._work.options
-        name = work.describe(int(number))
+    def _picture(self, captioned: CaptionedImages, number: int) -> Picture | None:
+        options, name = self._work.options, captioned.describe(int(number))
         try:
-            return work.captioned.picture(int(number), options.resolution, enlarge=options.enlarge)
+            return captioned.picture(int(number), options.resolution, enlarge=options.enlarge)
         except (CorruptImageError, ImageRefusedError) as error:
             with self._lock:
                 self._left_out += 1
@@ -202,7 +202,7 @@ class _Reader:
             return None
 
 
-def _time_ids(pictures: Sequence[Picture] | None, count: int, options: CacheOptions) -> np.ndarray:
+def _time_ids(pictures: Sequence[Picture] | None, count: int, options: Options) -> np.ndarray:
     side = (options.resolution, options.resolution)
     if pictures is None or options.sizes == "target":
         return np.tile(size_ids(side, (0, 0), side), (count, 1))
@@ -240,7 +240,7 @@ class _Encoder:
             text = work.texts[int(host.numbers[row])]
             try:
                 yield work.layout.pack({k: out[k][row] for k in work.layout.arrays}, text)
-            except ValueError as error:
+            except Refused as error:
                 raise Refused(f"{name}: {error} (--store=float32)") from error
 
 

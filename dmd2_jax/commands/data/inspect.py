@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dmd2_jax import data
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch, Source, array_record, latents
-from dmd2_jax.data.reading.dataset import NoSplitError
+from dmd2_jax.data.reading.contract import NoSplitError
 from dmd2_jax.pictures.grids import image_grid
 from dmd2_jax.recipe.open import aligned
 from dmd2_jax.run.folder import check_free_space, write_json
@@ -50,7 +50,8 @@ class Report(NamedTuple):
 
 def list_sources() -> str:
     """Return every source's name and what it is, a line each."""
-    rows = data.summaries()
+    own = "A module of your own with load(path, split, resolution, options): docs/data.md."
+    rows = data.summaries() | {"my_lab.shapes": own}
     width = max(map(len, rows))
     lines = [f"  {name.ljust(width)}  {summary}" for name, summary in rows.items()]
     return "\n".join(["config.data.name is one of", *lines])
@@ -69,7 +70,7 @@ def check_source(config: ConfigDict, out: str | Path) -> bool:
       Whether there are images to draw, and they were.
 
     Raises:
-      ValueError: if the source is refused, or more images are corrupt than `max_corrupt`.
+      Refused: if the source is refused, or more images are corrupt than `max_corrupt`.
       FileNotFoundError: if files are missing.
     """
     if config.data.name == _CACHE:
@@ -106,7 +107,7 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
       What was written.
 
     Raises:
-      ValueError: if the source is refused, or the folder is not empty.
+      Refused: if the source is refused, or the folder is not empty.
       OSError: if the disk is full.
     """
     if config.data.name == _CACHE:
@@ -134,7 +135,7 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
                     for image, label in zip(batch["image"], batch["label"], strict=True):
                         writer.add(image, int(label))
             splits[split] = writer.files
-            left_out += len(getattr(source, "corrupt", {}))
+            left_out += len(source.corrupt)
         write_json(partial / array_record.INFO, _info(first, encoding, splits))
         partial.chmod(0o755)  # mkdtemp's is for its owner only
         os.replace(partial, target)
@@ -168,7 +169,7 @@ def _open(config: ConfigDict, split: str) -> Source:
 
 def _sound(source: Source, what: str) -> Iterator[Batch]:
     """Yield a source's images in order, without the corrupt ones, showing progress."""
-    corrupt = getattr(source, "corrupt", {})
+    corrupt = source.corrupt
     with Progress(total=len(source), description=what) as progress:
         for begin in range(0, len(source), _CHUNK):
             numbers = np.arange(begin, min(begin + _CHUNK, len(source)))
@@ -186,7 +187,7 @@ def _read_through(source: Source, split: str) -> Report:
         counts += np.bincount(batch["label"], minlength=source.num_classes)
         if sum(len(images) for images in first) < wanted:
             first.append(batch["image"])
-    corrupt = [name for _, name in sorted(getattr(source, "corrupt", {}).items())]
+    corrupt = [name for _, name in sorted(source.corrupt.items())]
     return Report(split, counts, corrupt, np.concatenate(first)[:wanted])
 
 

@@ -1,5 +1,5 @@
-"""One self-contained HTML page of one run or of several side by side: `dmd2 report`."""
+"""`dmd2 report`: one self-contained HTML page of one run or of several side by side."""
 
-from dmd2_jax.commands.report.write import ReportError, write_report
+from dmd2_jax.commands.report.command import Options, run
 
-__all__ = ["ReportError", "write_report"]
+__all__ = ["Options", "run"]

@@ -1,18 +1,15 @@
-"""What a source of images is, the one that lies in memory, and what every source needs."""
+"""The source that lies in memory, splits, and what every source needs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.contract import Batch, NoSplitError, Source, SourceDefaults
 from dmd2_jax.typing import Array, Float, Int, PyTree, Shaped
-
-Batch = dict[str, np.ndarray]
-"""`image` uint8 [..., b, h, w, c] and `label` int32 [..., b]; of latents see data/latents.py."""
 
 CONDITION = ("prompt_embeds", "pooled", "time_ids")
 """What the condition of a text-to-image model may consist of."""
@@ -23,85 +20,8 @@ MEMORY_LIMIT = 8 * 2**30
 SPLIT_SEED = 20240523  # fixed: a split is part of the data set, not of a run
 
 
-class NoSplitError(Refused):
-    """Data without this split: they have no test images, and none are held out."""
-
-
-class MissingPackageError(ImportError, Refused):
-    """A source needs a package that is not installed: mended by the user, as a bad value is."""
-
-
-class Examples(Protocol):
-    """Anything that is read by number, in any order, from any thread."""
-
-    def __len__(self) -> int: ...
-
-    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
-        """Return the examples of these numbers, 0 .. len - 1, in this order."""
-
-
-class Source(Examples, Protocol):
-    """Square images with class labels, read by number in any order, from any thread.
-
-    What `examples` returns is a function of the files and the numbers alone, so that a run is one
-    of (config, seed, data). A source may have `corrupt`, a mapping from the number of an image
-    that could not be decoded to its name: see `reading.source`.
-
-    Attributes:
-      name: for messages and titles.
-      resolution: height and width in pixels.
-      channels: 1 for grey, 3 for colour.
-      num_classes: how many classes there are, whether or not each occurs.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102 (documented above)
-
-    @property
-    def resolution(self) -> int: ...  # noqa: D102
-
-    @property
-    def channels(self) -> int: ...  # noqa: D102
-
-    @property
-    def num_classes(self) -> int: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
-class Options:
-    """How a source reads; see the keys of `config.data` with the same names.
-
-    Attributes:
-      spec: what follows the colon of `config.data.name`; empty: nothing.
-      test_fraction: share of every class that is held out where the data have no test split; 0:
-        none, and there is no test split.
-      max_corrupt: how many images may be undecodable before reading stops.
-      workers: threads that decode; 0: one for each processor.
-
-    Raises:
-      ValueError: if a value is out of range.
-    """
-
-    spec: str = ""
-    test_fraction: float = 0.1
-    max_corrupt: int = 10
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.test_fraction < 1:
-            raise Refused(
-                f"config.data.test_fraction={self.test_fraction}, expected a number in [0, 1), the "
-                "share of each class that is held out; 0.1 is usual, 0 is none."
-            )
-        for key in ("max_corrupt", "workers"):
-            if getattr(self, key) < 0:
-                raise Refused(
-                    f"config.data.{key}={getattr(self, key)}, expected 0 or more; raise it."
-                )
-
-
-@dataclass(frozen=True)
-class ImageDataset:
+class ImageDataset(SourceDefaults):
     """Square images with class labels, checked when made.
 
     Attributes:
@@ -174,7 +94,7 @@ class ImageDataset:
 
 
 @dataclass(frozen=True)
-class Subset:
+class Subset(SourceDefaults):
     """Some examples of a source, in an order of their own.
 
     Attributes:
@@ -211,6 +131,10 @@ class Subset:
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order."""
         return self.source.examples(self.indices[indices])
+
+    def describe(self, index: int) -> str:
+        """Return the whole's name of an example."""
+        return self.source.describe(int(self.indices[index]))
 
 
 def to_memory(source: Source, limit: int = MEMORY_LIMIT) -> ImageDataset:
@@ -381,7 +305,7 @@ def check_holds_out(split: str, fraction: float, name: str) -> None:
         raise NoSplitError(
             f"{name} has no test split and config.data.test_fraction=0 holds none out, expected "
             "test images where they are asked for (as by the classifier of `dmd2 evaluate`); set "
-            "it to 0.1, or use --features=inception."
+            "it to 0.1, or measure by the features of inception."
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
-from dmd2_jax.data.reading.dataset import MissingPackageError
+from dmd2_jax.data.reading.contract import MissingPackageError
 from dmd2_jax.data.reading.text_lines import json_lines, text_key, text_lines, text_of
 from dmd2_jax.typing import Int
 

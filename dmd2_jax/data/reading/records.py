@@ -6,11 +6,12 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dmd2_jax.data.reading.dataset import MissingPackageError
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.contract import MissingPackageError
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.typing import Int
 
@@ -151,6 +152,23 @@ class TFRecords(_Shards):
         return out
 
 
+def open_writer(path: Path) -> Any:
+    """Return array_record's writer of a file that is read in any order.
+
+    Raises:
+      MissingPackageError: if the package array_record is not installed.
+    """
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:
+        raise MissingPackageError(
+            "writing array_record needs the package array_record, which is not installed; "
+            "install it with: pip install 'dmd2_jax[tfds]'"
+        ) from error
+    # One record a group, for reading in any order; pixels hardly shrink and PNGs not at all.
+    return array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+
 def _record_starts(shard: Shard) -> Int[np.ndarray, " n_plus_1"]:
     """Return where each record of a TFRecord file begins, and where the last one ends."""
     size = os.path.getsize(shard.path)
@@ -190,8 +208,8 @@ def _file_limit() -> int:
     return 8192 if soft == resource.RLIM_INFINITY else max(16, min(soft, 8192))
 
 
-def _refused(shard: Shard, got: str) -> ValueError:
-    return ValueError(
+def _refused(shard: Shard, got: str) -> Refused:
+    return Refused(
         f"{Path(shard.path)} {got}, expected {shard.total} records; the file is incomplete or "
         "damaged: copy or prepare it again."
     )

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
-from dmd2_jax.data.array_record import open_writer
+from dmd2_jax.data.reading.records import open_writer
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.integrity import sealed
 from dmd2_jax.runtime.whole_file import whole_file
@@ -373,8 +373,8 @@ def _read_sealed(file: Path) -> dict[str, Any]:
     return {**extra, "arrays": arrays}
 
 
-def _refused(file: Path, fault: str) -> ValueError:
-    return ValueError(
+def _refused(file: Path, fault: str) -> Refused:
+    return Refused(
         f"{file} is refused ({fault}), expected what `dmd2 cache` writes, format {FORMAT}; copy it "
         "again, or write the cache again into a new folder."
     )

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.data.reading.dataset import Batch, Options
+from dmd2_jax.data.reading.contract import Batch, Options, SourceDefaults
 from dmd2_jax.data.reading.decode import CorruptImageError, with_channels
 from dmd2_jax.typing import Int, Shaped
 
@@ -27,7 +27,7 @@ class CorruptDataError(Refused):
     """More images are corrupt than the config allows."""
 
 
-class DecodedSource:
+class DecodedSource(SourceDefaults):
     """Images that are read one by one; implements `Source`.
 
     An image that cannot be decoded is warned of by name, counted once, and replaced by the next
@@ -147,7 +147,7 @@ class DecodedSource:
             raise CorruptDataError(
                 f"{self.name}: {len(found)} images cannot be decoded, expected at most "
                 f"config.data.max_corrupt={self._max_corrupt}: {listed(found)}; replace or remove "
-                "them (`dmd2 data --config=...` lists them all), or raise config.data.max_corrupt."
+                "them (`dmd2 data` lists them all), or raise config.data.max_corrupt."
             )
 
     def _probe(self) -> int:

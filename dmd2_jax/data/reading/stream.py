@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.data.reading.dataset import Batch, Examples
+from dmd2_jax.data.reading.contract import Batch, Examples
 from dmd2_jax.typing import Int
 
 WHOLE = slice(None)

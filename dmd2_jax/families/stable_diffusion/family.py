@@ -75,12 +75,14 @@ class StableDiffusionFamily:
       model: the U-Net with its published config and names.
       image_shape: (h, w, c) of a latent.
       num_classes: 0: there are no class labels.
+      null_tokens: n of the condition of no prompt; None as long as `with_null` has not given it.
     """
 
     denoiser: Denoiser
     model: PublishedModel
     image_shape: tuple[int, int, int]
     num_classes: int = 0
+    null_tokens: int | None = None
 
     @property
     def is_sdxl(self) -> bool:
@@ -127,14 +129,16 @@ class StableDiffusionFamily:
             )
         arrays = {name: jnp.asarray(array, jnp.float32) for name, array in null.items()}
         denoiser = self.denoiser._replace(null_cond=_null_cond(self.is_sdxl, arrays))
-        return dataclasses.replace(self, denoiser=denoiser)
+        tokens = null["prompt_embeds"].shape[-2]
+        return dataclasses.replace(self, denoiser=denoiser, null_tokens=tokens)
 
-    def cond_shapes(self, *lead: int, tokens: int = _TOKENS) -> dict[str, Any]:
+    def cond_shapes(self, *lead: int, tokens: int | None = None) -> dict[str, Any]:
         """Return a batch's condition with shapes in place of arrays.
 
         Args:
           lead: the leading axes, such as b.
-          tokens: n, of the prompt; CLIP's encoders give 77.
+          tokens: n, of the prompt; by default that of the condition of no prompt, or 77 as CLIP's
+            encoders give.
 
         Returns:
           All keys that the family knows: what guidance goes away from is among them exactly where
@@ -146,7 +150,9 @@ class StableDiffusionFamily:
         def array(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
 
-        prompt = array(tokens, unet.context_dim)
+        prompt = array(tokens or self.null_tokens or _TOKENS, unet.context_dim)
+        if pooled is None and self.null_tokens:
+            return {"prompt_embeds": prompt}
         if pooled is None:
             return {"prompt_embeds": prompt, "negative_prompt_embeds": prompt}
         return {

@@ -14,7 +14,7 @@ import numpy as np
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data import image_folder
 from dmd2_jax.data.reading import source as reading
-from dmd2_jax.data.reading.dataset import Batch, Options, Source
+from dmd2_jax.data.reading.contract import Batch, Options, Source, SourceDefaults
 from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.folder import FileTree, Folder
 from dmd2_jax.data.reading.source import CorruptDataError, DecodedSource
@@ -28,7 +28,7 @@ _ENDINGS = (".png", ".jpg", ".jpeg")
 _PYTHON_OBJECT = re.compile(r" ?<_io\.BytesIO object at \w+>")  # of Pillow's words for a file
 
 
-class ImageFiles:
+class ImageFiles(SourceDefaults):
     """The images of a folder or zip, of which each counts; implements `data.Source`.
 
     Training may go on without a corrupt image, and its errors name keys of the config. Here such

@@ -17,8 +17,8 @@ from dmd2_jax.data import (
     process_rows,
     to_memory,
 )
+from dmd2_jax.data.reading.contract import NoSplitError
 from dmd2_jax.data.reading.dataset import (
-    NoSplitError,
     Subset,
     class_counts,
     held_out,

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from dmd2_jax.data.reading.dataset import Options
+from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.source import CorruptDataError, DecodedSource
 

@@ -1,6 +1,6 @@
 """Make captioned real images and a small text-to-image pipeline to train on them, without torch.
 
-    python -m benchmarks.captioned_digits --out=DIR
+    python -m examples.captioned_digits.make --out=DIR
 
 writes below DIR
 
@@ -10,11 +10,11 @@ writes below DIR
     prompts.jsonl           every caption of these templates with its class
     prompts_heldout.jsonl   captions of templates that no image has, for what was not trained on
     pipeline/               a StableDiffusionPipeline as diffusers writes it, whose autoencoder is
-                            trained here and whose U-Net is not (captioned_digits_pipeline.py)
+                            trained here and whose U-Net is not (pipeline.py)
     preview.png             digits above what the autoencoder makes of them
 
 and prints the `dmd2 cache` command that puts the images through the pipeline. How good images made
-from captions are says captioned_digits_judge.py.
+from captions are says judge.py.
 
 Measured on 2026-11-21 on 2 cores shared with other programs (load 8): 98 s, most of it the
 autoencoder's; PSNR 31.4 dB on digits that it did not learn from, latents of mean 0.01 and deviation
@@ -34,13 +34,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from benchmarks.captioned_digits_pipeline import VaeReport, reconstruct, write_pipeline
 from dmd2_jax.data import digits
 from dmd2_jax.data.reading.decode import encode_png
 from dmd2_jax.pictures.grids import image_grid
 from dmd2_jax.recipe.open import aligned
 from dmd2_jax.runtime.platform import prepare_backend
 from dmd2_jax.typing import Float, Int
+from examples.captioned_digits.pipeline import VaeReport, reconstruct, write_pipeline
 
 __all__ = ["Caption", "all_captions", "enlarge", "write_images"]
 

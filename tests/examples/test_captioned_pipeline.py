@@ -1,15 +1,15 @@
-"""The pipeline of benchmarks/captioned_digits.py, opened by those whose format it is written in."""
+"""The pipeline of examples/captioned_digits, opened by those whose format it is written in."""
 
 import functools
 
 import numpy as np
 
-from benchmarks.captioned_digits import HELD_OUT, TEMPLATES, all_captions, cache_command, enlarge
-from benchmarks.captioned_digits_pipeline import reconstruct, words
 from dmd2_jax.data import Options, digits, latents, to_model
 from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.text2image.image_latents import encode_images
 from dmd2_jax.text2image.text_encoder import encode_prompts, read_text_encoders
+from examples.captioned_digits.make import HELD_OUT, TEMPLATES, all_captions, cache_command, enlarge
+from examples.captioned_digits.pipeline import reconstruct, words
 from tests.captioned import NUM, made
 from tests.pipelines import RESOLUTION
 from tests.tiny import dmd2

@@ -7,7 +7,6 @@
 The same command again skips what is finished and resumes what is not.
 """
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -15,19 +14,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
+from dmd2_jax.commands.ablate.options import Options
 from dmd2_jax.commands.ablate.rows import FIGURES, Ablation, check_seeds, load_ablation, nearest
 from dmd2_jax.commands.ablate.table import RULE, markdown, summary, terminal, values_of
 from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.distill import make_cycle
 from dmd2_jax.evaluate.evaluate import EvaluateOptions, evaluate
 from dmd2_jax.evaluate.options import check_options
 from dmd2_jax.pictures.seed_points import seed_points
-from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
-from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, teacher_file
+from dmd2_jax.recipe.distillation import trace
+from dmd2_jax.recipe.open import build_family, open_recipe, teacher_file
 from dmd2_jax.run.folder import open_run, write_json
 from dmd2_jax.run.loop import DivergedError
 from dmd2_jax.runtime.distributed import to_host
@@ -35,36 +33,13 @@ from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
-from dmd2_jax.training.batches import cycle_batch
-from dmd2_jax.training.pairs import pair_shapes
 from dmd2_jax.training.run import RESUME_MAY_DIFFER
 
-__all__ = ["AblateOptions", "ablate"]
+__all__ = ["ablate"]
 
 _TABLE = "table.json"
 _NOT_COMPARED = ("name", "log", "mesh")
 """Groups of the config that change no figure."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AblateOptions:
-    """The flags of `dmd2 ablate`; see its --help.
-
-    Attributes:
-      config: the ablation's file.
-      workdir: where everything goes.
-      overrides: of the base config, name -> value as on the command line.
-      rows: names of those to run; (): all.
-      seeds: (): the ablation's.
-      dry_run: check every row and trace its program; write nothing.
-    """
-
-    config: str
-    workdir: str
-    overrides: dict[str, str] = dataclasses.field(default_factory=dict)
-    rows: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    dry_run: bool = False
 
 
 class _Run(NamedTuple):
@@ -78,18 +53,18 @@ class _Run(NamedTuple):
         return f"{self.row}/seed_{self.seed}"
 
 
-def ablate(options: AblateOptions) -> dict[str, Any]:
+def ablate(options: Options) -> dict[str, Any]:
     """Run what is not finished of an ablation, and print its table.
 
     Args:
-      options: the flags.
+      options: what is asked for.
 
     Returns:
       What table.json holds: runs; rows and pairs as `ablation_table.summary` makes them; teacher,
       real_fid_floor, rule.
 
     Raises:
-      ValueError: if the ablation, a row's config, the data or a folder is refused; as far as that
+      Refused: if the ablation, a row's config, the data or a folder is refused; as far as that
         can be known, before anything is trained.
       Interrupted: if asked to stop; what is finished and what is begun are then saved.
     """
@@ -97,7 +72,7 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
     ablation = load_ablation(options.config, options.overrides)
     runs = _chosen(ablation, options, workdir)
     table = _read(workdir, ablation)
-    _check(ablation, runs, workdir, trace=options.dry_run)
+    _check(ablation, runs, workdir, tracing=options.dry_run)
     if options.dry_run:
         done = sum(run.key in _current(ablation, table) for run in runs)
         print(f"dry run: {len(runs)} runs can be made, {done} of them finished: {workdir}.")
@@ -114,7 +89,7 @@ def ablate(options: AblateOptions) -> dict[str, Any]:
     return table
 
 
-def _chosen(ablation: Ablation, options: AblateOptions, workdir: Path) -> list[_Run]:
+def _chosen(ablation: Ablation, options: Options, workdir: Path) -> list[_Run]:
     """Return the runs, all rows of one seed before the next, so that a whole table comes early."""
     for name in options.rows:
         if name not in ablation.rows:
@@ -159,20 +134,20 @@ def _read(workdir: Path, ablation: Ablation) -> dict[str, Any]:
     return table | {"title": ablation.title, "rule": RULE}
 
 
-def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, trace: bool) -> None:
+def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, tracing: bool) -> None:
     """Refuse what can be refused before anything is trained."""
     check_options(EvaluateOptions(workdir=str(workdir), metrics=ablation.metrics))
     base = ablation.base()
     if base.teacher.weights:
         teacher_file(base)
-    elif trace:  # or else its training checks the same in a moment
+    elif tracing:  # or else its training checks the same in a moment
         base.teacher.weights = str(workdir / "teacher")
         train_teacher.train(base, workdir / "teacher", dry_run=True)
     rows: set[str] = set()
     for run in runs:
         try:
             if run.row not in rows:
-                _check_row(run.config, trace=trace)
+                _check_row(run.config, tracing=tracing)
             rows.add(run.row)
             if (run.folder / "config.json").exists():
                 open_run(
@@ -182,26 +157,14 @@ def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, trace: bool) 
                     may_differ=RESUME_MAY_DIFFER,
                     dry_run=True,
                 )
-        except ValueError as error:
+        except Refused as error:
             raise Refused(f"row {run.row!r} of {ablation.path}: {error}") from error
 
 
-def _check_row(config: ConfigDict, *, trace: bool) -> None:
-    recipe = open_recipe(config, config.distill.batch_size)
-    settings = distill_config(config, recipe.family)
-    players = build_players(config, recipe.family)
-    if not trace:
-        return
-    params, key = recipe.family.param_shapes(), jax.random.key(0)
-    state = jax.eval_shape(
-        lambda p: initial_state(players, settings, recipe.family, p, key), params
-    )
-    batch = jax.eval_shape(lambda: _zero_batch(recipe))
-    jax.eval_shape(make_cycle(players, settings), state, params, batch, key)
-
-
-def _zero_batch(recipe: Recipe) -> Any:
-    return cycle_batch(recipe, 0, pair_shapes(recipe))
+def _check_row(config: ConfigDict, *, tracing: bool) -> None:
+    job = train_student.open_student(open_recipe(config, config.distill.batch_size))
+    if tracing:
+        trace(job)
 
 
 def _finish(ablation: Ablation, runs: list[_Run], table: dict[str, Any], workdir: Path) -> None:

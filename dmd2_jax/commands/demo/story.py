@@ -1,8 +1,4 @@
-"""The whole story on handwritten digits, in minutes: `dmd2 demo`.
-
-Trains a teacher, distils it to one step, samples and measures both, and writes summary.png and
-metrics.json. The same command again resumes whatever was interrupted.
-"""
+"""A teacher of digits, its student of one step, and what both are worth."""
 
 import time
 from collections.abc import Mapping
@@ -25,23 +21,20 @@ from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
 from dmd2_jax.typing import Params
 
-__all__ = ["run"]
+__all__ = ["demonstrate"]
 
 ROWS = 4
 """Images of each class in every section of summary.png."""
 
 
-def run(
-    workdir: str | Path = "runs/demo",
-    *,
-    config: str = "digits",
-    overrides: Mapping[str, str] | None = None,
+def demonstrate(
+    workdir: str | Path, recipe_file: str, overrides: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Train, distil, sample and measure; print one table.
+    """Train, distil, sample and measure; print one table, and resume what was interrupted.
 
     Args:
       workdir: folder for summary.png, metrics.json and the run folders teacher/ and student/.
-      config: a recipe; the demo is made for `digits`.
+      recipe_file: as of `load_config`; the demo is made for `digits`.
       overrides: changes to it, {"teacher.steps": "100"}.
 
     Returns:
@@ -50,13 +43,13 @@ def run(
       classifier_test_accuracy; speedup; seconds_teacher, seconds_distill, seconds_total.
 
     Raises:
-      ValueError: if the config or the folder is refused.
+      Refused: if the config or the folder is refused.
       Interrupted: if asked to stop; the run is then saved.
     """
     start = time.perf_counter()
     workdir = Path(workdir)
-    recipe = load_config(config)
-    apply_overrides(recipe, {"teacher.weights": str(workdir / "teacher"), **(overrides or {})})
+    recipe = load_config(recipe_file)
+    apply_overrides(recipe, {"teacher.weights": str(workdir / "teacher"), **overrides})
     check(recipe)
 
     _say("1/4  a classifier of real digits, whose features judge the samples")
@@ -66,6 +59,7 @@ def run(
     _say(f"2/4  the teacher: {recipe.teacher.steps} steps of denoising score matching")
     teacher_start = time.perf_counter()
     teacher_file = train_teacher.train(recipe, workdir / "teacher")
+    assert teacher_file is not None  # as of a dry run
     seconds_teacher = time.perf_counter() - teacher_start
 
     _say(

@@ -1,4 +1,4 @@
-"""benchmarks/captioned_digits.py: its captions, its files, and its judge."""
+"""examples/captioned_digits/make.py: its captions, its files, and its judge."""
 
 import functools
 import json
@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import captioned_digits, captioned_digits_judge
-from benchmarks.captioned_digits import HELD_OUT, NAMES, TEMPLATES, all_captions, enlarge
-from benchmarks.captioned_digits_judge import agreement, caption_classes, open_judge, reduce
-from benchmarks.captioned_digits_pipeline import (
-    learn_merges,
-    reconstruct,
-    words,
-    write_pipeline,
-    write_tokenizer,
-)
 from dmd2_jax.data import digits, to_model
 from dmd2_jax.data.reading.captions import open_captions
 from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.metrics.features.classifier import Training
 from dmd2_jax.text2image.image_latents import encode_images
+from examples.captioned_digits import judge as captioned_digits_judge
+from examples.captioned_digits import make as captioned_digits
+from examples.captioned_digits.judge import agreement, caption_classes, open_judge, reduce
+from examples.captioned_digits.make import HELD_OUT, NAMES, TEMPLATES, all_captions, enlarge
+from examples.captioned_digits.pipeline import (
+    learn_merges,
+    reconstruct,
+    words,
+    write_pipeline,
+    write_tokenizer,
+)
 from tests.captioned import NUM, made
 
 

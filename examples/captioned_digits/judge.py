@@ -1,7 +1,7 @@
-"""Judge images made from the captions of captioned_digits.py: their classes, and their distance.
+"""Judge images made from the captions of make.py: their classes, and their distance.
 
-    python -m benchmarks.captioned_digits_judge --data=DIR --workdir=RUN --prompts=FILE.jsonl
-    python -m benchmarks.captioned_digits_judge --data=DIR --images=samples/ --prompts=FILE.jsonl
+    python -m examples.captioned_digits.judge --data=DIR --workdir=RUN --prompts=FILE.jsonl
+    python -m examples.captioned_digits.judge --data=DIR --images=samples/ --prompts=FILE.jsonl
 
 A run is sampled, --num images of each prompt. Of a folder, image number i in the order of the names
 was made from prompt number i; after the last prompt the first follows again. Images are RGB of
@@ -27,8 +27,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from benchmarks.captioned_digits import RESOLUTION, enlarge
-from benchmarks.captioned_digits_pipeline import reconstruct
 from dmd2_jax.data import digits
 from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.data.reading.text_lines import json_lines, text_of
@@ -47,6 +45,8 @@ from dmd2_jax.sampling.prompts import PromptOptions, TextModel, run_sampler, sam
 from dmd2_jax.sampling.text_run import open_text_run
 from dmd2_jax.text2image.pipeline import open_pipeline
 from dmd2_jax.typing import Array, Int, Shaped
+from examples.captioned_digits.make import RESOLUTION, enlarge
+from examples.captioned_digits.pipeline import reconstruct
 
 __all__ = ["Judge", "Verdict", "agreement", "caption_classes", "open_judge", "reduce"]
 
@@ -107,7 +107,7 @@ def open_judge(
     """Train the classifier and put all real digits through the pipeline's autoencoder.
 
     Args:
-      data: the folder that `benchmarks.captioned_digits` wrote.
+      data: the folder that `examples.captioned_digits.make` wrote.
       cache: folder of trained classifiers; None: none.
       training: of the classifier; None: its defaults.
     """
@@ -142,7 +142,7 @@ def reduce(images: Shaped[Array | np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "
 
 
 def caption_classes(data: str | Path) -> dict[str, int]:
-    """Return the class of every caption that `benchmarks.captioned_digits` wrote to this folder."""
+    """Return the class of every caption that make.py wrote to this folder."""
     classes = {}
     for name in ("prompts.jsonl", "prompts_heldout.jsonl"):
         file = Path(data) / name
@@ -184,9 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", help="what captioned_digits.py wrote"
-    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="what make.py wrote")
     parser.add_argument("--images", default="", metavar="PATH", help="folder or zip of images")
     parser.add_argument("--workdir", default="", metavar="RUN", help="a run to sample instead")
     parser.add_argument("--which", choices=("teacher", "student"), help="of the run")

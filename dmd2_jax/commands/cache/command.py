@@ -1,0 +1,35 @@
+"""Write VAE latents and text embeddings once, for training on them.
+
+Put images with captions, or prompts alone, through the autoencoder and the text
+encoders of a diffusers pipeline, once, and write what comes out as array_record shards.
+Training on them (--config.data.name=latents) touches neither network.
+
+examples:
+  dmd2 cache --pipeline=sdxl --images=photos/ --out=cache --dry_run
+  dmd2 cache --pipeline=sdxl --images=photos/ --out=cache --text_dtype=bfloat16
+  dmd2 cache --pipeline=sd15 --prompts=prompts.txt --out=prompts_cache
+
+--images is a folder or zip of PNG and JPEG with metadata.jsonl
+  {"file_name": "1.png", "text": "a red fox"}
+or a .txt beside each image; their middle is cut out. --prompts is a .txt (one a line),
+.jsonl or .parquet.
+
+writes into --out: shard-*.array_record, null.safetensors (the embedding of no prompt),
+and in the end manifest.json, which seals the configuration and the digest of each file.
+A killed command loses the shard that it was writing; the same command again goes on.
+`dmd2 data` with config.data.name=latents compares all digests. Needs the extra
+[text2image]. See docs/data.md.
+"""
+
+from dmd2_jax.commands.cache.options import Options
+
+__all__ = ["Options", "run"]
+
+RESUMES = True
+
+
+def run(options: Options) -> None:
+    """Write latents and embeddings, or go on where a killed command stopped."""
+    from dmd2_jax.commands.cache.write import make_cache
+
+    print(make_cache(options))

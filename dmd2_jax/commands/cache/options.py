@@ -1,0 +1,80 @@
+"""What `dmd2 cache` is asked for."""
+
+import dataclasses
+
+from dmd2_jax.config.flags import flag
+from dmd2_jax.config.refused import Refused
+
+__all__ = ["Options"]
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_IMAGES = "images"
+_NUMBERS = "networks and numbers"
+_LEAST = {"batch_size": 1, "resolution": 0, "max_left_out": 0, "shard_examples": 0, "seed": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `dmd2 cache` is asked for.
+
+    Raises:
+      Refused: if a value is out of range.
+    """
+
+    pipeline: str = flag("a diffusers pipeline: SD 1.x, 2.x or SDXL", metavar="DIR")
+    out: str = flag("the cache; new, or to go on", metavar="DIR")
+    images: str = flag("images with captions", default="", metavar="PATH")
+    prompts: str = flag("prompts alone", default="", metavar="FILE")
+    resolution: int = flag("pixels; default: the pipeline's own", default=0, group=_IMAGES)
+    enlarge: bool = flag("accept images that are smaller than that", default=False, group=_IMAGES)
+    max_left_out: int = flag(
+        "images that may be damaged, too small or transparent", default=0, group=_IMAGES
+    )
+    latents: str = flag(
+        "one draw of the autoencoder's distribution, or its mean",
+        default="sample",
+        choices=("sample", "mean"),
+        group=_IMAGES,
+    )
+    sizes: str = flag(
+        "SDXL's time_ids: those of a whole image of the resolution, as a student is asked for "
+        "it, or each image's own size and crop",
+        default="target",
+        choices=("target", "actual"),
+        group=_IMAGES,
+    )
+    seed: int = flag("of the draws", default=0, group=_IMAGES)
+    vae: str = flag(
+        "another autoencoder than the pipeline's", default="", metavar="DIR", group=_NUMBERS
+    )
+    variant: str = flag(
+        "of the weights' files, such as fp16", default="", metavar="NAME", group=_NUMBERS
+    )
+    vae_dtype: str = flag(
+        "type the autoencoder computes in; SDXL's overflows float16",
+        default="float32",
+        choices=_DTYPES,
+        group=_NUMBERS,
+    )
+    text_dtype: str = flag(
+        "type the text encoders compute in", default="float32", choices=_DTYPES, group=_NUMBERS
+    )
+    store: str = flag(
+        "type of what is written",
+        default="float16",
+        choices=("float16", "float32"),
+        group=_NUMBERS,
+    )
+    batch_size: int = flag("images or prompts at a time", default=8, group=_NUMBERS)
+    shard_examples: int = flag("of a shard; default: 256 MB", default=0, group=_NUMBERS)
+    dry_run: bool = flag("check everything, print sizes, and stop", default=False)
+
+    def __post_init__(self) -> None:
+        if bool(self.images) == bool(self.prompts):
+            raise Refused(
+                f"got --images={self.images!r} and --prompts={self.prompts!r}, expected one of "
+                "them: images with captions, or prompts alone."
+            )
+        for name, low in _LEAST.items():
+            if not low <= getattr(self, name) < 2**32:
+                raise Refused(f"--{name}={getattr(self, name)}, expected {low} or more.")

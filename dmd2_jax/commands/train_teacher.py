@@ -1,0 +1,92 @@
+"""Train a diffusion model with EDM's objective.
+
+example:
+  dmd2 train-teacher --config=configs/digits.py --workdir=runs/teacher
+
+writes into --workdir: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
+  progress.gif, checkpoints/, teacher.safetensors (the moving average of the weights).
+
+The same command again resumes where the run stopped. Ctrl-C saves first; so does
+SIGTERM. A folder that holds a run of another config is refused, unless what differs
+is named by --allow_change. docs/durability.md has the details.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from dmd2_jax.config.flags import flag
+from dmd2_jax.config.load import allowed_changes, apply_overrides, load_config
+
+__all__ = ["Options", "run", "train_by"]
+
+RESUMES = True
+SEVERAL = True
+
+
+def _span(text: str) -> tuple[int, int]:
+    start, colon, count = text.partition(":")
+    if not (colon and start.isdecimal() and count.isdecimal() and int(count) >= 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected START:COUNT with START >= 0 and COUNT >= 1, for example 1:3"
+        )
+    return int(start), int(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `dmd2 train-teacher` and `dmd2 distill` are asked for."""
+
+    config: str = flag("a recipe: configs/digits.py, or digits", metavar="FILE")
+    workdir: str = flag("the run folder", metavar="DIR")
+    allow_change: tuple[str, ...] = flag(
+        "keys of the config that may differ from the resumed run's: optim.critic_lr,data",
+        default=(),
+        metavar="KEYS",
+        repeated=True,
+    )
+    dry_run: bool = flag(
+        "check config, data, weights, devices and disk, print sizes, and stop", default=False
+    )
+    profile: tuple[int, int] | None = flag(
+        "let START steps (cycles) of this process pass, then trace COUNT for a profiler, into "
+        "DIR/profile; alone 1:3, the three after the first, which compiles",
+        default=None,
+        metavar="START:COUNT",
+        parse=_span,
+        const=(1, 3),
+    )
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def run(options: Options) -> Path | None:
+    """Train a teacher; return the file of its weights, None of a dry run."""
+    from dmd2_jax.training.teacher import train
+
+    return train_by(train, "teacher", options)
+
+
+def train_by(train: Callable[..., Path | None], what: str, options: Options) -> Path | None:
+    """Open the recipe, train by it, and print where the weights lie.
+
+    Args:
+      train: of `dmd2_jax.training`.
+      what: is trained.
+      options: of the command.
+
+    Returns:
+      The file of weights; None of a dry run.
+    """
+    config = load_config(options.config)
+    apply_overrides(config, options.overrides)
+    path = train(
+        config,
+        options.workdir,
+        dry_run=options.dry_run,
+        profile=options.profile,
+        allow_change=allowed_changes(config, options.allow_change),
+    )
+    if path is not None:
+        print(f"{what}: {path}")
+    return path

@@ -1,0 +1,104 @@
+"""From the name of a source to its examples."""
+
+from types import ModuleType
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dmd2_jax.config import plugins
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.contract import Options, Source, completed
+
+__all__ = ["available", "is_known", "load", "summaries"]
+
+_SOURCES = "dmd2_jax.data"
+_KEY = "config.data.name"
+
+
+def available() -> list[str]:
+    """List the names that `config.data.name` may have, in alphabetical order."""
+    return plugins.available(_SOURCES)
+
+
+def is_known(name: str) -> bool:
+    """Return whether `config.data.name` is one of ours, or a dotted module, which may be there."""
+    kind = name.partition(":")[0]
+    return plugins.is_dotted(kind) or kind in available()
+
+
+def summaries() -> dict[str, str]:
+    """Return what each source is, in a line: its name as it is written -> its summary."""
+    found = {}
+    for name in available():
+        source = _module(name)
+        spec = getattr(source, "SPEC", "")
+        found[f"{name}:{spec}" if spec else name] = (source.__doc__ or "").partition("\n")[0]
+    return found
+
+
+def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
+    """Load one split of the data that a config names.
+
+    Args:
+      data_config: `config.data`: name (a file of dmd2_jax/data or a dotted module of your own, and
+        its spec after a colon), path (where the files lie, for sources that read files) and, by the
+        defaults of `Options` where they are missing, test_fraction, max_corrupt and workers.
+      split: "train", "test" or "all".
+      resolution: pixels, the model's; sources pad to it or refuse, none resizes.
+
+    Returns:
+      The examples, every member of `Source` among what they offer.
+
+    Raises:
+      ValueError: if there is no such source or split, or the images do not have the resolution.
+      FileNotFoundError: if files are missing.
+      MissingPackageError: if the source needs a package that is not installed.
+    """
+    name, colon, spec = data_config.name.partition(":")
+    module = _module(name)
+    if colon and not hasattr(module, "SPEC"):
+        raise Refused(
+            f"{_KEY}={data_config.name!r}, expected {name!r}, which takes nothing after a colon; "
+            "leave it away."
+        )
+    keys = ("test_fraction", "max_corrupt", "workers")
+    options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
+    dataset = completed(module.load(data_config.path, split, resolution, options), name)
+    if dataset.resolution != resolution:
+        raise Refused(
+            f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
+            f"config.model.resolution={resolution}; set it to {dataset.resolution}."
+        )
+    if plugins.is_dotted(name):
+        _check_first(dataset)
+    return dataset
+
+
+def _module(name: str) -> ModuleType:
+    return plugins.load_plugin(name, _SOURCES, _KEY, known=available(), needs=("load",))
+
+
+def _check_first(source: Source) -> None:
+    """Refuse an image source of a user's own whose first example is not as `Batch` says.
+
+    Floats would be taken for latents and train silently; ours are tested instead.
+    """
+    if len(source) == 0:
+        raise Refused(f"{source.name} is empty, expected at least one example; check the split.")
+    if source.null is not None:
+        return
+    batch = source.examples(np.array([0]))
+    shape = (1, source.resolution, source.resolution, source.channels)
+    for key, dtype, expected in (("image", np.uint8, shape), ("label", np.int32, (1,))):
+        array = np.asarray(batch.get(key, ()))
+        if array.dtype != dtype or array.shape != expected:
+            raise Refused(
+                f"{source.name}: {key} of one example is {array.dtype} of shape {array.shape}, "
+                f"expected {np.dtype(dtype)} of shape {expected}; examples(indices) returns "
+                '{"image": [n, h, w, c] in 0..255, "label": [n] class numbers}.'
+            )
+    if not 0 <= int(batch["label"][0]) < source.num_classes:
+        raise Refused(
+            f"{source.name}: the first label is {batch['label'][0]}, expected one of "
+            f"0..{source.num_classes - 1}; renumber the classes or correct num_classes."
+        )

@@ -1,0 +1,87 @@
+"""The weights that a training begins with: the teacher's, or those of another distillation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.denoiser import Adapter
+from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
+from dmd2_jax.recipe.open import Family, teacher_file
+from dmd2_jax.run.checkpoint import Checkpoints
+from dmd2_jax.run.folder import check_teacher, read_run
+from dmd2_jax.run.loop import CHECKPOINTS
+from dmd2_jax.runtime.distributed import to_host
+from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.typing import Params
+
+__all__ = ["read_teacher", "starting_weights"]
+
+
+def read_teacher(config: ConfigDict, family: Family) -> tuple[Params, dict[str, str]]:
+    """Read the weights of a config's teacher, and say which they are.
+
+    Args:
+      config: the whole config.
+      family: the networks.
+
+    Returns:
+      The weights, on the host: the devices shall hold them only where the mesh says. And their
+      path and digest, as checkpoints record them.
+
+    Raises:
+      ValueError: if there are none, or they are not the family's.
+    """
+    file = teacher_file(config)
+    weights = to_host(family.load(file))
+    return weights, {"path": str(file), "digest": params_digest(weights)}
+
+
+def starting_weights(
+    place: str,
+    family: Family,
+    config: ConfigDict | None = None,
+    teacher: Mapping[str, str] | None = None,
+) -> tuple[Params, Params] | None:
+    """Read what generator and critic of another distillation have learned, to go on from.
+
+    Args:
+      place: `config.distill.start_from`: a run folder, or RUN@CYCLE for one of its checkpoints;
+        empty: the teacher's.
+      family: the networks.
+      config: of the run that begins; None: whole networks.
+      teacher: path and digest of the weights that adapters share.
+
+    Returns:
+      Parameters of (generator, critic), or None for the teacher's.
+
+    Raises:
+      ValueError: if there is no such run, its networks are others, or its adapters are of another
+        rank or base.
+      CheckpointError: if no checkpoint of it is good.
+    """
+    if not place:
+        return None
+    folder, at, cycle = place.rpartition("@")
+    folder = folder if at and cycle.isdecimal() else place
+    command, values = read_run(folder)
+    if command != "distill":
+        raise Refused(
+            f"config.distill.start_from={place} is a run of `{command}`, expected one of "
+            f"`distill`; a teacher is given by config.teacher.weights."
+        )
+    adapters: tuple[Adapter | None, Adapter | None] = (None, None)
+    if config is not None:
+        check_same_lora(config, values, place)
+        adapters = player_adapters(config, family)
+    shapes, step = [part_shapes(it, family) for it in adapters], None
+    if folder != place:
+        step = int(cycle)
+    with Checkpoints(Path(folder) / CHECKPOINTS, read_only=True) as checkpoints:
+        generator, extra, step = checkpoints.restore_part("generator.params", shapes[0], step)
+        if adapters[0] is not None and teacher is not None:
+            check_teacher(extra.get("teacher"), teacher)
+        critic, _, step = checkpoints.restore_part("critic.params", shapes[1], step)
+    print(f"generator and critic begin with the weights of {folder}, cycle {step}.", flush=True)
+    return generator, critic
