@@ -57,6 +57,7 @@ def translated(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         said.append("data.resolution is model.resolution")
     if isinstance(log, dict) and "grid_every" in log and "export_every" not in log:
         log["export_every"] = log["grid_every"]  # which decided that too
+        log["teacher_export_every"] = log.get("teacher_grid_every", log["grid_every"])
         said.append("log.export_every is what log.grid_every was")
     try:  # one group of keys was for all families
         known = model_defaults(str(model.get("family", "edm")))

@@ -27,7 +27,7 @@ def train(workdir: Path, *more: str) -> list[str]:
         ("distill.critic_turns=0", "(K of TTUR), expected at least 1"),
         ("distill.student_times=20,80", "strictly decreasing"),
         ("distill.first_trained_step=1", "one of the student's steps, 0..0"),
-        ("schedule.sigma_min=100", "expected sigma_min < sigma_max"),
+        ("model.sigma_min=100", "expected sigma_min < sigma_max"),
         ("distill.batch_size=0", "expected at least 1"),
         ("optim.critic_lr=-1", "expected a positive number"),
         ("mesh.data=4096", "which takes 4096 devices, expected a mesh for the 8 cpu devices"),

@@ -9,7 +9,7 @@ PNG. With --write, write them as array_record shards, the fastest source there i
 example:
   dmd2 data --config=digits
   dmd2 data --config=digits --config.data.name=image_folder \\
-    --config.data.path=images.zip --config.data.resolution=64
+    --config.data.path=images.zip --config.model.resolution=64
   dmd2 data --config=digits --write=shards
 
 writes --out, or the new folder --write: info.json and *.array_record. See docs/data.md.

@@ -44,8 +44,7 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
         its spec after a colon), path (where the files lie, for sources that read files) and, by the
         defaults of `Options` where they are missing, test_fraction, max_corrupt and workers.
       split: "train", "test" or "all".
-      resolution: a side of the images in pixels, the model's; sources pad to it or refuse, none
-        resizes.
+      resolution: pixels, the model's; sources pad to it or refuse, none resizes.
 
     Returns:
       The examples, every member of `Source` among what they offer.

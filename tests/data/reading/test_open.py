@@ -157,8 +157,8 @@ def test_load_keeps_the_fault_of_a_module_that_breaks(lab: Path) -> None:
         load(lab, "1 / 0")
 
 
-def test_load_takes_the_resolution_of_the_argument_before_the_configs() -> None:
-    both: Any = ConfigDict({"name": "digits", "path": "", "resolution": 16})
-    assert data.load(both, "train", 8).resolution == 8
+def test_load_takes_the_resolution_that_the_model_has() -> None:
+    digits: Any = ConfigDict({"name": "digits", "path": ""})
+    assert data.load(digits, "train", 8).resolution == 8
     with pytest.raises(Refused, match="resolution=16 for digits, expected 8"):
-        data.load(both, "train")
+        data.load(digits, "train", 16)
