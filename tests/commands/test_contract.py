@@ -109,7 +109,8 @@ def test_help_has_an_example_and_every_flag_with_its_default(name: str) -> None:
     told = " ".join(text.split())
     for it in fields(name):
         declared = it.metadata["flag"]
-        assert re.search(rf"^  {'' if declared.positional else '--'}{it.name}\b", text, re.M)
+        shown = declared.metavar or it.name if declared.positional else f"--{it.name}"
+        assert re.search(rf"^  {shown}\b", text, re.M)
         said_by_hand = "default" in declared.help
         assert not said_by_hand or it.default in (None, "", (), 0), it.name
         is_said = not said_by_hand and type(it.default) in (str, int, float) and it.default != ""
@@ -123,8 +124,7 @@ def test_command_line_and_python_make_the_same_options(
     called = []
     monkeypatch.setattr(module(name), "run", called.append)
     required = {it.name: "x" for it in fields(name) if it.default is dataclasses.MISSING}
-    if name == "cache":
-        required["images"] = "x"
+    required |= {"cache": {"images": "x"}, "export": {"workdir": "x"}}.get(name, {})
     plural = [it.name for it in fields(name) if it.metadata["flag"].repeated]
     positional = [it.name for it in fields(name) if it.metadata["flag"].positional]
     words = [v if k in positional else f"--{k}={v}" for k, v in required.items()]
