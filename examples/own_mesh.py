@@ -4,7 +4,7 @@
 
 prints, with as many devices as there are:
 
-    8 devices, batch 64 as 8 parts of 8: critic loss 1.2
+    8 devices, batch 64 as 8 parts of 8: critic loss 39.5
 """
 
 import jax

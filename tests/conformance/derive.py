@@ -60,7 +60,7 @@ def relative(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def recorded_or_none(recorded: dict, name: str) -> jax.Array | None:
-    """Return a recorded array; None if there is none, as the labels of a network without classes."""
+    """Return a recorded array; None if there is none: a network without classes has no labels."""
     return jnp.asarray(recorded[name]) if name in recorded else None
 
 
