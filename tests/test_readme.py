@@ -35,6 +35,12 @@ def test_library_example_covers_all_modes(monkeypatch):
     assert precision >= 0.75, (shares, precision)  # a ring without modes has 0.60
 
 
+def test_library_example_is_short_and_imports_from_one_place():
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(example.splitlines()) <= 20
+    assert set(re.findall(r"from (\S+) import", example)) == {"dmd2_jax", "my_model"}
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
         assert (Path(__file__).parents[1] / target).exists(), target

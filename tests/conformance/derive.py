@@ -59,6 +59,11 @@ def relative(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
+def recorded_or_none(recorded: dict, name: str) -> jax.Array | None:
+    """Return a recorded array; None if there is none: a network without classes has no labels."""
+    return jnp.asarray(recorded[name]) if name in recorded else None
+
+
 def nhwc(x: np.ndarray) -> jax.Array:
     """Move channels last; a JAX array, as our functions take."""
     return jnp.moveaxis(jnp.asarray(x), -3, -1)

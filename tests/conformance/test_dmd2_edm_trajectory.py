@@ -1,5 +1,6 @@
 """The official training loop, iteration by iteration, driven through the public cycle."""
 
+import copy
 import functools
 import json
 
@@ -104,7 +105,9 @@ class Run:
         z, args = self.z, self.args
         turns = slice(first, min(first + args["dfake_gen_update_ratio"], args["train_iters"]))
         g = list(z["g_iteration"]).index(first)
-        classes = args["label_dim"]
+
+        def labels(name):  # a network without classes has none
+            return one_hot(z[name][turns], args["label_dim"]) if name in z else None
 
         def noising(prefix, part):
             return Noising(
@@ -114,9 +117,9 @@ class Run:
         batch = CycleBatch(
             real=Samples(
                 nhwc(z["real_images01"][turns]) * 2 - 1,
-                one_hot(z["real_label_index"][turns], classes),
+                labels("real_label_index"),
             ),
-            fake_cond=one_hot(z["label_index"][turns], classes),
+            fake_cond=labels("label_index"),
         )
         noise = nhwc(z["generator_noise"][turns])[:, None]
         draws = CycleDraws(
@@ -144,9 +147,9 @@ def run(golden):
 
 def test_first_images_match(run):
     batch, draws = run._cycle(0)
-    rollout = jax.tree.map(lambda x: x[0], draws.rollouts)
+    rollout, cond = jax.tree.map(lambda x: x[0], (draws.rollouts, batch.fake_cond))
     x_0 = student_samples(
-        run.players, run.initial.generator.params, rollout, batch.fake_cond[0], None, run.config
+        run.players, run.initial.generator.params, rollout, cond, None, run.config
     )
     assert relative(nchw(x_0), run.z["generated_image"][0]) < NETWORK
 
@@ -221,3 +224,13 @@ def test_final_critic_and_discriminator_match(run):
     head = head_to_tensors(run.final.discriminator.params)
     tensors |= {f"cls_pred_branch.{k}": v for k, v in head.items()}
     assert distances(tensors, run.folder / "final_guidance.safetensors") < FINAL
+
+
+def test_a_trajectory_recorded_without_classes_is_read(run):
+    bare = copy.copy(run)
+    bare.z = {name: array for name, array in run.z.items() if "label" not in name}
+    assert len(bare.z) < len(run.z)
+    (batch, draws), (expected, same) = bare._cycle(0), run._cycle(0)
+    assert batch.fake_cond is None and batch.real.cond is None
+    np.testing.assert_array_equal(batch.real.x_0, expected.real.x_0)
+    jax.tree.map(np.testing.assert_array_equal, draws, same)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dmd2_jax.families.edm import family as edm
 from dmd2_jax.weights.state_dict import read_safetensors
-from tests.conformance.derive import nchw, nhwc, relative
+from tests.conformance.derive import nchw, nhwc, recorded_or_none, relative
 
 SCHEDULE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "num_levels": 1000}
 OUTPUT = 1e-5
@@ -36,7 +37,7 @@ class Recorded:
         self.arrays = dict(np.load(folder / f"{name}.npz"))
         self.x = jnp.asarray(nhwc(self.arrays["x"]))
         self.sigma = jnp.asarray(self.arrays["sigma"])
-        self.labels = jnp.asarray(self.arrays["labels"])
+        self.labels = recorded_or_none(self.arrays, "labels")
 
     @functools.cached_property
     def x0_and_gradient(self):
@@ -84,7 +85,9 @@ def test_x0_gradient_equals_recorded_gradient(recorded):
 def test_x0_with_null_label_equals_recorded_d(recorded):
     null = recorded.family.denoiser.null_cond(recorded.labels)
     actual, _ = recorded.x0_and_gradient(recorded.x, recorded.sigma, null)
-    assert relative(nchw(actual), recorded.arrays["D_no_label"]) < OUTPUT
+    # Without classes there is one D, and every label is the null label.
+    expected = "D" if recorded.labels is None else "D_no_label"
+    assert relative(nchw(actual), recorded.arrays[expected]) < OUTPUT
 
 
 def test_x0_with_one_sigma_equals_recorded_d(recorded):
@@ -122,3 +125,39 @@ def test_to_state_dict_returns_the_recorded_tensors(recorded):
     assert sorted(actual) == sorted(expected)
     for name, tensor in expected.items():
         np.testing.assert_array_equal(actual[name], tensor, err_msg=name)
+
+
+CLASSES = ("labels", "label_index", "D_no_label")
+
+
+def test_a_network_recorded_without_classes_is_held_to_all_of_it(golden, tmp_path) -> None:
+    # ADM's map_label has no bias: without it the network is what was recorded as D_no_label.
+    folder = golden / "edm_networks"
+    config = json.loads((folder / "config.json").read_text())["adm"] | {"label_dim": 0}
+    (tmp_path / "config.json").write_text(json.dumps({"plain": config}))
+    tensors = read_safetensors(folder / "adm.safetensors")
+    kept = {name: w for name, w in tensors.items() if "map_label" not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "plain.safetensors")
+    arrays = dict(np.load(folder / "adm.npz"))
+    arrays["D"] = arrays["D_no_label"]
+    plain = {name: array for name, array in arrays.items() if name not in CLASSES}
+    np.savez(tmp_path / "plain.npz", **plain)
+    recorded = Recorded(tmp_path, "plain")
+    test_x0_equals_recorded_d(recorded)
+    test_x0_with_null_label_equals_recorded_d(recorded)
+    test_embed_noise_equals_recorded_embedding(recorded)
+    test_to_state_dict_returns_the_recorded_tensors(recorded)
+    # The rest was recorded with labels: our own stands in for it, so that it is read and compared.
+    raw, bottleneck = recorded.raw_and_bottleneck
+    call = recorded.x0_and_gradient
+    recorded.arrays |= {
+        "F": nchw(raw),
+        "bottleneck": nchw(bottleneck),
+        "dscalar_dx": nchw(call(recorded.x, recorded.sigma, None)[1]),
+        "D_sigma_scalar": nchw(call(recorded.x, jnp.full_like(recorded.sigma, 2.5), None)[0]),
+    }
+    test_x0_gradient_equals_recorded_gradient(recorded)
+    test_x0_with_one_sigma_equals_recorded_d(recorded)
+    test_network_output_equals_recorded_f(recorded)
+    test_bottleneck_equals_recorded_bottleneck(recorded)
