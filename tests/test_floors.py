@@ -1,6 +1,7 @@
 """The one rule of docs/architecture.md, measured: rooms and floors follow from the imports."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ DOORS = {"__init__", "main"}
 Graph = dict[str, set[str]]
 
 
+@functools.cache
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
     """Every module of the package, `a.b` for package/a/b.py and for package/a/b/__init__.py."""
     found = {}
@@ -51,6 +53,7 @@ def imports(file: Path, known: Mapping[str, Path]) -> set[str]:
     return found
 
 
+@functools.cache
 def import_graph() -> Graph:
     known = modules()
     return {name: imports(file, known) for name, file in known.items()}
@@ -118,6 +121,51 @@ def floors(graph: Graph) -> dict[str, int]:
     for name in graph:
         floor(name)
     return found
+
+
+NO_NAMES = {"", "__all__", "__file__", "tar"}
+"""What follows a room without being a name in it: nothing, Python's own, dmd2_jax.tar.gz."""
+
+
+def gone_modules(text: str) -> set[str]:
+    """The dotted names in a text that are no module of the package and nothing that a room has."""
+    known = {f"dmd2_jax.{name}": file for name, file in modules().items()}
+    gone = set()
+    for dotted in re.findall(r"\bdmd2_jax(?:\.[a-z_0-9]+)+", text):
+        parts = dotted.split(".")
+        places = [".".join(parts[:n]) for n in range(2, len(parts) + 1)]
+        last = next((place for place in reversed(places) if place in known), "dmd2_jax")
+        file = known.get(last, PACKAGE / "__init__.py")
+        # What follows a room must stand in its __init__; what follows a file is its business.
+        follows = dotted.removeprefix(last).lstrip(".").partition(".")[0]
+        if file.name == "__init__.py" and follows not in names_in(file) | NO_NAMES:
+            gone.add(dotted)
+    return gone
+
+
+def names_in(file: Path) -> set[str]:
+    """Every name, and every text that is one word, in a file: imports and __all__."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    found = {alias.asname or alias.name for n in nodes for alias in getattr(n, "names", ())}
+    return found | {n.value for n in nodes if isinstance(n, ast.Constant)}
+
+
+def test_texts_name_modules_that_there_are() -> None:
+    """Programs that tests start, and docs, are strings, which no import and no linter checks."""
+    kinds = ("tests/**/*.py", "docs/*.md", "notebooks/*.ipynb", "benchmarks/*.py", "README.md")
+    found = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for kind in kinds
+        for file in ROOT.glob(kind)
+        for name in gone_modules(file.read_text())
+    }
+    assert found == set()
+
+
+def test_gone_modules_finds_them() -> None:
+    gone = "dmd2_jax." + "runtime.checkpoint"
+    there = "dmd2_jax.run.checkpoint.save, dmd2_jax.data.load"
+    assert gone_modules(f"import {gone}, {there}") == {gone}
 
 
 def test_rooms_form_no_circle() -> None:
