@@ -216,7 +216,7 @@ def test_save_on_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
         import resource, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         import numpy as np
-        from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints
+        from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints
         checkpoints = Checkpoints({str(directory)!r}, keep=1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
@@ -237,7 +237,7 @@ def test_save_on_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
 def test_save_on_a_full_file_system_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     code = f"""
         import numpy as np
-        from dmd2_jax.runtime.checkpoint import CheckpointError, Checkpoints
+        from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints
         small, large = {{"w": np.ones(1000)}}, {{"w": np.random.RandomState(0).rand(500_000)}}
         try:
             with Checkpoints({str(tmp_path / "c")!r}, keep=1) as checkpoints:
@@ -266,7 +266,7 @@ def test_kill_during_a_save_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     directory = saved(tmp_path / "c", (1,))
     code = f"""
         import numpy as np
-        from dmd2_jax.runtime.checkpoint import Checkpoints
+        from dmd2_jax.run.checkpoint import Checkpoints
         checkpoints = Checkpoints({str(directory)!r})
         big = np.random.RandomState(0).rand(20_000_000)
         print("SAVING", flush=True)

@@ -135,8 +135,8 @@ READ_BACK = """
 import sys
 from pathlib import Path
 import jax.numpy as jnp
-from tests.runtime.test_writers import METRICS, picture
-from dmd2_jax.runtime.writers import Writers
+from tests.run.test_writers import METRICS, picture
+from dmd2_jax.run.writers import Writers
 
 folder = Path(sys.argv[1])
 with Writers(folder, log={"tensorboard": True}) as writers:

@@ -61,7 +61,7 @@ import sys
 import jax, numpy as np
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 from dmd2_jax.runtime import distributed
-from dmd2_jax.runtime.checkpoint import Checkpoints
+from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.runtime.offload import host_shardings
 from dmd2_jax.runtime.sharding import make_mesh, tree_shardings
 mesh, gather = make_mesh({"data": 2, "fsdp": 2}), distributed.multihost_utils.process_allgather

@@ -123,8 +123,8 @@ PROCESS = """
     import jax
     import jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
-    from dmd2_jax.runtime.checkpoint import Checkpoints
-    from dmd2_jax.runtime.loop import run_loop, start_or_resume
+    from dmd2_jax.run.checkpoint import Checkpoints
+    from dmd2_jax.run.loop import run_loop, start_or_resume
     from dmd2_jax.runtime.preemption import Interrupted
 
     port, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
