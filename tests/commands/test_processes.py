@@ -206,14 +206,18 @@ def test_only_the_first_process_speaks_and_writes_each_line_once() -> None:
 
 @pytest.mark.slow
 def test_every_process_writes_its_part_of_a_checkpoint() -> None:
-    # Orbax has two replicas of an array write half of it each, to a folder of their own.
+    # Each has a replica of every array, and Orbax a folder for what each one writes of it: together
+    # they write the state once. It need not halve evenly.
     folder = both()[0]
     state = folder / "checkpoints" / "4" / "state"
-    # Generator and critic with two moments each, and an average.
+    # Generator and critic with two moments each, and an average; the discriminator beside them.
     whole = 7 * (folder / "student.safetensors").stat().st_size
-    for number in range(2):
-        part = sum(file.stat().st_size for file in state.glob(f"ocdbt.process_{number}/d/*"))
-        assert part > whole / 4
+    parts = [
+        sum(file.stat().st_size for file in state.glob(f"ocdbt.process_{number}/d/*"))
+        for number in range(2)
+    ]
+    assert min(parts) > 0.1 * sum(parts)
+    assert 0.7 * whole < sum(parts) < 1.5 * whole
 
 
 @pytest.mark.slow
