@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import step_folders
+from tests.compiling import fast_to_compile
 from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, dmd2, get_config, scratch
 
 ROOT = RECIPE.parent.parent
@@ -81,7 +82,8 @@ def start(
     """Start the processes of one run of `dmd2 WORDS`."""
     port = free_port(said_by)
     # Every process compiles the same; without XLA's fusion emitters it takes a fifth less.
-    flags = f"{UNOPTIMISED} --xla_cpu_use_fusion_emitters=false"
+    fast = [f"--{name}={str(value).lower()}" for name, value in fast_to_compile().items()]
+    flags = " ".join([UNOPTIMISED, *fast])
     flags += f" --xla_force_host_platform_device_count={8 // count}"
     processes: list[Any] = []
     environment = os.environ | {

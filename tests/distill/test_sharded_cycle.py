@@ -33,6 +33,7 @@ from dmd2_jax.runtime.sharding import (
     replicated,
     tree_shardings,
 )
+from tests.compiling import fast_to_compile
 
 CYCLES = 5
 TURNS = 2
@@ -41,7 +42,6 @@ BATCH = 16
 ONE_STEP = (80.0,)
 FEW_STEP = (80.0, 20.0, 2.0)
 COMPARED = ("generator_loss", "generator_grad_norm", "critic_loss", "critic_grad_norm")
-FAST_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
 
 
 @functools.cache
@@ -116,7 +116,7 @@ def run(
     cycle = make_cycle(players, config, shardings=shardings)
     key = jax.random.key(2)
     lowered = cycle.lower(state, teacher, place(batch_of(0), shardings), stream_key(key, "c", 0))
-    program = lowered.compile(compiler_options=FAST_TO_COMPILE)
+    program = lowered.compile(compiler_options=fast_to_compile())
     rows = []
     for i in range(CYCLES):
         batch, cycle_key = place(batch_of(i), shardings), stream_key(key, "c", i)
