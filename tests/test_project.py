@@ -44,6 +44,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "hub",
         "plan",
         "tensorboard",
+        "clu",
         "benchmarks",
         "parity",
         "dev",
@@ -60,6 +61,12 @@ def test_setup_gpu_and_tpu_extras_keep_the_base_range_of_jax(metadata):
 def test_setup_base_is_free_of_other_frameworks(metadata):
     names = {re.split(r"[^\w-]", r)[0] for r in metadata["install_requires"]}
     assert not names & {"torch", "tensorflow", "tensorflow-cpu", "diffusers", "transformers"}
+
+
+def test_setup_tests_need_neither_tensorflow_nor_torch(metadata):
+    names = {re.split(r"[^\w-]", r)[0] for r in metadata["extras_require"]["dev"]}
+    assert not names & {"torch", "tensorflow", "tensorflow-cpu", "clu"}
+    assert {"tensorboardX", "tensorflow-datasets"} <= names
 
 
 def test_setup_installed_packages_satisfy_the_base_ranges(metadata):
