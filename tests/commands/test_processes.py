@@ -260,6 +260,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
     workdir = scratch() / "interrupted"
     endless = distill(
         workdir,
+        OFFLOAD,  # the program of `both`, which is compiled
         "--config.distill.cycles=100000",
         "--config.log.keep=1",
         "--config.log.grid_every=100000",
@@ -283,7 +284,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
     assert ended[0][0] == 1
     assert "another process of this run has most likely died" in ended[0][2]
 
-    # One process alone goes on from there.
+    # One process alone goes on from there, with the program of `alone`.
     last = max(step_folders(workdir / "checkpoints"))
     assert last >= reached
     assert (

@@ -156,9 +156,9 @@ def place(batch: CycleBatch, shardings: CycleShardings | None) -> CycleBatch:
     return batch if shardings is None else jax.device_put(batch, shardings.batch)
 
 
-# Every program costs the tests half a minute: each mesh once, with a student of one or of few steps.
-# Few steps contain all that one step does; a few-step student's batch in parts is split over
-# the data alone too, with the toy network below. What a mesh and one device both do wrong with parts,
+# Every program costs the tests half a minute: each mesh once, with a student of one or few steps.
+# Few steps contain all that one step does; a few-step student's batch in parts is split over the
+# data alone too, with the toy network below. What a mesh and one device both do wrong with parts,
 # the one device that takes the batch whole does not.
 MESHES = {
     "data_8": ((8, 1, 1), ONE_STEP, 1),
