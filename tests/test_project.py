@@ -44,6 +44,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "hub",
         "plan",
         "tensorboard",
+        "clu",
         "benchmarks",
         "parity",
         "dev",
@@ -60,6 +61,12 @@ def test_setup_gpu_and_tpu_extras_keep_the_base_range_of_jax(metadata):
 def test_setup_base_is_free_of_other_frameworks(metadata):
     names = {re.split(r"[^\w-]", r)[0] for r in metadata["install_requires"]}
     assert not names & {"torch", "tensorflow", "tensorflow-cpu", "diffusers", "transformers"}
+
+
+def test_setup_tests_need_neither_tensorflow_nor_torch(metadata):
+    names = {re.split(r"[^\w-]", r)[0] for r in metadata["extras_require"]["dev"]}
+    assert not names & {"torch", "tensorflow", "tensorflow-cpu", "clu"}
+    assert {"tensorboardX", "tensorflow-datasets"} <= names
 
 
 def test_setup_installed_packages_satisfy_the_base_ranges(metadata):
@@ -117,6 +124,22 @@ def test_make_test_runs_every_check():
     commands = run_make("-n", "test").stdout
     for check in ("ruff check .", "ruff format --check .", "nbstripout --verify", "/mypy"):
         assert check in commands
+
+
+@needs_make
+@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "python"])
+def test_make_test_fails_with_any_of_its_checks_and_speaks_in_order(tmp_path, failing):
+    (tmp_path / "bin").mkdir()
+    for name in ("ruff", "shellcheck", "nbstripout", "mypy", "python", "pip"):
+        tool = tmp_path / "bin" / name
+        tool.write_text(f"#!/bin/sh\necho ran {name}\n[ {name} != '{failing}' ]\n")
+        tool.chmod(0o755)
+    (tmp_path / ".installed-dev").touch()
+    os.utime(tmp_path / ".installed-dev", (2**32, 2**32))
+    result = run_make("test", f"VENV={tmp_path}")
+    assert (result.returncode != 0) is bool(failing)
+    said = result.stdout.split("\n")
+    assert said.index("ran python") < said.index("ran ruff")  # pytest's own words are not torn
 
 
 @needs_make

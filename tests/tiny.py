@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import defaults
@@ -22,9 +20,6 @@ RECIPE = Path(__file__).resolve()
 
 UNOPTIMISED = "--xla_backend_optimization_level=0"
 """What XLA_FLAGS has in the tests, and in commands that they start, which compile more than run."""
-
-SHARED = "DMD2_TESTS_CACHE"
-"""The variable that names the folder to the workers; conftest.py sets it."""
 
 
 def get_config() -> ConfigDict:
@@ -61,7 +56,6 @@ def dmd2(*words: str | Path) -> int:
     """Run the command in this process; return its exit code."""
     from dmd2_jax.commands.main import main
 
-    _keep_compiled_programs()
     # The tests' own process has its backend already.
     with mock.patch("dmd2_jax.runtime.platform.prepare_backend"):
         try:
@@ -96,19 +90,9 @@ def scratch() -> Path:
     return folder
 
 
-@functools.cache
 def cache_folder() -> Path:
-    """Return the folder of the programs that the runs of these tests share, in all workers."""
-    together = os.environ.get(SHARED)
-    return Path(together) if together else scratch()
-
-
-@functools.cache
-def _keep_compiled_programs() -> None:
-    """Let a resumed run find the programs of the run before it, as the command does."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    compilation_cache.reset_cache()  # JAX looks for the folder once
+    """Return the folder of compiled programs that all tests share; conftest.py sets it."""
+    return Path(os.environ["DMD2_TESTS_CACHE"])
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import importlib.util
 import json
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from dmd2_jax.runtime.summaries import Histogram, histogram_edges
 __all__ = ["Writers", "check_writers"]
 
 _NEEDS = {
-    "tensorboard": (("tensorflow", "tensorboard"), "pip install 'dmd2_jax[tensorboard]'"),
+    "tensorboard": (("tensorboardX",), "pip install 'dmd2_jax[tensorboard]'"),
     "wandb_project": (("wandb",), "pip install wandb"),
 }
 
@@ -123,30 +122,26 @@ class Writers(Closing):
 
 
 class _TensorBoard:
-    """Event files, written by CLU."""
+    """Event files."""
 
     def __init__(self, folder: Path) -> None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow greets at length
-        with contextlib.suppress(RuntimeError):  # it is in use already, and this was done
-            # Else it takes all memory of the GPUs that JAX computes on.
-            importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
-        self._writer = importlib.import_module("clu.metric_writers").SummaryWriter(str(folder))
+        self._writer = importlib.import_module("tensorboardX").SummaryWriter(str(folder))
 
     def write(self, step: int, scalars: dict[str, float], histograms: dict[str, Any]) -> None:
-        self._writer.write_scalars(step, scalars)
-        # The event file counts for itself: it is given the middle of each bin, count times.
-        values = {name: _spread(counts) for name, counts in histograms.items() if counts.any()}
-        self._writer.write_histograms(step, values)
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        for name, counts in histograms.items():
+            if counts.any():
+                self._writer.add_histogram_raw(name, **_buckets(counts), global_step=step)
         self._writer.flush()
 
     def images(self, step: int, pictures: Mapping[str, Path]) -> None:
         from PIL import Image
 
-        loaded = {
-            name: np.asarray(Image.open(path).convert("RGB"))[None]
-            for name, path in pictures.items()
-        }
-        self._writer.write_images(step, loaded)
+        for name, path in pictures.items():
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -205,6 +200,19 @@ def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield from ((key, float(entry)) for key, entry in entries.items() if entry is not None)
 
 
-def _spread(counts: np.ndarray) -> np.ndarray:
-    edges = histogram_edges(len(counts))
-    return np.repeat(0.5 * (edges[1:] + edges[:-1]), counts)
+def _buckets(counts: np.ndarray) -> dict[str, Any]:
+    """Return a histogram in the words of an event file; its sums take the middle of each bin.
+
+    Its ends are those of the outermost bins that hold something: TensorBoard drops those beyond.
+    """
+    edges, full = histogram_edges(len(counts)), np.flatnonzero(counts)
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    return {
+        "min": edges[full[0]],
+        "max": edges[full[-1] + 1],
+        "num": counts.sum(),
+        "sum": counts @ middles,
+        "sum_squares": counts @ middles**2,
+        "bucket_limits": edges[1:].tolist(),
+        "bucket_counts": counts.tolist(),
+    }

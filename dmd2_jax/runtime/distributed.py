@@ -19,7 +19,7 @@ from jax.sharding import Sharding
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.offload import in_host_memory
-from dmd2_jax.runtime.supervisor import say_if_aborted
+from dmd2_jax.runtime.supervisor import LOST, say_if_aborted
 from dmd2_jax.typing import PyTree
 
 __all__ = [
@@ -121,7 +121,7 @@ def join(place: Place) -> None:
 
     Raises:
       JoinError: if the others were told other counts, or have other numbers of devices.
-      ConnectionError: if they cannot be reached.
+      ConnectionError: if they cannot be reached, or one of them is lost before all have agreed.
     """
     options = {} if place.coordinator is None else place._asdict()
     if options:
@@ -129,12 +129,13 @@ def join(place: Place) -> None:
     # How long the others may miss a sign of life before the run ends, and a place be waited for.
     heartbeat = int(os.environ.get("DMD2_HEARTBEAT_SECONDS", "100"))
     timeout = int(os.environ.get("DMD2_JOIN_SECONDS", "300"))
+    number = place.process_id if options else "(found by JAX)"
     remedy = (
         f"expected {place.num_processes or 'all'} processes with the same coordinator and count, "
         f"each with its own number, within {timeout} seconds (DMD2_JOIN_SECONDS); start them all, "
-        f"and give all the same coordinator and count."
+        f"and give all the same coordinator and count. Where all were started, one of them has "
+        f"ended: its own messages say why."
     )
-    number = place.process_id if options else "(found by JAX)"
     # XLA may abort a process that waits in vain, past Python.
     say_if_aborted(f"process {number} could not join the others, {remedy}")
     try:
@@ -144,15 +145,20 @@ def join(place: Place) -> None:
             initialization_timeout=timeout,
             shutdown_timeout_seconds=_SHUTDOWN,
         )
+    except Exception as error:  # of many kinds, by cluster and version
+        raise ConnectionError(
+            f"process {number} cannot join the others ({_first_line(error)}), {remedy}"
+        ) from error
+    say_if_aborted("")  # all have come: who is silent from here on is gone
+    try:
         _check_counts(timeout)
     except JoinError:
         raise
-    except Exception as error:  # of many kinds, by cluster and version
-        lines = str(error).splitlines() or [type(error).__name__]
+    except Exception as error:  # where the loss of a process does not abort this one
         raise ConnectionError(
-            f"process {number} cannot join the others ({lines[0]:.300}), {remedy}"
+            f"process {number} had joined the others ({_first_line(error)}): {LOST} Its own "
+            f"messages say why; start all processes again."
         ) from error
-    say_if_aborted("")
     if not is_first():
         logging.getLogger().setLevel(logging.ERROR)
     _tidy_output(keep=is_first())
@@ -315,6 +321,11 @@ def _check_counts(timeout: int) -> None:
             f"the processes have {counts} devices, expected equally many each, since each reads "
             f"an equal part of every batch; start them on machines of one kind."
         )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return f"{lines[0]:.300}"
 
 
 def _state() -> Any:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 
 import jax
 import jaxlib.version
@@ -52,7 +53,9 @@ def prepare_backend(*, compilation_cache: str | None = _DEFAULT) -> None:
         )
         return
     if _runs_on_cpu():
-        _add_cpu_flags()
+        flags = flags_for(os.environ)
+        if flags:
+            os.environ["XLA_FLAGS"] = flags
     if compilation_cache is not None:
         _keep_compiled_programs(compilation_cache)
 
@@ -70,19 +73,52 @@ def _backend_in_use() -> bool:
     return getattr(xla_bridge, "backends_are_initialized", lambda: False)()
 
 
-def _runs_on_cpu() -> bool:
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+def only_cpu(
+    platforms: str | None, *, has_plugin: bool, has_libtpu: bool, may_have_tpu: Callable[[], bool]
+) -> bool:
+    """Return whether JAX will use the CPU, and surely no accelerator.
+
+    Args:
+      platforms: JAX_PLATFORMS; empty or None: JAX looks for an accelerator.
+      has_plugin: a plugin for an accelerator is installed.
+      has_libtpu: TPU's compiler is installed.
+      may_have_tpu: asked only where that is what counts.
+    """
     if platforms:
         return platforms.split(",")[0] == "cpu"
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    if plugins or importlib.util.find_spec("jax_plugins") is not None:
-        return False
-    if importlib.util.find_spec("libtpu") is not None:
-        if _may_have_tpu():
-            return False
+    return not has_plugin and not (has_libtpu and may_have_tpu())
+
+
+def flags_for(
+    environment: Mapping[str, str], accepts: Callable[[list[str]], bool] | None = None
+) -> str:
+    """Return what XLA_FLAGS should be on a CPU: what is there, and `CPU_FLAGS` that are not.
+
+    Args:
+      environment: its XLA_FLAGS counts.
+      accepts: says whether this jaxlib takes such flags; by default it is asked.
+    """
+    present = environment.get("XLA_FLAGS", "")
+    wanted = [f"--{name}={value}" for name, value in CPU_FLAGS.items() if name not in present]
+    if not wanted or not (accepts or _accepts)(wanted):
+        return present
+    return " ".join([present, *wanted]).strip()
+
+
+def _runs_on_cpu() -> bool:
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    has_libtpu = importlib.util.find_spec("libtpu") is not None
+    is_alone = only_cpu(
+        platforms,
+        has_plugin=bool(importlib.metadata.entry_points(group="jax_plugins"))
+        or importlib.util.find_spec("jax_plugins") is not None,
+        has_libtpu=has_libtpu,
+        may_have_tpu=_may_have_tpu,
+    )
+    if is_alone and has_libtpu and not platforms:
         # Else JAX would look for one with warnings, and the profiler would crash in libtpu.
         jax.config.update("jax_platforms", "cpu")
-    return True
+    return is_alone
 
 
 def _may_have_tpu() -> bool:
@@ -92,13 +128,6 @@ def _may_have_tpu() -> bool:
 
         return hardware_utils.num_available_tpu_chips_and_device_id()[0] > 0
     return True
-
-
-def _add_cpu_flags() -> None:
-    present = os.environ.get("XLA_FLAGS", "")
-    wanted = [f"--{name}={value}" for name, value in CPU_FLAGS.items() if name not in present]
-    if wanted and _accepts(wanted):
-        os.environ["XLA_FLAGS"] = " ".join([present, *wanted]).strip()
 
 
 def _accepts(flags: list[str]) -> bool:

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import step_folders
+from tests.compiling import fast_to_compile
 from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, dmd2, get_config, scratch
 
 ROOT = RECIPE.parent.parent
@@ -81,7 +82,8 @@ def start(
     """Start the processes of one run of `dmd2 WORDS`."""
     port = free_port(said_by)
     # Every process compiles the same; without XLA's fusion emitters it takes a fifth less.
-    flags = f"{UNOPTIMISED} --xla_cpu_use_fusion_emitters=false"
+    fast = [f"--{name}={str(value).lower()}" for name, value in fast_to_compile().items()]
+    flags = " ".join([UNOPTIMISED, *fast])
     flags += f" --xla_force_host_platform_device_count={8 // count}"
     processes: list[Any] = []
     environment = os.environ | {
@@ -206,14 +208,18 @@ def test_only_the_first_process_speaks_and_writes_each_line_once() -> None:
 
 @pytest.mark.slow
 def test_every_process_writes_its_part_of_a_checkpoint() -> None:
-    # Orbax has two replicas of an array write half of it each, to a folder of their own.
+    # Each has a replica of every array, and Orbax a folder for what each one writes of it: together
+    # they write the state once. It need not halve evenly.
     folder = both()[0]
     state = folder / "checkpoints" / "4" / "state"
-    # Generator and critic with two moments each, and an average.
+    # Generator and critic with two moments each, and an average; the discriminator beside them.
     whole = 7 * (folder / "student.safetensors").stat().st_size
-    for number in range(2):
-        part = sum(file.stat().st_size for file in state.glob(f"ocdbt.process_{number}/d/*"))
-        assert part > whole / 4
+    parts = [
+        sum(file.stat().st_size for file in state.glob(f"ocdbt.process_{number}/d/*"))
+        for number in range(2)
+    ]
+    assert min(parts) > 0.1 * sum(parts)
+    assert 0.7 * whole < sum(parts) < 1.5 * whole
 
 
 @pytest.mark.slow
@@ -254,6 +260,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
     workdir = scratch() / "interrupted"
     endless = distill(
         workdir,
+        OFFLOAD,  # the program of `both`, which is compiled
         "--config.distill.cycles=100000",
         "--config.log.keep=1",
         "--config.log.grid_every=100000",
@@ -277,7 +284,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
     assert ended[0][0] == 1
     assert "another process of this run has most likely died" in ended[0][2]
 
-    # One process alone goes on from there.
+    # One process alone goes on from there, with the program of `alone`.
     last = max(step_folders(workdir / "checkpoints"))
     assert last >= reached
     assert (

@@ -1,9 +1,9 @@
 """Data sets prepared by TFDS as array_record and as tfrecord, read without TensorFlow.
 
-Preparing them needs TensorFlow, which takes seconds to import: one process makes all.
+Preparing them needs TensorFlow: fixtures/make_tfds.py did, and its files are kept.
 """
 
-import functools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,39 +14,14 @@ from ml_collections import ConfigDict
 
 import dmd2_jax.data as data
 from dmd2_jax.data import Source
-from tests.tiny import scratch
-
-PREPARE = """
-import sys, numpy as np, tensorflow_datasets as tfds
-features = tfds.features.FeaturesDict({
-    "image": tfds.features.Image(shape=(8, 8, 3)),
-    "label": tfds.features.ClassLabel(num_classes=3),
-})
-def examples(first, count):
-    image = lambda i: np.random.RandomState(i).randint(0, 256, (8, 8, 3)).astype(np.uint8)
-    return [(i, {"image": image(i), "label": i % 3}) for i in range(first, first + count)]
-for kind in ("array_record", "tfrecord"):
-    for name, tests in (("pair", {"validation": examples(20, 6)}), ("alone", {})):
-        tfds.dataset_builders.AdhocBuilder(
-            name=name, version="1.0.0", features=features, file_format=kind,
-            split_datasets={"train": examples(0, 20)} | tests, data_dir=f"{sys.argv[1]}/{kind}",
-        ).download_and_prepare()
-"""
 
 pytest.importorskip("tensorflow_datasets")
+PREPARED = Path(__file__).parent / "fixtures" / "tfds"
 KINDS = pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
 
 
-@functools.cache
-def prepared() -> Path:
-    folder = scratch()
-    command = [sys.executable, "-c", PREPARE, str(folder)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return folder
-
-
 def opened(kind: str, spec: str, split: str = "train", folder: Path | None = None) -> Source:
-    path = str((folder or prepared()) / kind)
+    path = str((folder or PREPARED) / kind)
     config = ConfigDict({"name": f"tfds:{spec}", "path": path})
     return data.load(config, split, 8)
 
@@ -93,9 +68,7 @@ def test_load_reads_both_formats_in_the_same_order() -> None:
 
 
 def test_load_refuses_a_truncated_tfrecord(tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(prepared() / "tfrecord", tmp_path / "tfrecord")
+    shutil.copytree(PREPARED / "tfrecord", tmp_path / "tfrecord")
     (file,) = tmp_path.glob("tfrecord/pair/1.0.0/*train*")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="is damaged after record 19"):
@@ -128,7 +101,7 @@ def test_reading_imports_no_tensorflow() -> None:
 import sys, numpy as np
 from dmd2_jax.data import Options, tfds
 for kind in ("array_record", "tfrecord"):
-    source = tfds.load({str(prepared())!r} + "/" + kind, "train", 8, Options("pair"))
+    source = tfds.load({str(PREPARED)!r} + "/" + kind, "train", 8, Options("pair"))
     source.examples(np.arange(20))
 assert "tensorflow" not in sys.modules
 """

@@ -263,7 +263,10 @@ def test_cycle_on_a_mesh_compiles_nothing_after_the_first():
     assert counts == [counts[0]] * 4
 
 
-@pytest.mark.parametrize("changes", [{}, {"student_times": (8.0, 2.0, 0.5)}])
+IN_PARTS = {"batch_size": 16, "microbatches": 2}
+
+
+@pytest.mark.parametrize("changes", [{}, {"student_times": (8.0, 2.0, 0.5)} | IN_PARTS])
 def test_cycle_on_eight_devices_equals_one(changes):
     config = toy.config(**changes)
     cycle = make_cycle(toy.players(), config, donate=False)

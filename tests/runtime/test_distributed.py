@@ -87,28 +87,31 @@ def test_put_and_to_host_keep_the_numbers() -> None:
 
 
 JOINING = """
-import sys, time
+import os, signal, sys, time
+from dmd2_jax.runtime import distributed
 from dmd2_jax.runtime.distributed import JoinError, Place, join
 from dmd2_jax.runtime.supervisor import supervise
 supervise("Do it again.")
+if sys.argv[3] == "dies" and sys.argv[2] == "0":  # when all have come, and before they agree
+    distributed._check_counts = lambda timeout: os.kill(os.getpid(), signal.SIGKILL)
 try:
     join(Place(sys.argv[1], 2, int(sys.argv[2])))
 except (JoinError, ConnectionError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
-print("joined", flush=True)
+print("joined", file=sys.stderr, flush=True)
 time.sleep(60)
 """
 
 
-def joining(*devices: int, join_seconds: int = 60) -> list[subprocess.Popen]:
-    """Start processes of a run of two, with so many devices each."""
+def joining(*devices: int, join_seconds: int = 60, first: str = "") -> list[subprocess.Popen]:
+    """Start processes of a run of two, with so many devices each; the first one lives or dies."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     told = {"DMD2_JOIN_SECONDS": str(join_seconds), "DMD2_HEARTBEAT_SECONDS": "10"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", JOINING, coordinator, str(number)],
+            [sys.executable, "-c", JOINING, coordinator, str(number), first],
             env=os.environ
             | told
             | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
@@ -140,14 +143,26 @@ def test_process_whose_others_never_come_ends_with_a_message() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child outlives its parent")
 def test_death_of_the_first_process_ends_the_others_with_a_message() -> None:
     first, second = joining(1, 1)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "joined\n"
+    for process in (first, second):
+        assert process.stderr is not None
+        assert "joined\n" in iter(process.stderr.readline, "")
     first.kill()
     _, errors = second.communicate(timeout=100)
     first.communicate()
     assert second.returncode == 1
     assert "another process of this run has most likely died" in errors
     assert "Do it again." in errors
+
+
+def test_death_of_the_first_process_while_they_join_is_not_called_a_failure_to_come() -> None:
+    first, second = joining(1, 1, first="dies")
+    _, errors = second.communicate(timeout=100)
+    first.communicate()
+    assert second.returncode == 1
+    # XLA aborts it, or tells it in an error: whichever comes first.
+    assert "another process of this run has most likely died" in errors
+    assert "Do it again." in errors or "start all processes again" in errors
+    assert "could not join" not in errors and "cannot join" not in errors
 
 
 SUPERVISED = """

@@ -1,131 +1,206 @@
-"""prepare_backend in fresh processes: it only means something before JAX's first device use."""
+"""What is decided before JAX's first device use, and two real starts in which it is."""
 
 import json
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
+import jax
 import pytest
 
 from dmd2_jax.runtime import platform
+from dmd2_jax.runtime.platform import flags_for, only_cpu, prepare_backend
 
-SCRIPT = """
-import json, os, sys, warnings
-import jax
-from dmd2_jax.runtime import platform
-setup, arguments = sys.argv[1], json.loads(sys.argv[2])
-exec(setup)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    platform.prepare_backend(**arguments)
-flags = os.environ.get("XLA_FLAGS", "")
-if os.environ.get("COMPUTE"):
-    jax.block_until_ready(jax.jit(lambda x: x @ x + x.sum())(jax.numpy.ones((300, 300))))
-print(json.dumps({"flags": flags, "cache": jax.config.jax_compilation_cache_dir,
-                  "platforms": jax.config.jax_platforms or None,
-                  "warnings": [str(w.message) for w in caught]}))
-"""
 FLAGS = " ".join(f"--{name}={value}" for name, value in platform.CPU_FLAGS.items())
 
 
-def prepare(tmp_path, *, setup="", arguments=None, **environment):
-    """Call prepare_backend in a process of its own; None removes an environment variable."""
-    base = dict(os.environ, XDG_CACHE_HOME=str(tmp_path), JAX_PLATFORMS="cpu")
-    base = {k: v for k, v in base.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-    base |= environment
-    command = [sys.executable, "-c", SCRIPT, setup, json.dumps(arguments or {})]
-    done = subprocess.run(command, env=base, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def takes_all(flags: list[str]) -> bool:
+    return True
 
 
-def test_prepare_backend_sets_flags_that_this_jaxlib_takes(tmp_path):
-    result = prepare(tmp_path, COMPUTE="1")
-    assert result["flags"] == FLAGS and not result["warnings"]
+def test_flags_for_an_empty_environment() -> None:
+    assert flags_for({}, takes_all) == FLAGS
 
 
-def test_prepare_backend_fills_the_compilation_cache(tmp_path):
-    folder = tmp_path / "dmd2_jax" / "xla"
-    # However fast this machine compiles the small program, it is to be kept.
-    setup = (
-        "change = jax.config.update\n"
-        "jax.config.update = lambda k, v: change(k, 0 if k.endswith('time_secs') else v)"
-    )
-    assert prepare(tmp_path, COMPUTE="1", setup=setup)["cache"] == str(folder)
-    assert any(folder.iterdir())
-
-
-def test_prepare_backend_keeps_the_users_flags(tmp_path):
+def test_flags_for_keeps_the_users_flags() -> None:
     name = next(iter(platform.CPU_FLAGS))
     mine = f"--xla_cpu_enable_fast_math=false --{name}=individual_dot"
-    assert prepare(tmp_path, XLA_FLAGS=mine)["flags"] == mine
+    assert flags_for({"XLA_FLAGS": mine}, takes_all) == mine
 
 
-def test_prepare_backend_appends_to_other_flags(tmp_path):
+def test_flags_for_appends_to_other_flags() -> None:
     other = "--xla_force_host_platform_device_count=2"
-    assert prepare(tmp_path, XLA_FLAGS=other)["flags"] == f"{other} {FLAGS}"
+    assert flags_for({"XLA_FLAGS": other}, takes_all) == f"{other} {FLAGS}"
 
 
-def test_prepare_backend_sets_no_flag_for_an_accelerator(tmp_path):
-    assert prepare(tmp_path, JAX_PLATFORMS="tpu,cpu")["flags"] == ""
+@pytest.mark.parametrize("present", ["", "--xla_cpu_enable_fast_math=false"])
+def test_flags_for_adds_nothing_that_is_not_taken(present: str) -> None:
+    assert flags_for({"XLA_FLAGS": present}, lambda flags: False) == present
 
 
 @pytest.mark.parametrize(
-    ("chips", "platforms", "flags"),
-    [("lambda: (0, None)", "cpu", FLAGS), ("lambda: (4, None)", None, ""), ("None", None, "")],
-    ids=["no TPU", "a TPU", "JAX cannot tell"],
+    ("platforms", "has_plugin", "has_libtpu", "has_tpu", "expected"),
+    [
+        ("cpu", True, True, True, True),
+        ("tpu,cpu", False, False, False, False),
+        ("cuda", False, False, False, False),
+        ("", False, False, True, True),  # a TPU that nothing here can use
+        (None, True, False, False, False),
+        (None, False, True, False, True),  # TPU's compiler alone
+        (None, False, True, True, False),
+    ],
 )
-def test_prepare_backend_with_the_compiler_of_a_tpu(tmp_path, chips, platforms, flags):
-    setup = (
-        "import importlib.metadata, importlib.util\n"
-        "from jax._src import hardware_utils\n"
-        "importlib.metadata.entry_points = lambda **_: ()\n"
-        "importlib.util.find_spec = lambda name: True if name == 'libtpu' else None\n"
-        f"hardware_utils.num_available_tpu_chips_and_device_id = {chips}"
+def test_only_cpu(
+    platforms: str | None, has_plugin: bool, has_libtpu: bool, has_tpu: bool, expected: bool
+) -> None:
+    got = only_cpu(
+        platforms, has_plugin=has_plugin, has_libtpu=has_libtpu, may_have_tpu=lambda: has_tpu
     )
-    result = prepare(tmp_path, setup=setup, JAX_PLATFORMS="")
-    assert (result["platforms"], result["flags"]) == (platforms, flags)
+    assert got is expected
 
 
-@pytest.mark.parametrize(("flag", "accepted"), [("xla_no_such_flag", False), (None, True)])
-def test_prepare_backend_probes_an_unknown_jaxlib_once(tmp_path, flag, accepted):
-    setup = "platform.TESTED_JAXLIB = frozenset()\n"
-    if flag is not None:
-        setup += f"platform.CPU_FLAGS = {{{flag!r}: '1'}}"
-    result = prepare(tmp_path, setup=setup, COMPUTE="1")
-    assert bool(result["flags"]) is accepted
-    (answer,) = json.loads((tmp_path / "dmd2_jax" / "accepted_flags.json").read_text()).values()
-    assert answer is accepted
-    again = setup + "\nplatform._probe = None"  # asking a second time would raise
-    assert bool(prepare(tmp_path, setup=again)["flags"]) is accepted
+@pytest.mark.parametrize(
+    ("chips", "expected"), [(lambda: (0, None), False), (lambda: (4, None), True), (None, True)]
+)
+def test_a_tpu_may_be_there_where_jax_cannot_tell(
+    chips: object, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jax._src import hardware_utils
+
+    monkeypatch.setattr(hardware_utils, "num_available_tpu_chips_and_device_id", chips)
+    assert platform._may_have_tpu() is expected
 
 
-def test_prepare_backend_survives_a_damaged_memory(tmp_path):
+@pytest.fixture
+def _unknown_jaxlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "TESTED_JAXLIB", frozenset())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_unknown_jaxlib")
+@pytest.mark.parametrize("answer", [False, True])
+def test_flags_of_an_unknown_jaxlib_are_probed_once(
+    answer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(platform, "_probe", lambda flags: asked.append(flags) or answer)
+    expected = FLAGS if answer else ""
+    assert [flags_for({}), flags_for({})] == [expected] * 2
+    assert asked == [FLAGS.split()]
+    (kept,) = json.loads((tmp_path / "dmd2_jax" / "accepted_flags.json").read_text()).values()
+    assert kept is answer
+
+
+@pytest.mark.usefixtures("_unknown_jaxlib")
+def test_flags_survive_a_damaged_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dmd2_jax").mkdir()
     (tmp_path / "dmd2_jax" / "accepted_flags.json").write_text("[1, 2")
-    setup = "platform.TESTED_JAXLIB = frozenset(); platform._probe = lambda flags: True"
-    assert prepare(tmp_path, setup=setup)["flags"] == FLAGS
+    monkeypatch.setattr(platform, "_probe", takes_all)
+    assert flags_for({}) == FLAGS
 
 
-def test_prepare_backend_warns_after_first_device_use(tmp_path):
-    result = prepare(tmp_path, setup="jax.devices()")
-    assert "first use of a device" in result["warnings"][0]
-    assert result["flags"] == "" and result["cache"] is None
+def test_probe_tells_what_xla_ends_a_process_for() -> None:
+    assert not platform._probe(["--xla_no_such_flag=1"])
 
 
-def test_prepare_backend_respects_the_cache_of_the_environment(tmp_path):
+@pytest.fixture
+def _no_cache() -> Iterator[None]:
+    """Let no folder of compiled programs be set while nothing is compiled."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("_no_cache")
+def test_compiled_programs_are_kept_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    platform._keep_compiled_programs(platform._DEFAULT)
+    folder = tmp_path / "dmd2_jax" / "xla"
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert folder.is_dir()
+
+
+@pytest.mark.usefixtures("_no_cache")
+def test_compiled_programs_are_kept_where_the_environment_says(tmp_path: Path) -> None:
     mine = str(tmp_path / "mine")
-    assert prepare(tmp_path, JAX_COMPILATION_CACHE_DIR=mine)["cache"] == mine
+    jax.config.update("jax_compilation_cache_dir", mine)  # as JAX_COMPILATION_CACHE_DIR does
+    platform._keep_compiled_programs(str(tmp_path / "other"))
+    assert jax.config.jax_compilation_cache_dir == mine
 
 
-def test_prepare_backend_goes_on_without_a_writable_cache(tmp_path):
+@pytest.mark.usefixtures("_no_cache")
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    result = prepare(tmp_path, arguments={"compilation_cache": str(blocked)}, COMPUTE="1")
-    assert result["cache"] is None
-    assert "cannot be written" in result["warnings"][0]
+    with pytest.warns(UserWarning, match="cannot be written"):
+        platform._keep_compiled_programs(str(blocked))
+    assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_prepare_backend_can_do_without_a_cache(tmp_path):
-    result = prepare(tmp_path, arguments={"compilation_cache": None})
-    assert result["cache"] is None and not result["warnings"]
+def test_prepare_backend_warns_after_first_device_use() -> None:
+    jax.devices()
+    before = os.environ["XLA_FLAGS"], jax.config.jax_compilation_cache_dir
+    with pytest.warns(UserWarning, match="first use of a device"):
+        prepare_backend(compilation_cache="/nowhere")
+    assert (os.environ["XLA_FLAGS"], jax.config.jax_compilation_cache_dir) == before
+
+
+@pytest.mark.parametrize(("folder", "kept"), [(None, []), ("here", ["here"])])
+def test_prepare_backend_can_do_without_a_cache(
+    folder: str | None, kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(platform, "_backend_in_use", lambda: False)
+    monkeypatch.setattr(platform, "_runs_on_cpu", lambda: False)
+    monkeypatch.setattr(platform, "_keep_compiled_programs", calls.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare_backend(compilation_cache=folder)
+    assert calls == kept
+
+
+START = """
+import json, os, sys, warnings
+import jax
+from dmd2_jax.runtime import platform
+exec(sys.argv[1])
+change = jax.config.update  # however fast this machine compiles the small program, it is kept
+jax.config.update = lambda k, v: change(k, 0 if k.endswith("time_secs") else v)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    platform.prepare_backend()
+jax.block_until_ready(jax.jit(lambda x: x @ x + x.sum())(jax.numpy.ones((300, 300))))
+print(json.dumps([os.environ.get("XLA_FLAGS", ""), jax.config.jax_platforms or None,
+                  [str(w.message) for w in caught]]))
+"""
+WITH_LIBTPU = """
+import importlib.metadata, importlib.util
+from jax._src import hardware_utils
+importlib.metadata.entry_points = lambda **_: ()
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: (
+    True if name == "libtpu" else None if name == "jax_plugins" else find(name, *more))
+hardware_utils.num_available_tpu_chips_and_device_id = lambda: (0, None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("platforms", "setup"), [("cpu", ""), ("", WITH_LIBTPU)], ids=["CPU", "TPU's compiler alone"]
+)
+def test_prepare_backend_sets_flags_that_this_jaxlib_takes_and_fills_the_cache(
+    tmp_path: Path, platforms: str, setup: str
+) -> None:
+    base = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": platforms}
+    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        base.pop(name, None)
+    command = [sys.executable, "-c", START, setup]
+    done = subprocess.run(command, env=base, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [FLAGS, "cpu", []]
+    assert any((tmp_path / "dmd2_jax" / "xla").iterdir())
