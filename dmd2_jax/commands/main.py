@@ -14,9 +14,8 @@ from types import ModuleType
 
 from dmd2_jax.commands import calls as run
 from dmd2_jax.commands.ablate.flags import add_ablate
-from dmd2_jax.commands.evaluate_flags import add_evaluate
 from dmd2_jax.commands.report_flags import add_report
-from dmd2_jax.commands.text2image_flags import add_cache, add_export, add_make_pairs, add_prompts
+from dmd2_jax.commands.text2image_flags import add_cache, add_make_pairs
 from dmd2_jax.config import flags, plugins
 from dmd2_jax.config.load import parse_overrides
 from dmd2_jax.config.refused import Refused
@@ -229,14 +228,10 @@ def _parser(chosen: str | None = None) -> argparse.ArgumentParser:
         "    --config.teacher.weights=runs/teacher",
         "student.safetensors and one student_ema_DECAY.safetensors for each average",
     )
-    _add_sample(commands)
-    _add_convert(commands)
-    add_evaluate(_add, commands)
     add_report(_add, commands)
     add_ablate(_add, commands)
     _add_data(commands)
     add_cache(_add, commands)
-    add_export(_add, commands)
     add_make_pairs(_add, commands)
     _add_demo(commands)
     _add_plan(commands)
@@ -320,81 +315,6 @@ def _add_training(
         help="let START steps (cycles) of this process pass, then trace COUNT for a profiler, into "
         "DIR/profile; alone 1:3, the three after the first, which compiles",
     )
-
-
-def _add_sample(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "sample",
-        run.sample,
-        "draw images from a run into one PNG",
-        "Draw images from a run, or of prompts, into one PNG.\n\nexample:\n"
-        "  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png\n\n"
-        "of prompts:\n"
-        "  dmd2 sample --pipeline=sdxl --prompt='a red fox' --prompt='a blue door' --num=4\n"
-        "  dmd2 sample --pipeline=student --prompts=prompts.txt --seed=1\n\n"
-        "The same seed gives teacher and student the same noise. A pipeline with an LCMScheduler,\n"
-        "as `dmd2 export` writes it, is sampled as a student of few steps, any other by DDIM;\n"
-        "--which=teacher decides otherwise.",
-    )
-    parser.add_argument("--workdir", metavar="DIR", help="the run folder")
-    parser.add_argument("--out", default="samples.png", metavar="PNG", help="default: samples.png")
-    parser.add_argument(
-        "--num", type=int, metavar="N", help="how many; default: 100; with prompts of each, 1"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument(
-        "--classes", type=_classes, metavar="0,1,2", help="classes to cycle through; default: all"
-    )
-    parser.add_argument(
-        "--which", choices=("teacher", "student"), help="default: the one that the run trained"
-    )
-    parser.add_argument(
-        "--ema", type=float, metavar="DECAY", help="the student's average of this decay"
-    )
-    parser.add_argument(
-        "--weights", metavar="FILE", help="to use instead of the run's; also .bin, .pkl"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=int,
-        metavar="STEP",
-        help="use the weights of this kept checkpoint; default: the run's latest export",
-    )
-    add_prompts(parser)
-
-
-def _add_convert(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "convert",
-        run.convert,
-        "convert weights between EDM .pkl, PyTorch .bin and .safetensors",
-        "Convert weights of the original names between files. SRC is a .safetensors, PyTorch's\n"
-        ".bin, .pt or .pth, EDM's .pkl, hf://owner/repository/file, or the --workdir of a run; DST "
-        "is\n.safetensors, .bin, .pt or .pth. Nothing in SRC is executed. DST is read back, and a\n"
-        "forward pass with its weights must equal one with SRC's bit for bit.\n\n"
-        "example:\n  dmd2 convert edm-imagenet-64x64-cond-adm.pkl teacher.safetensors\n"
-        "  dmd2 convert runs/student generator.bin\n"
-        "  dmd2 convert pytorch_model.bin student.safetensors --config=configs/imagenet64.py\n\n"
-        "Without DST, the lines of a recipe that describe the network of an EDM .pkl are printed.\n"
-        f"{_OVERRIDES}",
-    )
-    parser.add_argument("source", metavar="SRC", help="what to read")
-    parser.add_argument("target", metavar="DST", nargs="?", help="the file to write")
-    parser.add_argument(
-        "--config", metavar="FILE", help="the recipe; a run and EDM's .pkl need none"
-    )
-    parser.add_argument(
-        "--which", choices=("teacher", "student"), help="of a run; default: the one it trained"
-    )
-    parser.add_argument(
-        "--ema", type=float, metavar="DECAY", help="of a run: the student's average of this decay"
-    )
-    parser.add_argument(
-        "--prefix", metavar="NAME.", help="of the tensors to take, if SRC holds several networks"
-    )
-    parser.add_argument("--force", action="store_true", help="replace DST if it exists")
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
@@ -481,13 +401,6 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="where it does not fit, compile variants until one does (minutes each)",
     )
-
-
-def _classes(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers like 0,1,2") from None
 
 
 def _slices(text: str) -> list[str]:

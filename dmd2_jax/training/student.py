@@ -36,7 +36,6 @@ from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import check_batch_size
-from dmd2_jax.sampling.measure import training_score
 from dmd2_jax.sampling.samplers import grid_labels, student_sampler
 from dmd2_jax.training.batches import (
     HostBatch,
@@ -49,6 +48,7 @@ from dmd2_jax.training.batches import (
 from dmd2_jax.training.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.training.pairs import make_pairs, pair_shapes, pairs_folder
 from dmd2_jax.training.run import open_training, run_training, say_idle
+from dmd2_jax.training.score import training_score
 from dmd2_jax.typing import Key, Params
 
 __all__ = [

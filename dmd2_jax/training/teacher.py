@@ -29,10 +29,10 @@ from dmd2_jax.runtime.sharding import (
     shard_batch,
     tree_shardings,
 )
-from dmd2_jax.sampling.measure import training_score
 from dmd2_jax.sampling.samplers import teacher_sampler
 from dmd2_jax.training.drawing import draw_progress
 from dmd2_jax.training.run import open_training, run_training, say_idle
+from dmd2_jax.training.score import training_score
 from dmd2_jax.training.teacher_step import (
     TeacherConfig,
     TeacherState,

@@ -132,7 +132,7 @@ def test_export_of_a_run_of_adapters_writes_them_alone(tmp_path: Path) -> None:
     [
         (("--lora",), "trained a whole network, expected a distillation with distill.lora_rank"),
         (("--times=999",), "--times with --workdir, whose config says them"),
-        (("--ema=0.5",), "--ema=0.5, expected one of optim.ema_decays=(0.9,)"),
+        (("--ema=0.5",), "ema=0.5, expected one of optim.ema_decays=(0.9,)"),
         (("--pipeline=absent",), "the run's pipeline 'absent' is no folder"),
         (("--lora", "--checkpoint=1"), "--lora with --checkpoint=1, expected one"),
     ],
@@ -165,7 +165,7 @@ def test_export_refuses_a_pipeline_of_another_network(
     [
         ((), "expected one of them; give --prompt="),
         (("--prompt=a", "--classes=1"), "--classes given with the run in"),
-        (("--prompt=a", "--steps=2"), "--steps=2, expected 4: this student's times"),
+        (("--prompt=a", "--steps=2"), "steps=2, expected 4: this student's times"),
         (("--prompt=a", "--guidance=2"), "its teacher's guidance is in its weights"),
         (("--prompt=a", "--weights=absent"), "no weights at absent"),
         (("--prompt=a", "--checkpoint=2", "--which=teacher"), "leave the others away"),

@@ -1,4 +1,4 @@
-"""Convert weights between files, and prove it by a forward pass: `dmd2 convert`."""
+"""Weights read from one file and written to another, proved by a forward pass."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels, weights_file
 from dmd2_jax.runtime.whole_file import whole_file
-from dmd2_jax.sampling.samplers import load_run
+from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.typing import Params, PyTree
 from dmd2_jax.weights.weight_files import Weights, check_writable, read_weights
 
@@ -142,11 +142,12 @@ def _open(
             raise Refused(
                 f"--config given with the run folder {source}, which holds its own; leave it away."
             )
-        _, config, _, file = load_run(source, which, ema)
-    elif which is not None or ema is not None:
+        run = open_run(source, which, ema, dtype="float32")
+        assert run.file is not None  # as no checkpoint is asked for
+        return run.file, read_weights(run.file), run.family
+    if which is not None or ema is not None:
         raise Refused(f"--which and --ema choose from a run folder, got {source}; leave them.")
-    else:
-        file = weights_file(source, "")
+    file = weights_file(source, "")
     weights = read_weights(file)
     if config is None:
         model = edm.from_edm_kwargs(_arguments(weights, file))
