@@ -43,7 +43,7 @@ def run(options: Options) -> dict[str, Any]:
 
     metrics = evaluate(options)
     file = figures_file(options)
-    print(metrics_table(metrics))
+    print(metrics_table(metrics, options.metrics))
     print(f"figures: {file}")
     if options.all_checkpoints:
         print(f"curve: {file.with_name(CURVE)}")

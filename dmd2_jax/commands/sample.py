@@ -166,8 +166,8 @@ def run(options: Options) -> Path:
         )
     if not options.workdir:
         return _of_pipeline(options)
+    from dmd2_jax.recipe.text_family import text_family
     from dmd2_jax.sampling.runs import read_run_folder
-    from dmd2_jax.text2image.family import text_family
 
     opened = read_run_folder(options.workdir, dtype=options.dtype)
     return (_of_classes if text_family(opened.family) is None else _of_text_run)(options, opened)

@@ -19,6 +19,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dmd2_jax import metrics
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
@@ -61,6 +62,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     """
     options = dataclasses.replace(options, metrics=tuple(dict.fromkeys(options.metrics)))
     check_options(options)
+    metrics.needs([name for name in options.metrics if name not in (PATCH, CLIP)])
     _check_one_written(options)
     out = figures_file(options)
     if options.all_checkpoints and "fid" not in options.metrics:

@@ -12,15 +12,15 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published.scheduler import lcm_times, recorded_times
-from dmd2_jax.sampling.images import Model
-from dmd2_jax.sampling.runs import Run
-from dmd2_jax.sampling.samplers import Sampler, ddim_sampler, few_step_sampler
-from dmd2_jax.text2image.family import (
+from dmd2_jax.recipe.text_family import (
     base_pipeline,
     default_guidance,
     pipeline_family,
     text_family,
 )
+from dmd2_jax.sampling.images import Model
+from dmd2_jax.sampling.runs import Run
+from dmd2_jax.sampling.samplers import Sampler, ddim_sampler, few_step_sampler
 from dmd2_jax.text2image.pipeline import TextToImage, open_pipeline
 
 __all__ = ["PromptSettings", "pipeline_model", "pipeline_sampler", "run_models"]

@@ -16,11 +16,11 @@ from dmd2_jax.families.published.lora import check_lora_tensors
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published.scheduler import student_scheduler
 from dmd2_jax.recipe.open import weights_file
+from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, pipeline_family, text_family
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.runtime.whole_file import whole_folder
 from dmd2_jax.sampling.runs import open_run
-from dmd2_jax.text2image.family import TextFamily, base_pipeline, pipeline_family, text_family
 from dmd2_jax.text2image.pipeline import read_scheduler_config
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import Tensors, read_safetensors
