@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from dmd2_jax.sampling.images import Model, Prompts, SampledImages
 from tests.tiny import scratch
 
 # What imports this is skipped where the makers of the pipelines are missing.
@@ -63,6 +64,22 @@ def lcm_images(pipeline, prompts: Sequence[str], noise: np.ndarray, **steps) -> 
         return pipeline(
             list(prompts), guidance_scale=0, latents=next(noises), output_type="np", **steps
         ).images
+
+
+def drawn(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    each: int = 1,
+    seed: int = 0,
+    negative: str | None = None,
+    batch_size: int = 4,
+) -> np.ndarray:
+    """Sample images of prompts, [texts * each, h, w, 3], a prompt's one after another."""
+    assert model.pipeline is not None
+    conditions = Prompts(model.pipeline, texts, each=each, negative=negative)
+    sizes = {"num": each * len(texts), "batch_size": batch_size}
+    return SampledImages("x", "x", model, conditions, **sizes, seed=seed, timed=False).all()
 
 
 def write_tokenizer(folder: Path, pad: str = END) -> Path:

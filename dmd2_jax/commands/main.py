@@ -25,7 +25,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from dmd2_jax.commands import old
 from dmd2_jax.config import flags, plugins
 from dmd2_jax.config.load import parse_overrides
 from dmd2_jax.config.refused import Refused
@@ -35,7 +34,7 @@ __all__ = ["main"]
 
 _PACKAGE = "dmd2_jax.commands"
 _HERE = Path(__file__).parent
-_NO_COMMANDS = ("main", "old")
+_NO_COMMANDS = ("main",)
 
 _OVERRIDES = """
 every value of the config can be changed on the command line, by its name:
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides, words = parse_overrides(sys.argv[1:] if argv is None else argv)
         parser, command = _parser(words[0] if words else "")
         arguments = parser.parse_args(words)
-        command = command or old.chosen(arguments, _Command)
+        assert command is not None  # or else the parser has ended the process
         if overrides and not command.overrides:
             raise Refused(
                 f"--config.{next(iter(overrides))} given to `dmd2 {command.name}`, which "
@@ -187,7 +186,6 @@ def _parser(chosen: str) -> tuple[argparse.ArgumentParser, _Command | None]:
             command = _add_command(commands, name, module)
         else:
             commands.add_parser(name, help=plugins.summary(file).replace("%", "%%"))
-    old.add_old(commands, but=files)
     if plugins.is_dotted(chosen) and not chosen.startswith("-"):
         needs = ("Options", "run")
         module = plugins.load_plugin(chosen, _PACKAGE, "the command", known=(), needs=needs)

@@ -11,6 +11,7 @@ images (see `evaluation.features`), which compare models of one data set and not
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +19,28 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dmd2_jax import metrics
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
-from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, Measured, open_measured
+from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
-from dmd2_jax.evaluate.prompts import PromptImages
 from dmd2_jax.evaluate.spaces import RealSide, Space, open_spaces, real_side
-from dmd2_jax.evaluate.table import metrics_table
 from dmd2_jax.metrics.features.extractor import Collector
 from dmd2_jax.pictures.checkpoint_curve import checkpoint_curve
 from dmd2_jax.recipe.open import check
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.sharding import make_mesh
-from dmd2_jax.sampling.samplers import run_recipe
+from dmd2_jax.sampling.images import Images, Prompts, SampledImages
+from dmd2_jax.sampling.runs import Run, read_run_folder
 
-__all__ = ["CURVE", "EvaluateOptions", "evaluate", "evaluate_run", "figures_file", "metrics_table"]
+__all__ = ["CURVE", "EvaluateOptions", "evaluate", "figures_file", "judge"]
 
 _LOG = logging.getLogger(__name__)
 
 CURVE = "fid_checkpoints.png"
 """The picture of FID over checkpoints, beside the file of figures."""
-
-
-def evaluate_run(
-    workdir: str | Path, *, seed: int = 0, cache: str | Path | None = None
-) -> dict[str, Any]:
-    """Measure what a run trained, and the teacher of a distillation beside it.
-
-    Args:
-      workdir: the run folder; metrics.json is written there.
-      seed: of the noise.
-      cache: see `open_reference`; None: the folder `classifier` of the run.
-
-    Returns:
-      real_fid_floor, classifier_test_accuracy and, for each network, its figures with its name in
-      front: teacher_fid, student_fid, student_ema_0.999_fid, ...
-
-    Raises:
-      ValueError: if there is no finished run in the folder.
-    """
-    return evaluate(EvaluateOptions(workdir=str(workdir), seed=seed), cache=cache)
 
 
 def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> dict[str, Any]:
@@ -81,6 +62,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     """
     options = dataclasses.replace(options, metrics=tuple(dict.fromkeys(options.metrics)))
     check_options(options)
+    metrics.needs([name for name in options.metrics if name not in (PATCH, CLIP)])
     _check_one_written(options)
     out = figures_file(options)
     if options.all_checkpoints and "fid" not in options.metrics:
@@ -90,14 +72,14 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
         )  # fmt: skip
     if not out.parent.is_dir():
         raise Refused(f"--out={out} lies in no folder, expected {out.parent}; create it.")
-    config = _recipe(options)
+    run, config = _recipe(options)
     devices = jax.devices()
     if not 0 <= options.devices <= len(devices):
         raise Refused(
             f"--devices={options.devices}, expected 1..{len(devices)}; leave it away for all."
         )
     mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
-    measured = open_measured(options, config, mesh)
+    measured = open_measured(options, config, run, mesh)
     clip = _clip(options, measured[0], mesh) if CLIP in options.metrics else None
     spaces, reference = open_spaces(
         options, config, mesh, _batch_size(options, config), cache=cache
@@ -110,7 +92,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
             figures["real_fid_floor"] = reference.fid_floor
         figures["classifier_test_accuracy"] = reference.classifier.test_accuracy
     for images in measured:
-        found = _figures(images, spaces, real, clip)
+        found = judge(images, spaces, real, clip)
         figures |= {f"{images.key}_{key}": value for key, value in found.items()}
     figures |= {"seed": options.seed, "reference": real.name}
     figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
@@ -141,23 +123,26 @@ def _check_one_written(options: EvaluateOptions) -> None:
         )
 
 
-def _recipe(options: EvaluateOptions) -> ConfigDict | None:
+def _recipe(options: EvaluateOptions) -> tuple[Run | None, ConfigDict | None]:
+    """Return the run that the flags name, or none, and the recipe, of the run or of a file."""
     if options.workdir:
-        return run_recipe(options.workdir)[-1]
+        run = read_run_folder(options.workdir, dtype=options.dtype or "")
+        return run, run.config
     if options.config is None:
-        return None
+        return None, None
     config = load_config(options.config)
-    apply_overrides(config, options.overrides)
+    apply_overrides(config, dict(options.overrides))
     check(config)
-    return config
+    return None, config
 
 
-def _clip(options: EvaluateOptions, images: Measured, mesh: Mesh) -> ClipJudge:
+def _clip(options: EvaluateOptions, images: Images, mesh: Mesh) -> ClipJudge:
     if isinstance(images, FileImages):
         texts = captions_of(options.images, images)
     else:
-        assert isinstance(images, PromptImages)  # `check_options` lets nothing else pass
-        texts = images.texts
+        # `check_options` lets nothing else pass
+        assert isinstance(images, SampledImages) and isinstance(images.conditions, Prompts)
+        texts = images.conditions.texts(len(images))
     return open_clip(options.clip, texts, mesh, options.clip_prefix)
 
 
@@ -169,10 +154,23 @@ def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:
     return min(size, options.num or config.evaluate.num_samples)
 
 
-def _figures(
-    images: Measured, spaces: list[Space], real: RealSide, clip: ClipJudge | None
+def judge(
+    images: Images, spaces: Sequence[Space], real: RealSide, clip: ClipJudge | None = None
 ) -> dict[str, Any]:
-    """Let the images go by once, and return what is found of them."""
+    """Let images go by once, and return what is found of them.
+
+    Args:
+      images: a set of them.
+      spaces: the feature networks, with the metrics of each.
+      real: what the images are compared with, in each of the spaces.
+      clip: a judge of captions, if the images have some.
+
+    Returns:
+      The figures of the metrics, and those of the making of the images.
+
+    Raises:
+      Refused: if an image is not finite, or a metric refuses the images; by their name.
+    """
     collectors = [
         Collector(space.extractor, space.keep(images.conditional), images.describe)
         for space in spaces
@@ -202,7 +200,7 @@ def _figures(
 
 
 def _draw(
-    options: EvaluateOptions, measured: list[Measured], figures: dict[str, Any], path: Path
+    options: EvaluateOptions, measured: list[Images], figures: dict[str, Any], path: Path
 ) -> None:
     values = {
         images.step: figures[f"{images.key}_fid"]

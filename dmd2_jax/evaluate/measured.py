@@ -1,8 +1,7 @@
 """The images that `dmd2 evaluate` measures: sampled as they are needed, or read from files."""
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -11,62 +10,28 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.data.reading.dataset import Subset
+from dmd2_jax.data.reading.prompts import read_prompts
 from dmd2_jax.evaluate.options import EvaluateOptions
-from dmd2_jax.evaluate.prompts import pipeline_images, text_run_images
 from dmd2_jax.evaluate.targets import run_targets
 from dmd2_jax.metrics.features.images import image_batches, open_images
 from dmd2_jax.recipe.open import Family, build_family, weights_file
-from dmd2_jax.sampling.measure import SampledImages
-from dmd2_jax.sampling.samplers import (
-    Sampler,
-    checkpoint_params,
-    load_run,
-    run_recipe,
-    student_sampler,
-    teacher_sampler,
-)
-from dmd2_jax.sampling.text_run import FAMILY
-from dmd2_jax.typing import Params
+from dmd2_jax.recipe.text_family import text_family
+from dmd2_jax.sampling.images import Classes, Images, Model, Prompts, SampledImages
+from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model, run_models
+from dmd2_jax.sampling.runs import Run
+from dmd2_jax.sampling.samplers import Sampler, student_sampler, teacher_sampler
 
-__all__ = ["FILES_BATCH", "FileImages", "Measured", "SampledImages", "open_measured"]
+__all__ = ["FILES_BATCH", "FileImages", "open_measured"]
 
 FILES_BATCH = 256
 """Images of a folder at a time."""
 
-
-class Measured(Protocol):
-    """A set of images of one size, which go by in batches.
-
-    Attributes:
-      key: in front of its figures.
-      name: for messages: the network or the folder.
-      resolution: height and width in pixels.
-      channels: 1 or 3.
-      conditional: whether the labels are classes that were asked for.
-      step: of the checkpoint that it is from, if it is from one.
-    """
-
-    key: str
-    name: str
-    resolution: int
-    channels: int
-    conditional: bool
-    step: int | None
-
-    def __len__(self) -> int: ...
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield {"image": [b, h, w, c], "label": [b]}, bytes or floats in [-1, 1]."""
-
-    def describe(self, index: int) -> str:
-        """Return the name of an image, for messages."""
-
-    def figures(self) -> dict[str, Any]:
-        """Return what is known of the making of the images once they have gone by."""
+_PROMPTS_BATCH = 4
+_OF_PROMPTS = ("prompts", "steps", "guidance", "dtype")
 
 
 class FileImages:
-    """A folder or zip of images; see `Measured`."""
+    """A folder or zip of images; see `sampling.images.Images`."""
 
     def __init__(self, path: str, num: int, seed: int) -> None:
         """Open it.
@@ -111,13 +76,14 @@ class FileImages:
 
 
 def open_measured(
-    options: EvaluateOptions, config: ConfigDict | None, mesh: Mesh
-) -> list[Measured]:
+    options: EvaluateOptions, config: ConfigDict | None, run: Run | None, mesh: Mesh
+) -> list[Images]:
     """Open what the flags name, loading no weights yet.
 
     Args:
       options: checked flags.
       config: the recipe; needed unless a folder is measured.
+      run: the run, where `options.workdir` names one.
       mesh: the devices.
 
     Returns:
@@ -130,75 +96,119 @@ def open_measured(
     if options.images:
         return [FileImages(options.images, options.num, options.seed)]
     if options.pipeline:
-        return [pipeline_images(options, mesh)]
-    if config is None or not (options.weights or options.workdir):
+        return [_of_pipeline(options, mesh)]
+    if config is None or not (options.weights or run):
         return []
-    if config.model.family == FAMILY:
-        return list(text_run_images(options, mesh))
-    for name in ("prompts", "steps", "guidance", "dtype"):
+    family = build_family(config) if run is None else run.family
+    if text_family(family) is not None:
+        return _of_text_run(options, run, mesh)
+    for name in _OF_PROMPTS:
         if getattr(options, name) not in (None, ""):
             raise Refused(
                 f"--{name} with {options.workdir or options.config}, which is of classes, expected "
                 "a text-to-image model; leave it away."
             )
-    if options.weights:
-        return [_weights(options, config, mesh)]
-    return list(_networks(options, config, mesh))
+    if run is None:
+        return [_of_weights(options, config, family, mesh)]
+    return _of_run(options, run, mesh)
 
 
-def _networks(options: EvaluateOptions, config: ConfigDict, mesh: Mesh) -> Iterator[SampledImages]:
-    """Yield what the flags name of a run of classes."""
-    family = build_family(config)
-    make = _maker(options, config, family, mesh)
-    for key, which, ema, step in run_targets(options):
-        if step is not None:
-            name = f"checkpoint {step} of {options.workdir}"
-            load = functools.partial(_checkpoint, options.workdir, step, ema)
-        else:
-            file = load_run(options.workdir, which, ema)[-1]
-            name, load = str(file), functools.partial(family.load, file)
-        yield make(key, name, load, step=step)
-
-
-def _weights(options: EvaluateOptions, config: ConfigDict, mesh: Mesh) -> SampledImages:
-    which = options.which or "student"
-    if options.workdir and options.which is None:
-        which = run_recipe(options.workdir)[1]
-    file = weights_file(options.weights, f"{which}.safetensors")
-    family = build_family(config)
-    make = _maker(options, config, family, mesh)
-    return make(which, str(file), functools.partial(family.load, file))
-
-
-def _checkpoint(workdir: str, step: int, ema: float | None) -> Params:
-    return checkpoint_params(workdir, step, ema=ema)[0]
-
-
-def _maker(
-    options: EvaluateOptions, config: ConfigDict, family: Family, mesh: Mesh
-) -> Callable[..., SampledImages]:
-    """Return what makes the images of one network, whose name begins with its kind."""
+def _of_run(options: EvaluateOptions, run: Run, mesh: Mesh) -> list[Images]:
+    """Return what the flags name of a run of classes."""
     samplers: dict[str, Sampler] = {}  # one each: they are compiled once
+    found: list[Images] = []
+    for key, chosen in run_targets(options, run):
+        if chosen.which not in samplers:
+            samplers[chosen.which] = _sampler(chosen.which, run.family, run.config)
+        model = Model(run.family, samplers[chosen.which], chosen.load)
+        found.append(_of_classes(options, run.config, key, chosen.name, model, mesh, chosen.step))
+    return found
 
-    def make(
-        key: str, name: str, load: Callable[[], Params], step: int | None = None
-    ) -> SampledImages:
-        kind = key.partition("_")[0]
-        if kind not in samplers:
-            samplers[kind] = {"teacher": teacher_sampler, "student": student_sampler}[kind](
-                family, config
-            )
-        return SampledImages(
-            key,
-            name,
-            family,
-            samplers[kind],
-            load,
-            num=options.num or config.evaluate.num_samples,
-            batch_size=options.batch_size or config.evaluate.batch_size,
-            seed=options.seed,
-            mesh=mesh,
-            step=step,
+
+def _of_weights(
+    options: EvaluateOptions, config: ConfigDict, family: Family, mesh: Mesh
+) -> SampledImages:
+    """Return what a file of weights makes, of a recipe without a run."""
+    which = options.which or "student"
+    file = weights_file(options.weights, f"{which}.safetensors")
+    model = Model(family, _sampler(which, family, config), lambda: family.load(file))
+    return _of_classes(options, config, which, str(file), model, mesh)
+
+
+def _sampler(which: str, family: Family, config: ConfigDict) -> Sampler:
+    make = {"teacher": teacher_sampler, "student": student_sampler}[which]
+    return make(family, config)
+
+
+def _of_classes(
+    options: EvaluateOptions,
+    config: ConfigDict,
+    key: str,
+    name: str,
+    model: Model,
+    mesh: Mesh,
+    step: int | None = None,
+) -> SampledImages:
+    return SampledImages(
+        key,
+        name,
+        model,
+        Classes(model.family.num_classes),
+        num=options.num or config.evaluate.num_samples,
+        batch_size=options.batch_size or config.evaluate.batch_size,
+        seed=options.seed,
+        mesh=mesh,
+        step=step,
+    )
+
+
+def _of_pipeline(options: EvaluateOptions, mesh: Mesh) -> SampledImages:
+    """Return what a pipeline makes of prompts."""
+    texts = read_prompts(options.prompts).texts
+    model = pipeline_model(options.pipeline, _settings(options, options.which))
+    return _of_prompts(options, "pipeline", options.pipeline, model, texts, mesh)
+
+
+def _of_text_run(options: EvaluateOptions, run: Run | None, mesh: Mesh) -> list[Images]:
+    """Return what the flags name of a run of prompts, each with the run's pipeline."""
+    if run is None or not options.prompts:
+        raise Refused(
+            f"{options.workdir or options.config} is of a text-to-image model, expected --workdir "
+            "and --prompts=FILE of what to draw (.txt, .jsonl or .parquet); add them, or give "
+            "--pipeline of what `dmd2 export` wrote."
         )
+    texts = read_prompts(options.prompts).texts
+    model = run_models(run, _settings(options, None))
+    return [
+        _of_prompts(options, key, chosen.name, model(chosen), texts, mesh, chosen.step)
+        for key, chosen in run_targets(options, run)
+    ]
 
-    return make
+
+def _settings(options: EvaluateOptions, which: str | None) -> PromptSettings:
+    return PromptSettings(
+        which=which, steps=options.steps, guidance=options.guidance, dtype=options.dtype or ""
+    )
+
+
+def _of_prompts(
+    options: EvaluateOptions,
+    key: str,
+    name: str,
+    model: Model,
+    texts: Sequence[str],
+    mesh: Mesh,
+    step: int | None = None,
+) -> SampledImages:
+    assert model.pipeline is not None  # which a model of prompts has
+    return SampledImages(
+        key,
+        name,
+        model,
+        Prompts(model.pipeline, texts),
+        num=options.num or len(texts),
+        batch_size=options.batch_size or _PROMPTS_BATCH,
+        seed=options.seed,
+        mesh=mesh,
+        step=step,
+    )

@@ -1,78 +1,159 @@
 """What `dmd2 evaluate` was asked for, checked before anything is opened."""
 
+import argparse
 import dataclasses
-import difflib
+from collections.abc import Mapping
 
-from dmd2_jax import metrics
+from dmd2_jax.config import plugins
+from dmd2_jax.config.flags import flag
 from dmd2_jax.config.refused import Refused
 
 __all__ = ["CLIP", "PATCH", "EvaluateOptions", "check_options", "metric_names"]
 
 PATCH, CLIP = "patch_fid", "clip_score"
-"""Metrics with feature networks of their own, beside the files of `evaluation.metrics`."""
+"""Metrics with feature networks of their own, beside the files of dmd2_jax/metrics."""
+
+
+_MEASURED, _REAL, _HOW = "what is measured", "what it is compared with", "how"
+_RESIZES = ("pytorch_fid", "clean_fid", "edm")  # features.resize.PREPARATIONS imports jax
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
+    return int(text)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """The flags of `dmd2 evaluate`; see its --help.
+    """What `dmd2 evaluate` is asked for; `check_options` refuses what contradicts itself."""
 
-    Attributes:
-      workdir: a run folder: its recipe, and its networks unless `images` or `weights` are given.
-      config: a recipe in place of a run's; with `overrides` of its values.
-      overrides: name -> value, as on the command line.
-      images: a folder or zip to measure.
-      weights: a file of weights to measure.
-      pipeline: a folder of a text-to-image pipeline to measure.
-      prompts: a file of what it draws.
-      steps: of its sampler; None: its own.
-      guidance: of a teacher's; None: the usual.
-      dtype: its U-Net computes in.
-      which: "teacher" or "student".
-      ema: decay of the student's average.
-      checkpoint: step of a kept checkpoint.
-      all_checkpoints: measure every kept checkpoint.
-      reference: a folder, a zip or an .npz of statistics; empty: the recipe's data.
-      write_reference: an .npz to write with the real side's statistics.
-      metrics: their names.
-      features: "classifier" or "inception".
-      inception_weights: the file of Inception's weights.
-      resize: of `evaluation.resize.PREPARATIONS`.
-      clip: a folder of a CLIP model, for clip_score.
-      clip_prefix: words before each caption that it is given.
-      num: images; 0: config.evaluate.num_samples, or all of a folder.
-      seed: of the noise, or of which images are taken.
-      batch_size: images at a time; 0: config.evaluate.batch_size.
-      devices: how many to use; 0: all.
-      out: the file of figures; empty: metrics.json, in `workdir` where there is one.
-    """
-
-    workdir: str = ""
-    config: str | None = None
-    overrides: dict[str, str] = dataclasses.field(default_factory=dict)
-    images: str = ""
-    weights: str = ""
-    pipeline: str = ""
-    prompts: str = ""
-    steps: int | None = None
-    guidance: float | None = None
-    dtype: str | None = None
-    which: str | None = None
-    ema: float | None = None
-    checkpoint: int | None = None
-    all_checkpoints: bool = False
-    reference: str = ""
-    write_reference: str = ""
-    metrics: tuple[str, ...] = ("fid",)
-    features: str = "classifier"
-    inception_weights: str = ""
-    resize: str | None = None
-    clip: str = ""
-    clip_prefix: str = ""
-    num: int = 0
-    seed: int = 0
-    batch_size: int = 0
-    devices: int = 0
-    out: str = ""
+    workdir: str = flag(
+        "a run folder: its networks, its recipe", default="", metavar="DIR", group=_MEASURED
+    )
+    config: str | None = flag(
+        "a recipe, where there is no run; also --config.KEY=VALUE",
+        default=None,
+        metavar="FILE",
+        group=_MEASURED,
+    )
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    images: str = flag(
+        "a folder or zip of PNG or JPEG of one size", default="", metavar="PATH", group=_MEASURED
+    )
+    weights: str = flag(
+        "weights of the recipe's network: .safetensors, .bin, .pkl, or a run folder",
+        default="",
+        metavar="FILE",
+        group=_MEASURED,
+    )
+    which: str | None = flag(
+        "one of a run's networks; of --weights, how to sample them",
+        default=None,
+        choices=("teacher", "student"),
+        group=_MEASURED,
+    )
+    ema: float | None = flag(
+        "the student's average of this decay alone",
+        default=None,
+        metavar="DECAY",
+        group=_MEASURED,
+    )
+    checkpoint: int | None = flag(
+        "what the run trains, at a kept checkpoint", default=None, metavar="STEP", group=_MEASURED
+    )
+    all_checkpoints: bool = flag(
+        "at every kept checkpoint (log.keep, log.keep_every), with a picture of FID",
+        default=False,
+        group=_MEASURED,
+    )
+    pipeline: str = flag(
+        "a diffusers pipeline, as of `dmd2 export`", default="", metavar="DIR", group=_MEASURED
+    )
+    prompts: str = flag(
+        "what it, or a run of a text-to-image model, draws: .txt, .jsonl or .parquet; one image "
+        "each, or --num in turn",
+        default="",
+        metavar="FILE",
+        group=_MEASURED,
+    )
+    steps: int | None = flag(
+        "of a sampler by prompts, as in `dmd2 sample`", default=None, group=_MEASURED
+    )
+    guidance: float | None = flag("likewise", default=None, metavar="W", group=_MEASURED)
+    dtype: str | None = flag(
+        "likewise", default=None, choices=("float32", "bfloat16"), group=_MEASURED
+    )
+    num: int = flag(
+        "images; default: config.evaluate.num_samples, all of a folder, one a prompt",
+        default=0,
+        parse=_count,
+        group=_MEASURED,
+    )
+    seed: int = flag(
+        "of the noise, or of which N images of a folder; default: 0", default=0, group=_MEASURED
+    )
+    batch_size: int = flag(
+        "images sampled at a time; changes no figure; default: config.evaluate.batch_size, of a "
+        "pipeline 4",
+        default=0,
+        parse=_count,
+        group=_MEASURED,
+    )
+    reference: str = flag(
+        "a folder or zip of real images, or an .npz of their statistics as EDM's programs write "
+        "and read it; default: all images of the recipe's data, train and test",
+        default="",
+        metavar="PATH",
+        group=_REAL,
+    )
+    write_reference: str = flag(
+        "write the statistics of the real images there, for --reference",
+        default="",
+        metavar="NPZ",
+        group=_REAL,
+    )
+    metrics: tuple[str, ...] = flag(
+        "of fid, kid, inception_score, precision_recall, density_coverage, diversity, patch_fid, "
+        "clip_score, or dotted modules of your own; default: fid",
+        default=("fid",),
+        metavar="A,B,...",
+        group=_HOW,
+    )
+    features: str = flag(
+        "a classifier trained on the recipe's data, which needs no download and compares models "
+        "of these data alone, or the network of published FIDs; default: classifier",
+        default="classifier",
+        choices=("classifier", "inception"),
+        group=_HOW,
+    )
+    inception_weights: str = flag(
+        "pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or NVIDIA's inception-2015-12-05.pkl",
+        default="",
+        metavar="FILE",
+        group=_HOW,
+    )
+    resize: str | None = flag(
+        "how images get to 299 x 299, which changes FID: as the program whose figures you compare "
+        "with; default: pytorch_fid",
+        default=None,
+        choices=_RESIZES,
+        group=_HOW,
+    )
+    clip: str = flag(
+        "a CLIP model as transformers writes it; --images then have a metadata.jsonl",
+        default="",
+        metavar="DIR",
+        group=_HOW,
+    )
+    clip_prefix: str = flag(
+        "put before each caption for CLIP, as 'A photo depicts' in many papers; default: none",
+        default="",
+        metavar="WORDS",
+        group=_HOW,
+    )
+    out: str = flag("default: metrics.json, in --workdir if given", default="", metavar="JSON")
+    devices: int = flag("use the first N; default: all", default=0, parse=_count)
 
     @property
     def of_run(self) -> bool:
@@ -86,8 +167,8 @@ class EvaluateOptions:
 
 
 def metric_names() -> list[str]:
-    """List the metrics that --metrics takes, in alphabetical order."""
-    return sorted([*metrics.available(), PATCH, CLIP])
+    """List the metrics of ours that --metrics takes, in alphabetical order."""
+    return sorted([*plugins.available("dmd2_jax.metrics"), PATCH, CLIP])
 
 
 def check_options(options: EvaluateOptions) -> None:
@@ -131,10 +212,12 @@ def check_options(options: EvaluateOptions) -> None:
 def _check_metrics(options: EvaluateOptions) -> None:
     names = metric_names()
     for name in options.metrics:
-        if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else "choose some of these."
-            raise Refused(f"--metrics={name}, expected some of {', '.join(names)}; {hint}")
+        if name not in names and not plugins.is_dotted(name):
+            nearest = plugins.nearest(name, names) or "; choose some of these"
+            raise Refused(
+                f"--metrics={name}, expected some of {', '.join(names)}, or a dotted module of "
+                f"your own{nearest}."
+            )
     if not options.metrics:
         raise Refused(f"--metrics= is empty, expected some of {', '.join(names)}; name one.")
     captioned = options.images or options.prompts
@@ -144,9 +227,9 @@ def _check_metrics(options: EvaluateOptions) -> None:
             "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
             "or a model that draws prompts; add them."
         )
-    for flag in ("clip", "clip_prefix"):
-        if getattr(options, flag) and CLIP not in options.metrics:
-            raise Refused(f"--{flag} without --metrics=clip_score, expected both; add the metric.")
+    for name in ("clip", "clip_prefix"):
+        if getattr(options, name) and CLIP not in options.metrics:
+            raise Refused(f"--{name} without --metrics=clip_score, expected both; add the metric.")
 
 
 def _check_source(options: EvaluateOptions) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from dmd2_jax import data, metrics
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
-from dmd2_jax.evaluate.measured import FILES_BATCH, Measured
+from dmd2_jax.evaluate.measured import FILES_BATCH
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions
 from dmd2_jax.metrics.features.extractor import (
     Collector,
@@ -25,11 +24,19 @@ from dmd2_jax.metrics.features.extractor import (
 )
 from dmd2_jax.metrics.features.images import Sized, check_comparable, image_batches, open_images
 from dmd2_jax.metrics.features.inception import inception_extractor, read_inception
+from dmd2_jax.metrics.features.real import Reference, open_reference
 from dmd2_jax.metrics.features.reference import read_reference, write_statistics
 from dmd2_jax.run.metrics import Progress
-from dmd2_jax.sampling.measure import Reference, open_reference
+from dmd2_jax.sampling.images import Images, whole_batch
 
-__all__ = ["RealSide", "Space", "open_spaces", "real_side"]
+__all__ = [
+    "RealSide",
+    "Space",
+    "classifier_space",
+    "open_spaces",
+    "real_side",
+    "reference_side",
+]
 
 _LOG = logging.getLogger(__name__)
 _LATENTS = "latents"
@@ -129,16 +136,35 @@ def open_spaces(
         if cache is None and options.workdir:
             cache = Path(options.workdir) / "classifier"
         reference = open_reference(config, cache)
-        size = math.ceil(batch_size / mesh.size) * mesh.size
-        extractor = classifier_extractor(reference.classifier, batch_size=size, mesh=mesh)
-        spaces.append(Space(extractor, tuple(names), names_classes=True))
+        spaces.append(classifier_space(reference, names, mesh, batch_size))
     if PATCH in options.metrics:
         spaces.append(Space(_inception(weights, "patch", mesh), ("fid",), prefix="patch_"))
     return spaces, reference
 
 
+def classifier_space(
+    reference: Reference, names: Sequence[str], mesh: Mesh, batch_size: int
+) -> Space:
+    """Return the features of a classifier of the real images.
+
+    Args:
+      reference: with the classifier.
+      names: of the metrics to measure in them.
+      mesh: the devices.
+      batch_size: in which images arrive.
+    """
+    size = whole_batch(batch_size, mesh)
+    extractor = classifier_extractor(reference.classifier, batch_size=size, mesh=mesh)
+    return Space(extractor, tuple(names), names_classes=True)
+
+
+def reference_side(reference: Reference, space: Space, name: str) -> RealSide:
+    """Return the real images of a reference as what samples are compared with by statistics."""
+    return RealSide(name, (FeatureSet(space.extractor.name, reference.statistics),))
+
+
 def _inception(weights: Any, resize: str, mesh: Mesh) -> Extractor:
-    size = math.ceil(_INCEPTION_BATCH / mesh.size) * mesh.size
+    size = whole_batch(_INCEPTION_BATCH, mesh)
     return inception_extractor(weights, resize, batch_size=size, mesh=mesh)
 
 
@@ -147,7 +173,7 @@ def real_side(
     config: ConfigDict | None,
     spaces: Sequence[Space],
     reference: Reference | None,
-    measured: Sequence[Measured],
+    measured: Sequence[Images],
 ) -> RealSide:
     """Refuse samples that cannot be compared; then read the real side, in one pass.
 
@@ -230,7 +256,7 @@ def _collected(
     return [collector.result() for collector in collectors]
 
 
-def _check_samples(space: Space, images: Measured) -> None:
+def _check_samples(space: Space, images: Images) -> None:
     """Refuse what would be found out only after all images were made."""
     metrics.check_counts(space.metrics, len(images), space.extractor.dimension, "generated")
     _check_shape(space, images)

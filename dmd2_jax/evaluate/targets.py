@@ -1,66 +1,57 @@
 """Which networks of a run `dmd2 evaluate` measures."""
 
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.evaluate.options import EvaluateOptions
-from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.loop import CHECKPOINTS
-from dmd2_jax.sampling.samplers import run_recipe
+from dmd2_jax.sampling.runs import Run
 
-__all__ = ["Target", "run_targets"]
-
-
-class Target(NamedTuple):
-    """One network.
-
-    Attributes:
-      key: in front of its figures.
-      which: "teacher" or "student".
-      ema: the decay of the student's average that it is.
-      step: of the checkpoint that has its weights; None: the run's export.
-    """
-
-    key: str
-    which: str
-    ema: float | None = None
-    step: int | None = None
+__all__ = ["run_targets"]
 
 
-def run_targets(options: EvaluateOptions) -> list[Target]:
+def run_targets(options: EvaluateOptions, run: Run) -> list[tuple[str, Run]]:
     """Return what the flags name of a run: all of its exports, one of them, or checkpoints.
 
     Args:
-      options: checked flags, with a workdir.
+      options: checked flags.
+      run: the run.
+
+    Returns:
+      (name in front of the figures, the run with that network) of each.
 
     Raises:
       ValueError: if the run has no such network or checkpoint.
     """
-    trained, which, config = run_recipe(options.workdir, options.which, options.ema)
-    key = which if options.ema is None else f"{which}_ema_{options.ema:g}"
+    which, ema = options.which or run.trained, options.ema
+    key = which if ema is None else f"{which}_ema_{ema:g}"
+    if options.weights:
+        return [(which, run.choose(which, weights=options.weights))]
     if options.checkpoint is not None or options.all_checkpoints:
-        if which != trained:
+        if which != run.trained:
             raise Refused(
-                f"--which={which} of a checkpoint, expected the {trained} that the run in "
+                f"--which={which} of a checkpoint, expected the {run.trained} that the run in "
                 f"{options.workdir} trains; leave it away."
             )
         return [
-            Target(f"{key}_checkpoint_{step}", which, options.ema, step) for step in _steps(options)
+            (f"{key}_checkpoint_{step}", run.choose(which, ema, checkpoint=step))
+            for step in _steps(options, run)
         ]
-    if options.which is not None or options.ema is not None or trained == "teacher":
-        return [Target(key, which, options.ema)]
-    averages = [Target(f"student_ema_{d:g}", "student", d) for d in config.optim.ema_decays]
-    return [Target("teacher", "teacher"), Target("student", "student"), *averages]
+    if options.which is not None or ema is not None or run.trained == "teacher":
+        return [(key, run.choose(which, ema))]
+    averages = [
+        (f"student_ema_{decay:g}", run.choose("student", decay))
+        for decay in run.config.optim.ema_decays
+    ]
+    return [("teacher", run.choose("teacher")), ("student", run.choose("student")), *averages]
 
 
-def _steps(options: EvaluateOptions) -> list[int]:
-    folder = Path(options.workdir) / CHECKPOINTS
-    with Checkpoints(folder, read_only=True) as kept:
-        steps = kept.all_steps()
+def _steps(options: EvaluateOptions, run: Run) -> Sequence[int]:
+    steps = run.checkpoints()
     if not steps or options.checkpoint not in (None, *steps):
         raise Refused(
             f"no checkpoint {'' if options.checkpoint is None else f'{options.checkpoint} '}in "
-            f"{folder}, expected one of {steps}; choose another, or raise log.keep_every."
+            f"{run.workdir / CHECKPOINTS}, expected one of {steps}; choose another, or raise "
+            "log.keep_every."
         )
     return steps if options.checkpoint is None else [options.checkpoint]

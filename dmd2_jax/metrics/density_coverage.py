@@ -2,11 +2,29 @@
 
 import numpy as np
 
+from dmd2_jax.metrics.contract.figures import NORMAL, STUDENT, Figure, by_deviation
 from dmd2_jax.metrics.features.blocks import BLOCKS, Dealer, jackknife_std
 from dmd2_jax.metrics.features.extractor import FeatureSet
 from dmd2_jax.metrics.features.neighbours import balls, check_enough, count_inside
 
 REAL, FAKE = ("features",), ("features",)
+
+FIGURES = {
+    "density": Figure(
+        "density",
+        interval=by_deviation("density_std", NORMAL),
+        method="Interval of the mean over num_samples independent samples, the real images held "
+        "fixed.",
+    ),
+    "coverage": Figure(
+        "coverage",
+        share=True,
+        interval=by_deviation("coverage_std", STUDENT, high=1.0),
+        method="Student's interval by the jackknife over 10 blocks of the samples, the real "
+        "images held fixed. It is of the coverage by as many samples of other noise; more cover "
+        "more.",
+    ),
+}
 
 _NEIGHBOUR = 5
 

@@ -4,9 +4,12 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.metrics.contract.figures import Figure
 from dmd2_jax.metrics.features.extractor import FeatureSet
 
 REAL, FAKE = (), ("features", "labels")
+
+FIGURES = {"diversity": Figure("diversity"), "diversity_real": Figure("diversity real")}
 
 
 def compute(

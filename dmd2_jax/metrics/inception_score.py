@@ -3,9 +3,20 @@
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.metrics.contract.figures import Figure, of_parts
 from dmd2_jax.metrics.features.extractor import FeatureSet
 
 REAL, FAKE = (), ("logits",)
+
+FIGURES = {
+    "inception_score": Figure(
+        "IS",
+        mean_form="{:.2f}",
+        interval=of_parts,
+        method="Student's interval of the mean over 10 disjoint parts of the samples (10 parts' "
+        "score: that of all samples at once is larger).",
+    )
+}
 
 _SPLITS = 10
 

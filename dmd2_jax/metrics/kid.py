@@ -1,12 +1,26 @@
 """Kernel distance (KID): squared maximum mean discrepancy with a cubic kernel, unbiased."""
 
+import math
+
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.metrics.contract.figures import NORMAL, Figure, by_deviation
 from dmd2_jax.metrics.features.extractor import FeatureSet
 from dmd2_jax.typing import Float
 
 REAL, FAKE = ("features",), ("features",)
+
+FIGURES = {
+    "kid": Figure(
+        "KID",
+        more_is_better=False,
+        form="{:.4g}",
+        interval=by_deviation("kid_standard_error", NORMAL, low=-math.inf),
+        method="Interval of a U-statistic, the real images held fixed; the draw of the subsets is "
+        "in it.",
+    )
+}
 
 _BLOCK = 4096
 _LOOKED_AT = 1000  # generated samples whose part in the figure is looked at

@@ -1,9 +1,21 @@
 """Precision (fidelity) and recall (variety) by the reach of nearest neighbours."""
 
+from dmd2_jax.metrics.contract.figures import Figure, of_share
 from dmd2_jax.metrics.features.extractor import FeatureSet
 from dmd2_jax.metrics.features.neighbours import balls, check_enough, count_inside
 
 REAL, FAKE = ("features",), ("features",)
+
+FIGURES = {
+    "precision": Figure(
+        "precision",
+        share=True,
+        interval=of_share,
+        method="Wilson's interval of a share of num_samples independent samples, the real images "
+        "held fixed.",
+    ),
+    "recall": Figure("recall", share=True),
+}
 
 _NEIGHBOUR = 3
 

@@ -1,10 +1,8 @@
-"""Sample a trained teacher or student: `dmd2 sample`."""
+"""Ways from noise to images: a teacher's many steps and a student's few."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,42 +10,24 @@ import numpy as np
 from jaxtyping import UInt32
 from ml_collections import ConfigDict
 
-from dmd2_jax.config.refused import Refused
-from dmd2_jax.config.rules import check_seed
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
 from dmd2_jax.diffusion.schedules import karras_sigmas
 from dmd2_jax.distill import generate
-from dmd2_jax.pictures.grids import image_grid
-from dmd2_jax.recipe.lora import part_shapes, player_adapters, whole_part
-from dmd2_jax.recipe.open import (
-    Family,
-    Recipe,
-    build_family,
-    check,
-    recorded_config,
-    sample_labels,
-    teacher_file,
-    uniform_labels,
-    weights_file,
-)
-from dmd2_jax.run.checkpoint import Checkpoints
-from dmd2_jax.run.folder import read_run
-from dmd2_jax.run.loop import CHECKPOINTS
+from dmd2_jax.families.published.scheduler import ddim_times
+from dmd2_jax.recipe.open import Family, Recipe, sample_labels
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 
 __all__ = [
+    "LARGE_LATENT",
     "Sampler",
-    "checkpoint_params",
+    "ddim_sampler",
     "few_step_sampler",
     "grid_labels",
-    "load_run",
-    "run_recipe",
     "sample_images",
     "sample_noise",
-    "sample_run",
     "student_sampler",
     "teacher_sampler",
 ]
@@ -110,6 +90,31 @@ def few_step_sampler(denoiser: Denoiser, times: Sequence[float]) -> Sampler:
         return generate(denoiser, params, noise, cond, times=steps)
 
     return Sampler(run, len(steps), len(steps))
+
+
+def ddim_sampler(
+    denoiser: Denoiser, scheduler: Mapping[str, Any], *, steps: int, guidance: float | None
+) -> Sampler:
+    """Make a teacher's sampler: diffusers' DDIMScheduler without noise, with guidance.
+
+    Args:
+      denoiser: the U-Net.
+      scheduler: what scheduler_config.json holds.
+      steps: their number.
+      guidance: w of u + w (c - u); None or 1: no guidance.
+
+    Raises:
+      ValueError: if steps are more than the diffusion has.
+    """
+    times = ddim_times(scheduler, steps)
+    x0_fn, schedule = guided_x0(denoiser, guidance), denoiser.schedule
+
+    @jax.jit
+    def run(params: Params, noise: Array, cond: PyTree) -> Array:
+        return ddim(x0_fn, params, noise[0], cond, schedule=schedule, times=times)
+
+    passes = 1 if guidance in (None, 1) else 2
+    return Sampler(run, 1, passes * (len(times) - 1))
 
 
 def sample_images(
@@ -188,168 +193,3 @@ def grid_labels(recipe: Recipe, rows: int = 8) -> tuple[PyTree, int, int]:
     if recipe.prompts is not None and recipe.family.image_shape[0] > LARGE_LATENT:
         rows, columns = min(rows, 2), 4
     return sample_labels(recipe, np.arange(rows * columns)), rows, columns
-
-
-def load_run(
-    workdir: str | Path, which: str | None = None, ema: float | None = None, weights: str = ""
-) -> tuple[str, ConfigDict, Family, Path]:
-    """Open a run folder for sampling.
-
-    Args:
-      workdir: what train-teacher or distill wrote.
-      which: "teacher" or "student"; None is the one that the run trains.
-      ema: the decay of the student's average to use; None is the student itself.
-      weights: a file of weights (docs/weights.md) to use instead of the run's.
-
-    Returns:
-      (which, config, family, file of weights).
-
-    Raises:
-      ValueError: if there is no run, or it has no such weights.
-    """
-    trained, which, config = run_recipe(workdir, which, ema)
-    if weights:
-        file = weights_file(weights, f"{which}.safetensors")
-    elif which == trained:
-        name = which if ema is None else f"{which}_ema_{ema:g}"
-        file = weights_file(str(workdir), f"{name}.safetensors")
-    else:
-        file = teacher_file(config)
-    return which, config, build_family(config), file
-
-
-def checkpoint_params(
-    workdir: str | Path, step: int | None = None, *, part: str = "", ema: float | None = None
-) -> tuple[Params, int]:
-    """Read the weights alone from a checkpoint of a run; nothing of the optimiser is built.
-
-    Low-rank adapters are merged with the weights of their run's teacher.
-
-    Args:
-      workdir: what train-teacher or distill wrote.
-      step: which checkpoint; None is the newest good one.
-      part: which branch of the state, such as "critic.params"; by default what the run exports:
-        "generator.params" of a student, "ema" of a teacher.
-      ema: the decay of the student's average to read instead.
-
-    Returns:
-      (weights, step).
-
-    Raises:
-      ValueError: if there is no run, or it has no such part.
-      CheckpointError: if there is no such checkpoint, or it is damaged.
-    """
-    trained, _, config = run_recipe(workdir, None, ema)
-    if ema is not None:
-        part = f"ema.{tuple(config.optim.ema_decays).index(ema)}"
-    elif not part:
-        part = "ema" if trained == "teacher" else "generator.params"
-    family, adapter = build_family(config), None
-    if trained == "student":
-        adapter = player_adapters(config, family)[part.startswith("critic")]
-    with Checkpoints(Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
-        params, extra, found = checkpoints.restore_part(part, part_shapes(adapter, family), step)
-    if adapter is not None:
-        params = whole_part(params, config, family, extra.get("teacher"))
-    return params, found
-
-
-def run_recipe(
-    workdir: str | Path, which: str | None = None, ema: float | None = None
-) -> tuple[str, str, ConfigDict]:
-    """Return (the network that a run trained, the one to use, the run's config).
-
-    Args:
-      workdir: what train-teacher or distill wrote.
-      which: see `load_run`.
-      ema: see `load_run`.
-
-    Raises:
-      ValueError: if there is no run, or it trains no such network or average.
-    """
-    command, values = read_run(workdir)
-    config = recorded_config(values)
-    check(config)
-    trained = "teacher" if command == "train-teacher" else "student"
-    which = which or trained
-    if which == "student" and trained == "teacher":
-        raise Refused(
-            f"--which=student, but {workdir} holds a run of `{command}`, expected one of "
-            f"`distill`; use --which=teacher or another --workdir."
-        )
-    if ema is not None and (which, ema) not in [("student", d) for d in config.optim.ema_decays]:
-        raise Refused(
-            f"--ema={ema:g}, expected one of optim.ema_decays={tuple(config.optim.ema_decays)} of "
-            f"the run in {workdir}, and --which=student; leave it away for the student itself."
-        )
-    return trained, which, config
-
-
-def sample_run(
-    workdir: str | Path,
-    out: str | Path,
-    *,
-    num: int = 100,
-    seed: int = 0,
-    classes: Sequence[int] | None = None,
-    which: str | None = None,
-    ema: float | None = None,
-    weights: str = "",
-    checkpoint: int | None = None,
-) -> Path:
-    """Sample a run and write one PNG grid.
-
-    Args:
-      workdir: the run folder.
-      out: the PNG to write.
-      num: how many images.
-      seed: of the noise.
-      classes: class numbers to cycle through; None is all.
-      which: see `load_run`.
-      ema: see `load_run`.
-      weights: see `load_run`.
-      checkpoint: the step of the checkpoint to sample from; None is the run's latest export.
-
-    Returns:
-      The file written.
-
-    Raises:
-      ValueError: if an argument is out of range or the run has no such weights.
-    """
-    if num < 1:
-        raise Refused(f"--num={num} images, expected at least 1; try 100.")
-    check_seed(seed, "--seed")
-    if checkpoint is None:
-        which, config, family, file = load_run(workdir, which, ema, weights)
-    else:
-        trained, which, config = run_recipe(workdir, which, ema)
-        family = build_family(config)
-        if weights or which != trained:
-            raise Refused(
-                f"--checkpoint={checkpoint} together with --weights or --which={which}, expected "
-                f"the {trained} that the run in {workdir} trains; leave the others away."
-            )
-    labels = uniform_labels(num, family.num_classes)
-    if classes is not None:
-        wrong = [c for c in classes if not 0 <= c < family.num_classes]
-        if wrong or not classes:
-            raise Refused(
-                f"--classes={list(classes)}, expected class numbers in "
-                f"0..{family.num_classes - 1}; leave --classes away for all of them."
-            )
-        labels = np.resize(np.asarray(classes, np.int32), num)
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
-    make = teacher_sampler if which == "teacher" else student_sampler
-    batch_size = min(num, config.evaluate.batch_size)
-    if checkpoint is None:
-        params = family.load(file)
-    else:
-        params, _ = checkpoint_params(workdir, checkpoint, ema=ema)
-    images = sample_images(
-        make(family, config), family, params, labels, seed=seed, batch_size=batch_size
-    )
-    columns = len(classes or ()) if len(classes or ()) > 1 else math.isqrt(num - 1) + 1
-    image_grid(images, out, rows=-(-num // columns), cols=columns)
-    return out

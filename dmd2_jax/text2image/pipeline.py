@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import read_component, read_component_config
+from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import AUTOENCODERS, PipelineIndex, read_pipeline_index
-from dmd2_jax.families.stable_diffusion.family import with_negative
 from dmd2_jax.text2image.image_latents import (
     Autoencoder,
-    check_finite,
     decode_latents,
     downscale,
     latent_shape,
@@ -36,6 +36,7 @@ from dmd2_jax.typing import Array, Float, Params
 
 __all__ = [
     "TextToImage",
+    "decode",
     "open_decoder",
     "open_pipeline",
     "own_resolution",
@@ -47,28 +48,47 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A pipeline without its U-Net.
+    """A pipeline without its U-Net; weights are read when they are first needed.
 
     Attributes:
       index: what its model_index.json says.
-      encoders: its tokenizers and text encoders.
       vae: its autoencoder.
-      vae_params: the autoencoder's weights.
+      vae_folder: of the autoencoder.
       scheduler: what its scheduler_config.json holds.
       resolution: height and width of the images in pixels.
+      text_dtype: of the text encoders' computation.
     """
 
     index: PipelineIndex
-    encoders: TextEncoders
     vae: Autoencoder
-    vae_params: Params
+    vae_folder: Path
     scheduler: Mapping[str, Any]
     resolution: int
+    text_dtype: jnp.dtype = jnp.float32
+
+    @functools.cached_property
+    def encoders(self) -> TextEncoders:
+        """The tokenizers and text encoders.
+
+        Raises:
+          MissingPackageError: if transformers is not installed.
+          ValueError: if a part is missing, damaged, or does not fit the others.
+        """
+        return read_text_encoders(self.index, dtype=self.text_dtype)
+
+    @functools.cached_property
+    def vae_params(self) -> Params:
+        """The autoencoder's weights.
+
+        Raises:
+          ValueError: if they are missing or damaged.
+        """
+        return read_component(self.vae_folder, expected=self.index.expected("vae"))[1]
 
     @property
     def is_sdxl(self) -> bool:
         """Whether a condition has `pooled` and `time_ids`."""
-        return len(self.encoders.modules) == 2
+        return len(self.index.text_parts) == 2
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -109,31 +129,6 @@ class TextToImage:
             cond["time_ids"] = np.tile(size_ids(side, (0, 0), side), (len(prompts), 1))
         return {name: np.asarray(array) for name, array in with_negative(cond, null).items()}
 
-    def decode(
-        self,
-        latents: Float[Array | np.ndarray, "n h w c"],
-        *,
-        batch_size: int = _BATCH,
-        names: Sequence[str] | None = None,
-    ) -> Float[np.ndarray, "n h2 w2 3"]:
-        """Decode latents into images.
-
-        Args:
-          latents: scaled, as the U-Net makes them.
-          batch_size: latents at a time; the last batch is filled up, so that one program does.
-          names: what the images are called in an error; None: their numbers.
-
-        Returns:
-          [n, h2, w2, 3] float32, about [-1, 1] (not clipped).
-
-        Raises:
-          ValueError: if an image is not finite; the message names the remedy.
-        """
-        count = len(latents)
-        images = _decoded(self.vae, self.vae_params, np.asarray(latents, np.float32), batch_size)
-        check_finite(images, names or [f"image {i}" for i in range(count)], self.vae, "images")
-        return images
-
 
 def open_decoder(
     pipeline: str | os.PathLike,
@@ -160,46 +155,54 @@ def open_decoder(
 def _decoded(vae: Autoencoder, params: Params, latents: np.ndarray, batch_size: int) -> np.ndarray:
     count, parts = len(latents), []
     for begin in range(0, count, batch_size):
+        # The last batch is filled up, so that one program does.
         rows = np.minimum(np.arange(begin, begin + batch_size), count - 1)
-        parts.append(np.asarray(_decode(vae, params, latents[rows])))
+        parts.append(np.asarray(decode(vae, params, latents[rows])))
     return np.concatenate(parts)[:count]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(vae: Autoencoder, params: Params, latents: Array) -> Array:
+def decode(
+    vae: Autoencoder, params: Params, latents: Float[Array, "n h w c"]
+) -> Float[Array, "n h2 w2 3"]:
+    """Decode latents, scaled as the U-Net makes them, into images; see `decode_latents`."""
     return decode_latents(vae, params, latents)
 
 
 def open_pipeline(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike | PipelineIndex,
     *,
     vae: str | os.PathLike | None = None,
     latent_side: int = 0,
     vae_dtype: jnp.dtype = jnp.float32,
     text_dtype: jnp.dtype = jnp.float32,
 ) -> TextToImage:
-    """Open everything of a pipeline but its U-Net.
+    """Open everything of a pipeline but its U-Net, reading no weights yet.
 
     Args:
-      folder: of a diffusers pipeline, SD 1.x, 2.x or SDXL.
+      folder: of a diffusers pipeline, SD 1.x, 2.x or SDXL, or what its index says.
       vae: folder of another autoencoder than the pipeline's, an AutoencoderKL or AutoencoderTiny.
       latent_side: height and width of the latents; 0: those that the U-Net was made for.
       vae_dtype, text_dtype: types of the computation.
 
     Raises:
       FileNotFoundError: if it is no pipeline's folder.
-      MissingPackageError: if transformers is not installed.
-      ValueError: if a part is missing, damaged, of a class that is not built here, or does not fit
-        the others.
+      ValueError: if a part is missing or of a class that is not built here, or its settings are
+        damaged.
     """
-    index = read_pipeline_index(folder)
+    index = folder if isinstance(folder, PipelineIndex) else read_pipeline_index(folder)
     vae_folder = index.part("vae") if vae is None else Path(vae).expanduser()
+    for part in (name for pair in index.text_parts for name in pair):
+        index.part(part)
     scheduler = read_scheduler_config(index)
-    model, vae_params = read_component(vae_folder, expected=index.expected("vae"), dtype=vae_dtype)
+    try:
+        config = read_component_config(vae_folder)
+        model = PublishedModel.from_config(config, expected=index.expected("vae"), dtype=vae_dtype)
+    except ValueError as error:
+        raise Refused(f"{vae_folder}: {error}") from error
     module: Any = model.module
-    encoders = read_text_encoders(index, dtype=text_dtype)
     side = latent_side * downscale(module) or own_resolution(index, module)
-    return TextToImage(index, encoders, module, vae_params, scheduler, side)
+    return TextToImage(index, module, vae_folder, scheduler, side, text_dtype)
 
 
 def read_scheduler_config(index: PipelineIndex) -> dict[str, Any]:

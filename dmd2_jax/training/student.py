@@ -31,12 +31,12 @@ from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.sampling.measure import training_score
 from dmd2_jax.sampling.samplers import grid_labels, student_sampler
 from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_cycle
 from dmd2_jax.training.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
 from dmd2_jax.training.run import keep, open_training, say_idle
+from dmd2_jax.training.score import training_score
 from dmd2_jax.typing import Params
 
 __all__ = ["open_student", "student_files", "train"]

@@ -32,10 +32,10 @@ from dmd2_jax.runtime.sharding import (
     shard_batch,
     tree_shardings,
 )
-from dmd2_jax.sampling.measure import training_score
 from dmd2_jax.sampling.samplers import Sampler, teacher_sampler
 from dmd2_jax.training.drawing import draw_progress
 from dmd2_jax.training.run import keep, open_training, say_idle
+from dmd2_jax.training.score import training_score
 from dmd2_jax.training.teacher_step import (
     TeacherConfig,
     TeacherState,

@@ -41,9 +41,9 @@ from dmd2_jax.metrics.features.images import open_images
 from dmd2_jax.metrics.features.moments import FeatureStatistics, feature_statistics, fid
 from dmd2_jax.recipe.open import aligned
 from dmd2_jax.runtime.platform import prepare_backend, user_cache
-from dmd2_jax.sampling.prompts import PromptOptions, TextModel, run_sampler, sample_texts
-from dmd2_jax.sampling.text_run import open_text_run
-from dmd2_jax.text2image.pipeline import open_pipeline
+from dmd2_jax.sampling.images import Prompts, SampledImages
+from dmd2_jax.sampling.prompts import PromptSettings, run_models
+from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.typing import Array, Int, Shaped
 from examples.captioned_digits.make import RESOLUTION, enlarge
 from examples.captioned_digits.pipeline import reconstruct
@@ -225,11 +225,19 @@ def main() -> None:
 
 def _sampled(arguments: argparse.Namespace, texts: Sequence[str]) -> np.ndarray:
     """Sample a run: [prompts * num, h, w, 3], a prompt's images one after another."""
-    options = PromptOptions(prompt=texts, which=arguments.which, num=arguments.num, batch_size=100)
-    run = open_text_run(arguments.workdir, which=options.which, ema=arguments.ema)
-    made = open_pipeline(run.base.folder, latent_side=run.family.image_shape[0])
-    model = TextModel(made, run.family, run.load(), run_sampler(run, options))
-    return sample_texts(model, texts, num=options.num, batch_size=options.batch_size)
+    run = open_run(arguments.workdir, arguments.which, arguments.ema)
+    model = run_models(run, PromptSettings())(run)
+    assert model.pipeline is not None  # which a model of prompts has
+    return SampledImages(
+        "samples",
+        run.name,
+        model,
+        Prompts(model.pipeline, texts, each=arguments.num),
+        num=arguments.num * len(texts),
+        batch_size=100,
+        seed=0,
+        timed=False,
+    ).all()
 
 
 if __name__ == "__main__":

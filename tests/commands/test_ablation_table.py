@@ -36,5 +36,5 @@ def test_judge_pools_by_degrees_of_freedom() -> None:
 
 
 def test_judge_knows_where_more_is_better() -> None:
-    found = judge(Pair("a", "b", "class_accuracy"), [0.9, 0.92], [0.5, 0.52])
+    found = judge(Pair("a", "b", "class_accuracy"), [0.9, 0.92], [0.5, 0.52], more_is_better=True)
     assert found["verdict"] == "agree" and found["margin"] == pytest.approx(0.4)

@@ -11,12 +11,11 @@ import pytest
 
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
-from dmd2_jax.sampling.prompts import PromptOptions, TextModel, pipeline_sampler, sample_texts
+from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
 from dmd2_jax.sampling.samplers import sample_noise
-from dmd2_jax.text2image.pipeline import open_pipeline
 from dmd2_jax.weights.state_dict import read_safetensors
 from dmd2_jax.weights.weight_files import write_weights
-from tests.pipelines import CAPTIONS, diffusers_pipeline, lcm_images, tiny_pipeline
+from tests.pipelines import CAPTIONS, diffusers_pipeline, drawn, lcm_images, tiny_pipeline
 from tests.tiny import contents, dmd2, refused, scratch
 
 TIMES = (999, 749, 499, 249)
@@ -52,16 +51,10 @@ def exported(kind: str) -> Path:
 
 def ours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images of our sampler in [0, 1], and their noises."""
-    family, params = stable_diffusion.read(folder)
-    pipeline = open_pipeline(folder)
-    sampler = pipeline_sampler(
-        family.denoiser,
-        pipeline.scheduler,
-        pipeline.index.class_name,
-        PromptOptions(prompt=PROMPTS),
-    )
-    images = sample_texts(TextModel(pipeline, family, params, sampler), PROMPTS)
-    noise = sample_noise(0, np.arange(len(PROMPTS)), sampler.num_noises, family.image_shape)
+    model = pipeline_model(folder, PromptSettings())
+    images = drawn(model, PROMPTS)
+    noises, shape = model.sampler.num_noises, model.family.image_shape
+    noise = sample_noise(0, np.arange(len(PROMPTS)), noises, shape)
     return np.clip(images / 2 + 0.5, 0, 1), np.asarray(noise)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dmd2_jax.metrics.features.real import open_reference
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.metrics import read_metrics
-from dmd2_jax.sampling.measure import open_reference
-from dmd2_jax.sampling.samplers import checkpoint_params, load_run, run_recipe
+from dmd2_jax.sampling.runs import checkpoint_params, open_run, read_run_folder
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
 from tests.tiny import (
@@ -163,8 +163,8 @@ def test_sample_from_a_checkpoint_is_as_from_the_export(tmp_path: Path) -> None:
 
 
 def test_checkpoint_params_of_a_teacher_are_what_it_exports() -> None:
-    _, _, family, file = load_run(teacher_run())
-    exported = family.to_state_dict(family.load(file))
+    run = open_run(teacher_run())
+    family, exported = run.family, run.family.to_state_dict(run.load())
     params, step = checkpoint_params(teacher_run())
     assert step == 6
     for name, tensor in family.to_state_dict(params).items():
@@ -322,7 +322,7 @@ def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
     record = json.loads((run / "config.json").read_text())
     del record["config"]["model"]["dropout"], record["config"]["teacher"]["objective"]
     (run / "config.json").write_text(json.dumps(record))
-    _, _, config = run_recipe(run)
+    config = read_run_folder(run).config
     assert (config.model.dropout, config.teacher.objective) == (0.0, "edm")
     assert config.model.model_channels == get_config().model.model_channels
     assert dmd2("sample", f"--workdir={run}", "--num=2", f"--out={tmp_path / 'x.png'}") == 0

@@ -10,12 +10,11 @@ from PIL import Image
 
 from dmd2_jax.config.load import plain
 from dmd2_jax.data import to_uint8
-from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.run.folder import open_run
-from dmd2_jax.sampling.prompts import PromptOptions, TextModel, pipeline_sampler, sample_texts
-from dmd2_jax.text2image.pipeline import open_pipeline
+from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
 from tests.data.images import png, write_folder
 from tests.pipelines import CAPTIONS, tiny_pipeline, vocabulary_and_merges, write_tokenizer
+from tests.pipelines import drawn as sample_prompts
 from tests.sampling.test_text_run import run_folder
 from tests.tiny import dmd2, get_config, refused, scratch
 
@@ -149,14 +148,9 @@ def pipeline_words(*more: str | Path) -> list[str | Path]:
 @functools.cache
 def drawn(num: int) -> Path:
     """Write what `dmd2 sample` draws of these prompts, with the prompts as captions."""
-    asked = PromptOptions(prompts=str(prompts()), steps=2)
-    pipeline = open_pipeline(tiny_pipeline("sd15"))
-    family, params = stable_diffusion.read(tiny_pipeline("sd15"))
-    sampler = pipeline_sampler(
-        family.denoiser, pipeline.scheduler, pipeline.index.class_name, asked
-    )
     texts = [CAPTIONS[i % 3] for i in range(num)]
-    made = sample_texts(TextModel(pipeline, family, params, sampler), texts, batch_size=num)
+    model = pipeline_model(tiny_pipeline("sd15"), PromptSettings(steps=2))
+    made = sample_prompts(model, texts, batch_size=num)
     files = {f"{i}.png": png(image) for i, image in enumerate(np.asarray(to_uint8(made)))}
     files |= {f"{i}.txt": text.encode() for i, text in enumerate(texts)}
     return write_folder(scratch() / "drawn", files)

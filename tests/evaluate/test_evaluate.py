@@ -18,10 +18,11 @@ from dmd2_jax.data import to_model, to_uint8
 from dmd2_jax.evaluate.options import metric_names
 from dmd2_jax.metrics.features import inception
 from dmd2_jax.metrics.features.moments import feature_statistics, fid
+from dmd2_jax.metrics.features.real import open_reference
 from dmd2_jax.metrics.features.resize import prepare
 from dmd2_jax.recipe.open import uniform_labels
-from dmd2_jax.sampling.measure import measure, open_reference
-from dmd2_jax.sampling.samplers import load_run, sample_images, student_sampler
+from dmd2_jax.sampling.runs import open_run
+from dmd2_jax.sampling.samplers import sample_images, student_sampler
 from tests.data.images import picture, png, write_folder, write_zip
 from tests.tiny import RECIPE, dmd2, refused, scratch, student_run
 
@@ -61,11 +62,10 @@ def several() -> dict:
 @functools.cache
 def student_images() -> tuple[np.ndarray, np.ndarray]:
     """The images that the student makes of seed 0, and the classes."""
-    _, config, family, file = load_run(run())
-    labels = uniform_labels(60, family.num_classes)
-    made = sample_images(
-        student_sampler(family, config), family, family.load(file), labels, seed=0, batch_size=30
-    )
+    student = open_run(run())
+    family, labels = student.family, uniform_labels(60, student.family.num_classes)
+    sampler = student_sampler(family, student.config)
+    made = sample_images(sampler, family, student.load(), labels, seed=0, batch_size=30)
     return np.asarray(to_uint8(made)), labels
 
 
@@ -95,20 +95,16 @@ def test_evaluate_prints_a_table_and_writes_the_figures() -> None:
     assert metrics["classifier_test_accuracy"] > 0.9
 
 
-def test_evaluate_gives_the_figures_of_measure() -> None:
-    """All images in memory at once on one device, as the demo measures them."""
-    _, config, family, file = load_run(run())
-    expected = measure(
-        student_sampler(family, config),
-        family,
-        family.load(file),
-        open_reference(config, run() / "classifier"),
-        num_samples=60,
-        batch_size=30,
-        seed=0,
-    )
-    for key in ("fid", "class_accuracy", "num_samples", "nfe"):
-        assert plain()[0][f"student_{key}"] == pytest.approx(expected[key], rel=1e-5), key
+def test_evaluate_gives_the_figures_of_all_images_in_memory_at_once() -> None:
+    reference = open_reference(open_run(run()).config, run() / "classifier")
+    images, labels = student_images()
+    features, logits = reference.classifier(images)
+    expected = {
+        "fid": fid(reference.statistics, feature_statistics(features)),
+        "class_accuracy": (logits.argmax(axis=-1) == labels).mean(),
+    }
+    for key, value in expected.items():
+        assert plain()[0][f"student_{key}"] == pytest.approx(value, rel=1e-5), key
 
 
 def test_evaluate_on_one_device_equals_eight() -> None:
@@ -240,8 +236,7 @@ def test_inception_measures_a_recipe_s_weights_against_its_data(means) -> None:
     words = [f"--config={RECIPE}", f"--weights={run()}/student.safetensors"]
     got = evaluate(*words, "--features=inception", means, "--resize=clean_fid")
     images, _ = student_images()
-    _, config, *_ = load_run(run())
-    real = data.load(config.data, "all", 8).examples(np.arange(1797))["image"]
+    real = data.load(open_run(run()).config.data, "all", 8).examples(np.arange(1797))["image"]
     sides = [
         feature_statistics(np.repeat(side.mean(axis=(1, 2)) / 127.5 - 1, 3, axis=1))
         for side in (real, images)

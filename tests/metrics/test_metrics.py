@@ -292,7 +292,7 @@ def test_needs_are_those_of_all_metrics():
 
 
 def test_compute_refuses_an_unknown_metric():
-    with pytest.raises(ValueError, match="metric 'kidd'.* did you mean 'kid'"):
+    with pytest.raises(ValueError, match="metric='kidd'.* did you mean 'kid'"):
         metrics.compute(["kidd"], None, feature_set(np.zeros((3, 2))))
 
 

@@ -16,7 +16,7 @@ from dmd2_jax.recipe.distillation import build_players, distill_config, initial_
 from dmd2_jax.recipe.lora import lora_config
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.metrics import read_metrics
-from dmd2_jax.sampling.samplers import checkpoint_params
+from dmd2_jax.sampling.runs import checkpoint_params
 from tests.tiny import distill_words, dmd2, get_config, scratch, student_run, teacher_run
 
 RANK = "--config.distill.lora_rank=2"

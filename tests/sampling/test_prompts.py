@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.pictures.grids import montage
-from dmd2_jax.sampling.prompts import PromptOptions, TextModel, pipeline_sampler, sample_texts
-from dmd2_jax.sampling.samplers import Sampler, sample_noise
-from dmd2_jax.text2image.pipeline import TextToImage, open_pipeline
+from dmd2_jax.sampling.images import Model
+from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
+from dmd2_jax.sampling.samplers import sample_noise
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
-from tests.pipelines import CAPTIONS, diffusers_pipeline, lcm_images, tiny_pipeline
+from tests.pipelines import CAPTIONS, diffusers_pipeline, drawn, lcm_images, tiny_pipeline
 from tests.tiny import dmd2, refused
 
 PROMPTS = (CAPTIONS[7], CAPTIONS[12])
@@ -26,24 +25,13 @@ KINDS = ["sd15", "sdxl"]
 
 
 @functools.cache
-def opened(kind: str) -> tuple[TextToImage, stable_diffusion.StableDiffusionFamily, object]:
-    family, params = stable_diffusion.read(tiny_pipeline(kind))
-    return open_pipeline(tiny_pipeline(kind)), family, params
+def model(kind: str) -> Model:
+    return pipeline_model(tiny_pipeline(kind), PromptSettings(steps=4))
 
 
 @functools.cache
-def model(kind: str, **options: object) -> TextModel:
-    pipeline, family, params = opened(kind)
-    chosen = PromptOptions(prompt=PROMPTS, **{"steps": 4, **options})
-    sampler = pipeline_sampler(
-        family.denoiser, pipeline.scheduler, pipeline.index.class_name, chosen
-    )
-    return TextModel(pipeline, family, params, sampler)
-
-
-@functools.cache
-def ours(kind: str, negative: str | None = None, **options: object) -> np.ndarray:
-    return sample_texts(model(kind, **options), PROMPTS, negative=negative)
+def ours(kind: str, negative: str | None = None) -> np.ndarray:
+    return drawn(model(kind), PROMPTS, negative=negative)
 
 
 @functools.cache
@@ -60,7 +48,7 @@ def theirs(kind: str, negative: str | None, guidance: float) -> np.ndarray:
     """Images of diffusers' pipeline from the noise of `ours`."""
     import torch
 
-    shape = opened(kind)[1].image_shape
+    shape = model(kind).family.image_shape
     noise = np.asarray(sample_noise(0, np.arange(2), 1, shape))[0].transpose(0, 3, 1, 2)
     return torch_pipeline(kind)(
         list(PROMPTS),
@@ -106,17 +94,17 @@ def test_sample_reads_prompts_of_a_file_and_draws_several_of_each(
     line = ["sample", f"--pipeline={tiny_pipeline('sd15')}", f"--prompts={file}", f"--out={out}"]
     assert dmd2(*line, SHORT, "--num=2", "--batch_size=2") == 0
     assert "2 images of each prompt" in capsys.readouterr().out
-    images = sample_texts(model("sd15"), PROMPTS, num=2, batch_size=2)
+    images = drawn(model("sd15"), PROMPTS, each=2, batch_size=2)
     np.testing.assert_array_equal(pixels(out), montage(images, 2, 2))
     # A row is a prompt; its images differ by their noise alone.
     assert np.abs(images[0] - images[1]).max() > 0.05
 
 
 def test_image_depends_on_seed_number_and_prompt_alone() -> None:
-    images = sample_texts(model("sd15"), (PROMPTS[0], CAPTIONS[0]))
+    images = drawn(model("sd15"), (PROMPTS[0], CAPTIONS[0]))
     np.testing.assert_allclose(images[0], ours("sd15")[0], atol=1e-5)
     assert np.abs(images[1] - ours("sd15")[1]).max() > 0.05
-    other = sample_texts(model("sd15"), PROMPTS, seed=1)
+    other = drawn(model("sd15"), PROMPTS, seed=1)
     assert np.abs(ours("sd15") - other).max(axis=(1, 2, 3)).min() > 0.05
 
 
@@ -126,19 +114,12 @@ def test_pipeline_with_an_lcm_scheduler_is_sampled_as_a_student(tmp_path: Path) 
     pipe = diffusers_pipeline(tiny_pipeline("sdxl"))
     pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path / "lcm")
-    pipeline, (_, family, params) = open_pipeline(tmp_path / "lcm"), opened("sdxl")
-    assert lcm_sampler(pipeline, family, which="teacher", steps=3).nfe == 6
-    model = TextModel(pipeline, family, params, lcm_sampler(pipeline, family))
-    images = sample_texts(model, PROMPTS)
-    noise = np.asarray(sample_noise(0, np.arange(2), 4, family.image_shape))
+    teacher = pipeline_model(tmp_path / "lcm", PromptSettings(which="teacher", steps=3))
+    assert teacher.sampler.nfe == 6
+    images = drawn(pipeline_model(tmp_path / "lcm", PromptSettings()), PROMPTS)
+    noise = np.asarray(sample_noise(0, np.arange(2), 4, teacher.family.image_shape))
     expected = lcm_images(pipe, PROMPTS, noise, num_inference_steps=4)
     assert np.abs(unit(images) - expected).max() <= 2e-3
-
-
-def lcm_sampler(pipeline: TextToImage, family: object, **options: object) -> Sampler:
-    chosen = PromptOptions(prompt=PROMPTS, **options)
-    scheduler, name = pipeline.scheduler, pipeline.index.class_name
-    return pipeline_sampler(family.denoiser, scheduler, name, chosen)
 
 
 def test_sample_warns_of_a_prompt_that_is_cut(
@@ -162,7 +143,7 @@ def test_sample_names_the_remedy_where_the_autoencoder_overflows(
     line += [f"--prompt={text}" for text in PROMPTS] + [f"--out={tmp_path / 'x.png'}"]
     said = refused(capsys, *line, "--vae_dtype=float16")
     assert re.search(
-        r"images of image 1 \(a handwritten seven\) are not finite when .*float16", said
+        r"images of image 0 of \S+ \(a handwritten seven\) are not finite when .*float16", said
     )
     assert "run it in float32 (--vae_dtype=float32)" in said
     assert not (tmp_path / "x.png").exists()
@@ -179,14 +160,14 @@ PROMPT = "--prompt=a"
         (("--prompt= ",), "--prompt=' ' is empty"),
         (("--prompts=absent.txt",), "absent.txt does not exist"),
         ((PROMPT, "--num=0"), "--num=0, expected 1 or more"),
-        ((PROMPT, "--steps=0"), "--steps=0, expected 1 or more"),
+        ((PROMPT, "--steps=0"), "steps=0, expected 1 or more"),
         ((PROMPT, "--steps=1001"), "num_steps=1001 must be in 1..1000"),
         ((PROMPT, "--batch_size=0"), "--batch_size=0, expected 1 or more"),
         ((PROMPT, "--seed=-1"), "--seed=-1, expected a whole number in 0..4294967295"),
-        ((PROMPT, "--guidance=-1"), "--guidance=-1.0, expected 0 or more"),
-        ((PROMPT, "--guidance=nan"), "--guidance=nan, expected 0 or more"),
-        ((PROMPT, "--guidance=1", "--negative=b"), "--negative='b' with --guidance=1"),
-        ((PROMPT, "--which=student"), "--which=student of a pipeline with DDIMScheduler"),
+        ((PROMPT, "--guidance=-1"), "guidance=-1.0, expected 0 or more"),
+        ((PROMPT, "--guidance=nan"), "guidance=nan, expected 0 or more"),
+        ((PROMPT, "--guidance=1", "--negative=b"), "negative='b' with guidance=1"),
+        ((PROMPT, "--which=student"), "which=student of a pipeline with DDIMScheduler"),
         ((PROMPT, "--classes=1"), "--classes given with --pipeline="),
         ((PROMPT, "--ema=0.9"), "--ema given with --pipeline="),
         ((PROMPT, "--weights=x"), "--weights given with --pipeline="),

@@ -11,10 +11,14 @@ from PIL import Image
 
 import tests.pipelines  # noqa: F401  first: it skips this file where torch is missing
 from dmd2_jax.config.load import apply_overrides, plain
+from dmd2_jax.evaluate.measured import open_measured
+from dmd2_jax.evaluate.options import EvaluateOptions
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.networks.lora import LoraConfig, lora_init
 from dmd2_jax.run.folder import open_run
+from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.sampling import runs
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.commands.test_export import TIMES, student_file
 from tests.pipelines import CAPTIONS, diffusers_pipeline, tiny_pipeline
@@ -132,7 +136,7 @@ def test_export_of_a_run_of_adapters_writes_them_alone(tmp_path: Path) -> None:
     [
         (("--lora",), "trained a whole network, expected a distillation with distill.lora_rank"),
         (("--times=999",), "--times with --workdir, whose config says them"),
-        (("--ema=0.5",), "--ema=0.5, expected one of optim.ema_decays=(0.9,)"),
+        (("--ema=0.5",), "ema=0.5, expected one of optim.ema_decays=(0.9,)"),
         (("--pipeline=absent",), "the run's pipeline 'absent' is no folder"),
         (("--lora", "--checkpoint=1"), "--lora with --checkpoint=1, expected one"),
     ],
@@ -165,7 +169,7 @@ def test_export_refuses_a_pipeline_of_another_network(
     [
         ((), "expected one of them; give --prompt="),
         (("--prompt=a", "--classes=1"), "--classes given with the run in"),
-        (("--prompt=a", "--steps=2"), "--steps=2, expected 4: this student's times"),
+        (("--prompt=a", "--steps=2"), "steps=2, expected 4: this student's times"),
         (("--prompt=a", "--guidance=2"), "its teacher's guidance is in its weights"),
         (("--prompt=a", "--weights=absent"), "no weights at absent"),
         (("--prompt=a", "--checkpoint=2", "--which=teacher"), "leave the others away"),
@@ -185,3 +189,36 @@ def test_sample_of_a_run_of_classes_refuses_what_is_of_prompts(
     said = refused(capsys, "sample", f"--workdir={tmp_path / 'run'}", flag)
     assert f"{flag.partition('=')[0]} given with the run in" in said
     assert "which draws classes, expected a text-to-image model" in said
+
+
+def test_a_text_run_is_read_once_and_its_network_built_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, built = [], []
+    for name, calls in (("read_run", read), ("build_family", built)):
+        honest = getattr(runs, name)
+        monkeypatch.setattr(runs, name, lambda *a, f=honest, c=calls: c.append(a) or f(*a))
+    pixels(f"--workdir={run_folder()}")
+    assert (len(read), len(built)) == (1, 1)
+
+
+@pytest.mark.parametrize("of", ["pipeline", "workdir"])
+def test_opening_what_is_measured_loads_no_weights(
+    of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.txt").write_text(CAPTIONS[0])
+    folder = {"pipeline": tiny_pipeline("sd15"), "workdir": run_folder()}[of]
+    options = EvaluateOptions(**{of: str(folder)}, prompts=str(tmp_path / "p.txt"))
+    run = None if of == "pipeline" else runs.read_run_folder(folder)
+    config, mesh = None if run is None else run.config, make_mesh({}, jax.devices()[:1])
+
+    def load(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"weights are read: {arguments}")
+
+    monkeypatch.setattr("dmd2_jax.families.published.folder.read_component_tensors", load)
+    monkeypatch.setattr(stable_diffusion, "read_component_tensors", load)
+    monkeypatch.setattr(stable_diffusion, "read_weights", load)
+    measured = open_measured(options, config, run, mesh)
+    assert [images.resolution for images in measured] == [16] * (1 if of == "pipeline" else 3)
+    with pytest.raises(AssertionError, match="weights are read"):
+        next(measured[0].batches())

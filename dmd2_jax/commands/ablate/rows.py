@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import apply_overrides, call_recipe, load_config
+from dmd2_jax.config.plugins import is_dotted
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.metrics import all_figures, available, figures_of
+from dmd2_jax.metrics.contract.figures import CLASS_ACCURACY, Figure
 
 __all__ = [
-    "FIGURES",
     "Ablation",
-    "Figure",
     "Pair",
     "Row",
     "check_seeds",
@@ -36,37 +37,6 @@ __all__ = [
     "nearest",
 ]
 
-
-class Figure(NamedTuple):
-    """A figure of merit.
-
-    Attributes:
-      heading: in tables.
-      more_is_better: or less.
-      metric: of `dmd2 evaluate` that yields it; "": every evaluation; None: published only.
-      form: how it is printed.
-    """
-
-    heading: str
-    more_is_better: bool
-    metric: str | None
-    form: str = "{:.3f}"
-
-
-FIGURES = {
-    "fid": Figure("FID", False, "fid", "{:.2f}"),
-    "kid": Figure("KID", False, "kid", "{:.4g}"),
-    "inception_score": Figure("IS", True, "inception_score", "{:.2f}"),
-    "precision": Figure("precision", True, "precision_recall"),
-    "recall": Figure("recall", True, "precision_recall"),
-    "density": Figure("density", True, "density_coverage"),
-    "coverage": Figure("coverage", True, "density_coverage"),
-    "diversity": Figure("diversity", True, "diversity"),
-    "class_accuracy": Figure("class accuracy", True, ""),
-    "patch_fid": Figure("patch FID", False, None, "{:.2f}"),
-    "clip_score": Figure("CLIP score", True, None),
-}
-"""What rows are compared by, in the order of the table's columns."""
 
 _ROW_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 _FOLDERS = ("teacher", "classifier")  # of the workdir, beside the rows'
@@ -124,6 +94,11 @@ class Ablation(NamedTuple):
     pairs: tuple[Pair, ...]
 
     @property
+    def figures(self) -> dict[str, Figure]:
+        """What rows can be compared by, in the order of the table's columns."""
+        return all_figures(self.metrics)
+
+    @property
     def name(self) -> str:
         """The file's bare name."""
         return Path(self.path).stem
@@ -175,8 +150,9 @@ def load_ablation(path: str, overrides: Mapping[str, str] | None = None) -> Abla
             f"{path}: rows={values['rows']!r}, expected a dict with a row or more; see {_EXAMPLE}."
         )
     switches = tuple(values.get("switches", ()))
-    rows = {name: _row(path, name, row, switches) for name, row in values["rows"].items()}
     metrics = tuple(values.get("metrics", ("fid",)))
+    figures = all_figures(metrics)
+    rows = {name: _row(path, name, row, switches, figures) for name, row in values["rows"].items()}
     pairs = tuple(_pairs(path, values.get("ordered", ()), rows, metrics))
     ablation = Ablation(
         path,
@@ -237,7 +213,9 @@ def _fields(values: Any, where: str, needed: set[str], known: set[str]) -> dict[
     return dict(values)
 
 
-def _row(path: str, name: Any, values: Any, switches: tuple[str, ...]) -> Row:
+def _row(
+    path: str, name: Any, values: Any, switches: tuple[str, ...], figures: Collection[str]
+) -> Row:
     if not isinstance(name, str) or not _ROW_NAME.fullmatch(name) or name in _FOLDERS:
         raise Refused(
             f"{path}: a row is named {name!r}, expected a folder's name of a-z, 0-9 and _ other "
@@ -256,7 +234,7 @@ def _row(path: str, name: Any, values: Any, switches: tuple[str, ...]) -> Row:
             )
     published, on = values.get("published", {}), tuple(values.get("on", ()))
     for figure in published:
-        _check_figure(figure, where, FIGURES)
+        _check_figure(figure, where, figures)
     for switch in on:
         if switch not in switches:
             raise Refused(
@@ -277,7 +255,10 @@ def _check_figure(figure: Any, where: str, names: Collection[str]) -> None:
 def _pairs(
     path: str, ordered: Any, rows: Mapping[str, Row], metrics: tuple[str, ...]
 ) -> Iterator[Pair]:
-    measured = [name for name, figure in FIGURES.items() if figure.metric in ("", *metrics)]
+    measured = (
+        figures_of([name for name in metrics if name in available() or is_dotted(name)])
+        | CLASS_ACCURACY
+    )
     for words in ordered:
         where = f"{path}: ordered has {words!r}, which"
         if not isinstance(words, tuple | list) or len(words) not in (2, 3):
@@ -294,7 +275,8 @@ def _pairs(
         if pair.better == pair.worse:
             raise Refused(f"{where} compares a row with itself, expected two; correct it.")
         _check_figure(pair.figure, where, measured)
-        _check_published(where, pair, *(rows[name].published for name in pair[:2]))
+        more = measured[pair.figure].more_is_better
+        _check_published(where, pair, more, *(rows[name].published for name in pair[:2]))
         yield pair
     repeated = [a for a, b in itertools.combinations(ordered, 2) if tuple(a) == tuple(b)]
     if repeated:
@@ -302,13 +284,17 @@ def _pairs(
 
 
 def _check_published(
-    where: str, pair: Pair, better: Mapping[str, float], worse: Mapping[str, float]
+    where: str,
+    pair: Pair,
+    more_is_better: bool,
+    better: Mapping[str, float],
+    worse: Mapping[str, float],
 ) -> None:
     """Refuse a pair that is the other way round than the published figures beside it."""
     if pair.figure not in better or pair.figure not in worse:
         return
     gain = better[pair.figure] - worse[pair.figure]
-    if not (gain > 0 if FIGURES[pair.figure].more_is_better else gain < 0):
+    if not (gain > 0 if more_is_better else gain < 0):
         raise Refused(
             f"{where} contradicts the published {pair.figure}, {better[pair.figure]} and "
             f"{worse[pair.figure]}; exchange the rows, or correct the figures."

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dmd2_jax.commands.ablate.options import Options
-from dmd2_jax.commands.ablate.rows import FIGURES, Ablation, check_seeds, load_ablation, nearest
+from dmd2_jax.commands.ablate.rows import Ablation, check_seeds, load_ablation, nearest
 from dmd2_jax.commands.ablate.table import RULE, markdown, summary, terminal, values_of
 from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
@@ -287,7 +287,7 @@ def _write(
     write_json(workdir / _TABLE, table)
     (workdir / "table.md").write_text(markdown(ablation, table), encoding="utf-8")
     figure = next(
-        (it for it in FIGURES if any(values_of(current, r, it) for r in ablation.rows)), ""
+        (it for it in ablation.figures if any(values_of(current, r, it) for r in ablation.rows)), ""
     )
     if not figure:
         return
@@ -298,6 +298,6 @@ def _write(
         {row.label: values_of(current, name, figure) for name, row in ablation.rows.items()},
         workdir / "table.png",
         title=ablation.title,
-        figure=FIGURES[figure].heading,
+        figure=ablation.figures[figure].heading,
         lines={name: value for name, value in lines.items() if value is not None},
     )

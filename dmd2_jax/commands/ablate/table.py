@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dmd2_jax.commands.ablate.rows import FIGURES, Ablation, Pair
+from dmd2_jax.commands.ablate.rows import Ablation, Pair
+from dmd2_jax.metrics.contract.figures import Figure
 from dmd2_jax.recipe.open import aligned
 
 __all__ = ["RULE", "Spread", "judge", "markdown", "spread", "summary", "terminal", "values_of"]
@@ -36,7 +37,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), std, len(values))
 
 
-def judge(pair: Pair, better: Sequence[float], worse: Sequence[float]) -> dict[str, Any]:
+def judge(
+    pair: Pair,
+    better: Sequence[float],
+    worse: Sequence[float],
+    *,
+    more_is_better: bool = False,
+) -> dict[str, Any]:
     """Say whether two rows stand as in the paper.
 
         s^2 = ((n_1 - 1) s_1^2 + (n_2 - 1) s_2^2) / (n_1 + n_2 - 2)
@@ -45,6 +52,7 @@ def judge(pair: Pair, better: Sequence[float], worse: Sequence[float]) -> dict[s
     Args:
       pair: the rows, of which the paper finds the first better.
       better, worse: their figures over seeds.
+      more_is_better: of the figure; or less, as of FID.
 
     Returns:
       better, worse, figure; margin m, by which the first is better here in the mean; pooled_std s;
@@ -53,7 +61,7 @@ def judge(pair: Pair, better: Sequence[float], worse: Sequence[float]) -> dict[s
     found: dict[str, Any] = pair._asdict() | {"margin": None, "pooled_std": None}
     if not better or not worse:
         return found | {"verdict": "not run"}
-    sign = 1 if FIGURES[pair.figure].more_is_better else -1
+    sign = 1 if more_is_better else -1
     margin = sign * (statistics.fmean(better) - statistics.fmean(worse))
     freedom = len(better) + len(worse) - 2
     if not freedom:
@@ -88,7 +96,7 @@ def summary(ablation: Ablation, runs: Runs) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, row in ablation.rows.items():
         own = [run for run in runs.values() if run["row"] == name]
-        figures = {figure: values_of(runs, name, figure) for figure in FIGURES}
+        figures = {figure: values_of(runs, name, figure) for figure in ablation.figures}
         rows[name] = {
             "label": row.label,
             "published": row.published,
@@ -97,7 +105,11 @@ def summary(ablation: Ablation, runs: Runs) -> dict[str, Any]:
             "figures": {key: spread(value)._asdict() for key, value in figures.items() if value},
         }
     pairs = [
-        judge(pair, *(values_of(runs, name, pair.figure) for name in pair[:2]))
+        judge(
+            pair,
+            *(values_of(runs, name, pair.figure) for name in pair[:2]),
+            more_is_better=ablation.figures[pair.figure].more_is_better,
+        )
         for pair in ablation.pairs
     ]
     return {"rows": rows, "pairs": pairs}
@@ -130,15 +142,15 @@ def _grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _rows(ablation: Ablation, table: Mapping[str, Any]) -> list[list[str]]:
-    rows = table["rows"]
-    published = [f for f in FIGURES if any(f in row["published"] for row in rows.values())]
-    measured = [f for f in FIGURES if any(f in row["figures"] for row in rows.values())]
-    head = ["", *ablation.switches, *(f"paper: {FIGURES[f].heading}" for f in published)]
-    cells = [[*head, *(FIGURES[f].heading for f in measured), "runs"]]
+    rows, figures = table["rows"], ablation.figures
+    published = [f for f in figures if any(f in row["published"] for row in rows.values())]
+    measured = [f for f in figures if any(f in row["figures"] for row in rows.values())]
+    head = ["", *ablation.switches, *(f"paper: {figures[f].heading}" for f in published)]
+    cells = [[*head, *(figures[f].heading for f in measured), "runs"]]
     for name, row in rows.items():
         ticks = ["✓" if it in ablation.rows[name].on else "" for it in ablation.switches]
-        quoted = [_number(f, row["published"].get(f)) for f in published]
-        own = [_spread(f, row["figures"].get(f)) for f in measured]
+        quoted = [_number(figures[f], row["published"].get(f)) for f in published]
+        own = [_spread(figures[f], row["figures"].get(f)) for f in measured]
         runs = str(len(row["seeds"]))
         if row["diverged"]:
             runs += f", {row['diverged']} diverged"
@@ -146,10 +158,10 @@ def _rows(ablation: Ablation, table: Mapping[str, Any]) -> list[list[str]]:
     blank = [""] * len(ablation.switches) + ["-"] * len(published)
     teacher = table.get("teacher")
     if teacher:
-        own = [_number(f, teacher["figures"].get(f)) for f in measured]
+        own = [_number(figures[f], teacher["figures"].get(f)) for f in measured]
         cells.append([f"teacher, {teacher['figures']['nfe']} calls", *blank, *own, "1"])
     if table.get("real_fid_floor") is not None and measured[:1] == ["fid"]:
-        floor = [_number("fid", table["real_fid_floor"]), *["-"] * (len(measured) - 1)]
+        floor = [_number(figures["fid"], table["real_fid_floor"]), *["-"] * (len(measured) - 1)]
         cells.append(["real, half to half", *blank, *floor, "-"])
     return cells
 
@@ -158,18 +170,17 @@ def _pair_rows(ablation: Ablation, table: Mapping[str, Any]) -> list[list[str]]:
     cells = [["the paper's order", "by", "better by", "pooled std", "ours"]]
     for pair in table["pairs"]:
         better, worse = (ablation.rows[pair[key]].label for key in ("better", "worse"))
-        figure = pair["figure"]
+        figure = ablation.figures[pair["figure"]]
         numbers = [_number(figure, pair[key]) for key in ("margin", "pooled_std")]
-        by = FIGURES[figure].heading
-        cells.append([f"{better} before {worse}", by, *numbers, pair["verdict"]])
+        cells.append([f"{better} before {worse}", figure.heading, *numbers, pair["verdict"]])
     return cells
 
 
-def _number(figure: str, value: float | None) -> str:
-    return "-" if value is None else FIGURES[figure].form.format(value)
+def _number(figure: Figure, value: float | None) -> str:
+    return "-" if value is None else (figure.mean_form or figure.form).format(value)
 
 
-def _spread(figure: str, value: Mapping[str, Any] | None) -> str:
+def _spread(figure: Figure, value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
     deviation = "" if value["std"] is None else f" ± {_number(figure, value['std'])}"

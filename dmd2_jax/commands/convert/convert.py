@@ -1,4 +1,4 @@
-"""Convert weights between files, and prove it by a forward pass: `dmd2 convert`."""
+"""Weights read from one file and written to another, proved by a forward pass."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels, weights_file
 from dmd2_jax.runtime.whole_file import whole_file
-from dmd2_jax.sampling.samplers import load_run
-from dmd2_jax.typing import Params
+from dmd2_jax.sampling.runs import open_run
+from dmd2_jax.typing import Params, PyTree
 from dmd2_jax.weights.weight_files import Weights, check_writable, read_weights
 
 __all__ = ["Converted", "convert", "recipe_lines"]
@@ -139,11 +139,12 @@ def _open(
             raise Refused(
                 f"--config given with the run folder {source}, which holds its own; leave it away."
             )
-        _, config, _, file = load_run(source, which, ema)
-    elif which is not None or ema is not None:
+        run = open_run(source, which, ema, dtype="float32")
+        assert run.file is not None  # as no checkpoint is asked for
+        return run.file, read_weights(run.file), run.family
+    if which is not None or ema is not None:
         raise Refused(f"--which and --ema choose from a run folder, got {source}; leave them.")
-    else:
-        file = weights_file(source, "")
+    file = weights_file(source, "")
     weights = read_weights(file)
     if config is None:
         model = edm.from_edm_kwargs(_arguments(weights, file))
@@ -179,10 +180,20 @@ def _forward(family: Family, params: Params) -> np.ndarray:
     schedule = family.denoiser.schedule
     places = np.linspace(0, len(schedule.levels) - 1, _IMAGES + 2).astype(int)[1:-1]
     t = jnp.asarray(schedule.levels)[places]
-    noise = np.random.RandomState(0).standard_normal((_IMAGES, *family.image_shape))
+    random = np.random.RandomState(0)
+    noise = random.standard_normal((_IMAGES, *family.image_shape))
     x_t = jnp.asarray(noise, jnp.float32) * schedule.sigma(t)[:, None, None, None]
-    cond = family.cond(uniform_labels(_IMAGES, family.num_classes))
-    return np.asarray(family.denoiser.x0(params, x_t, t, cond))
+    return np.asarray(family.denoiser.x0(params, x_t, t, _conditions(family, random)))
+
+
+def _conditions(family: Family, random: np.random.RandomState) -> PyTree:
+    """Return classes, or conditions drawn at random of the shapes that the family takes."""
+    if family.num_classes:
+        return family.cond(uniform_labels(_IMAGES, family.num_classes))
+    return jax.tree.map(
+        lambda shape: jnp.asarray(random.standard_normal(shape.shape), shape.dtype),
+        family.cond_shapes(_IMAGES),
+    )
 
 
 def _refuse_difference(target: Path, params: Params, written: Params) -> None:

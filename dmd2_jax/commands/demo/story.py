@@ -1,5 +1,6 @@
 """A teacher of digits, its student of one step, and what both are worth."""
 
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,15 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.config.load import apply_overrides, load_config
-from dmd2_jax.evaluate.evaluate import metrics_table
+from dmd2_jax.evaluate.evaluate import judge
+from dmd2_jax.evaluate.spaces import classifier_space, reference_side
+from dmd2_jax.evaluate.table import metrics_table
+from dmd2_jax.metrics.features.real import Reference, open_reference
 from dmd2_jax.pictures.grids import class_rows, first_of_each_class
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels
 from dmd2_jax.run.folder import write_json
-from dmd2_jax.sampling.measure import measure, open_reference
+from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.sampling.images import Classes, Model, SampledImages
 from dmd2_jax.sampling.samplers import Sampler, sample_images, student_sampler, teacher_sampler
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
@@ -25,6 +30,8 @@ __all__ = ["demonstrate"]
 
 ROWS = 4
 """Images of each class in every section of summary.png."""
+
+_FIGURES = ("fid", "class_accuracy", "num_samples", "nfe", "seconds_per_image")
 
 
 def demonstrate(
@@ -77,18 +84,7 @@ def demonstrate(
         "teacher": (teacher_sampler(family, recipe), family.load(teacher_file)),
         "student": (student_sampler(family, recipe), family.load(student_file)),
     }
-    metrics: dict[str, Any] = {}
-    for name, (sampler, params) in networks.items():
-        figures = measure(
-            sampler,
-            family,
-            params,
-            reference,
-            num_samples=recipe.evaluate.num_samples,
-            batch_size=recipe.evaluate.batch_size,
-            seed=recipe.seed,
-        )
-        metrics |= {f"{name}_{key}": value for key, value in figures.items()}
+    metrics = _measured(recipe, family, networks, reference)
     metrics |= {
         "real_fid_floor": reference.fid_floor,
         "classifier_test_accuracy": reference.classifier.test_accuracy,
@@ -114,6 +110,34 @@ def demonstrate(
 
 def _say(text: str) -> None:
     print(f"\n{text}", flush=True)
+
+
+def _measured(
+    recipe: ConfigDict,
+    family: Family,
+    networks: Mapping[str, tuple[Sampler, Params]],
+    reference: Reference,
+) -> dict[str, Any]:
+    """Measure as `dmd2 evaluate` does, on one device."""
+    mesh, num = make_mesh({}, jax.devices()[:1]), recipe.evaluate.num_samples
+    batch_size = min(recipe.evaluate.batch_size, num)
+    space = classifier_space(reference, ("fid",), mesh, batch_size)
+    real = reference_side(reference, space, "digits")
+    figures: dict[str, Any] = {}
+    for name, (sampler, params) in networks.items():
+        images = SampledImages(
+            name,
+            name,
+            Model(family, sampler, functools.partial(lambda weights: weights, params)),
+            Classes(family.num_classes),
+            num=num,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            mesh=mesh,
+        )
+        found = judge(images, [space], real)
+        figures |= {f"{name}_{key}": found[key] for key in _FIGURES if key in found}
+    return figures
 
 
 def _summary(

@@ -5,25 +5,16 @@ from typing import Any
 
 from dmd2_jax.commands.report.chart import Line, line_chart
 from dmd2_jax.commands.report.curve_section import curves_of
-from dmd2_jax.commands.report.intervals import METHODS, interval
 from dmd2_jax.commands.report.markup import Markup, joined, number, table, tag
 from dmd2_jax.commands.report.runs import Run
-from dmd2_jax.metrics.measured_sets import by_set
+from dmd2_jax.evaluate.sets import by_set
+from dmd2_jax.metrics import all_figures
+from dmd2_jax.metrics.contract.figures import Interval
 
-__all__ = ["metric_section"]
+__all__ = ["interval", "metric_section"]
 
-_HEADINGS = {
-    "fid": "FID",
-    "patch_fid": "patch FID",
-    "kid": "KID",
-    "inception_score": "Inception Score",
-    "clip_score": "CLIP score",
-    "nfe": "calls an image",
-    "seconds_per_image": "ms an image",
-    "num_samples": "samples",
-}
+_MADE = {"nfe": "calls an image", "seconds_per_image": "ms an image", "num_samples": "samples"}
 _LAST = ("num_samples", "nfe", "seconds_per_image")
-_SHARES = ("class_accuracy", "precision", "recall", "coverage")
 _OF_THE_WHOLE = (
     "extractor",
     "reference",
@@ -70,7 +61,7 @@ def _table(runs: Sequence[Run], sets: Sequence[tuple[Run, str, Mapping[str, Any]
         if (floor := number(run.figures.get("real_fid_floor"))) is not None:
             dashes = ["–"] * (len(keys) - 1)
             rows.append((label("real, half to half", run), _format("fid", floor), *dashes))
-    head = ("measured", *(_HEADINGS.get(key, key.replace("_", " "))[:80] for key in keys))
+    head = ("measured", *(_heading(key)[:80] for key in keys))
     return table(head, rows, caption="Metrics, [95 % interval] where there is one")
 
 
@@ -85,22 +76,49 @@ def _cell(own: Mapping[str, Any], key: str) -> object:
     return shown
 
 
+def interval(figures: Mapping[str, Any], key: str) -> Interval | None:
+    """Return the 95 % interval of one figure of one measured set.
+
+    Some have none: recall and diversity are no means over independent samples, and metrics.json
+    does not say how they vary. Files of before this version lack the others' deviations too.
+
+    Args:
+      figures: of the set, without its name in front.
+      key: of the figure.
+    """
+    declared = all_figures().get(key)
+    value, count = number(figures.get(key)), number(figures.get("num_samples"))
+    if declared is None or declared.interval is None or value is None:
+        return None
+    if count is None or count < 1:
+        return None
+    return declared.interval(value, count, {name: number(it) for name, it in figures.items()})
+
+
+def _heading(key: str) -> str:
+    if key in _MADE:
+        return _MADE[key]
+    declared = all_figures().get(key)
+    return key.replace("_", " ") if declared is None else declared.heading
+
+
 def _format(key: str, value: float) -> str:
-    if key in _SHARES:
+    declared = all_figures().get(key)
+    if declared is not None and declared.share:
         return f"{100 * value:.1f} %"
     if key == "seconds_per_image":
         return f"{1000 * value:.3g}"
     if key in ("nfe", "num_samples"):
         return f"{value:,.0f}"
-    return f"{value:.4g}" if key == "kid" else f"{value:.3f}"
+    return f"{value:.3f}" if declared is None else declared.form.format(value)
 
 
 def _explained(keys: set[str]) -> Markup:
     """Say how each interval is computed, and which figures have none."""
     lines = [
-        tag("li", tag("b", _HEADINGS.get(key, key.replace("_", " "))), ": ", method)
-        for key, method in METHODS.items()
-        if key in keys
+        tag("li", tag("b", figure.heading), ": ", figure.method)
+        for key, figure in all_figures().items()
+        if key in keys and figure.interval is not None
     ]
     if keys & {"fid", "patch_fid"}:
         text = (

@@ -2,19 +2,21 @@
 
 from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.families.stable_diffusion.family import (
+    PIPELINES,
     StableDiffusionFamily,
     build,
+    open_folder,
     read,
-    with_negative,
 )
 from dmd2_jax.families.stable_diffusion.settings import defaults, faults
 
 __all__ = [
     "CLASSES",
+    "PIPELINES",
     "StableDiffusionFamily",
     "build",
     "defaults",
     "faults",
+    "open_folder",
     "read",
-    "with_negative",
 ]

@@ -31,6 +31,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
+from dmd2_jax.families.published.conditions import NEGATIVES, Condition, with_negative
 from dmd2_jax.families.published.configs import SCHEDULER, SD15_UNET, SDXL_UNET
 from dmd2_jax.families.published.folder import (
     read_component_config,
@@ -54,16 +55,23 @@ from dmd2_jax.weights.weight_files import (
     write_weights,
 )
 
-__all__ = ["Condition", "StableDiffusionFamily", "build", "read", "with_negative"]
+__all__ = [
+    "PIPELINES",
+    "Condition",
+    "StableDiffusionFamily",
+    "build",
+    "open_folder",
+    "read",
+    "with_negative",
+]
 
-Condition = Mapping[str, Array]
-"""The arrays of the module's table."""
+PIPELINES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
+"""The pipelines that hold such a U-Net, with diffusers' default guidance of each."""
 
 _PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PARTS = ("unet", "scheduler")
 _TOKENS = 77
-_NEGATIVES = {"prompt_embeds": "negative_prompt_embeds", "pooled": "negative_pooled"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,14 +315,24 @@ def read(
     Raises:
       ValueError: if a part is missing, damaged, or of a class that is not built here.
     """
-    folder = Path(folder)
+    family = open_folder(folder, resolution=resolution, dtype=dtype, remat=remat)
+    return family, family.load(folder)
+
+
+def open_folder(
+    folder: str | os.PathLike,
+    *,
+    resolution: int | None = None,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> StableDiffusionFamily:
+    """Build the family of a diffusers pipeline folder as `read` does, reading no weights."""
     options = {"resolution": resolution, "dtype": dtype, "remat": remat}
     try:
-        unet, schedule = _folder_configs(folder)
-        family = build({"unet": unet, "scheduler": schedule} | options)
+        unet, schedule = _folder_configs(Path(folder))
+        return build({"unet": unet, "scheduler": schedule} | options)
     except ValueError as error:
-        raise Refused(f"{folder}: {error}") from error
-    return family, family.load(folder)
+        raise Refused(f"{Path(folder)}: {error}") from error
 
 
 def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -335,24 +353,6 @@ def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, An
 def _folder_configs(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     unet = read_component_config(folder / "unet")
     return unet, read_component_config(folder / "scheduler", "scheduler_config.json")
-
-
-def with_negative(cond: Condition, null: Condition) -> dict[str, Array]:
-    """Give every sample of a batch one negative prompt, which may be the empty one.
-
-    Args:
-      cond: of the batch.
-      null: prompt_embeds [1, n, d], and for SDXL pooled [1, p], as a text encoder returns them.
-
-    Returns:
-      The condition with the `negative_` parts.
-    """
-    negative = {
-        name: jnp.broadcast_to(null[source], cond[source].shape)
-        for source, name in _NEGATIVES.items()
-        if source in null
-    }
-    return dict(cond) | negative
 
 
 def _denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
@@ -406,7 +406,7 @@ def _null_cond(sdxl: bool, null: Condition) -> Callable[[Condition], dict[str, A
                 "prompt_embeds, or set the guidance to None."
             )
         twin = dict(cond)
-        for name, negative in _NEGATIVES.items():
+        for name, negative in NEGATIVES.items():
             if negative in cond:
                 twin[name] = cond[negative]
             elif name in cond:
@@ -419,7 +419,7 @@ def _null_cond(sdxl: bool, null: Condition) -> Callable[[Condition], dict[str, A
 def _check_condition(cond: Condition | None, sdxl: bool) -> None:
     """Refuse a condition with missing, unknown or superfluous parts."""
     needed = {"prompt_embeds", *(("pooled", "time_ids") if sdxl else ())}
-    known = needed | {negative for name, negative in _NEGATIVES.items() if name in needed}
+    known = needed | {negative for name, negative in NEGATIVES.items() if name in needed}
     got = set(cond) if isinstance(cond, Mapping) else None
     if got is None or not needed <= got <= known:
         raise Refused(

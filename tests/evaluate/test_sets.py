@@ -1,6 +1,6 @@
 """The figures of metrics.json, set by set."""
 
-from dmd2_jax.metrics.measured_sets import by_set
+from dmd2_jax.evaluate.sets import by_set
 
 
 def test_by_set_gives_each_figure_to_the_set_of_the_longest_name() -> None:

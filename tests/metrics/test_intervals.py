@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dmd2_jax import metrics
-from dmd2_jax.commands.report.intervals import METHODS, interval, wilson
+from dmd2_jax.commands.report.metric_section import interval
+from dmd2_jax.metrics.contract.figures import wilson
 from dmd2_jax.metrics.features.blocks import Dealer
 from dmd2_jax.metrics.features.extractor import FeatureSet
 from dmd2_jax.metrics.features.moments import feature_statistics
@@ -133,7 +134,9 @@ def test_interval_is_none_of_figures_that_cannot_be(figures: dict[str, object]) 
 
 
 def test_every_interval_says_how_it_is_computed() -> None:
-    figures = {"num_samples": 50} | {f"{key}_std": 0.1 for key in METHODS}
+    declared = all_figures()
+    figures = {"num_samples": 50} | {f"{key}_std": 0.1 for key in declared}
     figures |= {"kid_standard_error": 0.1}
-    keys = (*METHODS, "recall", "diversity")
-    assert {key for key in keys if interval(figures | {key: 0.5}, key)} == set(METHODS)
+    made = {key for key in declared if interval(figures | {key: 0.5}, key)}
+    assert made == {key for key, figure in declared.items() if figure.method}
+    assert set(declared) - made == {"recall", "diversity", "diversity_real"}

@@ -12,11 +12,14 @@ import jax
 import numpy as np
 import pytest
 
+from dmd2_jax.metrics.features import real
 from dmd2_jax.metrics.features.classifier import Training
-from dmd2_jax.recipe.open import Recipe, open_recipe
-from dmd2_jax.sampling import measure as module
-from dmd2_jax.sampling.measure import Reference, measure, open_reference, training_score
-from dmd2_jax.sampling.samplers import Sampler, student_sampler
+from dmd2_jax.metrics.features.moments import feature_statistics, fid
+from dmd2_jax.metrics.features.real import Reference, open_reference
+from dmd2_jax.recipe.open import Recipe, open_recipe, uniform_labels
+from dmd2_jax.sampling.samplers import Sampler, sample_images, student_sampler
+from dmd2_jax.training import score as module
+from dmd2_jax.training.score import training_score
 from dmd2_jax.typing import Params
 from tests.data.images import picture, png, write_folder
 from tests.tiny import RECIPE, dmd2, get_config, refused, scratch
@@ -41,8 +44,8 @@ def opened() -> tuple[Recipe, Sampler, Params]:
 @functools.cache
 def reference() -> Reference:
     """The real side, in the features of a classifier that is hardly trained: they are features."""
-    quick = functools.partial(module.train_classifier, training=Training(steps=20, batch_size=32))
-    with mock.patch.object(module, "train_classifier", quick):
+    quick = functools.partial(real.train_classifier, training=Training(steps=20, batch_size=32))
+    with mock.patch.object(real, "train_classifier", quick):
         return open_reference(opened()[0].config)
 
 
@@ -59,9 +62,13 @@ def scored(sampler: Sampler | None = None) -> dict[str, float]:
 def expected() -> dict[str, float]:
     """The same with all images in memory at once, on one device."""
     recipe, sampler, params = opened()
-    options = {"num_samples": NUM, "batch_size": 30, "seed": recipe.config.seed}
-    found = measure(sampler, recipe.family, params, reference(), **options)
-    return {name: found[name] for name in ("fid", "class_accuracy")}
+    labels, seed = uniform_labels(NUM, recipe.family.num_classes), recipe.config.seed
+    images = sample_images(sampler, recipe.family, params, labels, seed=seed, batch_size=30)
+    features, logits = reference().classifier(images)
+    return {
+        "fid": fid(reference().statistics, feature_statistics(features)),
+        "class_accuracy": float((logits.argmax(axis=-1) == labels).mean()),
+    }
 
 
 def test_training_score_is_that_of_all_images_in_memory_at_once() -> None:

@@ -1,0 +1,124 @@
+"""write a student as a diffusers pipeline folder, or as a LoRA file
+
+Write a text-to-image student so that diffusers loads it: a folder with its U-Net, a
+scheduler with its times, and everything else copied from its teacher's pipeline.
+
+examples:
+  dmd2 export --workdir=runs/sdxl --out=student
+  dmd2 export --workdir=runs/sdxl --out=student --ema=0.999 --dtype=float16
+  dmd2 export --workdir=runs/lora --out=lora --lora
+  dmd2 export --weights=student.safetensors --pipeline=sdxl --times=999,749,499,249 \\
+      --out=student
+
+then, in Python (README.md in the folder has the lines):
+  pipe = StableDiffusionXLPipeline.from_pretrained('student')
+  pipe('a red fox', timesteps=[999, 749, 499, 249], guidance_scale=0)
+or: dmd2 sample --pipeline=student --prompt='a red fox'
+
+Only .json, .txt and .safetensors are written; the folder appears whole or not at all.
+See docs/text_to_image.md.
+"""
+
+import argparse
+import dataclasses
+
+from dmd2_jax.config.flags import flag
+from dmd2_jax.config.refused import Refused
+
+__all__ = ["Options", "run"]
+
+_SCHEDULERS = ("lcm", "ddim")  # families.published.scheduler.STUDENT_SCHEDULERS imports jax
+
+
+def _times(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected whole numbers with commas; try 999,749,499,249"
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `dmd2 export` is asked for.
+
+    Raises:
+      Refused: if the flags contradict each other.
+    """
+
+    out: str = flag("the folder; new or empty", metavar="DIR")
+    workdir: str = flag("the run of a distillation", default="", metavar="DIR")
+    weights: str = flag("a student's weights, and no --workdir", default="", metavar="FILE")
+    pipeline: str = flag("the teacher's pipeline; default: the run's", default="", metavar="DIR")
+    times: tuple[int, ...] = flag(
+        "the student's, with --weights", default=(), metavar="999,749", parse=_times
+    )
+    ema: float | None = flag("the student's average of this decay", default=None, metavar="DECAY")
+    checkpoint: int | None = flag(
+        "of the run; default: its latest export", default=None, metavar="STEP"
+    )
+    scheduler: str = flag(
+        "LCMScheduler, which takes the student's steps, or DDIMScheduler, which takes those of a "
+        "one-step student at 999; default: lcm, of a teacher its pipeline's",
+        default="",
+        choices=_SCHEDULERS,
+    )
+    lora: bool = flag("write the adapters alone, for load_lora_weights", default=False)
+    dtype: str = flag(
+        "of the U-Net's file", default="float32", choices=("float32", "bfloat16", "float16")
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.workdir) == bool(self.weights):
+            raise Refused(
+                f"got --workdir={self.workdir!r} and --weights={self.weights!r}, expected one of "
+                "them: the run of a distillation, or a file of its weights."
+            )
+        if self.weights and not (self.pipeline and self.times):
+            raise Refused(
+                f"--weights={self.weights} with --pipeline={self.pipeline!r} and --times="
+                f"{','.join(map(str, self.times))!r}, expected both: the teacher's pipeline, and "
+                "the student's times such as --times=999,749,499,249."
+            )
+        if self.workdir and self.times:
+            raise Refused(
+                "--times with --workdir, whose config says them, expected one; leave --times away."
+            )
+        if self.weights and (self.ema is not None or self.checkpoint is not None):
+            raise Refused(
+                "--ema or --checkpoint with --weights, expected --workdir, from whose files they "
+                "choose; leave them away."
+            )
+        if self.lora and self.checkpoint is not None:
+            raise Refused(
+                f"--lora with --checkpoint={self.checkpoint}, expected one: adapters alone are "
+                "taken from the run's latest export; leave one away."
+            )
+        if self.lora and self.dtype != "float32":
+            raise Refused(
+                f"--lora with --dtype={self.dtype}, which is of a whole U-Net, expected one: "
+                "adapters are small and written as float32; leave --dtype away."
+            )
+        if self.scheduler not in ("", *_SCHEDULERS):
+            raise Refused(
+                f"--scheduler={self.scheduler}, expected one of {_SCHEDULERS}; choose one."
+            )
+
+
+def run(options: Options) -> str:
+    """Write the folder and say what it is and how to use it.
+
+    Returns:
+      What is printed.
+
+    Raises:
+      FileNotFoundError: if the pipeline is missing.
+      ValueError: if the run, the weights or the pipeline are refused, or the folder is not empty.
+      OSError: if the disk refuses.
+    """
+    from dmd2_jax.commands.export.student import export
+
+    said = export(options)
+    print(said)
+    return said

@@ -1,0 +1,291 @@
+"""draw images from a run into one PNG
+
+Draw images from a run, or of prompts, into one PNG.
+
+example:
+  dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png
+
+of prompts:
+  dmd2 sample --pipeline=sdxl --prompt='a red fox' --prompt='a blue door' --num=4
+  dmd2 sample --pipeline=student --prompts=prompts.txt --seed=1
+
+The same seed gives teacher and student the same noise. A pipeline with an LCMScheduler,
+as `dmd2 export` writes it, is sampled as a student of few steps, any other by DDIM;
+--which=teacher decides otherwise.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmd2_jax.config.flags import flag, given
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import check_seed
+
+if TYPE_CHECKING:
+    from dmd2_jax.sampling.images import Classes, Conditions, Model
+    from dmd2_jax.sampling.prompts import PromptSettings
+    from dmd2_jax.sampling.runs import Run
+
+__all__ = ["GROUPS", "Options", "run"]
+
+_TEXT = "text to image"
+
+GROUPS = {
+    _TEXT: "of a diffusers pipeline or of a run of Stable Diffusion; docs/text_to_image.md",
+}
+
+_OF_RUNS = ("classes", "ema", "weights", "checkpoint")
+_SETTINGS = ("steps", "guidance", "negative", "dtype", "vae", "vae_dtype")
+_OF_PROMPTS = ("pipeline", "prompt", "prompts", "batch_size", *_SETTINGS)
+_CLASSES_NUM, _PROMPT_NUM, _PROMPT_BATCH = 100, 1, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `dmd2 sample` is asked for.
+
+    Raises:
+      Refused: if a number is out of range.
+    """
+
+    workdir: str = flag("the run folder", default="", metavar="DIR")
+    out: str = flag("default: samples.png", default="samples.png", metavar="PNG")
+    num: int | None = flag("how many; default: 100; with prompts of each, 1", default=None)
+    seed: int = flag("default: 0", default=0)
+    classes: tuple[int, ...] | None = flag(
+        "classes to cycle through; default: all", default=None, metavar="0,1,2"
+    )
+    which: str | None = flag(
+        "default: the one that the run trained", default=None, choices=("teacher", "student")
+    )
+    ema: float | None = flag("the student's average of this decay", default=None, metavar="DECAY")
+    weights: str = flag("to use instead of the run's; also .bin, .pkl", default="", metavar="FILE")
+    checkpoint: int | None = flag(
+        "use the weights of this kept checkpoint; default: the run's latest export",
+        default=None,
+        metavar="STEP",
+    )
+    pipeline: str = flag(
+        "a diffusers pipeline (SD 1.x, 2.x, SDXL); with --workdir, of all but the U-Net",
+        default="",
+        metavar="DIR",
+        group=_TEXT,
+    )
+    prompt: tuple[str, ...] = flag(
+        "what to draw; may be repeated", default=(), metavar="TEXT", repeated=True, group=_TEXT
+    )
+    prompts: str = flag(
+        "prompts: .txt (one a line), .jsonl or .parquet", default="", metavar="FILE", group=_TEXT
+    )
+    steps: int | None = flag(
+        "of the sampler: DDIM's of a teacher, default 50 or the run's; a student has its own, "
+        "and LCM 4",
+        default=None,
+        group=_TEXT,
+    )
+    guidance: float | None = flag(
+        "u + W (c - u), of a teacher; 1 is none; default: the run's, or 7.5, of SDXL 5",
+        default=None,
+        metavar="W",
+        group=_TEXT,
+    )
+    negative: str | None = flag(
+        "what guidance goes away from; default: no prompt, as the pipeline means it",
+        default=None,
+        metavar="TEXT",
+        group=_TEXT,
+    )
+    batch_size: int | None = flag("images at a time; default: 4", default=None, group=_TEXT)
+    dtype: str = flag(
+        "type the U-Net computes in; default: the run's, or float32",
+        default="",
+        choices=("float32", "bfloat16"),
+        group=_TEXT,
+    )
+    vae: str = flag(
+        "another autoencoder than the pipeline's", default="", metavar="DIR", group=_TEXT
+    )
+    vae_dtype: str = flag(
+        "type the autoencoder computes in; SDXL's overflows float16; default: float32",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        group=_TEXT,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("num", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 2**31:
+                raise Refused(f"--{name}={value}, expected 1 or more; try 4.")
+        check_seed(self.seed, "--seed")
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the prompts, reading the file if there is one.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if there are none, or the file is damaged.
+        """
+        from dmd2_jax.data.reading.prompts import read_prompts
+
+        if bool(self.prompt) == bool(self.prompts):
+            raise Refused(
+                f"got --prompt={list(self.prompt)} and --prompts={self.prompts!r}, expected one of "
+                "them; give --prompt='a red fox', which may be repeated, or a file of prompts."
+            )
+        if blank := [text for text in self.prompt if not text.strip()]:
+            raise Refused(f"--prompt={blank[0]!r} is empty, expected a text; write one.")
+        return read_prompts(self.prompts).texts if self.prompts else self.prompt
+
+    def settings(self) -> "PromptSettings":
+        """Return how prompts are to be sampled."""
+        from dmd2_jax.sampling.prompts import PromptSettings
+
+        values = {name: getattr(self, name) for name in _SETTINGS}
+        return PromptSettings(which=self.which, **values)
+
+
+def run(options: Options) -> Path:
+    """Draw the images, write the grid and say where.
+
+    Returns:
+      The PNG.
+
+    Raises:
+      FileNotFoundError: if the pipeline or the file of prompts is missing.
+      MissingPackageError: if prompts are given and transformers is not installed.
+      ValueError: if a flag or what it names is refused, or if something that is not a number comes
+        out.
+    """
+    if not (options.workdir or options.pipeline):
+        raise Refused(
+            "got neither --workdir nor --pipeline, expected one of them: a run of dmd2, or a "
+            "folder of a diffusers pipeline."
+        )
+    if not options.workdir:
+        return _of_pipeline(options)
+    from dmd2_jax.recipe.text_family import text_family
+    from dmd2_jax.sampling.runs import read_run_folder
+
+    opened = read_run_folder(options.workdir, dtype=options.dtype)
+    return (_of_classes if text_family(opened.family) is None else _of_text_run)(options, opened)
+
+
+def _of_classes(options: Options, run: "Run") -> Path:
+    from dmd2_jax.sampling.images import Classes, Model
+    from dmd2_jax.sampling.samplers import student_sampler, teacher_sampler
+
+    if names := given(options, _OF_PROMPTS):
+        raise Refused(
+            f"--{names[0]} given with the run in {options.workdir}, which draws classes, "
+            "expected a text-to-image model; leave it away."
+        )
+    run = _chosen(options, run)
+    conditions = Classes(run.family.num_classes, options.classes)
+    _check_classes(options, conditions)
+    out = _checked_out(options)
+    make = teacher_sampler if run.which == "teacher" else student_sampler
+    model = Model(run.family, make(run.family, run.config), run.load)
+    num = _CLASSES_NUM if options.num is None else options.num
+    chosen = len(options.classes or ())
+    columns = chosen if chosen > 1 else math.isqrt(num - 1) + 1
+    batch_size = run.config.evaluate.batch_size
+    _write(model, conditions, out, num, columns, batch_size, options.seed, run.name)
+    print(f"{num} images: {out}")
+    return out
+
+
+def _chosen(options: Options, run: "Run") -> "Run":
+    return run.choose(
+        options.which, options.ema, weights=options.weights, checkpoint=options.checkpoint
+    )
+
+
+def _check_classes(options: Options, conditions: "Classes") -> None:
+    if options.classes is None:
+        return
+    if not options.classes or not all(0 <= c < conditions.num_classes for c in options.classes):
+        raise Refused(
+            f"--classes={list(options.classes)}, expected class numbers in "
+            f"0..{conditions.num_classes - 1}; leave --classes away for all of them."
+        )
+
+
+def _of_pipeline(options: Options) -> Path:
+    from dmd2_jax.sampling.prompts import pipeline_model
+
+    if names := given(options, _OF_RUNS):
+        raise Refused(
+            f"--{names[0]} given with --pipeline={options.pipeline}, expected it with a run's "
+            "--workdir; leave it away, or make a pipeline of the run by `dmd2 export`."
+        )
+    texts, out = options.texts(), _checked_out(options)
+    model = pipeline_model(options.pipeline, options.settings())
+    return _of_prompts(options, model, texts, out, options.pipeline)
+
+
+def _of_text_run(options: Options, run: "Run") -> Path:
+    from dmd2_jax.sampling.prompts import run_models
+
+    if options.classes is not None:
+        raise Refused(
+            f"--classes given with the run in {options.workdir}, which draws prompts, expected "
+            "--prompt or --prompts; leave it away."
+        )
+    texts, out = options.texts(), _checked_out(options)
+    run = _chosen(options, run)
+    model = run_models(run, options.settings(), options.pipeline)(run)
+    return _of_prompts(options, model, texts, out, run.name)
+
+
+def _of_prompts(
+    options: Options, model: "Model", texts: tuple[str, ...], out: Path, name: str
+) -> Path:
+    """Write a grid: a row a prompt, or about a square of one image each."""
+    from dmd2_jax.sampling.images import Prompts
+
+    each = _PROMPT_NUM if options.num is None else options.num
+    batch_size = _PROMPT_BATCH if options.batch_size is None else options.batch_size
+    assert model.pipeline is not None  # which a model of prompts has
+    conditions = Prompts(model.pipeline, texts, each=each, negative=options.negative)
+    columns = each if each > 1 else math.isqrt(len(texts) - 1) + 1
+    total = each * len(texts)
+    _write(model, conditions, out, total, columns, batch_size, options.seed, name)
+    print(f"{each} image{'' if each == 1 else 's'} of each prompt: {out}")
+    return out
+
+
+def _checked_out(options: Options) -> Path:
+    """Refuse a picture in a folder that does not exist."""
+    out = Path(options.out)
+    if not out.parent.is_dir():
+        raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
+    return out
+
+
+def _write(
+    model: "Model",
+    conditions: "Conditions",
+    out: Path,
+    num: int,
+    columns: int,
+    batch_size: int,
+    seed: int,
+    name: str,
+) -> None:
+    from dmd2_jax.pictures.grids import image_grid
+    from dmd2_jax.sampling.images import SampledImages
+
+    images = SampledImages(
+        "samples",
+        name,
+        model,
+        conditions,
+        num=num,
+        batch_size=batch_size,
+        seed=seed,
+        timed=False,
+    )
+    image_grid(images.all(), out, rows=-(-num // columns), cols=columns)

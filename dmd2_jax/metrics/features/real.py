@@ -1,0 +1,52 @@
+"""The real images of a data set, in the features of a classifier that is trained on them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from dmd2_jax import data
+from dmd2_jax.metrics.features.classifier import (
+    Classifier,
+    real_fid_floor,
+    real_statistics,
+    train_classifier,
+)
+from dmd2_jax.metrics.features.moments import FeatureStatistics
+
+__all__ = ["Reference", "open_reference"]
+
+
+class Reference(NamedTuple):
+    """The real images of a data set, and the feature space made from them.
+
+    Attributes:
+      classifier: the feature space.
+      statistics: of all real images, train and test.
+      fid_floor: mean distance from a random half of the real images to the other half.
+    """
+
+    classifier: Classifier
+    statistics: FeatureStatistics
+    fid_floor: float
+
+
+def open_reference(config: ConfigDict, cache: str | Path | None = None) -> Reference:
+    """Load the data that a config names, and train its classifier.
+
+    Args:
+      config: `config.data` counts.
+      cache: folder of classifiers that were trained before; None: none.
+
+    Returns:
+      The reference.
+
+    Raises:
+      ValueError: if the data are refused.
+      FileNotFoundError: if data files are missing.
+    """
+    side = config.model.resolution
+    train, test = (data.to_memory(data.load(config.data, s, side)) for s in ("train", "test"))
+    classifier = train_classifier(train, test, cache_dir=cache)
+    statistics, features = real_statistics(classifier, train, test)
+    return Reference(classifier, statistics, real_fid_floor(features)[0])

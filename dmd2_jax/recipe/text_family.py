@@ -1,0 +1,112 @@
+"""What a family of prompts offers beside `recipe.open.Family`, and which family a pipeline is of.
+
+A folder of dmd2_jax/families whose networks are conditioned on prompts is found here by what its
+module declares (`TextFamilyModule`); no other line names one.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from dmd2_jax import families
+from dmd2_jax.config import plugins
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
+from dmd2_jax.recipe.open import Family
+
+__all__ = [
+    "TextFamily",
+    "TextFamilyModule",
+    "base_pipeline",
+    "default_guidance",
+    "pipeline_family",
+    "text_family",
+]
+
+
+@runtime_checkable
+class TextFamily(Family, Protocol):
+    """A family whose conditions are those of prompts, in the latents of an autoencoder.
+
+    Attributes:
+      model: the network with its published config and names.
+    """
+
+    model: PublishedModel
+
+    def with_null(self, null: Mapping[str, Any]) -> "TextFamily":
+        """Return the family whose guidance goes away from this condition by default."""
+
+
+@runtime_checkable
+class TextFamilyModule(Protocol):
+    """What the module of such a family declares.
+
+    Attributes:
+      PIPELINES: classes of model_index.json -> the guidance that they have by default.
+    """
+
+    PIPELINES: Mapping[str, float]
+
+    def open_folder(self, folder: str | Path, *, dtype: str = "float32") -> TextFamily:
+        """Build the network of a pipeline's folder, reading no weights."""
+
+
+def pipeline_family(index: PipelineIndex, *, dtype: str = "float32") -> TextFamily:
+    """Build the network of a pipeline, reading no weights.
+
+    Args:
+      index: what its model_index.json says.
+      dtype: of the computation.
+
+    Raises:
+      Refused: if a part is missing, damaged, or of a class that is not built here.
+    """
+    return _module_of(index).open_folder(index.folder, dtype=dtype)
+
+
+def default_guidance(index: PipelineIndex) -> float:
+    """Return the guidance that diffusers gives a pipeline's teacher where none is asked for."""
+    return _module_of(index).PIPELINES[index.class_name]
+
+
+def text_family(family: Family) -> TextFamily | None:
+    """Return a family as one of prompts; None: it is of classes, if of anything."""
+    return family if isinstance(family, TextFamily) else None
+
+
+def base_pipeline(pipeline: str, family: TextFamily) -> PipelineIndex:
+    """Open the index of the pipeline that has everything but a run's network.
+
+    Args:
+      pipeline: its folder.
+      family: the network.
+
+    Raises:
+      Refused: if it is no pipeline's folder, or its own network is another one.
+    """
+    if not Path(pipeline or "-").expanduser().is_dir():
+        raise Refused(
+            f"the run's pipeline {pipeline!r} is no folder, expected that of a diffusers pipeline, "
+            "whose text encoders and autoencoder are used; give the pipeline's folder."
+        )
+    index = read_pipeline_index(pipeline)
+    if pipeline_family(index).tensor_shapes() != family.tensor_shapes():
+        raise Refused(
+            f"{pipeline}/unet is another network than the run's, expected the one that it was made "
+            "from; give the folder of that pipeline."
+        )
+    return index
+
+
+def _module_of(index: PipelineIndex) -> TextFamilyModule:
+    for name in plugins.available(families.__name__, packages=True):
+        module = importlib.import_module(f"{families.__name__}.{name}")
+        if isinstance(module, TextFamilyModule) and index.class_name in module.PIPELINES:
+            return module
+    raise Refused(
+        f"{index.folder} is of class {index.class_name!r}, expected one that a folder of "
+        "dmd2_jax/families names among its PIPELINES; use another pipeline."
+    )

@@ -1,0 +1,314 @@
+"""Sets of images that go by in batches: sampled of classes or prompts, or read from files."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.data import Batch
+from dmd2_jax.recipe.open import Family
+from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
+from dmd2_jax.sampling.samplers import Sampler, sample_noise
+from dmd2_jax.text2image.image_latents import check_finite
+from dmd2_jax.text2image.pipeline import TextToImage, decode
+from dmd2_jax.typing import Float, Int, Params, PyTree
+
+__all__ = ["Classes", "Conditions", "Images", "Model", "Prompts", "SampledImages", "whole_batch"]
+
+
+class Images(Protocol):
+    """A set of images of one size, which go by in batches.
+
+    Attributes:
+      key: in front of its figures.
+      name: for messages: the network or the folder.
+      resolution: height and width in pixels.
+      channels: 1 or 3.
+      conditional: whether the labels are classes that were asked for.
+      step: of the checkpoint that it is from, if it is from one.
+    """
+
+    key: str
+    name: str
+    resolution: int
+    channels: int
+    conditional: bool
+    step: int | None
+
+    def __len__(self) -> int: ...
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield {"image": [b, h, w, c], "label": [b]}, bytes or floats in [-1, 1]."""
+
+    def describe(self, index: int) -> str:
+        """Return the name of an image, for messages."""
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is known of the making of the images once they have gone by."""
+
+
+class Conditions(Protocol):
+    """What sampled images are of, by their numbers."""
+
+    @property
+    def are_classes(self) -> bool:
+        """Whether the labels are classes, which a classifier can look for."""
+
+    def labels(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+        """Return the class or the number of the prompt of each image."""
+
+    def inputs(self, numbers: Int[np.ndarray, " b"]) -> PyTree:
+        """Return what `Family.cond` takes for each image."""
+
+    def describe(self, number: int) -> str:
+        """Return what stands behind the name of an image in messages, or nothing."""
+
+
+class Classes(NamedTuple):
+    """Classes by turns: every one alike often; see `Conditions`.
+
+    Attributes:
+      num_classes: how many classes the network knows; 0: none.
+      chosen: class numbers to cycle through; None: all.
+    """
+
+    num_classes: int
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def are_classes(self) -> bool:
+        """Whether there are any."""
+        return bool(self.num_classes)
+
+    def labels(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+        """Return the class of each image."""
+        chosen = (
+            np.arange(max(self.num_classes, 1)) if self.chosen is None else np.array(self.chosen)
+        )
+        return chosen[numbers % len(chosen)].astype(np.int32)
+
+    def inputs(self, numbers: Int[np.ndarray, " b"]) -> PyTree:
+        """Return the class of each image."""
+        return self.labels(numbers)
+
+    def describe(self, number: int) -> str:
+        """Return nothing: a class is no name."""
+        return ""
+
+
+class Prompts:
+    """Prompts, encoded as they are needed; see `Conditions`.
+
+    The label of an image is its prompt's number, so that diversity is that within a prompt.
+    """
+
+    def __init__(
+        self,
+        pipeline: TextToImage,
+        prompts: Sequence[str],
+        *,
+        each: int = 1,
+        negative: str | None = None,
+    ) -> None:
+        """Take the prompts; nothing is encoded yet.
+
+        Args:
+          pipeline: whose text encoders are used.
+          prompts: p texts; image i is of prompt i // each modulo p.
+          each: images of a prompt that follow each other.
+          negative: see `TextToImage.condition`.
+        """
+        self._pipeline, self._prompts = pipeline, prompts
+        self._each, self._negative = each, negative
+
+    @property
+    def are_classes(self) -> bool:
+        """False: prompts are no classes."""
+        return False
+
+    def labels(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+        """Return the number of the prompt of each image."""
+        return (np.asarray(numbers) // self._each % len(self._prompts)).astype(np.int32)
+
+    def inputs(self, numbers: Int[np.ndarray, " b"]) -> PyTree:
+        """Encode the prompts of some images."""
+        texts = [self._prompts[i] for i in self.labels(numbers)]
+        encoded = self._pipeline.condition(texts, self._negative)
+        return {name: jnp.asarray(array) for name, array in encoded.items()}
+
+    def texts(self, count: int) -> list[str]:
+        """Return the prompt of each of the first images."""
+        return [self._prompts[i] for i in self.labels(np.arange(count))]
+
+    def describe(self, number: int) -> str:
+        """Return the prompt's first letters."""
+        return f" ({self._prompts[self.labels(np.array([number]))[0]]:.60})"
+
+
+class Model(NamedTuple):
+    """A network with all that makes images by it.
+
+    Attributes:
+      family: the network.
+      sampler: from noise to images, or to latents.
+      load: reads the weights.
+      pipeline: whose autoencoder decodes latents; None: the network makes images.
+    """
+
+    family: Family
+    sampler: Sampler
+    load: Callable[[], Params]
+    pipeline: TextToImage | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        if self.pipeline is None:
+            return self.family.image_shape
+        return (self.pipeline.resolution, self.pipeline.resolution, 3)
+
+
+class SampledImages:
+    """The images that a network makes of noise, a batch at a time over a mesh of devices.
+
+    Image i depends on (seed, i, its class or prompt) alone: not on the batch size, nor on the
+    devices. See `Images`.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        model: Model,
+        conditions: Conditions,
+        *,
+        num: int,
+        batch_size: int,
+        seed: int,
+        mesh: Mesh | None = None,
+        step: int | None = None,
+        first: int = 0,
+        timed: bool = True,
+    ) -> None:
+        """Take the network; nothing is loaded yet.
+
+        Args:
+          key: in front of its figures.
+          name: for messages.
+          model: the network.
+          conditions: what the images are of.
+          num: images.
+          batch_size: images at a time; made a multiple of the devices.
+          seed: of the noise.
+          mesh: over which images are split; None: the first device.
+          step: of the checkpoint that it is from, if it is from one.
+          first: number of the first image.
+          timed: whether the time of an image is wanted, for which one batch more is made, so that
+            compilation is not in it.
+        """
+        self.key, self.name, self.step = key, name, step
+        self.resolution, _, self.channels = model.image_shape
+        self.conditional = conditions.are_classes
+        self.conditions = conditions
+        self._model = model
+        self._num, self._seed, self._first = num, seed, first
+        self._timed, self._seconds = timed, 0.0
+        self._mesh = make_mesh({}, jax.devices()[:1]) if mesh is None else mesh
+        self._batch_size = whole_batch(min(batch_size, num), self._mesh)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield {"image": float [b, h, w, c], "label": [b]}; no batch is kept.
+
+        Raises:
+          ValueError: if latents or images of a pipeline are not finite; the message names the
+            image and the remedy.
+        """
+        pipeline = self._model.pipeline
+        loaded = (self._model.load(), None if pipeline is None else pipeline.vae_params)
+        params = jax.device_put(loaded, replicated(self._mesh))
+        del loaded
+        if self._timed:
+            self._batch(params, 0)
+        self._seconds = 0.0
+        for begin in range(0, self._num, self._batch_size):
+            start = time.perf_counter()
+            images, labels = self._batch(params, begin)
+            self._seconds += time.perf_counter() - start
+            count = min(self._batch_size, self._num - begin)
+            yield {"image": images[:count], "label": labels[:count]}
+
+    def all(self) -> Float[np.ndarray, "n h w c"]:
+        """Return all images at once, with a bar where that takes long."""
+        parts = []
+        with Progress(total=self._num, description=self.key) as progress:
+            for batch in self.batches():
+                parts.append(batch["image"])
+                progress.update(sum(map(len, parts)))
+        return np.concatenate(parts)
+
+    def describe(self, index: int) -> str:
+        """Return the image's number, the network, and its prompt if it has one."""
+        number = self._first + index
+        return f"image {number} of {self.name}{self.conditions.describe(number)}"
+
+    def figures(self) -> dict[str, Any]:
+        """Return number, network calls an image, and seconds an image where they are wanted."""
+        found = {"num_samples": self._num, "nfe": self._model.sampler.nfe}
+        return found | ({"seconds_per_image": self._seconds / self._num} if self._timed else {})
+
+    def _batch(
+        self, params: tuple[Params, Params], begin: int
+    ) -> tuple[np.ndarray, Int[np.ndarray, " b"]]:
+        # The last batch is whole as the others are, so that one program serves all.
+        numbers = self._first + np.arange(begin, begin + self._batch_size)
+        family, sampler = self._model.family, self._model.sampler
+        split = functools.partial(batch_sharding, self._mesh)
+        noise = sample_noise(
+            self._seed,
+            jax.device_put(numbers, split()),
+            sampler.num_noises,
+            family.image_shape,
+        )
+        noise = jax.device_put(noise, split(1))
+        cond = jax.device_put(family.cond(self.conditions.inputs(numbers)), split())
+        made = sampler.run(params[0], noise, cond)
+        labels = self.conditions.labels(numbers)
+        if self._model.pipeline is None:
+            return np.asarray(made), labels
+        return self._decoded(self._model.pipeline, params[1], made, begin), labels
+
+    def _decoded(
+        self, pipeline: TextToImage, vae_params: Params, latents: jax.Array, begin: int
+    ) -> np.ndarray:
+        count = min(self._batch_size, self._num - begin)
+        names = [self.describe(i) for i in range(begin, begin + count)]
+        _check_latents(np.asarray(latents)[:count], names)
+        images = np.asarray(decode(pipeline.vae, vae_params, latents))
+        check_finite(images[:count], names, pipeline.vae, "images")
+        return images
+
+
+def whole_batch(batch_size: int, mesh: Mesh) -> int:
+    """Return the next number of images that splits evenly over the devices."""
+    return math.ceil(batch_size / mesh.size) * mesh.size
+
+
+def _check_latents(latents: np.ndarray, names: Sequence[str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(latents).reshape(len(latents), -1).all(axis=1))
+    if len(bad):
+        raise Refused(
+            f"the U-Net's latents of {names[bad[0]]} are not finite ({len(bad)} of {len(latents)} "
+            "images), expected numbers; sample with dtype=float32 and a smaller guidance, or "
+            "export or download the weights again."
+        )

@@ -1,0 +1,209 @@
+"""Run folders opened for their weights: the config read once, the network built once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.recipe.lora import part_shapes, player_adapters, whole_part
+from dmd2_jax.recipe.open import (
+    Family,
+    build_family,
+    check,
+    recorded_config,
+    teacher_file,
+    weights_file,
+)
+from dmd2_jax.run.checkpoint import Checkpoints
+from dmd2_jax.run.folder import read_run
+from dmd2_jax.run.loop import CHECKPOINTS
+from dmd2_jax.typing import Params
+
+__all__ = ["Run", "checkpoint_params", "open_run", "read_run_folder"]
+
+
+class Run(NamedTuple):
+    """A run folder, with the one of its networks that is meant.
+
+    Attributes:
+      workdir: the folder.
+      trained: "teacher" or "student", which the run trains.
+      config: its config.
+      family: the network.
+      which: "teacher" or "student", whose weights are meant.
+      ema: the decay of the student's average that is meant; None: the student itself.
+      file: of the weights; None: they are in a checkpoint.
+      step: of the checkpoint; None: they are in the file.
+    """
+
+    workdir: Path
+    trained: str
+    config: ConfigDict
+    family: Family
+    which: str
+    ema: float | None = None
+    file: Path | None = None
+    step: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the weights are called in messages: their file, or the checkpoint."""
+        if self.file is not None:
+            return str(self.file)
+        return f"checkpoint {self.step} of {self.workdir}"
+
+    def choose(
+        self,
+        which: str | None = None,
+        ema: float | None = None,
+        *,
+        weights: str = "",
+        checkpoint: int | None = None,
+    ) -> "Run":
+        """Return the run with another of its networks; nothing is read.
+
+        Args:
+          which: "teacher" or "student"; None is the one that the run trains.
+          ema: the decay of the student's average to use; None is the student itself.
+          weights: a file of weights (docs/weights.md) to use instead of the run's.
+          checkpoint: the step of a kept checkpoint to take the weights from; None: the export.
+
+        Raises:
+          Refused: if the run has no such network, average or file.
+        """
+        which = which or self.trained
+        _check_network(self, which, ema)
+        if checkpoint is not None and (weights or which != self.trained):
+            raise Refused(
+                f"checkpoint={checkpoint} together with weights of another file or which={which}, "
+                f"expected the {self.trained} that the run in {self.workdir} trains; leave the "
+                "others away."
+            )
+        file = None
+        if checkpoint is None:
+            if weights:
+                file = weights_file(weights, f"{which}.safetensors")
+            elif which == self.trained:
+                name = which if ema is None else f"{which}_ema_{ema:g}"
+                file = weights_file(str(self.workdir), f"{name}.safetensors")
+            else:
+                file = teacher_file(self.config)
+        return self._replace(which=which, ema=ema, file=file, step=checkpoint)
+
+    def load(self) -> Params:
+        """Read the weights.
+
+        Raises:
+          ValueError: if they are damaged or of another network.
+          CheckpointError: if there is no such checkpoint, or it is damaged.
+        """
+        if self.file is not None:
+            return self.family.load(self.file)
+        return _restore(self, self.step)[0]
+
+    def checkpoints(self) -> Sequence[int]:
+        """Return the steps of the kept checkpoints."""
+        with Checkpoints(self.workdir / CHECKPOINTS, read_only=True) as kept:
+            return kept.all_steps()
+
+
+def open_run(
+    workdir: str | Path,
+    which: str | None = None,
+    ema: float | None = None,
+    *,
+    weights: str = "",
+    checkpoint: int | None = None,
+    dtype: str = "",
+) -> Run:
+    """Open a run folder, reading no weights.
+
+    Args:
+      workdir: what train-teacher or distill wrote.
+      which, ema, weights, checkpoint: see `Run.choose`.
+      dtype: of the computation, "float32" or "bfloat16"; "": the run's.
+
+    Raises:
+      Refused: if there is no run, or it has no such weights.
+    """
+    return read_run_folder(workdir, dtype=dtype).choose(
+        which, ema, weights=weights, checkpoint=checkpoint
+    )
+
+
+def checkpoint_params(
+    workdir: str | Path, step: int | None = None, *, part: str = "", ema: float | None = None
+) -> tuple[Params, int]:
+    """Read the weights alone from a checkpoint of a run; nothing of the optimiser is built.
+
+    Low-rank adapters are merged with the weights of their run's teacher.
+
+    Args:
+      workdir: what train-teacher or distill wrote.
+      step: which checkpoint; None is the newest good one.
+      part: which branch of the state, such as "critic.params"; by default what the run exports:
+        "generator.params" of a student, "ema" of a teacher.
+      ema: the decay of the student's average to read instead.
+
+    Returns:
+      (weights, step).
+
+    Raises:
+      ValueError: if there is no run, or it has no such part.
+      CheckpointError: if there is no such checkpoint, or it is damaged.
+    """
+    run = read_run_folder(workdir)
+    _check_network(run, run.trained, ema)
+    return _restore(run._replace(ema=ema), step, part)
+
+
+def read_run_folder(workdir: str | Path, *, dtype: str = "") -> Run:
+    """Read a run folder's config and build its network; `Run.choose` then finds the weights.
+
+    Args:
+      workdir: what train-teacher or distill wrote.
+      dtype: of the computation, "float32" or "bfloat16"; "": the run's.
+
+    Raises:
+      Refused: if there is no run.
+    """
+    command, values = read_run(workdir)
+    config = recorded_config(values)
+    check(config)
+    if dtype:
+        config = config.copy_and_resolve_references()
+        config.model.dtype = dtype
+    trained = "teacher" if command == "train-teacher" else "student"
+    return Run(Path(workdir), trained, config, build_family(config), trained)
+
+
+def _check_network(run: Run, which: str, ema: float | None) -> None:
+    if which == "student" and run.trained == "teacher":
+        raise Refused(
+            f"which=student, but {run.workdir} holds a run of `train-teacher`, expected one of "
+            "`distill`; choose the teacher, or another run."
+        )
+    if ema is not None and (which, ema) not in [
+        ("student", d) for d in run.config.optim.ema_decays
+    ]:
+        raise Refused(
+            f"ema={ema:g}, expected one of optim.ema_decays={tuple(run.config.optim.ema_decays)} "
+            f"of the run in {run.workdir}, and its student; leave it away for the student itself."
+        )
+
+
+def _restore(run: Run, step: int | None, part: str = "") -> tuple[Params, int]:
+    config, family, adapter = run.config, run.family, None
+    if run.ema is not None:
+        part = f"ema.{tuple(config.optim.ema_decays).index(run.ema)}"
+    elif not part:
+        part = "ema" if run.trained == "teacher" else "generator.params"
+    if run.trained == "student":
+        adapter = player_adapters(config, family)[part.startswith("critic")]
+    with Checkpoints(run.workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        params, extra, found = checkpoints.restore_part(part, part_shapes(adapter, family), step)
+    if adapter is not None:
+        params = whole_part(params, config, family, extra.get("teacher"))
+    return params, found
