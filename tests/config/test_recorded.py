@@ -11,7 +11,7 @@ from dmd2_jax.config.load import apply_overrides, from_plain, load_config, plain
 from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.recipe.open import check
 from dmd2_jax.run.folder import RunFolderError, open_run, read_run
-from dmd2_jax.sampling.samplers import run_recipe
+from dmd2_jax.sampling.runs import read_run_folder
 
 OLD = Path(__file__).with_name("old_run.json")
 """What `dmd2 distill --config=tests/tiny.py` wrote before each family had keys of its own."""
@@ -63,7 +63,8 @@ def test_translated_leaves_a_config_of_today_alone(capsys: pytest.CaptureFixture
 
 def test_old_run_opens_and_resumes_with_the_config_of_today(tmp_path: Path) -> None:
     shutil.copy(OLD, tmp_path / "config.json")
-    _, which, config = run_recipe(tmp_path)
+    run = read_run_folder(tmp_path)
+    which, config = run.which, run.config
     assert which == "student"
     assert open_run(tmp_path, "distill", plain(config))  # resumed: nothing differs
     command, values = read_run(tmp_path)
@@ -72,7 +73,7 @@ def test_old_run_opens_and_resumes_with_the_config_of_today(tmp_path: Path) -> N
 
 def test_old_run_refuses_another_schedule(tmp_path: Path) -> None:
     shutil.copy(OLD, tmp_path / "config.json")
-    config = run_recipe(tmp_path)[2]
+    config = read_run_folder(tmp_path).config
     config.model.sigma_max = 40.0
     with pytest.raises(RunFolderError, match=r"model.sigma_max: got 40.0, the run there has 80.0"):
         open_run(tmp_path, "distill", plain(config))
