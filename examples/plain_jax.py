@@ -4,7 +4,7 @@
 
 prints, after some seconds, the mean and spread of the student's samples beside the data's:
 
-    data: mean [1.0, -1.0], std 0.2; student: mean [1.00, -1.00], std 0.2
+    data: mean [1.0, -1.0], std 0.2; student: mean [0.99, -0.99], std 0.2
 """
 
 import jax
