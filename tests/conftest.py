@@ -4,6 +4,7 @@ Environment variables and the import hook must be in place before jax and the pa
 imported, so they are set while pytest reads this file.
 """
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,9 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     + os.environ.get("XLA_FLAGS", "")
 ).strip()
+
+# Tracing makes many objects that live; looking through them all again and again takes a sixth of it.
+gc.set_threshold(100_000, 50, 50)
 
 # Compiled programs: all workers share them, and the commands that tests start; they stay for the
 # next run. JAX's own keys hold the flags.
