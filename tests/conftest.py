@@ -22,9 +22,6 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 ).strip()
 
-# Tracing makes many objects that live; looking through them all again and again takes a sixth of it.
-gc.set_threshold(100_000, 50, 50)
-
 # Compiled programs: all workers share them, and the commands that tests start; they stay for the
 # next run. JAX's own keys hold the flags.
 os.environ["DMD2_TESTS_CACHE"] = os.environ.get("DMD2_TESTS_CACHE") or str(cache_of_this_machine())
@@ -39,6 +36,8 @@ install_import_hook(
     ["dmd2_jax.diffusion", "dmd2_jax.losses", "dmd2_jax.distill"], "beartype.beartype"
 )
 
+# Tracing makes many objects that live on; looking for dead ones among them takes a sixth of it.
+gc.set_threshold(100_000, 50, 50)
 
 _LARGEST_CACHE = 2**31  # bytes; then it begins anew
 
