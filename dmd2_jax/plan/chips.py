@@ -179,7 +179,9 @@ def nearest(name: str, count: int = 3) -> list[str]:
       count: how many.
     """
     words = name.strip().lower().removeprefix("tpu ")
-    text, separator, rest = re.fullmatch(r"(?s)([^:_ -]*)([:_ -]*)(.*)", words).groups()
+    parts = re.fullmatch(r"(?s)([^:_ -]*)([:_ -]*)(.*)", words)
+    assert parts is not None  # every text has this form
+    text, separator, rest = parts.groups()
     known = {kind: (kind,) for kind in CHIPS} | _OTHER_NAMES
     matches = [text] if text in known else difflib.get_close_matches(text, known, n=1)
     kinds = known[matches[0]] if matches else tuple(CHIPS)

@@ -135,7 +135,7 @@ READ_BACK = """
 import sys
 from pathlib import Path
 import jax.numpy as jnp
-from tests.runtime.test_writers import METRICS, picture
+from tests.run.test_writers import METRICS, picture
 from dmd2_jax.run.writers import Writers
 
 folder = Path(sys.argv[1])
