@@ -162,6 +162,17 @@ def test_texts_name_modules_that_there_are() -> None:
     assert found == set()
 
 
+def test_texts_import_from_tests_that_there_are() -> None:
+    found = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in ROOT.glob("tests/**/*.py")
+        for name in re.findall(r"from (tests(?:\.\w+)+) import", file.read_text())
+        if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
+        and not (ROOT / name.replace(".", "/")).is_dir()
+    }
+    assert found == set()
+
+
 def test_gone_modules_finds_them() -> None:
     gone = "dmd2_jax." + "runtime.checkpoint"
     there = "dmd2_jax.run.checkpoint.save, dmd2_jax.data.load"

@@ -272,7 +272,7 @@ class StableDiffusionUNet(nn.Module):
         """Return the embedding that shifts every residual block."""
         self._check_conditions(text_embeds, time_ids, timestep_cond)
         embedding = self.time_embedding(self.embed_time(timestep), timestep_cond)
-        if self.added:
+        if self.added and text_embeds is not None and time_ids is not None:
             numbers = self._sinusoids(time_ids.reshape(-1), self.added.time_features)
             numbers = numbers.reshape(time_ids.shape[0], -1)
             pooled = text_embeds.astype(jnp.float32)
@@ -319,7 +319,7 @@ class StableDiffusionUNet(nn.Module):
                 + ("both" if self.added else "neither")
                 + ": SDXL takes them, SD 1.x and 2.x do not; check the U-Net's config.json."
             )
-        if self.added:
+        if self.added and text_embeds is not None and time_ids is not None:
             total = text_embeds.shape[-1] + time_ids.shape[-1] * self.added.time_features
             if total != self.added.total:
                 raise Refused(
