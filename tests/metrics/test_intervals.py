@@ -7,6 +7,7 @@ import pytest
 
 from dmd2_jax import metrics
 from dmd2_jax.commands.report.metric_section import interval
+from dmd2_jax.metrics import all_figures
 from dmd2_jax.metrics.contract.figures import wilson
 from dmd2_jax.metrics.features.blocks import Dealer
 from dmd2_jax.metrics.features.extractor import FeatureSet
