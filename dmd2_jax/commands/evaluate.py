@@ -1,4 +1,4 @@
-"""measure a run, weights or a folder of images against real images
+"""Measure a run, weights or a folder of images against real images.
 
 Measure images against real ones: by default all that a run trained (and a student's teacher),
 against the data of its recipe: FID and class accuracy in the features of a small classifier,

@@ -1,4 +1,4 @@
-"""draw images from a run into one PNG
+"""Draw images from a run into one PNG.
 
 Draw images from a run, or of prompts, into one PNG.
 
@@ -51,9 +51,9 @@ class Options:
     """
 
     workdir: str = flag("the run folder", default="", metavar="DIR")
-    out: str = flag("default: samples.png", default="samples.png", metavar="PNG")
+    out: str = flag("the picture", default="samples.png", metavar="PNG")
     num: int | None = flag("how many; default: 100; with prompts of each, 1", default=None)
-    seed: int = flag("default: 0", default=0)
+    seed: int = flag("of the noise", default=0)
     classes: tuple[int, ...] | None = flag(
         "classes to cycle through; default: all", default=None, metavar="0,1,2"
     )
@@ -108,7 +108,7 @@ class Options:
         "another autoencoder than the pipeline's", default="", metavar="DIR", group=_TEXT
     )
     vae_dtype: str = flag(
-        "type the autoencoder computes in; SDXL's overflows float16; default: float32",
+        "type the autoencoder computes in; SDXL's overflows float16",
         default="float32",
         choices=("float32", "bfloat16", "float16"),
         group=_TEXT,

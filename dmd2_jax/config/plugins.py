@@ -84,8 +84,6 @@ def require(module: ModuleType, needs: Iterable[str], what: str) -> None:
 
 
 def _import_own(name: str, what: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise Refused(f"{what}={name!r}, expected the name of a module, such as my_lab.mine.")
     here = str(Path.cwd())
     # An installed `dmd2` does not look in the folder that it is started in.
     if here not in sys.path and "" not in sys.path:

@@ -90,9 +90,7 @@ class EvaluateOptions:
         parse=_count,
         group=_MEASURED,
     )
-    seed: int = flag(
-        "of the noise, or of which N images of a folder; default: 0", default=0, group=_MEASURED
-    )
+    seed: int = flag("of the noise, or of which N images of a folder", default=0, group=_MEASURED)
     batch_size: int = flag(
         "images sampled at a time; changes no figure; default: config.evaluate.batch_size, of a "
         "pipeline 4",
@@ -115,14 +113,14 @@ class EvaluateOptions:
     )
     metrics: tuple[str, ...] = flag(
         "of fid, kid, inception_score, precision_recall, density_coverage, diversity, patch_fid, "
-        "clip_score, or dotted modules of your own; default: fid",
+        "clip_score, or dotted modules of your own",
         default=("fid",),
         metavar="A,B,...",
         group=_HOW,
     )
     features: str = flag(
         "a classifier trained on the recipe's data, which needs no download and compares models "
-        "of these data alone, or the network of published FIDs; default: classifier",
+        "of these data alone, or the network of published FIDs",
         default="classifier",
         choices=("classifier", "inception"),
         group=_HOW,

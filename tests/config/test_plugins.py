@@ -70,7 +70,7 @@ def test_load_plugin_keeps_the_error_of_a_module_that_cannot_be_imported(lab: Pa
 
 @pytest.mark.parametrize("name", ["./mine.py", ".mine", "mine.", "a/b.c"])
 def test_load_plugin_refuses_what_cannot_be_a_module(name: str) -> None:
-    with pytest.raises(Refused, match="expected the name of a module"):
+    with pytest.raises(Refused, match="or a dotted module of your own"):
         load(name)
 
 

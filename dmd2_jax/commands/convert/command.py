@@ -1,4 +1,4 @@
-"""convert weights between EDM .pkl, PyTorch .bin and .safetensors
+"""Convert weights between EDM .pkl, PyTorch .bin and .safetensors.
 
 Convert weights of the original names between files. SRC is a .safetensors, PyTorch's
 .bin, .pt or .pth, EDM's .pkl, hf://owner/repository/file, or the --workdir of a run; DST is

@@ -1,4 +1,4 @@
-"""write a student as a diffusers pipeline folder, or as a LoRA file
+"""Write a student as a diffusers pipeline folder, or as a LoRA file.
 
 Write a text-to-image student so that diffusers loads it: a folder with its U-Net, a
 scheduler with its times, and everything else copied from its teacher's pipeline.
