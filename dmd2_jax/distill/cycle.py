@@ -80,6 +80,8 @@ def run_cycle(
     if config.first_turn_reuses_images:
         fakes = x_0[None] if fakes is None else jnp.concatenate([x_0[None], fakes])
 
+    assert fakes is not None  # there is a first turn, of reused images or of fresh ones
+
     # Only what the critic turns change is carried through the loop.
     def body(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
         step, critic, head = carry

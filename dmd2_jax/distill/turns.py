@@ -62,6 +62,7 @@ def student_input(
             t,
         )
     # Noised real data; the first step starts from pure noise all the same.
+    assert real is not None  # `DistillConfig.needs_real` says so
     noise = draws.noise[draws.step]
     from_real = add_noise(generator.schedule, real, noise, t)
     return jnp.where(draws.step == 0, prior_sample(generator, noise, times), from_real), t
@@ -213,6 +214,7 @@ def critic_turn(
 
     trained: tuple[Player, ...] = (state.critic,)
     if config.has_discriminator:
+        assert state.discriminator is not None  # `init_state` refuses else
         trained = (state.critic, state.discriminator)
     gradients, _, metrics = accumulated_grad(
         loss_fn, tuple(p.params for p in trained), (fake, real, draws), config.microbatches

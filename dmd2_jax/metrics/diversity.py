@@ -44,7 +44,7 @@ def _diversity(features: FeatureSet, per_label: int, seed: int) -> float:
         if len(members) > per_label:
             members = random.choice(members, per_label, replace=False)
         if len(members) > 1:
-            means.append(pdist(features.features[members].astype(np.float64)).mean())
+            means.append(pdist(features.kept("features")[members].astype(np.float64)).mean())
     if not means:
         raise Refused(
             f"{len(labels)} samples of as many labels, expected some label at least twice; "

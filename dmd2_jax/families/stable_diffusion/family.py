@@ -254,7 +254,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
     """
     config = {key: value for key, value in model_config.items() if key not in _PARTS}
     if "unet" in model_config:
-        unet_config, scheduler = model_config["unet"], model_config.get("scheduler")
+        unet_config, scheduler = model_config["unet"], model_config.get("scheduler", ())
     else:
         unet_config, scheduler = _pipeline_configs(config.get("pipeline") or "")
     for name, part in (("unet", unet_config), ("scheduler", scheduler)):

@@ -99,18 +99,19 @@ class Extractor:
                     "probably diverged."
                 )
             images = np.asarray(to_uint8(images))
-        outputs = []
+        mesh, outputs = self.mesh, []
+        assert mesh is not None  # __post_init__ makes one
         for begin in range(0, len(images), self.batch_size):
             batch = np.asarray(images[begin : begin + self.batch_size])
             # A padded last batch keeps one compiled program for any number of images.
             padding = ((0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
-            batch = jax.device_put(np.pad(batch, padding), batch_sharding(self.mesh))
-            outputs.append(_apply(self.apply, self.mesh, self.params, batch))
-        features, logits = (
-            None if part[0] is None else np.concatenate([np.asarray(p) for p in part])
-            for part in zip(*outputs, strict=True)
-        )
-        return features[: len(images)], None if logits is None else logits[: len(images)]
+            batch = jax.device_put(np.pad(batch, padding), batch_sharding(mesh))
+            outputs.append(_apply(self.apply, mesh, self.params, batch))
+        features, logits = zip(*outputs, strict=True)
+        whole = np.concatenate([np.asarray(part) for part in features])[: len(images)]
+        if logits[0] is None:
+            return whole, None
+        return whole, np.concatenate([np.asarray(part) for part in logits])[: len(images)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -180,6 +181,20 @@ class FeatureSet:
     logits: Float[np.ndarray, "n k"] | None = None
     labels: Int[np.ndarray, " n"] | None = None
     blocks: tuple[FeatureStatistics, ...] | None = None
+
+    def kept(self, name: str) -> np.ndarray:
+        """Return "features", "logits" or "labels", one row a sample.
+
+        Raises:
+          Refused: if they were not kept.
+        """
+        rows = getattr(self, name)
+        if rows is None:
+            raise Refused(
+                f"the {name} of these samples were not kept, expected them for this metric; "
+                f"collect with keep=({name!r},)."
+            )
+        return rows
 
 
 class Collector:
