@@ -33,8 +33,8 @@ def train(workdir: Path, *more: str) -> list[str]:
         ("mesh.data=4096", "which takes 4096 devices, expected a mesh for the 8 cpu devices"),
         ("model.num_classes=7", "expected 10 as in digits, or 0"),
         ("model.image_channels=3", "expected 1 as in the images of digits"),
-        ("model.channel_mult=1,2,4,8,16", "must be divisible by 16"),
-        ("model.scan_layers=True", "of which the U-Nets of model.family=edm have none"),
+        ("model.channel_mult=1,2,4,8,16", "expected it to be divisible by 16"),
+        ("model.scan_layers=True", "--config.model.scan_layers is no key"),
     ],
 )
 def test_config_values_are_refused(

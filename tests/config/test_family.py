@@ -79,9 +79,9 @@ def test_choose_family_names_the_nearest() -> None:
 
 
 @pytest.fixture
-def my_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of the user's own, which dmd2 is started in."""
-    package = tmp_path / "my_lab"
+    package = tmp_path / "lab_of_families"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "my_unet.py").write_text(textwrap.dedent(MY_UNET))
@@ -91,11 +91,11 @@ def my_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_family_of_the_users_own_trains_and_distils(my_lab: Path) -> None:
-    own = ("--config.model.family=my_lab.my_unet", "--config.model.width=12")
+def test_family_of_the_users_own_trains_and_distils(lab: Path) -> None:
+    own = ("--config.model.family=lab_of_families.my_unet", "--config.model.width=12")
     words = (f"--config={RECIPE}", *own, "--config.teacher.steps=1")
     assert dmd2("train-teacher", *words, "--workdir=teacher") == 0
-    assert (my_lab / "teacher" / "teacher.safetensors").is_file()
+    assert (lab / "teacher" / "teacher.safetensors").is_file()
     words = (*words, "--config.teacher.weights=teacher")
     assert dmd2("distill", *words, "--workdir=student", "--dry_run") == 0
     # The recorded config is enough to sample: the family is found again by its name.
@@ -105,16 +105,16 @@ def test_family_of_the_users_own_trains_and_distils(my_lab: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--config.model.family=my_lab.none",), "is no module that Python finds"),
-        (("--config.model.family=my_lab.no_build",), "does not define build"),
+        (("--config.model.family=lab_of_families.none",), "is no module that Python finds"),
+        (("--config.model.family=lab_of_families.no_build",), "does not define build"),
         (
-            ("--config.model.family=my_lab.my_unet", "--config.model.network=song"),
+            ("--config.model.family=lab_of_families.my_unet", "--config.model.network=song"),
             "--config.model.network is no key",
         ),
     ],
 )
 def test_family_of_the_users_own_is_refused(
-    my_lab: Path, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    lab: Path, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (f"--config={RECIPE}", *more, "--workdir=run", "--dry_run")
     assert message in refused(capsys, "train-teacher", *words)
