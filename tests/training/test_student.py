@@ -88,7 +88,7 @@ def test_distill_moves_the_student_away_from_the_teacher() -> None:
 def test_distill_exports_between_its_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*arguments: Any) -> Any:
+    def stopped(*arguments: Any, **options: Any) -> Any:
         raise Begun
 
     monkeypatch.setattr(train_student, "draw_progress", stopped)
