@@ -120,7 +120,6 @@ class View:
         """
 
         def call() -> Array:
-            assert self.teacher.params is not None, "this turn was not given the teacher's weights"
             x_t, t = self.noised(name)
             x0 = guided_x0(self.teacher.denoiser, guidance)
             cond = self.samples(name).cond
