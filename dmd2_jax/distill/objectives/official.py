@@ -1,9 +1,10 @@
 """The objectives of DMD2 and of its ablations, from the keys of a config."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from dmd2_jax.config.plugins import is_dotted, load_plugin
+from dmd2_jax.config.plugins import available, is_dotted, load_plugin, nearest
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill.objectives import denoising, distribution_matching
 from dmd2_jax.distill.objectives.contract import Objective
@@ -115,13 +116,14 @@ def dmd2(
 
 
 def _loaded(name: str) -> Objective:
-    """Make the objective that a dotted module of the user's own offers."""
-    if not is_dotted(name):
+    """Make the objective of a file of this folder with `objective()`, or of a user's own module."""
+    if not is_dotted(name) and name not in (known := _by_name()):
         raise Refused(
-            f"{_KEY} has {name!r}, expected dotted modules of your own, such as my_lab.my_loss; "
-            "ours are switched by their weights."
+            f"{_KEY} has {name!r}, expected dotted modules of your own, such as my_lab.my_loss, or "
+            f"some of {known}{nearest(name, known)}; the paper's are switched by their weights."
         )
-    module: Any = load_plugin(name, "", _KEY, known=(), needs=("objective",))
+    package = __name__.rpartition(".")[0]
+    module: Any = load_plugin(name, package, _KEY, known=(name,), needs=("objective",))
     made = module.objective()
     missing = [member for member in _MEMBERS if not hasattr(made, member)]
     if missing:
@@ -130,3 +132,10 @@ def _loaded(name: str) -> Objective:
             "make it a subclass of dmd2_jax.objectives.Objective."
         )
     return made
+
+
+def _by_name() -> list[str]:
+    """List the files of this folder that offer an objective by name, as a user's module does."""
+    package = __name__.rpartition(".")[0]
+    modules = {name: importlib.import_module(f"{package}.{name}") for name in available(package)}
+    return [name for name, module in modules.items() if hasattr(module, "objective")]

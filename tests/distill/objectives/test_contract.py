@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import dmd2_jax.distill.objectives
 from dmd2_jax.distill import DistillConfig, draw_cycle, make_cycle, run_cycle
 from dmd2_jax.distill.objectives import (
     CriticGan,
@@ -165,6 +166,22 @@ def test_an_own_module_is_an_objective_by_its_name(tmp_path, monkeypatch) -> Non
     with pytest.raises(ValueError, match="expected dotted modules of your own"):
         dmd2(objectives=("bright",))
     sys.modules.pop("my_lab_of_objectives", None)
+
+
+def test_a_new_file_among_ours_is_an_objective_by_its_name(tmp_path) -> None:
+    (tmp_path / "brightest.py").write_text(
+        "from tests.distill.objectives.test_contract import Projection\n\n\n"
+        "def objective():\n    return Projection(weight=3.0)\n"
+    )
+    folder = dmd2_jax.distill.objectives
+    folder.__path__.append(str(tmp_path))
+    try:
+        assert dmd2(objectives=("brightest",))[-1].weight == 3.0
+        with pytest.raises(ValueError, match="did you mean 'brightest'?"):
+            dmd2(objectives=("brightness",))
+    finally:
+        folder.__path__.remove(str(tmp_path))
+        sys.modules.pop("dmd2_jax.distill.objectives.brightest", None)
 
 
 def test_an_own_objective_may_be_all_that_trains_the_generator() -> None:
