@@ -287,7 +287,7 @@ def test_training_refuses_prompts_of_other_text_encoders(
     def other(config: ConfigDict, split: str, resolution: int) -> Any:
         source = load(config, split, resolution)
         if config.path == str(prompts()):
-            source.manifest.plan["text_encoders"] = ["another"]
+            source.text_encoders = ("another",)
         return source
 
     monkeypatch.setattr(data, "load", other)
