@@ -265,7 +265,7 @@ def test_make_pairs_samples_the_prompts_by_ddim(tmp_path: Path) -> None:
             "has [1000], expected whole numbers in 0..999",
         ),
         ("distill", "model.pipeline=nowhere", "model.pipeline='nowhere' is no folder"),
-        ("distill", "model.family=edm", "comes with prompts, expected what model.family=edm"),
+        ("distill", "model.family=edm", "--config.model.pipeline is no key"),
         ("distill", "model.image_channels=3", "--config.model.image_channels is no key"),
         ("distill", "model.resolution=16", "8 pixels wide, expected config.model.resolution=16"),
         ("distill", "data.prompts=nowhere", "config.data.prompts=nowhere: "),
@@ -284,10 +284,10 @@ def test_training_refuses_prompts_of_other_text_encoders(
 ) -> None:
     at_hand, load = recipe().dataset, data.load
 
-    def other(config: ConfigDict, split: str) -> Any:
-        source = load(config, split)
+    def other(config: ConfigDict, split: str, resolution: int) -> Any:
+        source = load(config, split, resolution)
         if config.path == str(prompts()):
-            source.manifest.plan["text_encoders"] = ["another"]
+            source.text_encoders = ("another",)
         return source
 
     monkeypatch.setattr(data, "load", other)
@@ -323,6 +323,15 @@ def test_training_refuses_prompts_for_a_model_of_classes(
     more = (f"--config.data.prompts={prompts()}", f"--workdir={tmp_path / 'run'}")
     message = refused(capsys, "train-teacher", f"--config={tiny.RECIPE}", *more)
     assert "with data that have classes" in message
+
+
+def test_prompts_are_refused_where_the_family_takes_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"--config={tiny.RECIPE}", "--config.data.name=latents", "--dry_run")
+    words = (*words, f"--config.data.path={photos()}", f"--workdir={tmp_path / 'run'}")
+    message = "comes with prompts, expected what model.family=edm"
+    assert message in refused(capsys, "train-teacher", *words)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl_four_step_lora"])
