@@ -209,7 +209,9 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
             return float(text)
         if kind in (tuple, list):
             expected = f"a tuple like {current!r}"
-            return _parse_tuple(text, current, words=key.startswith(("mesh.", "distill.lora")))
+            return _parse_tuple(
+                text, current, words=key.startswith(("mesh.", "distill.lora", "distill.objectives"))
+            )
         if kind is str:
             return text
     except (ValueError, KeyError, SyntaxError):
@@ -220,7 +222,9 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
 def _parse_tuple(text: str, current: Sequence[Any], words: bool) -> tuple[Any, ...]:
     stripped = text.strip().strip("()[]").strip()
     items = [item.strip() for item in stripped.split(",") if item.strip()]
-    values = [i if words and i.isidentifier() else ast.literal_eval(i) for i in items]
+    values = [
+        i if words and i.replace(".", "").isidentifier() else ast.literal_eval(i) for i in items
+    ]
     if any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
         raise ValueError
     if any(isinstance(value, float) for value in current):

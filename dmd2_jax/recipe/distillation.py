@@ -175,8 +175,6 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
         "student_times": tuple(float(t) for t in config.distill.student_times),
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
-    if "sigma_data" in config.model:
-        values["sigma_data"] = config.model.sigma_data
     return DistillConfig(**values)
 
 
@@ -186,7 +184,9 @@ def objectives(config: ConfigDict) -> tuple[Objective, ...]:
     Raises:
       ValueError: if the values contradict each other, or an objective of the user's own is none.
     """
-    given = config.distill.to_dict() | {"sigma_data": config.model.sigma_data}
+    given = config.distill.to_dict()
+    if "sigma_data" in config.model:  # of an EDM-like family, for the weight of its name
+        given["sigma_data"] = config.model.sigma_data
     return dmd2(**{key: given[key] for key in inspect.signature(dmd2).parameters if key in given})
 
 
