@@ -55,13 +55,14 @@ def compute(real: FeatureSet, fake: FeatureSet, *, k: int = _NEIGHBOUR) -> dict[
 
     Source: Naeem et al. 2020 (2002.09797), eq. 4 and 5.
     """
-    count = len(fake.features)
+    x, y = real.kept("features"), fake.kept("features")
+    count = len(y)
     blocks = BLOCKS if count >= 2 * BLOCKS else 1
-    dealt, around = Dealer(blocks)(count), balls(real.features, k)
-    of_fake, reached = np.empty(count), np.empty((blocks, len(real.features)))
+    dealt, around = Dealer(blocks)(count), balls(x, k)
+    of_fake, reached = np.empty(count), np.empty((blocks, len(x)))
     for block in range(blocks):
         chosen = dealt == block
-        of_fake[chosen], reached[block] = count_inside(around, fake.features[chosen])
+        of_fake[chosen], reached[block] = count_inside(around, y[chosen])
     of_balls = reached.sum(axis=0)
     numbers = {"density": float(of_fake.mean() / k), "coverage": float((of_balls > 0).mean())}
     if blocks > 1:

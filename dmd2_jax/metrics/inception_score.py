@@ -43,11 +43,12 @@ def compute(
 
     Source: Salimans et al. 2016 (1606.03498), section 4.
     """
-    count = len(fake.logits)
+    logits = fake.kept("logits")
+    count = len(logits)
     _check_splits(count, splits)
     order = np.random.RandomState(seed).permutation(count)
     scores = [
-        _score(fake.logits[order[count * i // splits : count * (i + 1) // splits]])
+        _score(logits[order[count * i // splits : count * (i + 1) // splits]])
         for i in range(splits)
     ]
     return {

@@ -56,23 +56,24 @@ def compute(
 
     Source: Bińkowski et al. 2018 (1801.01401), eq. 4.
     """
-    size = min(subset_size, len(real.features), len(fake.features))
+    x, y = real.kept("features"), fake.kept("features")
+    size = min(subset_size, len(x), len(y))
     if size < 2 or subsets < 1:
         raise Refused(
-            f"KID with subset_size={subset_size}, subsets={subsets} of {len(real.features)} real "
-            f"and {len(fake.features)} generated samples, expected 2 samples and 1 subset or more; "
+            f"KID with subset_size={subset_size}, subsets={subsets} of {len(x)} real "
+            f"and {len(y)} generated samples, expected 2 samples and 1 subset or more; "
             "evaluate more samples."
         )
     random = np.random.RandomState(seed)
     values = [
         squared_discrepancy(
-            real.features[random.choice(len(real.features), size, replace=False)],
-            fake.features[random.choice(len(fake.features), size, replace=False)],
+            x[random.choice(len(x), size, replace=False)],
+            y[random.choice(len(y), size, replace=False)],
         )
         for _ in range(subsets)
     ]
     # Given the samples, subsets are drawn independently of each other.
-    variance = np.var(values) / subsets + _variance_of_samples(real.features, fake.features, random)
+    variance = np.var(values) / subsets + _variance_of_samples(x, y, random)
     return {
         "kid": float(np.mean(values)),
         "kid_std": float(np.std(values)),

@@ -102,7 +102,7 @@ def _panels(curves: dict[str, Series], lists: dict[str, Series]) -> dict[str, Ca
     panels: dict[str, tuple[str, Callable]] = {}
     owner = {name: title for title, names in _TOGETHER.items() for name in names}
     for name, (x, y) in curves.items():
-        together = _TOGETHER.get(owner.get(name), {})
+        together = _TOGETHER.get(owner.get(name, ""), {})
         present = {other: curves[other] for other in together if other in curves}
         if len(present) > 1:
             colours = {other: together[other] for other in present}

@@ -181,6 +181,12 @@ class FeatureSet:
     labels: Int[np.ndarray, " n"] | None = None
     blocks: tuple[FeatureStatistics, ...] | None = None
 
+    def kept(self, name: str) -> np.ndarray:
+        """Return features, logits or labels, which a metric that says so in REAL or FAKE has."""
+        array: np.ndarray | None = getattr(self, name)
+        assert array is not None, name  # `metrics.compute` refuses a set without them
+        return array
+
 
 class Collector:
     """Takes batches of images one after the other and makes a `FeatureSet` of them."""
