@@ -37,14 +37,14 @@ def compute(
 
 def _diversity(features: FeatureSet, per_label: int, seed: int) -> float:
     random = np.random.RandomState(seed)
-    labels = np.asarray(features.labels)
+    vectors, labels = features.kept("features"), features.kept("labels")
     order = np.argsort(labels, kind="stable")
     means = []
     for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         if len(members) > per_label:
             members = random.choice(members, per_label, replace=False)
         if len(members) > 1:
-            means.append(pdist(features.kept("features")[members].astype(np.float64)).mean())
+            means.append(pdist(vectors[members].astype(np.float64)).mean())
     if not means:
         raise Refused(
             f"{len(labels)} samples of as many labels, expected some label at least twice; "

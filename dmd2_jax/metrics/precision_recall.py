@@ -39,8 +39,9 @@ def compute(real: FeatureSet, fake: FeatureSet, *, k: int = _NEIGHBOUR) -> dict[
 
     Source: Kynkäänniemi et al. 2019 (1904.06991), eq. 1 and 2.
     """
-    in_real, _ = count_inside(balls(real.kept("features"), k), fake.kept("features"))
-    in_fake, _ = count_inside(balls(fake.kept("features"), k), real.kept("features"))
+    x, y = real.kept("features"), fake.kept("features")
+    in_real, _ = count_inside(balls(x, k), y)
+    in_fake, _ = count_inside(balls(y, k), x)
     return {"precision": float((in_real > 0).mean()), "recall": float((in_fake > 0).mean())}
 
 

@@ -107,7 +107,7 @@ def test_sample_takes_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
     line += [f"--prompt={text}" for text in PROMPTS]
     assert dmd2(*line, "--steps=4") == 0
     assert (tmp_path / "x.png").is_file()
-    assert "--steps=3, expected 4: this student's times are 999,749,499,249" in refused(
+    assert "steps=3, expected 4: this student's times are 999,749,499,249" in refused(
         capsys, *line, "--steps=3"
     )
     for flag in ("--guidance=5", "--negative=b"):
