@@ -18,7 +18,7 @@ LONGEST = (
     "commands/test_resume.py",
     "commands/test_ablate.py",
     "distill/test_toy_distributions.py",
-    "benchmarks/test_weak_scaling.py",
+    "benchmark_scripts/test_weak_scaling.py",
     "conformance/test_sd_losses.py",
     "commands/test_kill.py",
     "test_notebook.py",
