@@ -19,7 +19,6 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -308,7 +307,7 @@ def real_statistics(
       *datasets: the splits, usually train and test.
 
     Returns:
-      The reference statistics of `distribution_report`, and the features for `real_fid_floor`.
+      The reference statistics of a FID, and the features for `real_fid_floor`.
     """
     features = np.concatenate([classifier(dataset.images)[0] for dataset in datasets])
     return feature_statistics(features), features
@@ -351,42 +350,3 @@ def real_fid_floor(
         sides = (features[order[::2]], features[order[1::2]])
         distances.append(fid(*(feature_statistics(side) for side in sides)))
     return float(np.mean(distances)), float(np.std(distances))
-
-
-def distribution_report(
-    real_statistics: FeatureStatistics,
-    images: Shaped[Array | np.ndarray, "n h w c"],
-    labels: Int[Array | np.ndarray, " n"],
-    classifier: Classifier,
-) -> Mapping[str, float]:
-    """Compare generated images with the real distribution.
-
-    Args:
-      real_statistics: reference, of all real images in this classifier's feature space.
-      images: [n, h, w, c] generated, uint8 or float in [-1, 1]; n of 2,000 or more.
-      labels: [n] the classes that were asked for.
-      classifier: the feature space.
-
-    Returns:
-      fid: Fréchet distance to the reference; class_accuracy: fraction of the images that the
-      classifier takes for the class that was asked for; num_samples: n.
-
-    Raises:
-      ValueError: if images and labels differ in number, or a float image is not finite.
-    """
-    if len(images) != len(labels):
-        raise Refused(
-            f"{len(labels)} labels, expected {len(images)}, one an image; pass the labels that "
-            "the images were sampled with."
-        )
-    if images.dtype != np.uint8 and not bool(jnp.isfinite(images).all()):
-        raise Refused(
-            "images hold NaN or infinity, expected values in [-1, 1]; the generator has diverged."
-        )
-    features, logits = classifier(images)
-    correct = logits.argmax(axis=-1) == np.asarray(labels)
-    return {
-        "fid": fid(real_statistics, feature_statistics(features)),
-        "class_accuracy": float(correct.mean()),
-        "num_samples": len(images),
-    }
