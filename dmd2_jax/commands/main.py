@@ -189,6 +189,11 @@ def _parser(chosen: str) -> tuple[argparse.ArgumentParser, _Command | None]:
     if plugins.is_dotted(chosen) and not chosen.startswith("-"):
         needs = ("Options", "run")
         module = plugins.load_plugin(chosen, _PACKAGE, "the command", known=(), needs=needs)
+        if not dataclasses.is_dataclass(module.Options):
+            raise Refused(
+                f"{chosen}.Options is {module.Options!r}, expected a frozen dataclass of the "
+                "command's flags; decorate it with @dataclasses.dataclass(frozen=True)."
+            )
         command = _add_command(commands, chosen, module)
     return parser, command
 

@@ -121,6 +121,11 @@ def _distill_faults(config: ConfigDict) -> Iterator[str]:
             f"distill.student_times={times}, expected one or more strictly decreasing times; "
             f"for example (80.0, 0.4), or (999, 749, 499, 249) of Stable Diffusion."
         )
+    if wrong := [one for one in distill.get("objectives", ()) if not isinstance(one, str)]:
+        yield (
+            f"distill.objectives has {wrong}, expected dotted modules of your own, such as "
+            f"my_lab.my_loss; () is none."
+        )
     for name, paper in (("dm_range", (0.02, 0.98)), ("gan_range", (0.0, 1.0))):
         span = tuple(distill[name])
         if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:

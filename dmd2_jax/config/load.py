@@ -89,7 +89,7 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
     except Exception as error:
         raise Refused(
             f"--config={path} failed ({type(error).__name__}: {error}), expected {name}() to "
-            f"{expected}; {_remedy(file) or f'compare it with {example}.'}"
+            f"{expected}; {_remedy(file, error) or f'compare it with {example}.'}"
         ) from error
     finally:
         sys.path[:] = saved
@@ -171,6 +171,10 @@ def allowed_changes(config: ConfigDict, words: Sequence[str]) -> tuple[str, ...]
     names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
     fields = dict(_fields(config))
     for name in names:
+        if name in MOVED:
+            raise Refused(
+                f"--allow_change={name} has moved, expected --allow_change={MOVED[name]}; write so."
+            )
         if name not in fields and not any(key.startswith(f"{name}.") for key in fields):
             raise Refused(
                 f"--allow_change={name} is no key, expected one of the config's keys or groups"
@@ -244,8 +248,14 @@ def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[A
             yield prefix + name, (value, config.get_type(name), isinstance(field, FieldReference))
 
 
-def _remedy(recipe: Path) -> str:
+def _remedy(recipe: Path, error: Exception) -> str:
     """Return what has changed since a failing recipe was written; "" if it is nothing of that."""
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "configs":
+        return (
+            "where dmd2_jax is installed there is no package configs: begin the recipe with "
+            "`from dmd2_jax.config import defaults` and defaults.get_config(), or with "
+            'load_config("imagenet64") of dmd2_jax.config.load.'
+        )
     try:
         text = recipe.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -59,8 +59,8 @@ def load_plugin(
     if not is_dotted(name):
         if name not in known:
             raise Refused(
-                f"{what}={name!r}, expected one of {list(known)}{nearest(name, known)}, or a "
-                "dotted module of your own, such as my_lab.mine."
+                f"{what}={name!r}, expected one of {list(known)}, or a dotted module of your own, "
+                f"such as my_lab.mine{nearest(name, known)}."
             )
         return importlib.import_module(f"{package}.{name}")
     module = _import_own(name, what)

@@ -1,5 +1,6 @@
 """The training state: a pytree of arrays, and the optimiser steps that move it."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -181,8 +182,8 @@ def update_players(
         p <- p - lr (m / (sqrt(v) + eps) + weight_decay p),  gradients scaled to norm clip_norm
         p <- p + lr own(gradient)
 
-    Players stay as they are, optimiser included, if any gradient is not finite. What lies in the
-    host's memory is fetched for the step and put back.
+    Players stay as they are, optimiser included, if any gradient is not finite, or any update of an
+    optimiser of one's own. What lies in the host's memory is fetched for the step and put back.
 
     Args:
       players: the players of this optimiser step.
@@ -201,22 +202,30 @@ def update_players(
     for player in players:
         _check_same_optimizer(player, optimizer)
 
-    def step(player: Player, gradient: PyTree) -> Player:
-        host, player = player, fetched(player)
+    def step(player: Player, gradient: PyTree) -> tuple[Player, PyTree, PyTree]:
+        player = fetched(player)
         gradient = jax.tree.map(lambda g: g * scale, gradient)
-        direction, opt_state = optimizer.update(gradient, player.opt_state, player.params)
+        return player, *optimizer.update(gradient, player.opt_state, player.params)
+
+    def moved(host: Player, player: Player, direction: PyTree, opt_state: PyTree) -> Player:
         move = jnp.subtract if own is None else jnp.add
         params = jax.tree.map(lambda p, d: move(p, lr * d), player.params, direction)
         return put_back(taken_if(finite, Player(params, opt_state), player), host)
 
-    updated = tuple(step(p, g) for p, g in zip(players, gradients, strict=True))
+    # One at a time, but for an optimiser of one's own, of which all are looked at together.
+    steps: Iterable[Any] = (step(p, g) for p, g in zip(players, gradients, strict=True))
+    if own is not None:  # AdamW makes a finite step of every finite gradient; others need not
+        steps = list(steps)
+        finite &= jnp.isfinite(optax.tree.norm([direction for _, direction, _ in steps]))
+    updated = tuple(moved(host, *made) for host, made in zip(players, steps, strict=True))
     return updated, norm, finite
 
 
 def _check_same_optimizer(player: Player, optimizer: optax.GradientTransformation) -> None:
-    expected = jax.eval_shape(optimizer.init, player.params)
-    structures: list[Any] = [jax.tree.structure(it) for it in (expected, player.opt_state)]
-    if structures[0] != structures[1]:
+    def kinds(tree: PyTree) -> Any:
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), jax.eval_shape(lambda: tree))
+
+    if kinds(jax.eval_shape(optimizer.init, player.params)) != kinds(player.opt_state):
         raise Refused(
             "the optimiser's state in the TrainState is of another optimiser than the cycle's; "
             "give `optimizers` to init_state and to make_cycle alike."

@@ -29,7 +29,7 @@ from dmd2_jax.evaluate.spaces import RealSide, Space, open_spaces, real_side
 from dmd2_jax.metrics.features.extractor import Collector
 from dmd2_jax.pictures.checkpoint_curve import checkpoint_curve
 from dmd2_jax.recipe.open import check
-from dmd2_jax.run.folder import write_json
+from dmd2_jax.run.folder import read_run, write_json
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling.images import Images, Prompts, SampledImages
@@ -70,6 +70,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
             "%s will not be drawn: it is of FID, and --metrics=%s has no fid.",
             out.with_name(CURVE), ",".join(options.metrics),
         )  # fmt: skip
+    if options.workdir and not Path(options.workdir).is_dir():
+        read_run(options.workdir)  # which says what is missing
     if not out.parent.is_dir():
         raise Refused(f"--out={out} lies in no folder, expected {out.parent}; create it.")
     run, config = _recipe(options)

@@ -151,7 +151,7 @@ def plan_table(plan: Plan) -> str:
     if plan.chip is None:
         lines.append(
             f"no roofline   no published peaks of {plan.device_kind!r} are known here (chips.py of "
-            "dmd2_jax/runtime lists them), so no time, MFU or chip-hours"
+            "dmd2_jax/plan lists them), so no time, MFU or chip-hours"
         )
     if plan.chip is not None and plan.seconds and plan.mfu is not None:
         bounds = ", ".join(f"{what} {1e3 * s:.3g} ms" for what, s in plan.bounds.items())

@@ -310,7 +310,7 @@ def weights_file(path: str, name: str) -> Path:
     Args:
       path: a file of weights (docs/weights.md), a run folder that holds one called `name`, a
         diffusers folder, or hf://owner/repository/file, which is downloaded once.
-      name: for example "teacher.safetensors".
+      name: for example "teacher.safetensors"; "": no run folder is meant.
 
     Returns:
       The file, or the diffusers folder, which exists.
@@ -329,9 +329,10 @@ def weights_file(path: str, name: str) -> Path:
     if not file.is_file() and (Path(path) / "unet").is_dir():
         return Path(path)
     if not file.is_file():
+        folder = f" or a run folder that holds {name}; finish its training first, or"
         raise Refused(
-            f"no weights at {file}, expected a file of weights or a run folder that holds {name}; "
-            f"finish its training first, or give another path."
+            f"no weights at {file}, expected a file of weights{folder if name else ';'} give "
+            "another path."
         )
     return file
 

@@ -191,10 +191,14 @@ def _changes(
     }
     refused = {key: pair for key, pair in changes.items() if not _named(key, may_differ + allow)}
     if refused:
+        # A key that this config has not can be allowed with its group alone.
+        names = dict.fromkeys(
+            key if key in here else key.rpartition(".")[0] or key for key in refused
+        )
         raise RunFolderError(
             f"workdir {folder} holds a run of another config:\n  {_listed(refused)}\n"
             f"expected the same values in order to resume; choose another workdir, give these "
-            f"keys the run's values, or allow the change by allow_change={','.join(refused)}."
+            f"keys the run's values, or allow the change by allow_change={','.join(names)}."
         )
     return changes
 

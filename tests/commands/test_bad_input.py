@@ -270,7 +270,8 @@ def test_sample_and_evaluate_refuse_a_folder_without_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in ("sample", "evaluate"):
-        assert "no run in workdir" in refused(capsys, command, f"--workdir={tmp_path}")
+        for folder in (tmp_path, tmp_path / "misspelt"):
+            assert "no run in workdir" in refused(capsys, command, f"--workdir={folder}")
 
 
 def test_sample_refuses_the_student_of_a_teachers_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,14 @@ def test_own_command_without_options_is_refused(
     assert "does not define Options and run" in refused(capsys, name)
 
 
+def test_own_command_whose_options_are_no_dataclass_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = own(tmp_path, monkeypatch, "pass")
+    (tmp_path / "lab_of_tests" / "sheep.py").write_text("class Options: pass\nrun = print")
+    assert "expected a frozen dataclass" in refused(capsys, name)
+
+
 def test_refused_input_is_one_line_and_code_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

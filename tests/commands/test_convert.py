@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from dmd2_jax.weights import hub
 from dmd2_jax.weights.weight_files import read_weights, write_weights
-from tests.tiny import RECIPE, contents, distill_words, dmd2, student_run, teacher_run
+from tests.tiny import RECIPE, contents, distill_words, dmd2, refused, student_run, teacher_run
 from tests.weights import make
 
 EDM_PKL = make.HERE / "edm.pkl"
@@ -240,3 +240,10 @@ def test_convert_follows_no_name_in_a_file_out_of_its_folder(tmp_path: Path) -> 
     assert dmd2("convert", source, folder / "x.bin", f"--config={RECIPE}") == 2
     assert list(folder.iterdir()) == [] and len(list(tmp_path.iterdir())) == 2
     shutil.rmtree(folder)
+
+
+def test_convert_of_what_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, "convert", tmp_path / "misspelt", tmp_path / "x.bin")
+    assert "misspelt, expected a file of weights; give another path." in message

@@ -54,3 +54,15 @@ def test_dry_run_refuses_an_objective_that_is_not_there(
     own = "--config.distill.objectives=lab_of_losses.brightest"
     message = refused(capsys, *distill_words(tmp_path / "run", own, "--dry_run"))
     assert "lab_of_losses.brightest" in message and "no module" in message
+
+
+@pytest.mark.parametrize("made", ["None", "Brightness"])
+def test_what_is_no_objective_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, made: str
+) -> None:
+    """A function without a return, or a class that was not called."""
+    file = tmp_path / "lab_of_losses" / f"wrong_{made}.py"
+    file.write_text(BRIGHTNESS.replace("return Brightness(weight=10.0)", f"return {made}"))
+    own = f"--config.distill.objectives=lab_of_losses.wrong_{made}"
+    message = refused(capsys, *distill_words(tmp_path / "run", own, "--dry_run"))
+    assert f"wrong_{made}.objective() returned" in message and "an object of" in message

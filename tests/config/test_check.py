@@ -46,6 +46,7 @@ def test_validate_accepts_the_base_config() -> None:
         ({"log__keep": 0}, "log.keep=0, expected at least 1"),
         ({"log__keep_every": -1}, "log.keep_every=-1, expected 0 or more"),
         ({"log__keep_best": 2}, r"log.evaluate_every=0 \(never\), expected FID to be measured"),
+        ({"distill__objectives": (3,)}, r"objectives has \[3\], expected dotted modules"),
         ({"optim__max_skipped_in_a_row": 0}, "max_skipped_in_a_row=0, expected at least 1"),
     ],
 )

@@ -159,6 +159,8 @@ def test_allowed_changes_takes_keys_and_groups() -> None:
     assert allowed_changes(config, []) == ()
     with pytest.raises(match=r"--allow_change=dat is no key"):
         allowed_changes(config, ["dat"])
+    with pytest.raises(match=r"=schedule.rho has moved, expected --allow_change=model.rho;"):
+        allowed_changes(config, ["schedule.rho"])
 
 
 def test_from_plain_restores_what_json_keeps() -> None:

@@ -105,3 +105,13 @@ def test_older_recipe_is_told_what_to_change(tmp_path: Path, line: str, message:
     file.write_text(f"{head}    {line}\n    return config\n")
     with pytest.raises(match=message):
         load_config(str(file))
+
+
+def test_older_recipe_is_told_where_the_base_lies_when_there_is_no_package_configs(
+    tmp_path: Path,
+) -> None:
+    """As where a wheel is installed, which has the recipes under our own name."""
+    file = tmp_path / "old.py"
+    file.write_text("from configs.no_such_recipe import get_config\n")
+    with pytest.raises(match=r"begin the recipe with `from dmd2_jax\.config import defaults`"):
+        load_config(str(file))

@@ -16,13 +16,13 @@ OWN = Optimizers(generator=optax.contrib.muon(0.02), critic=optax.sgd(0.1))
 CONFIG = toy.config(critic_turns=2, warmup=4, clip_norm=1e-2, generator_lr=1e-9, critic_lr=1e-9)
 
 
-def own_state(config):
+def own_state(config, optimizers=OWN):
     return init_state(
         config,
         generator=toy.init_mlp(1),
         critic=toy.init_mlp(2),
         discriminator={"w": jnp.linspace(-1.0, 1.0, 8)},
-        optimizers=OWN,
+        optimizers=optimizers,
     )
 
 
@@ -92,6 +92,27 @@ def test_own_optimizers_skip_what_is_not_finite():
     after, _ = cycle(state, TEACHER, bad, jax.random.key(0))
     assert int(after.step.skipped) == 2
     jax.tree.map(np.testing.assert_array_equal, after.critic, state.critic)
+
+
+def test_own_optimizers_skip_an_update_of_theirs_that_is_not_finite():
+    """The gradients are finite, as are the generator's updates and so all that it does."""
+    broken = Optimizers(OWN.generator, optax.chain(optax.sgd(0.1), optax.scale(jnp.inf)))
+    state = own_state(CONFIG, broken)
+    cycle = make_cycle(toy.players(), CONFIG, optimizers=broken, donate=False)
+    after, metrics = cycle(state, TEACHER, make_batch(CONFIG), jax.random.key(0))
+    assert int(metrics["skipped_updates"]) == CONFIG.critic_turns
+    assert np.isfinite(metrics["critic_grad_norm"]).all()
+    jax.tree.map(np.testing.assert_array_equal, after.critic, state.critic)
+    jax.tree.map(np.testing.assert_array_equal, after.discriminator, state.discriminator)
+
+
+def test_optimizers_with_moments_of_another_type_are_refused():
+    """The two states have the same structure: nothing else would notice."""
+    whole, half = (Optimizers(optax.adam(1e-3, mu_dtype=it)) for it in ("float32", "bfloat16"))
+    state = own_state(CONFIG, whole)
+    cycle = make_cycle(toy.players(), CONFIG, optimizers=half)
+    with pytest.raises(ValueError, match="to init_state and to make_cycle alike"):
+        jax.eval_shape(cycle, state, TEACHER, make_batch(CONFIG), jax.random.key(0))
 
 
 @pytest.mark.parametrize("given_to_cycle", [True, False])

@@ -107,3 +107,12 @@ def test_every_metric_declares_the_figures_that_tables_show() -> None:
     assert next(iter(shown)) == "fid"
     assert {"kid", "inception_score", "precision", "coverage", "diversity"} < set(shown)
     assert not shown["kid"].more_is_better and shown["recall"].more_is_better
+
+
+def test_metric_that_reads_what_no_extractor_makes_is_refused_by_name(
+    lab: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own" / lab / "pixels.py"
+    file.write_text(SPREAD.replace('("features",)', '("pixels",)'))
+    with pytest.raises(ValueError, match=r"metric .*\.pixels reads \['pixels'\], expected some of"):
+        metrics.needs([f"{lab}.pixels"])

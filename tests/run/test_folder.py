@@ -80,6 +80,15 @@ def test_open_run_allows_no_more_than_is_named(tmp_path: Path) -> None:
     assert "allow_change=optimal,steps" in str(caught.value)
 
 
+def test_open_run_names_the_group_of_a_key_that_only_the_run_has(tmp_path: Path) -> None:
+    """--allow_change takes keys of the config at hand."""
+    open_run(tmp_path, "distill", {"optim": {"lr": 0.1, "own": 1}})
+    other = {"optim": {"lr": 0.1}}
+    with pytest.raises(RunFolderError, match=r"allow_change=optim\."):
+        open_run(tmp_path, "distill", other)
+    assert open_run(tmp_path, "distill", other, allow=["optim"])
+
+
 def test_open_run_checks_what_is_saved_before_it_writes(tmp_path: Path) -> None:
     def misfit() -> None:
         raise ValueError("another structure")

@@ -73,7 +73,7 @@ def dmd2(
     Raises:
       ValueError: for values that contradict each other, or a module that is none.
     """
-    more = tuple(_loaded(one) if isinstance(one, str) else one for one in objectives)
+    more = tuple(_loaded(one) if isinstance(one, str) else _checked(one) for one in objectives)
     own_generator = any(one.player == "generator" for one in more)
     own_critic = any(one.player == "critic" for one in more)
     has_gan = gan_critic_weight is not None
@@ -118,20 +118,26 @@ def dmd2(
 def _loaded(name: str) -> Objective:
     """Make the objective of a file of this folder with `objective()`, or of a user's own module."""
     if not is_dotted(name) and name not in (known := _by_name()):
+        ours = f", or some of {known}{nearest(name, known)}" if known else ""
         raise Refused(
-            f"{_KEY} has {name!r}, expected dotted modules of your own, such as my_lab.my_loss, or "
-            f"some of {known}{nearest(name, known)}; the paper's are switched by their weights."
+            f"{_KEY} has {name!r}, expected dotted modules of your own, such as my_lab.my_loss"
+            f"{ours}; the paper's are switched by their weights."
         )
     package = __name__.rpartition(".")[0]
     module: Any = load_plugin(name, package, _KEY, known=(name,), needs=("objective",))
-    made = module.objective()
-    missing = [member for member in _MEMBERS if not hasattr(made, member)]
-    if missing:
+    return _checked(module.objective(), f"{name}.objective() returned")
+
+
+def _checked(one: Any, whose: str = f"{_KEY} has") -> Objective:
+    """Refuse what is no objective, a class that was not called among it."""
+    missing = [member for member in _MEMBERS if not hasattr(one, member)]
+    if missing or isinstance(one, type):
+        without = f" without {missing}" if missing else ", a class"
         raise Refused(
-            f"{name}.objective() returned {made!r} without {missing}, expected an objective; "
-            "make it a subclass of dmd2_jax.objectives.Objective."
+            f"{whose} {one!r}{without}, expected an objective; make it an object of a subclass of "
+            "dmd2_jax.objectives.Objective."
         )
-    return made
+    return one
 
 
 def _by_name() -> list[str]:

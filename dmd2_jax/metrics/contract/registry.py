@@ -20,7 +20,7 @@ from dmd2_jax.metrics.contract.figures import (
     by_deviation,
     of_images,
 )
-from dmd2_jax.metrics.features.extractor import FeatureSet
+from dmd2_jax.metrics.features.extractor import KEEP, FeatureSet
 
 __all__ = [
     "Metric",
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _PACKAGE = "dmd2_jax.metrics"
+_PARTS = frozenset(("statistics", *KEEP))
 
 
 class Metric(Protocol):
@@ -226,6 +227,12 @@ def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
 def _metric(name: str) -> Metric:
     needed = ("compute", "REAL", "FAKE", "FIGURES")
     module: Any = plugins.load_plugin(name, _PACKAGE, "metric", known=available(), needs=needed)
+    unknown = sorted({*module.REAL, *module.FAKE, *getattr(module, "FAKE_USES", ())} - _PARTS)
+    if unknown:
+        raise Refused(
+            f"metric {name} reads {unknown}, expected some of {sorted(_PARTS)}; correct its REAL "
+            "and FAKE."
+        )
     return module
 
 
