@@ -6,7 +6,7 @@
 A run is sampled, --num images of each prompt. Of a folder, image number i in the order of the names
 was made from prompt number i; after the last prompt the first follows again. Images are RGB of
 16 x 16 pixels; they are reduced to grey of 8 x 8, the mean of 2 x 2 pixels and three channels, and
-named by a classifier that was trained on the digits of scikit-learn (evaluation/features.py). The
+named by a classifier that was trained on the digits of scikit-learn (metrics/features/classifier.py). The
 distance is Fréchet's in that classifier's features, to
 
     real      the real digits themselves
