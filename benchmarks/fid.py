@@ -10,7 +10,7 @@ features and are timed without a target.
 
 Measured on 2026-11-28 on 2 cores shared with other programs (load 7), at idle priority: 46 s by the
 clock, 20.8 s of one processor, 0.90 GB. Eigen-decompositions keep to one BLAS thread wherever they
-run (`evaluation.fid`), so that OPENBLAS_NUM_THREADS need not be set.
+run (`metrics.features.moments`), so that OPENBLAS_NUM_THREADS need not be set.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=50_000, help="feature vectors a side")
     parser.add_argument("--dimension", type=int, default=2048, help="features a vector")
-    parser.add_argument("--metrics", default="", help="others of `evaluation.metrics`, by commas")
+    parser.add_argument("--metrics", default="", help="others of `dmd2_jax.metrics`, by commas")
     parser.add_argument("--json", default="", help="write the figures here too")
     arguments = parser.parse_args()
     others = [name for name in arguments.metrics.split(",") if name]

@@ -1,7 +1,7 @@
 """dmd2_jax: distil a slow diffusion model into a one- or few-step generator.
 
-`import dmd2_jax` needs jax, flax, optax and einops only. Start with `DistillConfig`, `Players`,
-`init_state` and `make_cycle`; the `dmd2` command is built from the same functions.
+`import dmd2_jax` needs jax, flax, optax, einops and jaxtyping only. Start with `DistillConfig`,
+`Players`, `init_state` and `make_cycle`; the `dmd2` command is built from the same functions.
 """
 
 import importlib

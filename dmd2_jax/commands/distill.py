@@ -5,8 +5,8 @@ example:
       --config.teacher.weights=runs/teacher
 
 writes into --workdir: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
-  progress.gif, checkpoints/, student.safetensors and one student_ema_DECAY.safetensors
-  for each average.
+  scores_*.png, progress.gif, checkpoints/, student.safetensors and one
+  student_ema_DECAY.safetensors for each average.
 
 The same command again resumes where the run stopped. Ctrl-C saves first; so does
 SIGTERM. A folder that holds a run of another config is refused, unless what differs

@@ -1,4 +1,4 @@
-"""Train a diffusion model with EDM's objective.
+"""Train a teacher, with EDM's objective or on eps.
 
 example:
   dmd2 train-teacher --config=configs/digits.py --workdir=runs/teacher

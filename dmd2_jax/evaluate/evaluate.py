@@ -6,7 +6,7 @@
 
 Images go by in batches, sampled and judged on all devices, and are forgotten; several metrics
 share one pass. By default the features are those of a small classifier that is trained on the real
-images (see `evaluation.features`), which compare models of one data set and nothing else.
+images (see `metrics.features`), which compare models of one data set and nothing else.
 """
 
 import dataclasses

@@ -48,7 +48,7 @@ class Space(NamedTuple):
 
     Attributes:
       extractor: the network.
-      metrics: names of `evaluation.metrics`.
+      metrics: names of files of `dmd2_jax.metrics`, or dotted modules of the user's own.
       prefix: of the figures' names.
       names_classes: whether its logits are the classes of the data.
     """

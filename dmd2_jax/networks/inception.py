@@ -201,7 +201,7 @@ class InceptionV3(Block):
         """Return (features, logits) of images.
 
         Args:
-          images: [b, 299, 299, 3] in [-1, 1] (see `evaluation.resize` for how they get there).
+          images: [b, 299, 299, 3] in [-1, 1] (`metrics.features.resize` says how they get there).
 
         Returns:
           features [b, 2048], the average over space of the last block, and logits [b, 1008].

@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Family(Protocol):
-    """What a file of dmd2_jax/families builds: a Denoiser and its weights' making and files."""
+    """What a folder of dmd2_jax/families builds: a Denoiser and its weights' making and files."""
 
     denoiser: Denoiser
     image_shape: tuple[int, int, int]

@@ -1,1 +1,1 @@
-"""Things that know nothing of diffusion: randomness, checkpoints, metrics, devices, signals."""
+"""Things that know nothing of diffusion: devices, processes, random keys, signals, digests."""

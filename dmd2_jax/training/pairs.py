@@ -5,7 +5,8 @@
     x_0_00000.npy       the teacher's samples from that noise
 
 A killed process loses the file that it was writing; the next one goes on. Pair number n is a
-function of (seed, n) and the teacher alone: of which class or prompt, `recipe.sample_labels` says.
+function of (seed, n) and the teacher alone; `recipe.open.sample_labels` says of which class or
+prompt.
 """
 
 import json

@@ -5,7 +5,7 @@
     .pkl                   pickle.dump: NVIDIA's persistent networks, with their constructor's
                            arguments
 
-Nothing in a file is executed (`runtime/unpickle.py`).
+Nothing in a file is executed (`weights/unpickle.py`).
 """
 
 import dataclasses

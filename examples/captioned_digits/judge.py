@@ -6,8 +6,9 @@
 A run is sampled, --num images of each prompt. Of a folder, image number i in the order of the names
 was made from prompt number i; after the last prompt the first follows again. Images are RGB of
 16 x 16 pixels; they are reduced to grey of 8 x 8, the mean of 2 x 2 pixels and three channels, and
-named by a classifier that was trained on the digits of scikit-learn (evaluation/features.py). The
-distance is Fréchet's in that classifier's features, to
+named by a classifier that was trained on the digits of scikit-learn
+(dmd2_jax/metrics/features/classifier.py). The distance is Fréchet's in that classifier's features,
+to
 
     real      the real digits themselves
     route     the real digits after what generated images went through: enlarged, through the

@@ -1,6 +1,6 @@
 """CLIP score through the command, of weights and scores that transformers recorded: no torch here.
 
-`test_evaluate_clip.py` compares with transformers' own model, where torch is installed.
+`test_clip.py` compares with transformers' own model, where torch is installed.
 """
 
 import functools

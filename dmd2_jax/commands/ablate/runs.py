@@ -60,7 +60,7 @@ def ablate(options: Options) -> dict[str, Any]:
       options: what is asked for.
 
     Returns:
-      What table.json holds: runs; rows and pairs as `ablation_table.summary` makes them; teacher,
+      What table.json holds: runs; rows and pairs as `table.summary` makes them; teacher,
       real_fid_floor, rule.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The feature space of a small classifier, and the figures of a set of samples in it.
+"""The feature space of a small classifier of the real images, and these images in it.
 
 The classifier is trained on the real TRAIN images only; its accuracy is measured on the TEST
 images. Which real images the distances are computed against:

@@ -126,7 +126,7 @@ def classifier_extractor(
     """Return the feature network of a classifier of the user's own data.
 
     Args:
-      classifier: from `features.train_classifier`; its name becomes a hash of its weights, since
+      classifier: from `train_classifier`; its name becomes a hash of its weights, since
         every one is a feature space of its own.
       batch_size: see `Extractor`.
       mesh: see `Extractor`.

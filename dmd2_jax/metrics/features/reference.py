@@ -42,7 +42,7 @@ _NOTES = {"extractor": "U", "count": "iu", "resolution": "iu", "channels": "iu"}
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """Moments of reference images, from a file; see `fid.Moments`.
+    """Moments of reference images, from a file; see `moments.Moments`.
 
     Attributes:
       mean: [d] float64.

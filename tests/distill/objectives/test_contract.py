@@ -181,7 +181,7 @@ def test_a_new_file_among_ours_is_an_objective_by_its_name(tmp_path) -> None:
             dmd2(objectives=("brightness",))
     finally:
         folder.__path__.remove(str(tmp_path))
-        sys.modules.pop("dmd2_jax.distill.objectives.brightest", None)
+        sys.modules.pop(f"{folder.__name__}.brightest", None)
 
 
 def test_an_own_objective_may_be_all_that_trains_the_generator() -> None:

@@ -1,4 +1,4 @@
-"""The classifier that makes the features, its cache, and the report of a set of samples."""
+"""The classifier that makes the features, its cache, and the real images in its features."""
 
 import logging
 from dataclasses import replace
