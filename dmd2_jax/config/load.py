@@ -8,7 +8,9 @@ value stops the run at once.
 
 import ast
 import importlib.util
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
             )
     # Users' recipes import what lies beside them, wherever dmd2 is started.
     places = [str(file.absolute().parent.parent), str(Path.cwd()), str(_PACKAGE.parent)]
-    saved, sys.path[:] = list(sys.path), [*places, *sys.path]
+    saved, sys.path[:] = list(sys.path), [*places, *sys.path, str(file.absolute().parent)]
     try:
         spec = importlib.util.spec_from_file_location(f"dmd2_recipe_{file.stem}", file)
         if spec is None or spec.loader is None:
@@ -88,8 +90,9 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
         raise
     except Exception as error:
         raise Refused(
-            f"--config={path} failed ({type(error).__name__}: {error}), expected {name}() to "
-            f"{expected}; {_remedy(file, error) or f'compare it with {example}.'}"
+            f"--config={path} failed ({type(error).__name__}: {error}{_line_of(error)}), "
+            f"expected {name}() to {expected}; "
+            f"{_remedy(file, error) or f'compare it with {example}.'}"
         ) from error
     finally:
         sys.path[:] = saved
@@ -246,6 +249,14 @@ def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[A
             yield from _fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, (value, config.get_type(name), isinstance(field, FieldReference))
+
+
+def _line_of(error: Exception) -> str:
+    """Return where the user's own code failed: of the recipe, or of what it imports."""
+    foreign = tuple(f"{folder}{os.sep}" for folder in (sys.prefix, sys.base_prefix, _PACKAGE))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [it for it in frames if not it.filename.startswith((*foreign, "<"))]
+    return f"; line {own[-1].lineno} of {own[-1].filename}" if own else ""
 
 
 def _remedy(recipe: Path, error: Exception) -> str:

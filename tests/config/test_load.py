@@ -41,6 +41,31 @@ def test_load_config_reads_a_users_recipe_from_anywhere(tmp_path: Path) -> None:
     assert load_config(str(file)).name == "mine"
 
 
+def test_load_config_lets_a_recipe_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "rates_of_tests.py").write_text("LR = 0.5\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rates_of_tests import LR\n"
+        "from dmd2_jax.config import defaults\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        "    config.optim.generator_lr = LR\n"
+        "    return config\n"
+    )
+    assert load_config(str(file)).optim.generator_lr == 0.5
+
+
+def test_load_config_says_on_which_line_a_recipe_or_what_it_imports_failed(tmp_path: Path) -> None:
+    (tmp_path / "broken_of_tests.py").write_text("\nimport no_such_package_of_tests\n")
+    file = tmp_path / "mine.py"
+    file.write_text("import broken_of_tests\n")
+    with pytest.raises(match=r"no_such_package_of_tests'; line 2 of \S*broken_of_tests.py\), exp"):
+        load_config(str(file))
+    file.write_text("def get_config():\n    return int('x')\n")
+    with pytest.raises(match=r"ValueError: .*; line 2 of \S*mine.py\), expected get_config"):
+        load_config(str(file))
+
+
 def test_load_config_names_the_nearest_recipe() -> None:
     with pytest.raises(match=r"is no file.*did you mean 'digits'\?"):
         load_config("digit")
