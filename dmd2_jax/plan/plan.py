@@ -172,7 +172,7 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str
     variants.append((variants or [remat])[-1] | {"mesh.offload": OFFLOAD})
     variants.append(variants[-1] | {"optim.moment_dtype": "bfloat16"})
     for changes in variants:
-        text = " ".join(f"config.{key}={_flag(value)}" for key, value in changes.items())
+        text = " ".join(f"--config.{key}={_flag(value)}" for key, value in changes.items())
         print(f"trying {text} ...", file=sys.stderr, flush=True)
         variant = config.copy_and_resolve_references()
         variant.update_from_flattened_dict(changes)

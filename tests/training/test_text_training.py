@@ -40,7 +40,7 @@ from tests.captioned import made
 from tests.tiny import dmd2, refused, scratch
 
 RECIPE = Path(__file__).resolve()
-ROOT = RECIPE.parent.parent
+ROOT = RECIPE.parents[2]
 SDXL = ("sdxl_four_step", "sdxl_four_step_lora", "sdxl_one_step", "sdxl_one_step_start")
 PUBLISHED = ("sd15", "sd15_gan", *SDXL)
 TIMES = (999, 499)
