@@ -82,7 +82,12 @@ def test_setup_finds_every_folder_with_code(metadata):
     folders = {
         ".".join(path.relative_to(ROOT).parent.parts) for path in ROOT.glob("dmd2_jax/**/*.py")
     }
-    assert set(metadata["packages"]) == folders
+    # The wheel has the recipes under our own name.
+    recipes = {
+        f"dmd2_jax.{'.'.join(path.relative_to(ROOT).parent.parts)}"
+        for path in ROOT.glob("configs/**/*.py")
+    }
+    assert set(metadata["packages"]) == folders | recipes
 
 
 def test_setup_version_is_the_one_of_version_py(metadata):
