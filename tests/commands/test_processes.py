@@ -208,18 +208,18 @@ def test_only_the_first_process_speaks_and_writes_each_line_once() -> None:
 
 @pytest.mark.slow
 def test_every_process_writes_its_part_of_a_checkpoint() -> None:
-    # Each has a replica of every array, and Orbax a folder for what each one writes of it: together
-    # they write the state once. It need not halve evenly.
+    # Each has a replica of every array, and Orbax a folder for what each one writes of it. It need
+    # not halve evenly, and the first also writes what it puts together of all.
     folder = both()[0]
     state = folder / "checkpoints" / "4" / "state"
-    # Generator and critic with two moments each, and an average; the discriminator beside them.
+    # Generator and critic with two moments each, and an average.
     whole = 7 * (folder / "student.safetensors").stat().st_size
     parts = [
         sum(file.stat().st_size for file in state.glob(f"ocdbt.process_{number}/d/*"))
         for number in range(2)
     ]
-    assert min(parts) > 0.1 * sum(parts)
-    assert 0.7 * whole < sum(parts) < 1.5 * whole
+    assert min(parts) > 0.1 * whole  # neither leaves it to the other,
+    assert parts[1] < 0.9 * whole  # and who puts nothing together does not write all of it
 
 
 @pytest.mark.slow
