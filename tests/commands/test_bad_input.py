@@ -94,7 +94,7 @@ def test_meshes_are_refused_before_anything_compiles(
         raise AssertionError("a program is compiled")
 
     monkeypatch.setattr("dmd2_jax.training.teacher.compile_step", compiled)
-    monkeypatch.setattr("dmd2_jax.training.student.make_cycle", compiled)
+    monkeypatch.setattr("dmd2_jax.recipe.distillation.make_cycle", compiled)
     assert message in refused(capsys, *words)
     assert not (tmp_path / "run").exists()
 
@@ -255,7 +255,7 @@ def test_weights_that_are_missing_are_refused(
     [
         (["--num=0"], "--num=0, expected 1 or more"),
         (["--classes=3,10"], "expected class numbers in 0..9"),
-        (["--classes=three"], "expected values like 0,1,2"),
+        (["--classes=three"], "expected numbers like 0,1,2"),
         (["--ema=0.5"], "expected one of optim.ema_decays=(0.9,)"),
         (["--weights=nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (["--out=no/such/folder/x.png"], "expected no/such/folder to exist"),

@@ -179,7 +179,7 @@ def test_find_remedy_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     found, tried = remedy(monkeypatch, lambda c: bool(c.mesh.offload), data=1, fsdp=1)
     assert [config.model.remat for config in tried[:2]] == ["block", "full"]
     assert [config.distill.microbatches for config in tried[1:]] == [1, 2, 4, 8, 8]
-    assert "fits with config.model.remat=full config.distill.microbatches=8 " in found
+    assert "fits with --config.model.remat=full --config.distill.microbatches=8 " in found
     assert "--config.mesh.offload=teacher,optimizer:" in found
 
 
