@@ -129,7 +129,7 @@ def test_signal_saves_says_how_to_resume_and_the_same_command_does(
     assert process.returncode == code, message
     assert f"stopped by {number.name} after step" in message
     assert "To resume:" in message
-    assert "-m dmd2_jax.main train-teacher" in message or "dmd2 train-teacher" in message
+    assert "-m dmd2_jax.commands.main train-teacher" in message or "dmd2 train-teacher" in message
     assert "Traceback" not in message
     stopped = read_metrics(metrics)[-1]["step"]
     assert dmd2(*words, f"--config.teacher.steps={stopped + 2}") == 0
