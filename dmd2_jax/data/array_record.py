@@ -170,7 +170,7 @@ def _read_info(path: str) -> dict[str, Any]:
     if not path or not file.is_file():
         raise Missing(
             f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data` "
-            "wrote; write it, or choose another config.data.name."
+            "wrote; write it by `dmd2 data --write=DIR`, or choose another config.data.name."
         )
     try:
         info = json.loads(file.read_bytes())
