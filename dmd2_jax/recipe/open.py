@@ -128,6 +128,7 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     check_batch_size(batch_size, mesh)
     family = build_family(config)
     dataset = data.load(config.data, "train", config.model.resolution)
+    _check_measurable(config, dataset)
     family = _conditioned(config, family, dataset)
     _check_fits(config, family, dataset)
     return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))

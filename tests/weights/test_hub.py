@@ -16,7 +16,7 @@ MISSING = "hf://one/repository/folder/other.bin@v2"
 
 PROGRAM = """
 import json, sys
-from dmd2_jax.runtime import hub
+from dmd2_jax.weights import hub
 def fetched(path):
     try:
         return hub.fetch(path).read_text()
