@@ -240,6 +240,49 @@ def test_errors_made_on_purpose_are_refused() -> None:
     assert found == []
 
 
+READS_THE_COMMAND_LINE = {"config.flags", "config.load"}
+"""--config.KEY=VALUE is split off and checked there, and help is made."""
+
+PROGRAMS = ("dmd2", "tfds", "tensorboard")
+"""A message may say what to run: a whole command, of ours or of another's."""
+
+
+def flags_named(tree: ast.Module) -> list[str]:
+    """The flags that the texts of a file speak of, help of flags and docstrings left aside."""
+    aside = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = []
+    for node in ast.walk(tree):  # from the outside in
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "flag":
+            aside |= {id(part) for part in ast.walk(node)}
+        elif isinstance(node, ast.JoinedStr) and id(node) not in aside:
+            parts = {id(part): getattr(part, "value", "") for part in node.values}
+            texts.append("".join(it if isinstance(it, str) else "X" for it in parts.values()))
+            aside |= parts.keys()
+        elif isinstance(node, ast.Constant) and id(node) not in aside:
+            texts.append(str(node.value))
+    whole = rf"\b(?:{'|'.join(PROGRAMS)}) [^`;.]*"
+    return [flag for text in texts for flag in re.findall(r"--(?!xla_)[a-z]\w*", re.sub(whole, "", text))]
+
+
+def test_messages_below_the_commands_name_no_flags() -> None:
+    """Python calls these rooms too: `argument=` and `config.key=` become flags in the command."""
+    found = {
+        name: flags
+        for name, file in modules().items()
+        if name.partition(".")[0] != "commands" and name not in READS_THE_COMMAND_LINE
+        if (flags := flags_named(ast.parse(file.read_text())))
+    }
+    assert found == {}
+
+
+def test_flags_named_finds_them() -> None:
+    source = '''"""Of --docstrings."""
+num: int = flag("as --many", default=0)
+raise Refused(f"--num={num}, expected `dmd2 data --path=DIR`; leave --num away.")
+'''
+    assert flags_named(ast.parse(source)) == ["--num", "--num"]
+
+
 def test_rooms_stand_on_few_floors() -> None:
     found = floors(rooms(import_graph()))
     assert max(found.values()) <= MOST_FLOORS, sorted(found.items(), key=lambda it: it[1])

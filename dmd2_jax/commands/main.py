@@ -57,6 +57,7 @@ class _Command(NamedTuple):
     Attributes:
       name: as it is typed.
       run: (arguments, changes to the config) -> what the command does.
+      flags: the names of those that are its own.
       overrides: whether --config.KEY=VALUE can be given.
       resumes: see the module.
       several: see the module.
@@ -64,6 +65,7 @@ class _Command(NamedTuple):
 
     name: str
     run: Callable[[argparse.Namespace, Mapping[str, str]], Any]
+    flags: frozenset[str]
     overrides: bool
     resumes: bool = False
     several: bool = False
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "takes none, or takes its config from the run folder; leave it away."
             )
     except Refused as error:
-        return _refuse(error)
+        return _refuse(str(error))
     return _run(command, arguments, overrides)
 
 
@@ -126,7 +128,7 @@ def _run(command: _Command, arguments: argparse.Namespace, overrides: Mapping[st
     except Refused as error:
         if arguments.debug:
             raise
-        return _refuse(error)
+        return _refuse(flags.as_flags(str(error), command.flags, keys=command.overrides))
     except (CheckpointError, DivergedError, PeerError, OSError) as error:
         if arguments.debug:
             raise
@@ -161,8 +163,8 @@ def _joined(command: _Command, arguments: argparse.Namespace) -> bool:
     return True
 
 
-def _refuse(error: Exception) -> int:
-    print(f"dmd2: {error}", file=sys.stderr)
+def _refuse(message: str) -> int:
+    print(f"dmd2: {message}", file=sys.stderr)
     return 2
 
 
@@ -239,7 +241,8 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: Module
         return module.run(flags.options_from(module.Options, arguments, **others))
 
     resumes = getattr(module, "RESUMES", False)
-    return _Command(name, run, "overrides" in fields, resumes, several)
+    own = flags.flag_names(module.Options)
+    return _Command(name, run, own, "overrides" in fields, resumes, several)
 
 
 if __name__ == "__main__":

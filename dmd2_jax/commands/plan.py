@@ -17,7 +17,7 @@ examples:
 import dataclasses
 from collections.abc import Mapping
 
-from dmd2_jax.config.flags import comma_separated, count, flag
+from dmd2_jax.config.flags import as_flags, comma_separated, count, flag
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
 
@@ -77,7 +77,7 @@ def run(options: Options) -> None:
     made = plan.make_plan(config, topology, until=options.until)
     print(plan_table(made))
     if not made.fits and options.remedy:
-        print(plan.find_remedy(config, made, options.until))
+        print(as_flags(plan.find_remedy(config, made, options.until), (), keys=True))
     elif not made.fits:
         instead = " in place of --until=trace" if options.until == "trace" else ""
         print(

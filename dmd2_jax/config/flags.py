@@ -11,15 +11,26 @@ makes the same Options by hand and calls the command's `run` with them.
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-__all__ = ["add_flags", "comma_separated", "count", "flag", "given", "options_from"]
+__all__ = [
+    "add_flags",
+    "as_flags",
+    "comma_separated",
+    "count",
+    "flag",
+    "flag_names",
+    "given",
+    "options_from",
+]
 
 _FLAG = "flag"
 _PLURAL = (tuple, list)
+_ARGUMENT = re.compile(r"`(\w+|config\.[\w.]+)=([^`]*)`")
 
 
 class _Flag(typing.NamedTuple):
@@ -191,6 +202,33 @@ def options_from(options: type, arguments: argparse.Namespace, **others: Any) ->
             value = field.default if value is None else tuple(value)
         values[field.name] = value
     return options(**values, **others)
+
+
+def flag_names(options: type) -> frozenset[str]:
+    """Return the names of the flags of an options dataclass, without dashes."""
+    declared = {field.name: field.metadata.get(_FLAG) for field in dataclasses.fields(options)}
+    return frozenset(name for name, it in declared.items() if it and not it.positional)
+
+
+def as_flags(message: str, names: Collection[str], *, keys: bool) -> str:
+    """Write what a message says to give as it is typed: `seed=1` becomes --seed=1.
+
+    The rooms below the commands serve Python as well and know no flags. They write an argument as
+    `seed=1` or `workdir=`, and a key of the config as `config.seed=1`.
+
+    Args:
+      message: theirs.
+      names: of the flags that can be typed; other arguments stay as they are.
+      keys: whether --config.KEY=VALUE can be.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if not (keys if name.startswith("config.") else name in names):
+            return found.group()
+        return f"--{name}={value}" if value else f"--{name}"
+
+    return _ARGUMENT.sub(typed, message)
 
 
 def given(options: Any, names: Sequence[str]) -> list[str]:

@@ -101,8 +101,8 @@ def _open_builder(name: str, path: str):
     except registered.DatasetNotFoundError as error:
         raise Missing(
             f"tfds:{name} is not prepared in config.data.path={path or '(TFDS default)'}, expected "
-            f"{name}/<version>/dataset_info.json there; prepare it with: tfds build {name} "
-            f"--data_dir=PATH --file_format=array_record"
+            f"{name}/<version>/dataset_info.json there; prepare it with: "
+            f"tfds build {name} --data_dir=PATH --file_format=array_record"
         ) from error
 
 

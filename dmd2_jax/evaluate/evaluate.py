@@ -67,18 +67,18 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     out = figures_file(options)
     if options.all_checkpoints and "fid" not in options.metrics:
         _LOG.warning(
-            "%s will not be drawn: it is of FID, and --metrics=%s has no fid.",
+            "%s will not be drawn: it is of FID, and %s is not.",
             out.with_name(CURVE), ",".join(options.metrics),
         )  # fmt: skip
     if options.workdir and not Path(options.workdir).is_dir():
         read_run(options.workdir)  # which says what is missing
     if not out.parent.is_dir():
-        raise Refused(f"--out={out} lies in no folder, expected {out.parent}; create it.")
+        raise Refused(f"`out={out}` lies in no folder, expected {out.parent}; create it.")
     run, config = _recipe(options)
     devices = jax.devices()
     if not 0 <= options.devices <= len(devices):
         raise Refused(
-            f"--devices={options.devices}, expected 1..{len(devices)}; leave it away for all."
+            f"`devices={options.devices}`, expected 1..{len(devices)}; leave it away for all."
         )
     mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
     measured = open_measured(options, config, run, mesh)
@@ -119,9 +119,9 @@ def _check_one_written(options: EvaluateOptions) -> None:
     others = [name for name in options.metrics if name not in (PATCH, CLIP)]
     if options.write_reference and PATCH in options.metrics and others:
         raise Refused(
-            f"--write_reference with --metrics={','.join(options.metrics)}, which are of two "
+            f"`write_reference=` with `metrics={','.join(options.metrics)}`, which are of two "
             f"feature networks, expected one, as a file holds the statistics of one; write a file "
-            f"with --metrics={PATCH} and another with the rest."
+            f"with `metrics={PATCH}` and another with the rest."
         )
 
 

@@ -48,7 +48,7 @@ class FileImages:
         source = open_images(path)
         if num > len(source):
             raise Refused(
-                f"--num={num}, expected at most the {len(source)} images of {path}; leave it away."
+                f"`num={num}`, expected at most the {len(source)} images of {path}; leave it away."
             )
         indices = np.arange(len(source))
         if num:
@@ -105,7 +105,7 @@ def open_measured(
     for name in _OF_PROMPTS:
         if getattr(options, name) not in (None, ""):
             raise Refused(
-                f"--{name} with {options.workdir or options.config}, which is of classes, expected "
+                f"`{name}=` with {options.workdir or options.config}, which is of classes, expected "
                 "a text-to-image model; leave it away."
             )
     if run is None:
@@ -173,9 +173,9 @@ def _of_text_run(options: EvaluateOptions, run: Run | None, mesh: Mesh) -> list[
     """Return what the flags name of a run of prompts, each with the run's pipeline."""
     if run is None or not options.prompts:
         raise Refused(
-            f"{options.workdir or options.config} is of a text-to-image model, expected --workdir "
-            "and --prompts=FILE of what to draw (.txt, .jsonl or .parquet); add them, or give "
-            "--pipeline of what `dmd2 export` wrote."
+            f"{options.workdir or options.config} is of a text-to-image model, expected `workdir=` "
+            "and `prompts=FILE` of what to draw (.txt, .jsonl or .parquet); add them, or give "
+            "`pipeline=` of what `dmd2 export` wrote."
         )
     texts = read_prompts(options.prompts).texts
     model = run_models(run, _settings(options, None))

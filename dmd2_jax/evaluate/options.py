@@ -165,7 +165,7 @@ class EvaluateOptions:
 
 
 def metric_names() -> list[str]:
-    """List the metrics of ours that --metrics takes, in alphabetical order."""
+    """List the metrics of ours that `metrics` takes, in alphabetical order."""
     return sorted([*plugins.available("dmd2_jax.metrics"), PATCH, CLIP])
 
 
@@ -173,36 +173,36 @@ def check_options(options: EvaluateOptions) -> None:
     """Refuse what contradicts itself or lacks something.
 
     Raises:
-      Refused: naming the flags.
+      Refused: naming the arguments.
     """
     _check_metrics(options)
     _check_source(options)
     if not 0 <= options.seed < 2**32:
-        raise Refused(f"--seed={options.seed}, expected 0..{2**32 - 1}; try 0.")
+        raise Refused(f"`seed={options.seed}`, expected 0..{2**32 - 1}; try 0.")
     inception = options.features == "inception" or PATCH in options.metrics
     if inception and not options.inception_weights:
         raise Refused(
-            "Inception without --inception_weights, expected a file of its weights; download "
+            "Inception without `inception_weights=`, expected a file of its weights; download "
             "pt_inception-2015-12-05-6726825d.pth from its GitHub release fid_weights."
         )
     if options.inception_weights and not inception:
         raise Refused(
-            "--inception_weights with --features=classifier, expected --features=inception; add it."
+            "`inception_weights=` with `features=classifier`, expected `features=inception`; add it."
         )
     if options.resize is not None and options.features != "inception":
         raise Refused(
-            f"--resize={options.resize} with --features=classifier, which resizes nothing, "
-            "expected --features=inception; add it or leave --resize away."
+            f"`resize={options.resize}` with `features=classifier`, which resizes nothing, "
+            "expected `features=inception`; add it or leave `resize=` away."
         )
     if options.write_reference:
         if options.uses_statistics_file:
             raise Refused(
-                f"--write_reference with --reference={options.reference}, which are statistics "
+                f"`write_reference=` with `reference={options.reference}`, which are statistics "
                 "already, expected images; copy the file."
             )
         if not options.write_reference.endswith(".npz"):
             raise Refused(
-                f"--write_reference={options.write_reference}, expected a name ending in .npz; "
+                f"`write_reference={options.write_reference}`, expected a name ending in .npz; "
                 "add it."
             )
 
@@ -213,78 +213,80 @@ def _check_metrics(options: EvaluateOptions) -> None:
         if name not in names and not plugins.is_dotted(name):
             nearest = plugins.nearest(name, names) or "; choose some of these"
             raise Refused(
-                f"--metrics={name}, expected some of {', '.join(names)}, or a dotted module of "
+                f"`metrics={name}`, expected some of {', '.join(names)}, or a dotted module of "
                 f"your own{nearest}."
             )
     if not options.metrics:
-        raise Refused(f"--metrics= is empty, expected some of {', '.join(names)}; name one.")
+        raise Refused(f"`metrics=` is empty, expected some of {', '.join(names)}; name one.")
     captioned = options.images or options.prompts
     if CLIP in options.metrics and not (options.clip and captioned):
         raise Refused(
-            "--metrics=clip_score without --clip, --images or --prompts, expected a CLIP "
+            "`metrics=clip_score` without `clip=`, `images=` or `prompts=`, expected a CLIP "
             "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
             "or a model that draws prompts; add them."
         )
     for name in ("clip", "clip_prefix"):
         if getattr(options, name) and CLIP not in options.metrics:
-            raise Refused(f"--{name} without --metrics=clip_score, expected both; add the metric.")
+            raise Refused(
+                f"`{name}=` without `metrics=clip_score`, expected both; add the metric."
+            )
 
 
 def _check_source(options: EvaluateOptions) -> None:
-    """Check which images are measured, and that no flag is for others."""
+    """Check which images are measured, and that no argument is for others."""
     if options.workdir and options.config is not None:
         raise Refused(
-            "--workdir and --config together, expected one of them, as a run has its recipe; "
+            "`workdir=` and `config=` together, expected one of them, as a run has its recipe; "
             "leave one away."
         )
     if options.overrides and options.config is None:
         raise Refused(
-            f"--config.{next(iter(options.overrides))} without --config=FILE, expected a recipe to "
-            "change (a run is measured by its own); add --config or leave it away."
+            f"`config.{next(iter(options.overrides))}=` without `config=FILE`, expected a recipe to "
+            "change (a run is measured by its own); add `config=` or leave it away."
         )
     chosen = {
-        "--which": options.which is not None,
-        "--ema": options.ema is not None,
-        "--checkpoint": options.checkpoint is not None,
-        "--all_checkpoints": options.all_checkpoints,
+        "which": options.which is not None,
+        "ema": options.ema is not None,
+        "checkpoint": options.checkpoint is not None,
+        "all_checkpoints": options.all_checkpoints,
     }
-    given = [flag for flag, there in chosen.items() if there]
+    given = [name for name, there in chosen.items() if there]
     sources = [name for name in ("images", "weights", "pipeline") if getattr(options, name)]
     if len(sources) > 1:
         raise Refused(
-            f"--{sources[0]} and --{sources[1]} together, expected one; measure them in turn."
+            f"`{sources[0]}=` and `{sources[1]}=` together, expected one; measure them in turn."
         )
     if options.images and given:
         raise Refused(
-            f"{given[0]} with --images, expected it with a run's networks; leave it away."
+            f"`{given[0]}=` with `images=`, expected it with a run's networks; leave it away."
         )
     _check_prompts(options)
-    others = [flag for flag in given if flag != "--which"]
+    others = [name for name in given if name != "which"]
     if others and not options.of_run:
         raise Refused(
-            f"{others[0]} without a run's networks, expected --workdir without --weights; correct "
-            "the command."
+            f"`{others[0]}=` without a run's networks, expected `workdir=` without `weights=`; "
+            "correct it."
         )
     if options.checkpoint is not None and options.all_checkpoints:
-        raise Refused("--checkpoint and --all_checkpoints together, expected one; choose.")
+        raise Refused("`checkpoint=` and `all_checkpoints=` together, expected one; choose.")
     if options.weights and not (options.workdir or options.config is not None):
         raise Refused(
-            f"--weights={options.weights} without a recipe, expected --workdir=RUN or "
-            "--config=FILE that says what network it is; add one."
+            f"`weights={options.weights}` without a recipe, expected `workdir=RUN` or "
+            "`config=FILE` that says what network it is; add one."
         )
     if not (sources or options.workdir or options.write_reference):
         raise Refused(
-            "nothing to measure, expected --workdir=RUN, --weights=FILE with --config, "
-            "--pipeline=DIR or --images=PATH; add one (or --write_reference=FILE.npz for "
+            "nothing to measure, expected `workdir=RUN`, `weights=FILE` with `config=`, "
+            "`pipeline=DIR` or `images=PATH`; add one (or `write_reference=FILE.npz` for "
             "statistics alone)."
         )
 
 
 def _check_prompts(options: EvaluateOptions) -> None:
-    """Check that a pipeline has prompts, and nothing else its flags."""
+    """Check that a pipeline has prompts, and nothing else its arguments."""
     if options.pipeline and not options.prompts:
         raise Refused(
-            f"--pipeline={options.pipeline} without --prompts, expected a file of what to draw "
+            f"`pipeline={options.pipeline}` without `prompts=`, expected a file of what to draw "
             "(.txt, .jsonl or .parquet); add it."
         )
     for name in ("prompts", "steps", "guidance", "dtype"):
@@ -293,5 +295,5 @@ def _check_prompts(options: EvaluateOptions) -> None:
             options.images or not (options.pipeline or options.workdir)
         ):
             raise Refused(
-                f"--{name}={value} without --pipeline or --workdir, expected one; add it."
+                f"`{name}={value}` without `pipeline=` or `workdir=`, expected one; add it."
             )

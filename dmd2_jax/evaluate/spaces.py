@@ -125,13 +125,13 @@ def open_spaces(
     elif names:
         if config is None:
             raise Refused(
-                "--features=classifier without a recipe, expected --workdir or --config that says "
-                "which data to train it on; add one, or --features=inception."
+                "`features=classifier` without a recipe, expected `workdir=` or `config=` that says "
+                "which data to train it on; add one, or `features=inception`."
             )
         if config.data.name == _LATENTS:
             raise Refused(
-                "--features=classifier of a recipe on latents, expected one on images with "
-                "classes; use --features=inception."
+                "`features=classifier` of a recipe on latents, expected one on images with "
+                "classes; use `features=inception`."
             )
         if cache is None and options.workdir:
             cache = Path(options.workdir) / "classifier"
@@ -203,8 +203,8 @@ def real_side(
         return RealSide(Path(options.reference).name, tuple(sets))
     if not spaces:
         raise Refused(
-            "--write_reference with metrics that have no statistics, expected fid or patch_fid "
-            "among --metrics; add one."
+            "`write_reference=` with metrics that have no statistics, expected fid or patch_fid "
+            "among `metrics=`; add one."
         )
     source = _real_images(options, config)
     for images in measured:
@@ -228,12 +228,12 @@ def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:
         return open_images(options.reference)
     if config is None:
         raise Refused(
-            "nothing to compare with, expected --reference=PATH (a folder, a zip or an .npz of "
-            "statistics), or --workdir or --config whose data are the reference; add one."
+            "nothing to compare with, expected `reference=PATH` (a folder, a zip or an .npz of "
+            "statistics), or `workdir=` or `config=` whose data are the reference; add one."
         )
     if config.data.name == _LATENTS:
         raise Refused(
-            "nothing to compare with: the recipe's data are latents, expected --reference=PATH (a "
+            "nothing to compare with: the recipe's data are latents, expected `reference=PATH` (a "
             "folder, a zip or an .npz of statistics); add it."
         )
     return data.load(config.data, "all", config.model.resolution)
@@ -275,7 +275,7 @@ def _check_statistics_suffice(options: EvaluateOptions, spaces: Sequence[Space])
         for name in space.metrics:
             if metrics.needs([name]).real - {"statistics"}:
                 raise Refused(
-                    f"--metrics={name} with --reference={options.reference}, which has mean and "
+                    f"`metrics={name}` with `reference={options.reference}`, which has mean and "
                     "covariance alone, expected a folder or zip of images; name one, or leave the "
                     "metric away."
                 )

@@ -30,7 +30,7 @@ def run_targets(options: EvaluateOptions, run: Run) -> list[tuple[str, Run]]:
     if options.checkpoint is not None or options.all_checkpoints:
         if which != run.trained:
             raise Refused(
-                f"--which={which} of a checkpoint, expected the {run.trained} that the run in "
+                f"`which={which}` of a checkpoint, expected the {run.trained} that the run in "
                 f"{options.workdir} trains; leave it away."
             )
         return [

@@ -172,7 +172,7 @@ def find_remedy(config: ConfigDict, plan: Plan, until: str | None = None) -> str
     variants.append((variants or [remat])[-1] | {"mesh.offload": OFFLOAD})
     variants.append(variants[-1] | {"optim.moment_dtype": "bfloat16"})
     for changes in variants:
-        text = " ".join(f"--config.{key}={_flag(value)}" for key, value in changes.items())
+        text = " ".join(f"`config.{key}={_text(value)}`" for key, value in changes.items())
         print(f"trying {text} ...", file=sys.stderr, flush=True)
         variant = config.copy_and_resolve_references()
         variant.update_from_flattened_dict(changes)
@@ -234,7 +234,7 @@ def _model_flops(config: ConfigDict, devices: Sequence[jax.Device], flops: float
     return jaxpr_flops(trace(open_cycle(keeping, devices)).jaxpr)
 
 
-def _flag(value: Any) -> str:
+def _text(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

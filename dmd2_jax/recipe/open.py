@@ -158,7 +158,7 @@ def _check_measurable(config: ConfigDict, dataset: Source) -> None:
     every = config.log.evaluate_every
     if not every:
         return
-    off = "set --config.log.evaluate_every=0 and --config.log.keep_best=0"
+    off = "set `config.log.evaluate_every=0` and `config.log.keep_best=0`"
     if dataset.null is not None:
         raise Refused(
             f"log.evaluate_every={every} with config.data.name={config.data.name}, expected images "
@@ -178,7 +178,7 @@ def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:
     null, with_null = dataset.null, getattr(family, "with_null", None)
     if (null is None) != (with_null is None):
         has = "classes, if anything" if null is None else "prompts"
-        wants = "classes" if with_null is None else "prompts: --config.data.name=latents"
+        wants = "classes" if with_null is None else "prompts: `config.data.name=latents`"
         raise Refused(
             f"config.data.name={config.data.name} comes with {has}, expected what "
             f"model.family={config.model.family} is conditioned on, {wants}; see `dmd2 cache`."
@@ -208,7 +208,7 @@ def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
     if made_by != expected:
         raise Refused(
             f"config.data.prompts={path} was made by the text encoders {made_by}, expected those "
-            f"of config.data.path, {expected}; write it with the same --pipeline and text encoders."
+            f"of config.data.path, {expected}; write it with the same pipeline and text encoders."
         )
     return prompts
 
@@ -322,7 +322,7 @@ def weights_file(path: str, name: str) -> Path:
     if not path:
         raise Refused(
             "config.teacher.weights is empty, expected a run folder of train-teacher or a file of "
-            "weights; add --config.teacher.weights=PATH."
+            "weights; add `config.teacher.weights=PATH`."
         )
     if hub.is_hub_path(path):
         return hub.fetch(path)

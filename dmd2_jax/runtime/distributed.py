@@ -313,7 +313,7 @@ def _check_counts(timeout: int) -> None:
     if set(told) != {len(told)}:
         raise JoinError(
             f"the processes {list(numbers)} were told of {told} processes, expected the same "
-            f"number each; correct DMD2_NUM_PROCESSES (--num_processes)."
+            f"number each; correct DMD2_NUM_PROCESSES, or what stands in its place."
         )
     counts = from_all(jax.local_device_count())
     if len(set(counts)) > 1:

@@ -124,8 +124,8 @@ def check_finite(
     else:
         said = ", of which its publisher warns" if getattr(module, "force_upcast", False) else ""
         remedy = (
-            f"its activations overflow {dtype}{said}: run it in float32 (--vae_dtype=float32), or "
-            "take weights that were made for float16 (--vae=FOLDER)"
+            f"its activations overflow {dtype}{said}: run it in float32 (`vae_dtype=float32`), or "
+            "take weights that were made for float16 (`vae=FOLDER`)"
         )
     raise Refused(
         f"the autoencoder's {what} of {first} are not finite when computed in {dtype} "

@@ -231,6 +231,6 @@ def own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
     if type(side) is not int or not 0 < side < 2**16:
         raise Refused(
             f"{index.folder}/unet/config.json has sample_size = {side!r}, expected a number; give "
-            "--resolution."
+            "`resolution=`."
         )
     return side * downscale(vae)

@@ -101,8 +101,8 @@ def _check_one_classifier(extractor: Extractor) -> None:
     if len(names) > 1:
         raise Refused(
             f"the processes of this run trained different classifiers, {', '.join(names)}, "
-            "expected one; put --workdir where all of them read it, or set "
-            "--config.log.evaluate_every=0."
+            "expected one; put the run folder where all of them read it, or set "
+            "`config.log.evaluate_every=0`."
         )
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from dmd2_jax.config.flags import (
     add_flags,
+    as_flags,
     comma_separated,
     count,
     flag,
+    flag_names,
     given,
     options_from,
 )
@@ -139,3 +141,20 @@ def test_options_from_passes_on_what_is_no_flag() -> None:
 def test_given_names_what_differs_from_the_defaults() -> None:
     made = Options(source="in", workdir="x", number=0, rate=0.7, prompt=("a",))
     assert given(made, ("rate", "number", "prompt", "decay")) == ["rate", "prompt"]
+
+
+def test_flag_names_leaves_out_places_and_what_is_no_flag() -> None:
+    assert {"workdir", "number"} <= flag_names(Options)
+    assert not {"source", "overrides"} & flag_names(Options)
+
+
+@pytest.mark.parametrize(
+    ("keys", "typed"),
+    [
+        (True, "--seed=-1 with --workdir, expected `num=1`; set --config.mesh.data=8, see `dmd2`."),
+        (False, "--seed=-1 with --workdir, expected `num=1`; set `config.mesh.data=8`, see `dmd2`."),
+    ],
+)
+def test_as_flags_writes_what_can_be_typed(keys: bool, typed: str) -> None:
+    said = "`seed=-1` with `workdir=`, expected `num=1`; set `config.mesh.data=8`, see `dmd2`."
+    assert as_flags(said, {"seed", "workdir"}, keys=keys) == typed

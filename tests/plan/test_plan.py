@@ -13,6 +13,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from dmd2_jax.config.flags import as_flags
 from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.plan import plan
 from dmd2_jax.plan.buffers import Buffers, assign_buffers, is_whole
@@ -179,22 +180,22 @@ def test_find_remedy_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     found, tried = remedy(monkeypatch, lambda c: bool(c.mesh.offload), data=1, fsdp=1)
     assert [config.model.remat for config in tried[:2]] == ["block", "full"]
     assert [config.distill.microbatches for config in tried[1:]] == [1, 2, 4, 8, 8]
-    assert "fits with --config.model.remat=full --config.distill.microbatches=8 " in found
-    assert "--config.mesh.offload=teacher,optimizer:" in found
+    assert "fits with `config.model.remat=full` `config.distill.microbatches=8` " in found
+    assert "`config.mesh.offload=teacher,optimizer`:" in found
 
 
 def test_find_remedy_shards_the_weights_with_and_without_microbatches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found, tried = remedy(monkeypatch, lambda c: c.mesh.fsdp == 4, data=2, fsdp=2)
-    assert "--config.mesh.data=1 --config.mesh.fsdp=4:" in found
+    assert "`config.mesh.data=1` `config.mesh.fsdp=4`:" in found
     assert {config.mesh.fsdp for config in tried[:-1]} == {1}  # the recipe's own
 
     def parts_too(config: ConfigDict) -> bool:
         return config.mesh.fsdp == 4 and config.distill.microbatches == 2
 
     found, _ = remedy(monkeypatch, parts_too, data=2, fsdp=2)
-    assert "--config.mesh.fsdp=4 --config.distill.microbatches=2:" in found
+    assert "`config.mesh.fsdp=4` `config.distill.microbatches=2`:" in found
 
 
 def test_find_remedy_that_is_typed_in_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +206,8 @@ def test_find_remedy_that_is_typed_in_fits(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(plan, "_limit", lambda *arguments: limit)
     monkeypatch.setattr(plan, "_model_flops", lambda config, devices, flops: flops)  # not traced
     found = find_remedy(config, made, until="trace")
-    flags = dict(flag[len("--config.") :].split("=") for flag in found.split(":")[0].split()[3:])
+    typed = as_flags(found, (), keys=True)
+    flags = dict(flag[len("--config.") :].split("=") for flag in typed.split(":")[0].split()[3:])
     assert flags == {"model.remat": "full", "mesh.data": "1", "mesh.fsdp": "8"}
     apply_overrides(config, flags)
     assert (config.model.remat, config.mesh.data, config.mesh.fsdp) == ("full", 1, 8)

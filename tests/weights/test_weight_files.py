@@ -51,7 +51,7 @@ def test_load_of_an_edm_pkl_names_every_other_argument():
     message = str(caught.value)
     assert message.startswith(str(EDM_PKL))
     assert "model.channel_mult: got (1, 1) in the file, expected (1, 2) as in the" in message
-    assert "--config.model.channel_mult=1,1 --config.model.num_blocks=1," in message
+    assert "`config.model.channel_mult=1,1` `config.model.num_blocks=1`," in message
     assert "dropout" not in message  # of training; the weights do not depend on it
 
 

@@ -223,7 +223,7 @@ def refuse_other_arguments(weights: Weights, model_config: Mapping[str, Any]) ->
     """Check the arguments that a file records against the config.
 
     Raises:
-      ValueError: naming every argument that differs, with the flags that set the file's values.
+      ValueError: naming every argument that differs, with the keys that set the file's values.
     """
     differing = model_differences(from_edm_kwargs(arguments_of(weights)), model_config)
     if differing:
@@ -231,11 +231,11 @@ def refuse_other_arguments(weights: Weights, model_config: Mapping[str, Any]) ->
             f"  model.{key}: got {got!r} in the file, expected {expected!r} as in the config"
             for key, (got, expected) in differing.items()
         ]
-        flags = " ".join(f"--config.model.{k}={_flag(got)}" for k, (got, _) in differing.items())
+        keys = " ".join(f"`config.model.{k}={_text(got)}`" for k, (got, _) in differing.items())
         raise Refused(
             "the file holds another network than config.model describes:\n"
             + "\n".join(lines)
-            + f"\nset {flags}, or take other weights."
+            + f"\nset {keys}, or take other weights."
         )
 
 
@@ -243,5 +243,5 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def _flag(value: Any) -> str:
+def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

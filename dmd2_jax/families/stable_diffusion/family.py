@@ -342,7 +342,7 @@ def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, An
     if not pipeline or not Path(pipeline).is_dir():
         raise Refused(
             f"model.pipeline={pipeline!r} is no folder, expected that of a diffusers pipeline, or "
-            f"one of {sorted(_PUBLISHED)} for the published shapes; set --config.model.pipeline."
+            f"one of {sorted(_PUBLISHED)} for the published shapes; set `config.model.pipeline=`."
         )
     try:
         return _folder_configs(Path(pipeline))

@@ -160,7 +160,7 @@ def train_classifier(
         raise Refused(
             f"{dataset_train.name} has images of {present} class, expected 2 or more for a "
             "classifier, whose features would be random and FID in them meaningless; use "
-            "--features=inception, or sort the images into a folder a class."
+            "`features=inception`, or sort the images into a folder a class."
         )
     module = ConvClassifier(dataset_train.num_classes, training.num_features, training.width)
     path = None
@@ -188,7 +188,7 @@ def _warn_near_chance(classifier: Classifier, dataset_test: ImageDataset) -> Non
         _LOG.warning(
             "the classifier of %s names %.1f %% of the test images correctly, and always the most "
             "frequent class would %.1f %%: its features say little of the images, nor does FID in "
-            "them. Look at the labels, or use --features=inception.",
+            "them. Look at the labels, or measure in the features of Inception.",
             dataset_test.name, 100 * classifier.test_accuracy, 100 * chance,
         )  # fmt: skip
 
