@@ -13,7 +13,7 @@ from dmd2_jax.distill.accumulate import in_parts
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
 from dmd2_jax.distill.objectives.view import Pairs, Samples
-from dmd2_jax.distill.state import Optimizers, TrainState
+from dmd2_jax.distill.state import Optimizers, TrainState, check_optimizers
 from dmd2_jax.distill.turns import Metrics, critic_turn, generator_turn, student_samples
 from dmd2_jax.runtime.summaries import sum_leading
 from dmd2_jax.typing import Array, Float, Key, Params, PyTree
@@ -63,6 +63,7 @@ def run_cycle(
       The new state and metrics: the generator turn's scalars, and the critic turns' with a
       leading [K] axis, except averages and histograms, which are summed over the turns.
     """
+    _check_batch(batch, config)
     players = players.on_base(teacher_params)
     state, x_0, generator_metrics = generator_turn(
         state,
@@ -114,6 +115,19 @@ def run_cycle(
         "skipped_in_a_row": jnp.maximum(state.step.critic_in_a_row, state.step.generator_in_a_row),
     }
     return state, generator_metrics | sum_leading(critic_metrics) | counters
+
+
+def _check_batch(batch: CycleBatch, config: DistillConfig) -> None:
+    """Refuse a batch that lacks what the settings read of it."""
+    for name, needed in (("real", config.needs_real), ("pairs", config.needs_pairs)):
+        if needed and getattr(batch, name) is None:
+            needing = [one.name for one in config.objectives if getattr(one, f"needs_{name}")]
+            whose = f"objectives {needing}" if needing else "students trained on noised images"
+            kind = {"real": "Samples(x_0, cond)", "pairs": "Pairs(noise, x_0, cond)"}[name]
+            raise Refused(
+                f"the batch has {name}=None, expected {kind} for {whose}; give it to CycleBatch, "
+                "or leave them out."
+            )
 
 
 def _entry(tree: PyTree, i: int) -> PyTree:
@@ -208,8 +222,10 @@ def make_cycle(
       `stream_key(root, "cycle", cycle_index)`.
 
     Raises:
-      ValueError: if an objective needs a discriminator that `players` has not.
+      ValueError: if an objective needs a discriminator that `players` has not, or an optimiser is
+        none.
     """
+    check_optimizers(optimizers)
     if config.has_discriminator and players.discriminator is None:
         needing = [one.name for one in config.objectives if one.needs_discriminator]
         raise Refused(

@@ -76,6 +76,27 @@ class Optimizers(NamedTuple):
     critic: optax.GradientTransformation | None = None
 
 
+def check_optimizers(optimizers: Optimizers) -> None:
+    """Refuse one transformation without its player, and a maker of one that was not called.
+
+    Raises:
+      Refused: saying what was given.
+    """
+    if not isinstance(optimizers, Optimizers):
+        raise Refused(
+            f"optimizers={optimizers!r}, expected Optimizers(generator=..., critic=...), of which "
+            "None is the official one; say whose optimiser it is."
+        )
+    for player, own in zip(Optimizers._fields, optimizers, strict=True):
+        if own is None:
+            continue
+        if isinstance(own, type) or not (hasattr(own, "init") and hasattr(own, "update")):
+            raise Refused(
+                f"Optimizers.{player}={own!r}, expected an optax.GradientTransformation such as "
+                f"optax.adam(1e-4){'; call it with its rate' if callable(own) else '; give one'}."
+            )
+
+
 def adamw_direction(config: DistillConfig) -> optax.GradientTransformation:
     """Make AdamW without its learning rate: gradients -> m / (sqrt(v) + eps) + weight_decay p.
 
@@ -130,8 +151,10 @@ def init_state(
       with the teacher or between players).
 
     Raises:
-      ValueError: if the discriminator is missing or superfluous for this config.
+      ValueError: if the discriminator is missing or superfluous for this config, or an optimiser
+        is none.
     """
+    check_optimizers(optimizers)
     if config.has_discriminator != (discriminator is not None):
         raise Refused(
             f"objectives={[one.name for one in config.objectives]} but discriminator parameters "

@@ -1,5 +1,6 @@
 """The two turns of the game: one update of the generator, one of critic and discriminator."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -128,8 +129,8 @@ def generator_turn(
             Samples(x_0, cond),
             rollout.step,
             draws,
-            real=real,
-            pairs=pairs,
+            given_real=real,
+            given_pairs=pairs,
             teacher=Network(players.teacher, teacher_params),
             generator=Network(players.generator, params),
             critic=Network(players.critic, state.critic.params),
@@ -203,7 +204,7 @@ def critic_turn(
             fake,
             student_step,
             draws,
-            real=real,
+            given_real=real,
             teacher=Network(players.teacher, teacher_params),
             generator=Network(players.generator, state.generator.params),
             critic=Network(players.critic, params[0]),
@@ -286,7 +287,8 @@ def _weighed(objectives: Sequence[Objective], view: View) -> tuple[Array, Metric
     """Return the sum of weight * value over objectives, and the metrics of all."""
     loss, metrics = jnp.float32(0.0), {}
     for objective in objectives:
-        value, found = objective.value(view, view.draws)
+        seen = dataclasses.replace(view, reader=objective.name)
+        value, found = objective.value(seen, view.draws)
         loss += objective.weight * value
         if twice := metrics.keys() & found.keys():
             raise Refused(

@@ -39,7 +39,12 @@ class HostBatch(NamedTuple):
 
 
 def read_cycle(
-    recipe: Recipe, cycle: int, pairs: PairPool | None = None, *, first_example: int | None = None
+    recipe: Recipe,
+    cycle: int,
+    pairs: PairPool | None = None,
+    *,
+    needs_real: bool,
+    first_example: int | None = None,
 ) -> HostBatch:
     """Read what cycle number `cycle` needs: a function of (config, data, arguments) alone.
 
@@ -47,6 +52,7 @@ def read_cycle(
       recipe: the recipe.
       cycle: 0, 1, ...
       pairs: teacher ODE pairs, for the regression loss.
+      needs_real: whether real images are read, `DistillConfig.needs_real` of the recipe.
       first_example: how many real examples were read before; by default `cycle` times those of
         a cycle.
 
@@ -60,12 +66,11 @@ def read_cycle(
     if first_example is None:
         first_example = cycle * turns * b
     x, label = None, np.zeros((turns, b), np.int32)[:, rows]
-    needed = distill_config(config, recipe.family).needs_real
-    if needed or distill.fake_labels == "real":
+    if needs_real or distill.fake_labels == "real":
         batch = data.batches_from(
             recipe.dataset, first_example, turns, batch_size=b, seed=seed, rows=rows
         )
-        x = data.inputs_of(batch) if needed else None
+        x = data.inputs_of(batch) if needs_real else None
         label = data.labels_of(batch)
     fake_label = label
     if distill.fake_labels == "uniform" and recipe.prompts is not None:
@@ -115,7 +120,8 @@ def cycle_batch(
       pairs: see `read_cycle`.
       first_example: see `read_cycle`.
     """
-    batch = read_cycle(recipe, cycle, pairs, first_example=first_example)
+    needs_real = distill_config(recipe.config, recipe.family).needs_real
+    batch = read_cycle(recipe, cycle, pairs, needs_real=needs_real, first_example=first_example)
     return prepare(batch, recipe.family)
 
 

@@ -160,7 +160,10 @@ def _described(
         )
 
     def make_batch(i: int, first_example: int) -> HostBatch:
-        return put_batch(read_cycle(recipe, i, pairs, first_example=first_example), mesh)
+        read = read_cycle(
+            recipe, i, pairs, needs_real=job.settings.needs_real, first_example=first_example
+        )
+        return put_batch(read, mesh)
 
     def advance(state: TrainState, batch: HostBatch, i: int) -> tuple[TrainState, dict[str, Any]]:
         # The second step moves nothing: the batch lies there already.

@@ -48,6 +48,18 @@ def test_distill_trains_with_an_objective_of_the_user_s_own(tmp_path: Path) -> N
     assert row["generator_loss"] == pytest.approx(parts, rel=1e-4)
 
 
+def test_dry_run_refuses_an_objective_that_reads_what_it_does_not_declare(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "lab_of_losses" / "reads_real.py"
+    file.write_text(BRIGHTNESS.replace("jnp.mean(view.x_0)", "jnp.mean(view.real.x_0)"))
+    own = [f"--config.distill.gan_{it}_weight=None" for it in ("generator", "critic")]
+    own += ["--config.distill.objectives=lab_of_losses.reads_real", "--dry_run"]
+    message = refused(capsys, *distill_words(tmp_path / "run", *own))
+    assert "objective 'brightness' reads real samples" in message
+    assert "expected needs_real = True" in message
+
+
 def test_dry_run_refuses_an_objective_that_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

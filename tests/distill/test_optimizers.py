@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill import Optimizers, draw_cycle, init_state, make_cycle, run_cycle
 from tests.distill import toy
 from tests.distill.test_cycle import TEACHER, assert_trees_close, make_batch, make_state
@@ -121,6 +122,22 @@ def test_optimizers_of_another_state_are_refused(given_to_cycle):
     state = make_state(CONFIG) if given_to_cycle else own_state(CONFIG)
     with pytest.raises(ValueError, match="to init_state and to make_cycle alike"):
         jax.eval_shape(cycle, state, TEACHER, make_batch(CONFIG), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (Optimizers(generator=optax.adam), r"Optimizers.generator=.*adam.*call it with its rate"),
+        (Optimizers(critic=1e-3), r"Optimizers.critic=0.001, expected an optax.Grad.*; give one"),
+        (optax.sgd(0.1), r"expected Optimizers\(generator=..., critic=...\).*say whose"),
+        (None, r"optimizers=None, expected Optimizers\(generator"),
+    ],
+)
+def test_what_is_no_optimizer_of_a_player_is_refused(given, expected):
+    with pytest.raises(Refused, match=expected):
+        make_cycle(toy.players(), CONFIG, optimizers=given)
+    with pytest.raises(Refused, match=expected):
+        own_state(CONFIG, given)
 
 
 def test_players_are_the_teachers_network_by_default():

@@ -20,7 +20,7 @@ from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.training import student as train_student
-from dmd2_jax.training.batches import cycle_batch
+from dmd2_jax.training.batches import cycle_batch, read_cycle
 from tests.tiny import distill_words, dmd2, get_config, student_run, teacher_run
 
 
@@ -234,6 +234,13 @@ def test_cycle_batch_from_an_example_continues_the_stream_with_another_batch_siz
     expected = np.asarray(cycle_batch(recipe(), 3).real.x_0).reshape(-1, 8, 8, 1)
     larger = cycle_batch(recipe(distill__batch_size="16"), 0, first_example=3 * 2 * 8)
     np.testing.assert_array_equal(np.asarray(larger.real.x_0[0]), expected)
+
+
+def test_read_cycle_does_not_make_the_objectives_anew() -> None:
+    """A user's `objective()` is called when a run is opened, and not with every batch."""
+    it = recipe(distill__objectives="my_lab.that_is_gone")
+    assert read_cycle(it, 0, needs_real=True).x is not None
+    assert read_cycle(it, 0, needs_real=False).x is None
 
 
 def test_cycle_batch_uniform_labels_do_not_follow_the_real_ones() -> None:

@@ -184,7 +184,7 @@ def test_student_sampler_rolls_the_steps_out() -> None:
 
 
 def test_read_cycle_draws_the_students_prompts_in_an_order_of_their_own() -> None:
-    batch = read_cycle(recipe(), 0)
+    batch = read_cycle(recipe(), 0, needs_real=True)
     assert batch.x.shape == (2, 8, 8, 8, 4)
     real, fake = batch.label["prompt_embeds"], batch.fake_label["prompt_embeds"]
     assert real.shape == fake.shape
@@ -222,13 +222,13 @@ def test_check_batch_refuses_data_of_other_arrays() -> None:
 
 
 def test_read_cycle_takes_the_real_prompts_where_told() -> None:
-    batch = read_cycle(recipe(distill__fake_labels="real"), 0)
+    batch = read_cycle(recipe(distill__fake_labels="real"), 0, needs_real=True)
     np.testing.assert_array_equal(batch.label["prompt_embeds"], batch.fake_label["prompt_embeds"])
 
 
 def test_read_cycle_draws_from_the_cache_of_prompts() -> None:
     it = recipe(data__prompts=str(prompts()))
-    fake = read_cycle(it, 0).fake_label["prompt_embeds"]
+    fake = read_cycle(it, 0, needs_real=True).fake_label["prompt_embeds"]
     held_out = it.prompts.examples(np.arange(len(it.prompts)))["prompt_embeds"]
     for row in fake.reshape(-1, *fake.shape[2:]):
         assert (held_out == row).all(axis=(1, 2)).any()

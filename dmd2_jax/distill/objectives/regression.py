@@ -29,6 +29,5 @@ class Regression(Objective):
     def value(self, view: View, draws: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Return the loss and its metric."""
         pairs = view.pairs
-        assert pairs is not None, "the regression loss was given no pairs"
         from_noise = view.from_noise(pairs.noise, pairs.cond)
         return regression_loss(from_noise, pairs.x_0, distance=self.distance)

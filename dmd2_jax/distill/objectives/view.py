@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.distill.objectives.noising import noised
@@ -72,8 +73,9 @@ class View:
       draws: what this turn drew, by name.
       sources: name -> whose samples are noised under it, "student" or "real".
       asked: the critic's passes that this turn's objectives declare.
-      real: real samples; None where no objective needs them.
-      pairs: the teacher's ODE pairs; likewise, and None in critic turns.
+      given_real: real samples; None where no objective needs them. Objectives read `real`.
+      given_pairs: the teacher's ODE pairs, likewise `pairs`; None in critic turns.
+      reader: the objective that looks, by name.
     """
 
     x_0: Array
@@ -88,9 +90,24 @@ class View:
     draws: Mapping[str, PyTree]
     sources: Mapping[str, str]
     asked: tuple[Pass, ...]
-    real: Samples | None = None
-    pairs: Pairs | None = None
+    given_real: Samples | None = None
+    given_pairs: Pairs | None = None
+    reader: str = ""
     _kept: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def real(self) -> Samples:
+        """Real samples, for an objective with `needs_real`."""
+        if self.given_real is None:
+            raise self._undeclared("real samples", "needs_real")
+        return self.given_real
+
+    @property
+    def pairs(self) -> Pairs:
+        """The teacher's ODE pairs, for an objective of the generator with `needs_pairs`."""
+        if self.given_pairs is None:
+            raise self._undeclared("teacher pairs", "needs_pairs")
+        return self.given_pairs
 
     @property
     def schedule(self) -> Schedule:
@@ -101,7 +118,6 @@ class View:
         """Return the samples that are noised under a name."""
         if self.sources[name] == "student":
             return Samples(self.x_0, self.cond)
-        assert self.real is not None, f"{name} noises real samples, but there are none"
         return self.real
 
     def noised(self, name: str) -> tuple[Float[Array, "b ..."], Shaped[Array, " b"]]:
@@ -140,7 +156,8 @@ class View:
 
         Noisings that nobody else has a use for go through the networks as one batch.
         """
-        assert self.head is not None, "this turn has no discriminator"
+        if self.head is None:
+            raise self._undeclared("a discriminator's logits", "needs_discriminator")
         if len(names) > 1 and all(self._outputs(name) == ["features"] for name in names):
             parts = [(*self.noised(name), self.samples(name).cond) for name in names]
             merged = jax.tree.map(_interleave, *parts)
@@ -148,6 +165,12 @@ class View:
             logits = self.head(features)
             return tuple(logits[i :: len(names)] for i in range(len(names)))
         return tuple(self.head(self.critic_features(name)) for name in names)
+
+    def _undeclared(self, what: str, member: str) -> Refused:
+        return Refused(
+            f"objective {self.reader!r} reads {what}, and this turn has none, expected {member} = "
+            "True in it, by which they are there; set it (a turn called by hand is given them)."
+        )
 
     def _outputs(self, name: str) -> list[str]:
         return [one.output for one in self.asked if one.noising == name]

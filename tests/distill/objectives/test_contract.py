@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import dmd2_jax.distill.objectives
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill import DistillConfig, draw_cycle, make_cycle, run_cycle
 from dmd2_jax.distill.objectives import (
     CriticGan,
@@ -147,6 +148,50 @@ def test_an_objective_alone_reads_what_it_says_it_needs(name: str) -> None:
     cycle = make_cycle(toy.players(), it)
     _, metrics = jax.eval_shape(cycle, make_state(it), TEACHER, batch, jax.random.key(0))
     assert metrics["critic_loss"].shape == (2,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Undeclared(Objective):
+    """Reads of a turn what it does not say that it needs."""
+
+    read: str = "real"
+    name: ClassVar[str] = "undeclared"
+    player: ClassVar[str] = "generator"
+
+    def value(self, view, draws):
+        found = view.logits("x") if self.read == "logits" else getattr(view, self.read).x_0
+        return jnp.mean(found[0]), {}
+
+
+@pytest.mark.parametrize(
+    ("read", "member"),
+    [("real", "needs_real"), ("pairs", "needs_pairs"), ("logits", "needs_discriminator")],
+)
+def test_an_objective_that_reads_what_it_does_not_declare_is_refused(
+    read: str, member: str
+) -> None:
+    it = toy.config(gan_generator_weight=None, gan_critic_weight=None)
+    it = dataclasses.replace(it, objectives=(*it.objectives, Undeclared(read=read)))
+    batch = make_batch(it)._replace(real=None, pairs=None)
+    cycle = make_cycle(toy.players(), it)
+    with pytest.raises(Refused, match=f"'undeclared' reads .* expected {member} = True"):
+        jax.eval_shape(cycle, make_state(it), TEACHER, batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking", "expected"),
+    [
+        ("gan", "real", r"real=None, expected Samples\(x_0, cond\) for objectives \['critic_gan'\]"),
+        ("regression", "pairs", r"pairs=None, expected Pairs\(.* for objectives \['regression'\]"),
+    ],
+)
+def test_a_batch_without_what_objectives_need_is_refused(
+    name: str, lacking: str, expected: str
+) -> None:
+    it = config(name)
+    batch, cycle = make_batch(it)._replace(**{lacking: None}), make_cycle(toy.players(), it)
+    with pytest.raises(Refused, match=expected):
+        jax.eval_shape(cycle, make_state(it), TEACHER, batch, jax.random.key(0))
 
 
 def test_an_own_module_is_an_objective_by_its_name(tmp_path, monkeypatch) -> None:
