@@ -261,7 +261,11 @@ def flags_named(tree: ast.Module) -> list[str]:
         elif isinstance(node, ast.Constant) and id(node) not in aside:
             texts.append(str(node.value))
     whole = rf"\b(?:{'|'.join(PROGRAMS)}) [^`;.]*"
-    return [flag for text in texts for flag in re.findall(r"--(?!xla_)[a-z]\w*", re.sub(whole, "", text))]
+    return [
+        flag
+        for text in texts
+        for flag in re.findall(r"--(?!xla_)[a-z]\w*", re.sub(whole, "", text))
+    ]
 
 
 def test_messages_below_the_commands_name_no_flags() -> None:

@@ -1,5 +1,6 @@
 """The set-up itself: metadata, make targets, scripts, licence, hooks."""
 
+import ast
 import os
 import re
 import runpy
@@ -49,6 +50,20 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "parity",
         "dev",
     }
+
+
+def test_messages_speak_of_extras_that_there_are_in_the_same_words(metadata):
+    """They stand in `config.refused.lacks`; docstrings and a command of its own are let alone."""
+    named = set()
+    for file in (ROOT / "dmd2_jax").rglob("*.py"):
+        for node in ast.walk(tree := ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "lacks":
+                named.add(ast.literal_eval(node.args[2]))
+        text = ast.unparse(tree)
+        assert "pip install -e" not in text, file
+        named |= set(re.findall(r"dmd2_jax\[(\w+)\]", text))
+    assert {"plan", "hub", "tfds", "text2image", "tensorboard"} <= named
+    assert named <= set(metadata["extras_require"])
 
 
 def test_setup_gpu_and_tpu_extras_keep_the_base_range_of_jax(metadata):

@@ -30,7 +30,7 @@ def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = N
     rules.refuse(
         [
             *model_faults(config.model),
-            *rules.choice_faults(values, names),
+            *rules.choice_faults(values, names, dotted=_DOTTED),
             *rules.number_faults(values, _NUMBERS),
             *rules.seed_faults(config.seed, "seed"),
             *_distill_faults(config),
@@ -40,9 +40,17 @@ def validate(config: ConfigDict, choices: Mapping[str, Sequence[str]] | None = N
 
 
 _CHOICES = {
-    "teacher.lr_schedule": ("constant", "cosine"),
+    "teacher.lr_schedule": rules.LR_SCHEDULES,
+    "optim.lr_schedule": rules.LR_SCHEDULES,
+    "optim.moment_dtype": rules.DTYPES,
     "teacher.objective": ("edm", "eps"),
     "distill.fake_labels": ("uniform", "real"),
+}
+_DOTTED = ("data.name",)
+_DISTILL = {
+    rules.CRITIC_TURNS: ("critic_turns",),
+    rules.DECREASING: ("student_times",),
+    rules.LEVELS: ("dm_range", "gan_range"),
 }
 _NUMBERS = {
     rules.AT_LEAST_ONE: (
@@ -109,30 +117,13 @@ _NUMBERS = {
 
 
 def _distill_faults(config: ConfigDict) -> Iterator[str]:
+    yield from rules.value_faults(config.distill, _DISTILL, "distill.")
     distill = config.distill
-    if not rules.holds(lambda v: v >= 1, distill.critic_turns):
-        yield (
-            f"distill.critic_turns={distill.critic_turns!r} (K of TTUR), expected at least 1; use "
-            f"1 for no TTUR, 5 as in the paper."
-        )
-    times = tuple(distill.student_times)
-    if not times or any(later >= earlier for earlier, later in itertools.pairwise(times)):
-        yield (
-            f"distill.student_times={times}, expected one or more strictly decreasing times; "
-            f"for example (80.0, 0.4), or (999, 749, 499, 249) of Stable Diffusion."
-        )
     if wrong := [one for one in distill.get("objectives", ()) if not isinstance(one, str)]:
         yield (
             f"distill.objectives has {wrong}, expected dotted modules of your own, such as "
             f"my_lab.my_loss; () is none."
         )
-    for name, paper in (("dm_range", (0.02, 0.98)), ("gan_range", (0.0, 1.0))):
-        span = tuple(distill[name])
-        if len(span) != 2 or not 0 <= span[0] < span[1] <= 1:
-            yield (
-                f"distill.{name}={span}, expected (low, high) with 0 <= low < high <= 1, fractions "
-                f"of the schedule's levels; the paper's is {paper}."
-            )
 
 
 def _other_faults(config: ConfigDict) -> Iterator[str]:

@@ -9,6 +9,7 @@ value stops the run at once.
 import ast
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
         raise
     except Exception as error:
         raise Refused(
-            f"--config={path} failed ({type(error).__name__}: {error}{_line_of(error)}), "
+            f"--config={path} failed ({type(error).__name__}: {_reason(error)}{_line_of(error)}), "
             f"expected {name}() to {expected}; "
             f"{_remedy(file, error) or f'compare it with {example}.'}"
         ) from error
@@ -249,6 +250,14 @@ def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[A
             yield from _fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, (value, config.get_type(name), isinstance(field, FieldReference))
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, without the whole config, which a locked ConfigDict adds."""
+    said: Any = error
+    while isinstance(said, KeyError | AttributeError) and said.args:  # one wraps the other
+        said = said.args[0]
+    return re.sub(r' Other fields present: ".*"', "", str(said), flags=re.DOTALL).replace("\n", " ")
 
 
 def _line_of(error: Exception) -> str:

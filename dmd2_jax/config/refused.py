@@ -1,6 +1,6 @@
 """The errors that are raised on purpose, for what a user can mend."""
 
-__all__ = ["Missing", "Refused"]
+__all__ = ["Missing", "Refused", "lacks"]
 
 
 class Refused(ValueError):
@@ -13,3 +13,17 @@ class Refused(ValueError):
 
 class Missing(Refused, FileNotFoundError):
     """A file or folder that was named is not there."""
+
+
+def lacks(what: str, package: str, extra: str) -> str:
+    """Return what is said where a package of one of our extras is not installed.
+
+    Args:
+      what: needs it.
+      package: as pip names it.
+      extra: of ours that has it. pip knows the installed dmd2_jax, and adds the extra to it.
+    """
+    return (
+        f"{what} needs the package {package}, which is not installed; install it with: "
+        f"pip install 'dmd2_jax[{extra}]'"
+    )

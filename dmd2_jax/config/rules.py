@@ -1,5 +1,6 @@
 """Rules of values, each stated once, and what is said of a value that breaks one."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,12 @@ from dmd2_jax.config.refused import Refused
 __all__ = [
     "AT_LEAST_ONE",
     "AT_LEAST_TWO",
+    "CRITIC_TURNS",
+    "DECREASING",
     "DTYPES",
     "FRACTION",
+    "LEVELS",
+    "LR_SCHEDULES",
     "NOT_NEGATIVE",
     "POSITIVE",
     "POSITIVE_OR_NONE",
@@ -24,10 +29,14 @@ __all__ = [
     "refuse",
     "seed_faults",
     "unknown_faults",
+    "value_faults",
 ]
 
 DTYPES = ("float32", "bfloat16")
-"""The types that networks compute in."""
+"""The types that networks compute in, and that an optimiser's moments are kept in."""
+
+LR_SCHEDULES = ("constant", "cosine")
+"""What a learning rate does after its warm-up: nothing, or falls to 0 at the end of the run."""
 
 REMAT = ("none", "block", "full")
 """What the backward pass computes again instead of keeping it: nothing, each block, everything."""
@@ -55,6 +64,40 @@ POSITIVE_OR_NONE = Rule(lambda v: v is None or v > 0, "a positive number, or Non
 FRACTION = Rule(lambda v: 0 <= v < 1, "a number in [0, 1)")
 
 
+CRITIC_TURNS = Rule(lambda v: v >= 1, "at least 1 (K of TTUR; 5 in the paper, 1 is none)")
+DECREASING = Rule(
+    lambda v: len(v) > 0 and all(later < earlier for earlier, later in itertools.pairwise(v)),
+    "one or more strictly decreasing times, for example (80.0, 0.4), or (999, 749, 499, 249) of "
+    "Stable Diffusion",
+)
+LEVELS = Rule(
+    lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 1,
+    "(low, high) with 0 <= low < high <= 1, fractions of the schedule's levels",
+)
+
+
+def value_faults(
+    values: Mapping[str, Any],
+    rules: Mapping[Rule, Collection[str]],
+    prefix: str = "",
+    *,
+    remedy: str = "set config.{}",
+) -> Iterator[str]:
+    """Yield what breaks a rule of values of any kind.
+
+    Args:
+      values: key -> value.
+      rules: rule -> the keys that it is for.
+      prefix: of the keys as the user writes them, such as "distill.".
+      remedy: what to do, of the key with its prefix.
+    """
+    for rule, keys in rules.items():
+        for key in keys:
+            if not holds(rule.holds, values[key]):
+                name = prefix + key
+                yield f"{name}={values[key]!r}, expected {rule.expected}; {remedy.format(name)}."
+
+
 def number_faults(
     values: Mapping[str, Any], rules: Mapping[Rule, Collection[str]], prefix: str = ""
 ) -> Iterator[str]:
@@ -74,14 +117,26 @@ def number_faults(
 
 
 def choice_faults(
-    values: Mapping[str, Any], choices: Mapping[str, Sequence[str]], prefix: str = ""
+    values: Mapping[str, Any],
+    choices: Mapping[str, Sequence[str]],
+    prefix: str = "",
+    *,
+    dotted: Collection[str] = (),
 ) -> Iterator[str]:
-    """Yield what is none of the words that a key may have; see `number_faults`."""
+    """Yield what is none of the words that a key may have.
+
+    Args:
+      values: key -> value.
+      choices: key -> its words.
+      prefix: of the keys as the user writes them, such as "model.".
+      dotted: keys that take a dotted module of the user's own too, which the caller looks at.
+    """
     for key, allowed in choices.items():
         value = values[key]
         if value not in allowed:
+            own = ", or a dotted module of your own, such as my_lab.mine" if key in dotted else ""
             close = nearest(value, allowed)
-            yield f"{prefix}{key}={value!r}, expected one of {sorted(allowed)}{close}."
+            yield f"{prefix}{key}={value!r}, expected one of {sorted(allowed)}{own}{close}."
 
 
 def unknown_faults(values: Collection[str], known: Collection[str], family: str) -> Iterator[str]:

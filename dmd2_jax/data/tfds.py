@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.refused import Missing, Refused, lacks
 from dmd2_jax.data.reading.contract import MissingPackageError, Options
 from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
@@ -93,8 +93,7 @@ def _open_builder(name: str, path: str):
         from tensorflow_datasets.core import read_only_builder, registered
     except ImportError as error:
         raise MissingPackageError(
-            "the source tfds needs the package tensorflow_datasets, which is not installed; "
-            "install it with: pip install 'dmd2_jax[tfds]'"
+            lacks("the source tfds", "tensorflow_datasets", "tfds")
         ) from error
     try:
         return read_only_builder.builder_from_files(name, data_dir=_expanded(path))

@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import NamedTuple
 
+from dmd2_jax.config import rules
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter, Denoiser, Discriminator, map_params
 from dmd2_jax.distill.objectives.contract import Objective, check_objectives, of_player
 from dmd2_jax.distill.objectives.official import dmd2
 from dmd2_jax.typing import Params
 
-LR_SCHEDULES = ("constant", "cosine")
-MOMENT_DTYPES = ("float32", "bfloat16")
+_RULES = {
+    rules.CRITIC_TURNS: ("critic_turns",),
+    rules.AT_LEAST_ONE: ("batch_size",),
+    rules.DECREASING: ("student_times",),
+}
+_CHOICES = {"moment_dtype": rules.DTYPES, "lr_schedule": rules.LR_SCHEDULES}
 
 
 class _Players(NamedTuple):
@@ -161,12 +165,12 @@ class DistillConfig:
     def __post_init__(self) -> None:
         times = self.student_times
         check_objectives(self.objectives)
-        _require(self.critic_turns >= 1, f"critic_turns={self.critic_turns} must be at least 1.")
-        _require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1.")
-        _require(
-            len(times) > 0 and all(a > b for a, b in itertools.pairwise(times)),
-            f"student_times={times} must be strictly decreasing, for example (999, 749, 499, 249).",
-        )
+        values = vars(self)
+        faults = [
+            *rules.value_faults(values, _RULES, remedy="correct {}"),
+            *rules.choice_faults(values, _CHOICES),
+        ]
+        rules.refuse(faults, "the DistillConfig")
         _require(
             0 <= self.first_trained_step < len(times),
             f"first_trained_step={self.first_trained_step} must be one of the student's steps, "
@@ -176,14 +180,6 @@ class DistillConfig:
             self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
             f"microbatches={self.microbatches} must divide batch_size={self.batch_size}; try "
             f"{_divisor(self.batch_size, self.microbatches)}.",
-        )
-        _require(
-            self.moment_dtype in MOMENT_DTYPES,
-            f"moment_dtype={self.moment_dtype!r} is unknown; choose one of {MOMENT_DTYPES}.",
-        )
-        _require(
-            self.lr_schedule in LR_SCHEDULES,
-            f"lr_schedule={self.lr_schedule!r} is unknown; choose one of {LR_SCHEDULES}.",
         )
         _require(
             self.lr_schedule == "constant" or self.total_turns > 0,

@@ -20,12 +20,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax import metrics
+from dmd2_jax.config import plugins
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
 from dmd2_jax.evaluate.spaces import RealSide, Space, open_spaces, real_side
+from dmd2_jax.metrics.contract.figures import plain
 from dmd2_jax.metrics.features.extractor import Collector
 from dmd2_jax.pictures.checkpoint_curve import checkpoint_curve
 from dmd2_jax.recipe.open import check
@@ -53,7 +55,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     Returns:
       What the file of figures holds: those of each set with its name in front (images_fid,
       student_fid, student_checkpoint_400_fid, ...), real_fid_floor and classifier_test_accuracy
-      of a classifier, extractor, reference, seed, clip, clip_prefix.
+      of a classifier, extractor, reference, seed, clip, clip_prefix; own_figures says how those
+      of the user's own metrics are shown.
 
     Raises:
       ValueError: if a flag or what it names is refused; before any image is made, as far as that
@@ -98,6 +101,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
         figures |= {f"{images.key}_{key}": value for key, value in found.items()}
     figures |= {"seed": options.seed, "reference": real.name}
     figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
+    if own := metrics.figures_of([name for name in options.metrics if plugins.is_dotted(name)]):
+        figures["own_figures"] = plain(own)
     if clip is not None:
         figures["clip"] = Path(options.clip).name
         if options.clip_prefix:

@@ -105,8 +105,8 @@ def open_measured(
     for name in _OF_PROMPTS:
         if getattr(options, name) not in (None, ""):
             raise Refused(
-                f"`{name}=` with {options.workdir or options.config}, which is of classes, expected "
-                "a text-to-image model; leave it away."
+                f"`{name}=` with {options.workdir or options.config}, which is of classes, "
+                "expected a text-to-image model; leave it away."
             )
     if run is None:
         return [_of_weights(options, config, family, mesh)]

@@ -187,7 +187,8 @@ def check_options(options: EvaluateOptions) -> None:
         )
     if options.inception_weights and not inception:
         raise Refused(
-            "`inception_weights=` with `features=classifier`, expected `features=inception`; add it."
+            "`inception_weights=` with `features=classifier`, expected `features=inception`; add "
+            "it."
         )
     if options.resize is not None and options.features != "inception":
         raise Refused(
@@ -227,9 +228,7 @@ def _check_metrics(options: EvaluateOptions) -> None:
         )
     for name in ("clip", "clip_prefix"):
         if getattr(options, name) and CLIP not in options.metrics:
-            raise Refused(
-                f"`{name}=` without `metrics=clip_score`, expected both; add the metric."
-            )
+            raise Refused(f"`{name}=` without `metrics=clip_score`, expected both; add the metric.")
 
 
 def _check_source(options: EvaluateOptions) -> None:
@@ -241,8 +240,8 @@ def _check_source(options: EvaluateOptions) -> None:
         )
     if options.overrides and options.config is None:
         raise Refused(
-            f"`config.{next(iter(options.overrides))}=` without `config=FILE`, expected a recipe to "
-            "change (a run is measured by its own); add `config=` or leave it away."
+            f"`config.{next(iter(options.overrides))}=` without `config=FILE`, expected a recipe "
+            "to change (a run is measured by its own); add `config=` or leave it away."
         )
     chosen = {
         "which": options.which is not None,

@@ -125,8 +125,8 @@ def open_spaces(
     elif names:
         if config is None:
             raise Refused(
-                "`features=classifier` without a recipe, expected `workdir=` or `config=` that says "
-                "which data to train it on; add one, or `features=inception`."
+                "`features=classifier` without a recipe, expected `workdir=` or `config=` that "
+                "says which data to train it on; add one, or `features=inception`."
             )
         if config.data.name == _LATENTS:
             raise Refused(

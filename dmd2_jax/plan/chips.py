@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.refused import Refused, lacks
 
 __all__ = ["CHIPS", "Chip", "chip_of", "nearest", "num_chips", "topology"]
 
@@ -147,8 +147,8 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
         )
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise Refused(
-            f"topology={name} needs TPU's compiler, libtpu, which is not installed; "
-            'install it with: pip install -e ".[plan]" (0.6 GB; no TPU is needed).'
+            f"{lacks(f'topology={name}', 'libtpu', 'plan')} (0.6 GB, with TPU's compiler; no TPU "
+            "is needed)."
         )
     # libtpu asks a metadata server where it runs unless it is told.
     for key, value in {

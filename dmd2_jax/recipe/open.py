@@ -18,7 +18,6 @@ from dmd2_jax.config.recorded import completed
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
-from dmd2_jax.distill.config import LR_SCHEDULES, MOMENT_DTYPES
 from dmd2_jax.losses.denoising import WEIGHTINGS
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
@@ -222,15 +221,7 @@ def check(config: ConfigDict) -> None:
     sources = data.available()
     if data.is_known(config.data.name):
         sources.append(config.data.name)  # "tfds:mnist": what follows the colon is checked there
-    validate(
-        config,
-        {
-            "data.name": sources,
-            "distill.denoising_weight": WEIGHTINGS,
-            "optim.lr_schedule": LR_SCHEDULES,
-            "optim.moment_dtype": MOMENT_DTYPES,
-        },
-    )
+    validate(config, {"data.name": sources, "distill.denoising_weight": WEIGHTINGS})
 
 
 def recorded_config(values: Mapping[str, Any]) -> ConfigDict:

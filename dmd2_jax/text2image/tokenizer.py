@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data import MissingPackageError
 from dmd2_jax.networks.clip import ClipText
 from dmd2_jax.typing import Int
@@ -134,8 +134,7 @@ def _read(folder: str) -> Any:
         import transformers
     except ImportError as error:
         raise MissingPackageError(
-            "tokenizing prompts needs the package transformers, which is not installed; install "
-            "it with: pip install 'dmd2_jax[text2image]'"
+            lacks("tokenizing prompts", "transformers", "text2image")
         ) from error
     # Of release 5 on one class with two names; before, only the fast one reads tokenizer.json.
     kind = getattr(transformers, "CLIPTokenizerFast" if there[0] else "CLIPTokenizer")

@@ -7,7 +7,7 @@ where such a path is given.
 import re
 from pathlib import Path
 
-from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.refused import Refused, lacks
 
 __all__ = ["HubError", "fetch", "is_hub_path"]
 
@@ -44,9 +44,8 @@ def fetch(path: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise HubError(
-            f"{path} needs huggingface_hub, which is not installed; install dmd2_jax with its "
-            'extra `hub` (pip install -e ".[hub]"), or download '
-            f"{name} of {owner}/{repository} by hand and give its path."
+            f"{lacks(path, 'huggingface_hub', 'hub')}, or download {name} of "
+            f"{owner}/{repository} by hand and give its path."
         ) from error
     try:
         file = huggingface_hub.hf_hub_download(f"{owner}/{repository}", name, revision=revision)

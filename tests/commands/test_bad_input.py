@@ -24,7 +24,7 @@ def train(workdir: Path, *more: str) -> list[str]:
         ("data.name=digit", "did you mean 'digits'?"),
         ("model.family=emd", "did you mean 'edm'?"),
         ("model.network=unet", "model.network='unet'"),
-        ("distill.critic_turns=0", "(K of TTUR), expected at least 1"),
+        ("distill.critic_turns=0", "expected at least 1 (K of TTUR"),
         ("distill.student_times=20,80", "strictly decreasing"),
         ("distill.first_trained_step=1", "one of the student's steps, 0..0"),
         ("model.sigma_min=100", "expected sigma_min < sigma_max"),

@@ -81,8 +81,8 @@ def test_plan_command_names_the_extra_of_a_missing_compiler(
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     text = refusal(capsys, "--topology=v5e:4x4")
-    assert "topology=v5e:4x4 needs TPU's compiler, libtpu, which is not installed" in text
-    assert 'pip install -e ".[plan]"' in text
+    assert "topology=v5e:4x4 needs the package libtpu, which is not installed" in text
+    assert "pip install 'dmd2_jax[plan]'" in text
 
 
 @pytest.mark.usefixtures("nothing_compiled")

@@ -23,7 +23,7 @@ def test_validate_accepts_the_base_config() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"distill__critic_turns": 0}, r"critic_turns=0 \(K of TTUR\), expected at least 1"),
+        ({"distill__critic_turns": 0}, r"distill.critic_turns=0, expected at least 1 \(K of TTUR"),
         ({"distill__student_times": (20.0, 80.0)}, "strictly decreasing"),
         ({"distill__student_times": (80.0, 80.0)}, "strictly decreasing"),
         ({"distill__student_times": ()}, "strictly decreasing"),
@@ -35,7 +35,10 @@ def test_validate_accepts_the_base_config() -> None:
         ({"optim__critic_lr": float("nan")}, "optim.critic_lr=nan, expected a positive number"),
         ({"optim__b2": 1.0}, r"optim.b2=1.0, expected a number in \[0, 1\)"),
         ({"optim__ema_decays": (1.5,)}, "ema_decays has 1.5"),
-        ({"distill__dm_range": (0.9, 0.1)}, "dm_range"),
+        ({"distill__dm_range": (0.9, 0.1)}, r"distill.dm_range=\(0.9, 0.1\), expected \(low, high"),
+        ({"distill__gan_range": (0.0, 0.5, 1.0)}, r"distill.gan_range=\(0.0, 0.5, 1.0\), expected"),
+        ({"optim__lr_schedule": "linear"}, r"optim.lr_schedule='linear', expected one of"),
+        ({"optim__moment_dtype": "float16"}, r"optim.moment_dtype='float16', expected one of"),
         ({"distill__dm_weight": -1.0}, "dm_weight=-1.0, expected a positive number, or None"),
         ({"distill__fake_labels": "random"}, r"fake_labels='random', expected one of"),
         ({"model__dtype": "float16"}, r"model.dtype='float16', expected one of"),
@@ -79,5 +82,6 @@ def test_validate_accepts_every_seed_of_32_bits() -> None:
 
 
 def test_validate_checks_the_names_that_the_caller_provides() -> None:
-    with pytest.raises(match=r"data.name='digits', expected one of \['digit5'\]"):
+    said = r"data.name='digits', expected one of \['digit5'\], or a dotted module of your own, "
+    with pytest.raises(match=f"{said}such as my_lab.mine; did you mean 'digit5'"):
         validate(defaults.get_config(), {"data.name": ["digit5"]})

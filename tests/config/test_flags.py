@@ -152,7 +152,10 @@ def test_flag_names_leaves_out_places_and_what_is_no_flag() -> None:
     ("keys", "typed"),
     [
         (True, "--seed=-1 with --workdir, expected `num=1`; set --config.mesh.data=8, see `dmd2`."),
-        (False, "--seed=-1 with --workdir, expected `num=1`; set `config.mesh.data=8`, see `dmd2`."),
+        (
+            False,
+            "--seed=-1 with --workdir, expected `num=1`; set `config.mesh.data=8`, see `dmd2`.",
+        ),
     ],
 )
 def test_as_flags_writes_what_can_be_typed(keys: bool, typed: str) -> None:

@@ -23,8 +23,11 @@ TIMES = (8.0, 3.0, 1.0, 0.2)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"critic_turns": 0}, "critic_turns=0 must be at least 1"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        (
+            {"critic_turns": 0},
+            r"critic_turns=0, expected at least 1 \(K of TTUR.*; correct critic_t",
+        ),
+        ({"batch_size": 0}, "batch_size=0, expected at least 1; correct batch_size"),
         ({"student_times": (1.0, 2.0)}, "strictly decreasing"),
         ({"student_times": (2.0, 2.0)}, "strictly decreasing"),
         ({"student_times": ()}, "strictly decreasing"),
@@ -36,7 +39,8 @@ TIMES = (8.0, 3.0, 1.0, 0.2)
             "nothing trains the generator",
         ),
         ({"train_critic": False}, "without a critic"),
-        ({"lr_schedule": "linear"}, "choose one of"),
+        ({"lr_schedule": "linear"}, r"lr_schedule='linear', expected one of \['const"),
+        ({"moment_dtype": "float16"}, r"moment_dtype='float16', expected one of \['bf"),
         ({"lr_schedule": "cosine", "total_turns": 0}, "total_turns=0 to be positive"),
     ],
 )

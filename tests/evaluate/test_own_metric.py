@@ -9,6 +9,7 @@ import pytest
 from dmd2_jax import metrics
 from dmd2_jax.commands.ablate.rows import load_ablation
 from dmd2_jax.evaluate.table import metrics_table
+from dmd2_jax.metrics.contract.figures import Figure, from_plain
 from tests.data.images import picture, png, write_folder
 from tests.evaluate.test_evaluate import means
 from tests.tiny import RECIPE, dmd2, refused
@@ -60,6 +61,13 @@ def test_evaluate_measures_by_a_metric_outside_the_package(
     assert table[0] == ["FID", "spread of mine"] and table[1][2] == "7.2 ± 0.5"
     figures = json.loads((tmp_path / "x.json").read_text())
     assert (figures["images_spread"], figures["images_spread_hidden"]) == (7.25, 3.0)
+    # A report reads how it is shown, and imports nothing that a file names.
+    look = {"heading": "spread of mine", "more_is_better": True, "form": "{:.1f}", "share": False}
+    assert figures["own_figures"] == {"spread": look}
+    assert (
+        from_plain(figures["own_figures"])["spread"]
+        == metrics.figures_of([f"{lab}.spread"])["spread"]
+    )
 
 
 def test_evaluate_asks_an_own_metric_whether_there_are_enough_samples(
@@ -116,3 +124,10 @@ def test_metric_that_reads_what_no_extractor_makes_is_refused_by_name(
     file.write_text(SPREAD.replace('("features",)', '("pixels",)'))
     with pytest.raises(ValueError, match=r"metric .*\.pixels reads \['pixels'\], expected some of"):
         metrics.needs([f"{lab}.pixels"])
+
+
+@pytest.mark.parametrize("form", ["{0.__class__}", "{:999999999d}", "{}{}", 7])
+def test_figures_of_a_file_are_shown_as_numbers_whatever_it_says(form: object) -> None:
+    values = {"x": {"heading": "X", "form": form}, "y": {"form": "{:.1f}"}, "z": "{:.1f}"}
+    assert from_plain(values) == {"x": Figure("X", more_is_better=False)}
+    assert from_plain(["x"]) == {}

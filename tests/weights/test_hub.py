@@ -68,7 +68,7 @@ def test_fetch_without_network_names_the_file_to_download(fetched):
 
 def test_fetch_without_the_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(hub.HubError, match=r'pip install -e "\.\[hub\]"') as caught:
+    with pytest.raises(hub.HubError, match=r"pip install 'dmd2_jax\[hub\]'") as caught:
         hub.fetch("hf://one/repository/model.bin")
     assert "download model.bin of one/repository by hand" in str(caught.value)
 

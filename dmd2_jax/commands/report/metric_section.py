@@ -9,7 +9,7 @@ from dmd2_jax.commands.report.markup import Markup, joined, number, table, tag
 from dmd2_jax.commands.report.runs import Run
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.metrics import all_figures
-from dmd2_jax.metrics.contract.figures import Interval
+from dmd2_jax.metrics.contract.figures import Figure, Interval, from_plain
 
 __all__ = ["interval", "metric_section"]
 
@@ -47,6 +47,7 @@ def metric_section(runs: Sequence[Run]) -> Markup:
 
 
 def _table(runs: Sequence[Run], sets: Sequence[tuple[Run, str, Mapping[str, Any]]]) -> Markup:
+    declared = _declared(runs)
     keys = list(dict.fromkeys(key for _, _, own in sets for key in own))
     keys = [key for key in keys if not key.endswith(_UNSHOWN)]
     keys.sort(key=lambda key: (_LAST.index(key) + 1 if key in _LAST else 0, key != "fid"))
@@ -56,22 +57,35 @@ def _table(runs: Sequence[Run], sets: Sequence[tuple[Run, str, Mapping[str, Any]
         owner = tag("span", run.name, class_=f"of name s{styles[run.name]}")
         return joined((tag("b", name[:80]), owner if len(runs) > 1 else ""))
 
-    rows = [(label(name, run), *(_cell(own, key) for key in keys)) for run, name, own in sets]
+    rows = [
+        (label(name, run), *(_cell(own, key, declared) for key in keys)) for run, name, own in sets
+    ]
     for run in runs if "fid" in keys else ():
         if (floor := number(run.figures.get("real_fid_floor"))) is not None:
             dashes = ["–"] * (len(keys) - 1)
-            rows.append((label("real, half to half", run), _format("fid", floor), *dashes))
-    head = ("measured", *(_heading(key)[:80] for key in keys))
+            rows.append(
+                (label("real, half to half", run), _format("fid", floor, declared), *dashes)
+            )
+    head = ("measured", *(_heading(key, declared)[:80] for key in keys))
     return table(head, rows, caption="Metrics, [95 % interval] where there is one")
 
 
-def _cell(own: Mapping[str, Any], key: str) -> object:
+def _declared(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Return what is known of figures: ours, and what runs recorded of metrics of the user's own.
+
+    A report may be of a stranger's run: it imports no module that a file names.
+    """
+    recorded = (from_plain(run.figures.get("own_figures")) for run in runs)
+    return {key: it for own in recorded for key, it in own.items()} | all_figures()
+
+
+def _cell(own: Mapping[str, Any], key: str, declared: Mapping[str, Figure]) -> object:
     value = number(own.get(key))
     if value is None:
         return "–" if own.get(key) is None else str(own[key])[:80]
-    shown = _format(key, value)
+    shown = _format(key, value, declared)
     if found := interval(own, key):
-        span = f"[{_format(key, found.low)}, {_format(key, found.high)}]"
+        span = f"[{_format(key, found.low, declared)}, {_format(key, found.high, declared)}]"
         return joined((f"{shown} ", tag("span", span, class_="interval")))
     return shown
 
@@ -95,22 +109,22 @@ def interval(figures: Mapping[str, Any], key: str) -> Interval | None:
     return declared.interval(value, count, {name: number(it) for name, it in figures.items()})
 
 
-def _heading(key: str) -> str:
+def _heading(key: str, declared: Mapping[str, Figure]) -> str:
     if key in _MADE:
         return _MADE[key]
-    declared = all_figures().get(key)
-    return key.replace("_", " ") if declared is None else declared.heading
+    figure = declared.get(key)
+    return key.replace("_", " ") if figure is None else figure.heading
 
 
-def _format(key: str, value: float) -> str:
-    declared = all_figures().get(key)
-    if declared is not None and declared.share:
+def _format(key: str, value: float, declared: Mapping[str, Figure]) -> str:
+    figure = declared.get(key)
+    if figure is not None and figure.share:
         return f"{100 * value:.1f} %"
     if key == "seconds_per_image":
         return f"{1000 * value:.3g}"
     if key in ("nfe", "num_samples"):
         return f"{value:,.0f}"
-    return f"{value:.3f}" if declared is None else declared.form.format(value)
+    return f"{value:.3f}" if figure is None else figure.form.format(value)
 
 
 def _explained(keys: set[str]) -> Markup:

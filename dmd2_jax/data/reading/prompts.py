@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.refused import Missing, Refused, lacks
 from dmd2_jax.data.reading.contract import MissingPackageError
 from dmd2_jax.data.reading.text_lines import json_lines, text_key, text_lines, text_of
 from dmd2_jax.typing import Int
@@ -105,8 +105,7 @@ def _read_parquet(file: Path) -> list[str]:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingPackageError(
-            "reading parquet needs the package pyarrow, which is not installed; install it with: "
-            "pip install 'dmd2_jax[text2image]', or convert the file to .jsonl"
+            f"{lacks('reading parquet', 'pyarrow', 'text2image')}, or convert the file to .jsonl"
         ) from error
     try:
         with pyarrow.parquet.ParquetFile(file) as table:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data.reading.contract import MissingPackageError
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.typing import Int
@@ -161,10 +161,7 @@ def open_writer(path: Path) -> Any:
     try:
         from array_record.python import array_record_module
     except ImportError as error:
-        raise MissingPackageError(
-            "writing array_record needs the package array_record, which is not installed; "
-            "install it with: pip install 'dmd2_jax[tfds]'"
-        ) from error
+        raise MissingPackageError(lacks("writing array_record", "array_record", "tfds")) from error
     # One record a group, for reading in any order; pixels hardly shrink and PNGs not at all.
     return array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
@@ -190,10 +187,7 @@ def _open_array_record(path: str):
     try:
         from array_record.python import array_record_module
     except ImportError as error:
-        raise MissingPackageError(
-            "reading array_record needs the package array_record, which is not installed; "
-            "install it with: pip install 'dmd2_jax[tfds]'"
-        ) from error
+        raise MissingPackageError(lacks("reading array_record", "array_record", "tfds")) from error
     # Reading ahead is for going through a file in order.
     return array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.config import rules
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import add_noise
@@ -82,11 +83,8 @@ class Levels:
     of: str = "student"
 
     def __post_init__(self) -> None:
-        low, high = self.range
-        if not 0.0 <= low < high <= 1.0:
-            raise Refused(
-                f"range={(low, high)} must satisfy 0 <= low < high <= 1: fractions of the levels."
-            )
+        wrong = rules.value_faults(vars(self), {rules.LEVELS: ("range",)}, remedy="correct {}")
+        rules.refuse(list(wrong), "a noising")
         if self.of not in ("student", "real"):
             raise Refused(f"of={self.of!r} is unknown; choose 'student' or 'real'.")
 

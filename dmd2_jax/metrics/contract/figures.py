@@ -1,8 +1,9 @@
 """What a metric says of its figures: heading, format, direction, 95 % interval."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = [
     "CLASS_ACCURACY",
@@ -11,9 +12,11 @@ __all__ = [
     "Figure",
     "Interval",
     "by_deviation",
+    "from_plain",
     "of_images",
     "of_parts",
     "of_share",
+    "plain",
     "wilson",
 ]
 
@@ -62,6 +65,33 @@ class Figure(NamedTuple):
     share: bool = False
     interval: MakeInterval | None = None
     method: str = ""
+
+
+_PLAIN = ("heading", "more_is_better", "form", "share")
+_FORM = re.compile(r"[^{}]{0,20}\{:,?(\.\d)?[defg%]?\}[^{}]{0,20}")
+
+
+def plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
+    """Return how figures are shown as plain values, for JSON; how intervals are made is code."""
+    return {
+        key: {name: getattr(figure, name) for name in _PLAIN} for key, figure in figures.items()
+    }
+
+
+def from_plain(values: Any) -> dict[str, Figure]:
+    """Return the figures that `plain`'s JSON describes, which may be a stranger's.
+
+    Entries that describe none are left out, and a form that is more than a number's is not used.
+    """
+    found = {}
+    for key, it in values.items() if isinstance(values, dict) else ():
+        if not isinstance(it, dict) or not isinstance(it.get("heading"), str):
+            continue
+        figure = Figure(it["heading"], it.get("more_is_better") is True)
+        if _FORM.fullmatch(form := str(it.get("form"))):
+            figure = figure._replace(form=form)
+        found[key] = figure._replace(share=it.get("share") is True)
+    return found
 
 
 def wilson(share: float, count: float) -> Interval:

@@ -181,7 +181,11 @@ def test_an_objective_that_reads_what_it_does_not_declare_is_refused(
 @pytest.mark.parametrize(
     ("name", "lacking", "expected"),
     [
-        ("gan", "real", r"real=None, expected Samples\(x_0, cond\) for objectives \['critic_gan'\]"),
+        (
+            "gan",
+            "real",
+            r"real=None, expected Samples\(x_0, cond\) for objectives \['critic_gan'\]",
+        ),
         ("regression", "pairs", r"pairs=None, expected Pairs\(.* for objectives \['regression'\]"),
     ],
 )
