@@ -257,7 +257,9 @@ def _reason(error: Exception) -> str:
     said: Any = error
     while isinstance(said, KeyError | AttributeError) and said.args:  # one wraps the other
         said = said.args[0]
-    return re.sub(r' Other fields present: ".*"', "", str(said), flags=re.DOTALL).replace("\n", " ")
+    return re.sub(r' Other fields present: "\{.*\}"', "", str(said), flags=re.DOTALL).replace(
+        "\n", " "
+    )
 
 
 def _line_of(error: Exception) -> str:
