@@ -1,9 +1,13 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dmd2_jax.networks import layers
+from dmd2_jax.networks.initialise import init_variables
+from dmd2_jax.networks.layers import Embedding, LayerNorm
 from tests.networks import reference
 
 
@@ -120,3 +124,23 @@ def test_init_has_the_standard_deviation_of_its_formula(init, std):
 def test_init_counts_the_window_in_the_fans():
     assert layers.FAN_IN.scale((3, 3, 4, 7)) == pytest.approx(1 / 6)
     assert layers.Init(fan="both").scale((3, 3, 4, 8)) == pytest.approx(np.sqrt(6 / 108))
+
+
+def test_layer_norm_has_mean_0_and_variance_1():
+    x = jnp.asarray([[1.0, 2.0, 3.0, 6.0]])
+    actual = LayerNorm(eps=0.0).apply({"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}, x)
+    np.testing.assert_allclose(actual, (x - 3) / math.sqrt(3.5), rtol=1e-6)
+
+
+def test_embedding_outside_its_table_is_nan():
+    table = {"params": {"embedding": jnp.arange(6.0).reshape(3, 2)}}
+    actual = Embedding(3, 2).apply(table, jnp.asarray([2, 3]))
+    np.testing.assert_array_equal(actual, [[4.0, 5.0], [np.nan, np.nan]])
+
+
+def test_embedding_starts_with_its_scale():
+    index = jax.ShapeDtypeStruct((1,), jnp.int32)
+    table = init_variables(Embedding(200, 50, scale=0.5), jax.random.key(0), index)
+    values = table["params"]["embedding"]
+    assert values.shape == (200, 50)
+    assert float(values.std()) == pytest.approx(0.5, rel=0.03)
