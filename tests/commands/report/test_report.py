@@ -52,6 +52,22 @@ def test_report_allows_no_script_and_no_style_but_its_own() -> None:
     }
 
 
+def test_report_shows_an_own_metric_as_the_run_recorded_it(tmp_path: Path) -> None:
+    """The module itself is not imported: it need not be there, and may be a stranger's."""
+    looks = {"heading": "spread <of> mine", "more_is_better": True, "form": "{:.1f} px"}
+    figures = {"student_num_samples": 9, "student_spread": 7.25, "student_other": 7.25}
+    run = write_run(tmp_path / "x", figures=figures | {"own_figures": {"spread": looks}})
+    head, row = report(tmp_path / "x.html", run).tables[
+        "Metrics, [95 % interval] where there is one"
+    ]
+    assert dict(zip(head, row, strict=True)) == {
+        "measured": "student",
+        "spread <of> mine": "7.2 px",
+        "other": "7.250",
+        "samples": "9",
+    }
+
+
 def test_report_says_in_words_what_every_picture_shows() -> None:
     page = two_runs()
     assert all(image["alt"] for image in page.all("img"))
