@@ -41,10 +41,10 @@ _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8",
 # As Google Cloud's TPU documentation states them; checked there in 2026-11: v5e and v6e. It gives
 # links in both directions together, of which this is half. The memory is what TPU's compiler lets a
 # program take of the 32, 16, 96, 32 and 192 GiB there are: libtpu 0.0.52 refuses larger ones with
-# "exceeds available HBM (15.75G)". For v4 and TPU7x that is of a core, of which a chip has two.
+# "exceeds available HBM (15.75G)". For TPU7x that is of a core, of which a chip has two.
 _GIB = 2**30
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 2 * 15.25 * _GIB, 1228e9, 300e9, _CUBE),
+    "v4": Chip("TPU v4", 275e12, 30.75 * _GIB, 1228e9, 300e9, _CUBE),
     "v5e": Chip("TPU v5e", 197e12, 15.75 * _GIB, 819e9, 200e9, _FLAT),
     "v5p": Chip("TPU v5p", 459e12, 95.73 * _GIB, 2765e9, 600e9, _CUBE),
     "v6e": Chip("TPU v6e", 918e12, 31.24 * _GIB, 1638e9, 400e9, _FLAT),
@@ -85,6 +85,10 @@ _GPUS = {
     "NVIDIA GeForce RTX 4090": Chip("RTX 4090", 165.2e12, 24e9, 1008e9, 32e9),
     "NVIDIA GeForce RTX 3090": Chip("RTX 3090", 71e12, 24e9, 936e9, 56.2e9),
 }
+
+# The two cores of a v4 chip are one device ("megacore") on every slice that is sold; libtpu's own
+# choice is a device a core.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
 _LARGEST = 9216  # chips of the largest pod there is, one of TPU7x
 
@@ -162,7 +166,9 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **_OPTIONS.get(kind, {})
+        )
     except Exception as error:
         raise Refused(
             f"topology={name} is refused by TPU's compiler ({str(error).splitlines()[0]}), "

@@ -4,12 +4,12 @@ The compiler's own cost analysis counts the body of a loop once; both are counte
 it runs.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.plan.program_text import Computations, Instruction, read_text
 
 __all__ = ["Collective", "ProgramCosts", "read_program"]
 
@@ -20,16 +20,6 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-
-_BYTES = {
-    "pred": 1,
-    "bf16": 2,
-    "f16": 2,
-    "f32": 4,
-    "f64": 8,
-    "c64": 8,
-    "c128": 16,
-} | {f"{kind}{bits}": max(1, bits // 8) for kind in "su" for bits in (2, 4, 8, 16, 32, 64)}
 
 # They move nothing by themselves: names for what is there, or control whose parts count.
 _FREE = frozenset(
@@ -46,9 +36,11 @@ _FREE = frozenset(
         "opt-barrier",
         "partition-id",
         "replica-id",
+        "async-start",  # what it starts is a computation of its own
     }
 )
-
+_PARTS = ("slice", "dynamic-slice", "gather")  # they read of their first operand what they return
+_WRITES_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # and where among the operands it is
 
 # Their results are tuples that hold the operands again.
 _NAMES_ITS_OPERANDS = frozenset(
@@ -60,9 +52,6 @@ _NAMES_ITS_OPERANDS = frozenset(
         "reduce-scatter-start",
     }
 )
-
-# An array outside of the main memory, as a TPU program's text has it: f32[8,128]{1,0:T(8,128)S(1)}
-_ELSEWHERE = re.compile(r"[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
 
 
 class Collective(NamedTuple):
@@ -82,22 +71,15 @@ class ProgramCosts(NamedTuple):
     """What one execution costs one device.
 
     Attributes:
-      num_bytes: bytes that instructions read and write in the device's main memory: fused
-        instructions count once, what the compiler holds in a chip's fast memory does not count. An
-        upper bound, since an instruction need not read all of an operand (a slice of it, say).
+      num_bytes: bytes that instructions read and write in the device's main memory, each operand
+        and each result once: fused instructions count once, of an array that is sliced or updated
+        in place the part that is read or written, what the compiler holds in a chip's fast memory
+        not at all. A product that reads its operands tile by tile may read some more often.
       collectives: by kind, for example "all-reduce"; also those that the compiler has fused.
     """
 
     num_bytes: int
     collectives: dict[str, Collective]
-
-
-class _Instruction(NamedTuple):
-    opcode: str
-    num_bytes: int
-    main_bytes: int  # of num_bytes, those in the main memory
-    operands: list[str]
-    text: str
 
 
 def read_program(text: str) -> ProgramCosts:
@@ -115,7 +97,7 @@ def read_program(text: str) -> ProgramCosts:
     Raises:
       ValueError: if the text is no HLO module with an entry.
     """
-    computations, entry = _parse(text)
+    computations, entry = read_text(text)
     if entry is None:
         raise Refused(
             f"the program's text has no ENTRY ({text[:60]!r}...), expected compiled.as_text()."
@@ -124,10 +106,7 @@ def read_program(text: str) -> ProgramCosts:
     return ProgramCosts(num_bytes, dict(sorted(collectives.items())))
 
 
-_Computations = dict[str, dict[str, _Instruction]]
-
-
-def _cost(computations: _Computations, name: str, known: dict[str, ProgramCosts]) -> ProgramCosts:
+def _cost(computations: Computations, name: str, known: dict[str, ProgramCosts]) -> ProgramCosts:
     """Return what one run of a computation costs; `known` keeps what was found."""
     if name in known:
         return known[name]
@@ -146,7 +125,7 @@ def _cost(computations: _Computations, name: str, known: dict[str, ProgramCosts]
         elif _kind(instruction) in COLLECTIVES:
             size = _collective_bytes(instruction, operands)
             found = {_kind(instruction): Collective(1, size)}
-        costs = _plus(costs, ProgramCosts(_moved(instruction, operands), found))
+        costs = _plus(costs, ProgramCosts(_moved(computations, instructions, instruction), found))
         for times, called in _called(computations, instruction, known):
             costs = _plus(costs, called, times)
     known[name] = costs
@@ -154,7 +133,7 @@ def _cost(computations: _Computations, name: str, known: dict[str, ProgramCosts]
 
 
 def _called(
-    computations: _Computations, instruction: _Instruction, known: dict[str, ProgramCosts]
+    computations: Computations, instruction: Instruction, known: dict[str, ProgramCosts]
 ) -> Iterator[tuple[int, ProgramCosts]]:
     """Yield (how often, what) an instruction runs of other computations."""
     if instruction.opcode == "while":
@@ -173,15 +152,14 @@ def _called(
             yield 1, _cost(computations, called, known)
 
 
-def _fused(computations: _Computations, fusion: _Instruction) -> Iterator[tuple[str, int, str]]:
+def _fused(computations: Computations, fusion: Instruction) -> Iterator[tuple[str, int, str]]:
     """Yield (kind, bytes, channel) of the collectives inside of a fusion.
 
     A TPU's reduce-scatter is a fusion of an all-reduce and slices of its results. A collective
     that runs beside others' computation is in several fusions, the ones that start and end it and
     those beside which it runs; all name its channel.
     """
-    called = re.search(r"calls=%?([\w.\-]+)", fusion.text)
-    inside = computations.get(called[1], {}) if called else {}
+    inside = _inside(computations, fusion)
     sliced = {
         _source(inside, one.operands[0])
         for one in inside.values()
@@ -198,18 +176,18 @@ def _fused(computations: _Computations, fusion: _Instruction) -> Iterator[tuple[
             yield kind, _collective_bytes(one, operands), channel[1] if channel else ""
 
 
-def _source(instructions: dict[str, _Instruction], name: str) -> str:
+def _source(instructions: dict[str, Instruction], name: str) -> str:
     """Return the instruction that computes what another one hands on."""
     while name in instructions and instructions[name].opcode in ("get-tuple-element", "bitcast"):
         name = instructions[name].operands[0]
     return name
 
 
-def _kind(instruction: _Instruction) -> str:
+def _kind(instruction: Instruction) -> str:
     return instruction.opcode.removesuffix("-start")
 
 
-def _collective_bytes(instruction: _Instruction, operands: list[_Instruction]) -> int:
+def _collective_bytes(instruction: Instruction, operands: list[Instruction]) -> int:
     """Return the bytes of a collective: its results', or what a reduce-scatter reduces."""
     given = sum(operand.num_bytes for operand in operands)
     if _kind(instruction) == "reduce-scatter":
@@ -217,15 +195,95 @@ def _collective_bytes(instruction: _Instruction, operands: list[_Instruction]) -
     return instruction.num_bytes - (given if instruction.opcode in _NAMES_ITS_OPERANDS else 0)
 
 
-def _moved(instruction: _Instruction, operands: list[_Instruction]) -> int:
+def _moved(
+    computations: Computations, around: dict[str, Instruction], instruction: Instruction
+) -> int:
     """Return the bytes that an instruction itself reads and writes in the main memory."""
-    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith(("-done", "-update")):
         return 0
-    given = sum(operand.main_bytes for operand in operands)
-    if instruction.opcode == "slice-start":  # a prefetch of a part: ((operand), part, a number)
-        part = instruction.num_bytes - sum(operand.num_bytes for operand in operands)
-        return instruction.main_bytes - given + (part if given else 0)
-    return instruction.main_bytes + (given if instruction.opcode not in _NAMES_ITS_OPERANDS else 0)
+    if opcode in _NAMES_ITS_OPERANDS:
+        return instruction.main_bytes
+    operands = [around[name] for name in instruction.operands if name in around]
+    if opcode == "slice-start":  # a prefetch of a part: ((operand), part, a number)
+        part = instruction.arrays[sum(len(operand.arrays) for operand in operands)]
+        reads = part.num_bytes if any(operand.main_bytes for operand in operands) else 0
+        return reads + (part.num_bytes if part.is_main else 0)
+    moved = sum(
+        min(operand.main_bytes, _read(computations, around, instruction, position))
+        for position, operand in enumerate(operands)
+    )
+    written = _written(computations, around, instruction)
+    for array, num_bytes in zip(instruction.arrays, written, strict=True):
+        moved += num_bytes if array.is_main else 0
+    return moved
+
+
+def _read(
+    computations: Computations,
+    around: dict[str, Instruction],
+    instruction: Instruction,
+    position: int,
+) -> int:
+    """Return how many bytes an instruction reads of one of its operands, wherever that is."""
+    operands = [around[name] for name in instruction.operands if name in around]
+    whole = operands[position].num_bytes
+    if instruction.opcode == "fusion":
+        inside = _inside(computations, instruction)
+        for name, one in inside.items():
+            if one.opcode == "parameter" and one.text.startswith(f"{position})"):
+                return min(whole, _used(computations, inside, name))
+    elif position == 0 and instruction.opcode in _PARTS:
+        return min(whole, instruction.num_bytes)
+    elif position == 0 and instruction.opcode == "dynamic-update-slice":
+        return 0
+    elif position == 0 and instruction.opcode == "scatter" and len(operands) == 3:
+        return min(whole, operands[2].num_bytes)
+    return whole
+
+
+def _used(computations: Computations, inside: dict[str, Instruction], name: str) -> int:
+    """Return how many bytes a computation reads of one of its arrays."""
+    if inside[name].is_root:
+        return inside[name].num_bytes
+    used = 0
+    for user, one in inside.items():
+        if name not in one.operands:
+            continue
+        if one.opcode == "bitcast":
+            used += _used(computations, inside, user)
+            continue
+        known = [operand for operand in one.operands if operand in inside]
+        for position, operand in enumerate(known):
+            used += _read(computations, inside, one, position) if operand == name else 0
+    return used
+
+
+def _written(
+    computations: Computations, around: dict[str, Instruction], instruction: Instruction
+) -> list[int]:
+    """Return how many bytes an instruction writes of each of its results, wherever they are."""
+    whole = [array.num_bytes for array in instruction.arrays]
+    operands = [around[name] for name in instruction.operands if name in around]
+    if instruction.opcode == "bitcast" and operands:
+        written = _written(computations, around, operands[0])
+        return written if len(written) == len(whole) else whole
+    part = _WRITES_IN_PLACE.get(instruction.opcode, len(operands))
+    if part < len(operands) and len(whole) == 1:
+        return [min(whole[0], operands[part].num_bytes)]
+    if instruction.opcode == "fusion":
+        inside = _inside(computations, instruction)
+        for root in (one for one in inside.values() if one.is_root):
+            parts = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+            found = [_written(computations, inside, one) for one in parts]
+            if [len(one) for one in found] == [1] * len(whole):
+                return [min(size, one[0]) for size, one in zip(whole, found, strict=True)]
+    return whole
+
+
+def _inside(computations: Computations, fusion: Instruction) -> dict[str, Instruction]:
+    called = re.search(r"calls=%?([\w.\-]+)", fusion.text)
+    return computations.get(called[1], {}) if called else {}
 
 
 def _plus(costs: ProgramCosts, more: ProgramCosts, times: int = 1) -> ProgramCosts:
@@ -260,7 +318,7 @@ def _largest(sides: Sequence[ProgramCosts]) -> ProgramCosts:
     )
 
 
-def _trips(computations: _Computations, loop: _Instruction) -> int:
+def _trips(computations: Computations, loop: Instruction) -> int:
     """Return how often a loop runs: as the compiler notes it, or from `i < N` in its condition."""
     noted = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', loop.text)
     if noted:
@@ -270,45 +328,3 @@ def _trips(computations: _Computations, loop: _Instruction) -> int:
     limits = [re.match(r"(\d+)\)", i.text) for i in inside.values() if i.opcode == "constant"]
     found = [int(limit[1]) for limit in limits if limit]
     return found[0] if len(found) == 1 else 1
-
-
-def _parse(text: str) -> tuple[_Computations, str | None]:
-    """Return {computation: {instruction: what it is}} and the name of the entry."""
-    computations: _Computations = {}
-    entry, current = None, None
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
-        if header and " = " not in line.split("(", 1)[0]:
-            current = computations.setdefault(header[2], {})
-            entry = header[2] if header[1] else entry
-            continue
-        found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)
-        if current is None or not found:
-            continue
-        # A result's type holds no " word(": the first one is the opcode.
-        opcode = re.search(r" ([a-z][\w\-]*)\(", " " + found[2])
-        if not opcode:
-            continue
-        shape, rest = found[2][: opcode.start()], found[2][opcode.end() - 1 :]
-        operands = re.findall(r"%([\w.\-]+)", _arguments(rest))
-        sizes = _shape_bytes(shape), _shape_bytes(_ELSEWHERE.sub("", shape))
-        current[found[1]] = _Instruction(opcode[1], *sizes, operands, rest)
-    return computations, entry
-
-
-def _arguments(rest: str) -> str:
-    """Return what stands before the parenthesis that closes the arguments."""
-    depth = 1
-    for i, character in enumerate(rest):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return rest[:i]
-    return rest
-
-
-def _shape_bytes(shape: str) -> int:
-    total = 0
-    for kind, sizes in re.findall(r"([a-z]+\d*\w*)\[([\d,]*)\]", shape):
-        width = _BYTES.get(kind, 1 if kind.startswith("f8") else 0)
-        total += width * math.prod(int(size) for size in sizes.split(",") if size)
-    return total

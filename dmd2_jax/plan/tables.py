@@ -41,6 +41,8 @@ class Plan(NamedTuple):
       num_bytes: read and written in one cycle.
       collectives: by kind, in one cycle.
       compile_seconds: what planning took.
+      student_steps: of the student. Of one, seconds are a floor; of several, the arithmetic of
+        backward simulation is counted from above.
       is_compiled: False: the program was only traced, and the peak is what the owners hold, without
         gradients and activations; traffic and collectives are not known.
     """
@@ -65,6 +67,7 @@ class Plan(NamedTuple):
     num_bytes: int
     collectives: dict[str, Collective]
     compile_seconds: float
+    student_steps: int = 1
     is_compiled: bool = True
 
     @property
@@ -81,9 +84,9 @@ class Plan(NamedTuple):
     def bounds(self) -> dict[str, float]:
         """Seconds that each resource alone is busy at its peak; {} where no peaks are known.
 
-        Links are counted from below, memory traffic from above; arithmetic as it is traced, which
-        for a student of several steps is from above: backward simulation runs to the drawn step,
-        and is counted as if to the last.
+        Links are counted from below, and the main memory as if each operand was read once;
+        arithmetic as it is traced, which for a student of several steps is from above: backward
+        simulation runs to the drawn step, and is counted as if to the last.
         """
         if self.chip is None or self.refusal:
             return {}
@@ -144,7 +147,7 @@ def plan_table(plan: Plan) -> str:
     if plan.refusal:
         return "\n".join(lines)
     if plan.is_compiled:
-        lines.append(f"memory traffic  at most {_si(plan.num_bytes)}B a device and cycle")
+        lines.append(f"memory traffic  about {_si(plan.num_bytes)}B a device and cycle")
     for kind, collective in plan.collectives.items():
         moved = f"{_si(collective.num_bytes)}B a device"
         lines.append(f"  {kind}: {collective.number} a cycle, {moved}")
@@ -156,11 +159,12 @@ def plan_table(plan: Plan) -> str:
     if plan.chip is not None and plan.seconds and plan.mfu is not None:
         bounds = ", ".join(f"{what} {1e3 * s:.3g} ms" for what, s in plan.bounds.items())
         days = plan.seconds * plan.cycles / 86400
+        least, most = ("at least", "at most") if plan.student_steps == 1 else ("about", "about")
         lines += [
-            f"roofline      {1e3 * plan.seconds:.3g} ms a cycle, the largest of {bounds}: "
-            f"{plan.images / plan.seconds:,.0f} images/s, MFU {plan.mfu:.0%} (model "
+            f"roofline      {least} {1e3 * plan.seconds:.3g} ms a cycle, the largest of {bounds}: "
+            f"{most} {plan.images / plan.seconds:,.0f} images/s and an MFU of {plan.mfu:.0%} (model "
             "FLOPs alone)",
-            f"the recipe    {plan.cycles:,} cycles: {days:.3g} days, "
+            f"the recipe    {plan.cycles:,} cycles: {least} {days:.3g} days, "
             f"{days * 24 * plan.num_chips:,.0f} chip-hours",
             f"peaks used    {plan.chip.name}, a chip: {_si(plan.chip.flops)}FLOP/s bfloat16, "
             f"{_si(plan.chip.memory)}B, {_si(plan.chip.memory_bandwidth)}B/s, links "
@@ -212,7 +216,10 @@ def _memory_table(plan: Plan) -> str:
 def sweep_table(plans: Sequence[Plan | Unplanned]) -> str:
     """Return several plans as one table, one a line; GB is 10^9 bytes."""
     rows: list[tuple[object, ...]] = [
-        ("topology", "chips", "batch", "GB", "of", "fits", "ms/cycle", "MFU", "days", "chip-hours")
+        (
+            *("topology", "chips", "batch", "GB", "of", "fits"),
+            *("ms/cycle >", "MFU <", "days >", "chip-hours >"),
+        )
     ]
     for plan in plans:
         if isinstance(plan, Unplanned):

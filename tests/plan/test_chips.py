@@ -110,3 +110,8 @@ def test_chips_are_those_of_tpus_compiler(kind: str) -> None:
     compile_one_that_takes(0.995 * limit)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         compile_one_that_takes(1.005 * limit)
+
+
+def test_chip_of_v4_is_one_device() -> None:
+    pytest.importorskip("libtpu", reason="libtpu, TPU's compiler, is not installed (not in CI)")
+    assert len(topology("v4:2x2x1")[1]) == 4

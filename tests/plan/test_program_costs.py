@@ -1,5 +1,8 @@
 """FLOPs, bytes and collectives of programs, against hand counts and the compiler's own."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -361,8 +364,73 @@ ENTRY %main (p: f32[256,2048]) -> f32[64,2048] {
 
 
 def test_read_program_counts_of_a_prefetch_the_part_that_is_read() -> None:
-    num_bytes = read_program(PARTS).num_bytes
-    assert num_bytes == pytest.approx(2 * 4 * 64 * 2048, abs=2 * 4)  # each has a number, too
+    assert read_program(PARTS).num_bytes == 2 * 4 * 64 * 2048
+
+
+# Six layers tanh(x @ w) of bfloat16, then a scan over five: x is [1024, 2048], each w [2048, 2048].
+# Compiled for v6e by libtpu 0.0.52 (jax 0.10.2), written by --xla_dump_to, without metadata.
+SLICES = Path(__file__).parent / "recorded" / "slices_v6e.txt"
+
+
+@pytest.mark.parametrize("form", ["dumped", "as_text"])
+def test_read_program_counts_slices_once_as_their_own_bytes(form: str) -> None:
+    text = SLICES.read_text()
+    if form == "as_text":  # the same instructions, written shorter
+        text = re.sub(
+            r"async-start(\(%[\w.]+\)), calls=%async_computation[\w.]*", r"slice-start\1", text
+        )
+        text = text.replace("async-done(", "slice-done(")
+    assert text.count("slice-start(" if form == "as_text" else "async-start(") == 8
+    x, w = 2 * 1024 * 2048, 2 * 2048 * 2048
+    # x is read and the result written; each weight is read once, whole or in two slices, and in the
+    # scan one of five each time; the first is fetched again at the end, for the next execution.
+    assert read_program(text).num_bytes == pytest.approx(2 * x + (6 + 5 + 1) * w, abs=100)
+
+
+def test_read_program_counts_of_stacked_arrays_what_a_loop_reads_and_writes_of_them() -> None:
+    def f(stacked):
+        return jax.lax.scan(lambda c, x: (c, jnp.sin(x) + c), jnp.float32(1), stacked)[1]
+
+    text = jax.jit(f).lower(jnp.ones((50, 1000))).compile().as_text()
+    whole = 4 * 50 * 1000
+    assert "dynamic-update-slice" in text
+    # Both once, the result perhaps filled before; not both whole in each of fifty turns.
+    assert 2 * whole <= read_program(text).num_bytes < 4 * whole
+
+
+IN_PLACE = """
+%update (p: f32[64,128], u: f32[1,128], i: s32[]) -> f32[64,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  %u = f32[1,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %twice = f32[1,128]{1,0} add(%u, %u)
+  ROOT %d = f32[64,128]{1,0} dynamic-update-slice(%p, %twice, %i, %i)
+}
+
+ENTRY %main (a: f32[64,128], b: f32[1,128], i: s32[]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %b = f32[1,128]{1,0} parameter(1)
+  %i = s32[]{:S(2)} parameter(2)
+  BODY
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "num_bytes"),
+    [
+        ("ROOT %o = f32[64,128]{1,0} dynamic-update-slice(%a, %b, %i, %i)", 2 * 512),
+        ("ROOT %o = f32[64,128]{1,0} fusion(%a, %b, %i), kind=kLoop, calls=%update", 2 * 512),
+        ("ROOT %o = f32[64,128]{1,0:S(1)} fusion(%a, %b, %i), kind=kLoop, calls=%update", 512),
+        ("ROOT %o = f32[8,128]{1,0} gather(%a, %i), offset_dims={0}", 2 * 8 * 512),
+        ("ROOT %o = f32[8,128]{1,0} dynamic-slice(%a, %i, %i)", 2 * 8 * 512),
+        ("ROOT %o = f32[64,128]{1,0} add(%a, %a)", 3 * 64 * 512),
+    ],
+)
+def test_read_program_counts_what_is_read_and_written_of_an_array(
+    body: str, num_bytes: int
+) -> None:
+    assert read_program(IN_PLACE.replace("BODY", body)).num_bytes == num_bytes
 
 
 def test_read_program_refuses_other_text() -> None:

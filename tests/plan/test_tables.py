@@ -27,8 +27,17 @@ def test_plan_takes_the_slowest_bound() -> None:
     assert plan.mfu == pytest.approx(0.5)
     text = plan_table(plan)
     assert "FITS: needs 12 GB a device, 16 GB there are" in text
-    assert "3,840 images/s, MFU 50% (model FLOPs alone)" in text
-    assert "36,000 cycles: 0.0417 days, 8 chip-hours" in text
+    assert "roofline      at least 100 ms a cycle, the largest of arithmetic 50 ms" in text
+    assert "at most 3,840 images/s and an MFU of 50% (model FLOPs alone)" in text
+    assert "36,000 cycles: at least 0.0417 days, 8 chip-hours" in text
+
+
+def test_plan_of_several_steps_says_about() -> None:
+    # Backward simulation is counted as if to the last step each time: its time is no floor.
+    text = plan_table(example(student_steps=4))
+    assert "roofline      about 100 ms a cycle" in text
+    assert "about 3,840 images/s" in text
+    assert "at least" not in text
 
 
 def test_plan_of_half_a_chip_has_half_its_peaks() -> None:
