@@ -162,8 +162,8 @@ def plan_table(plan: Plan) -> str:
         least, most = ("at least", "at most") if plan.student_steps == 1 else ("about", "about")
         lines += [
             f"roofline      {least} {1e3 * plan.seconds:.3g} ms a cycle, the largest of {bounds}: "
-            f"{most} {plan.images / plan.seconds:,.0f} images/s and an MFU of {plan.mfu:.0%} (model "
-            "FLOPs alone)",
+            f"{most} {plan.images / plan.seconds:,.0f} images/s and an MFU of {plan.mfu:.0%} "
+            "(model FLOPs alone)",
             f"the recipe    {plan.cycles:,} cycles: {least} {days:.3g} days, "
             f"{days * 24 * plan.num_chips:,.0f} chip-hours",
             f"peaks used    {plan.chip.name}, a chip: {_si(plan.chip.flops)}FLOP/s bfloat16, "
