@@ -1,6 +1,7 @@
 """Optimisers of the user's own in place of the official AdamW."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill import Optimizers, draw_cycle, init_state, make_cycle, run_cycle
+from dmd2_jax.distill.state import check_optimizers
 from tests.distill import toy
 from tests.distill.test_cycle import TEACHER, assert_trees_close, make_batch, make_state
 
@@ -129,8 +131,6 @@ def test_optimizers_of_another_state_are_refused(given_to_cycle):
     [
         (Optimizers(generator=optax.adam), r"Optimizers.generator=.*adam.*call it with its rate"),
         (Optimizers(critic=1e-3), r"Optimizers.critic=0.001, expected an optax.Grad.*; give one"),
-        (optax.sgd(0.1), r"expected Optimizers\(generator=..., critic=...\).*say whose"),
-        (None, r"optimizers=None, expected Optimizers\(generator"),
     ],
 )
 def test_what_is_no_optimizer_of_a_player_is_refused(given, expected):
@@ -138,6 +138,15 @@ def test_what_is_no_optimizer_of_a_player_is_refused(given, expected):
         make_cycle(toy.players(), CONFIG, optimizers=given)
     with pytest.raises(Refused, match=expected):
         own_state(CONFIG, given)
+
+
+@pytest.mark.parametrize("given", [optax.sgd(0.1), None])
+def test_optimizers_that_name_no_player_are_refused(given):
+    """In tests the signature's types are checked too, before `init_state` comes to it."""
+    with pytest.raises(
+        Refused, match=r"expected Optimizers\(generator=..., critic=...\).*say whose"
+    ):
+        inspect.unwrap(check_optimizers)(given)
 
 
 def test_players_are_the_teachers_network_by_default():
