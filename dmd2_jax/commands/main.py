@@ -105,7 +105,7 @@ def _run(command: _Command, arguments: argparse.Namespace, overrides: Mapping[st
     from dmd2_jax.run.checkpoint import CheckpointError
     from dmd2_jax.run.loop import DivergedError
     from dmd2_jax.runtime.distributed import PeerError
-    from dmd2_jax.runtime.platform import prepare_backend
+    from dmd2_jax.runtime.platform import no_device, prepare_backend
     from dmd2_jax.runtime.preemption import Interrupted, stoppable
     from dmd2_jax.runtime.supervisor import LOST
 
@@ -139,6 +139,12 @@ def _run(command: _Command, arguments: argparse.Namespace, overrides: Mapping[st
             raise
         print(f"dmd2: {str(error).partition(chr(10))[0]}: {LOST} {_AGAIN}", file=sys.stderr)
         return 1
+    except (RuntimeError, AssertionError) as error:
+        told = no_device(error)
+        if arguments.debug or not told:
+            raise
+        print(f"dmd2: {told}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -153,9 +153,10 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
                 f"--config.{MOVED[key]}={text}."
             )
         if key not in fields:
-            what = "a group of keys" if any(k.startswith(key + ".") for k in fields) else "no key"
+            if inside := [k for k in fields if k.startswith(f"{key}.")]:
+                raise Refused(f"--config.{key} is a group of keys, expected one of {inside}.")
             raise Refused(
-                f"--config.{key} is {what}, expected one of the config's keys"
+                f"--config.{key} is no key, expected one of the config's keys"
                 f"{nearest(key, fields)}."
             )
         current, kind, nullable = fields[key]

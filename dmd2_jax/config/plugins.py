@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -108,11 +109,61 @@ def summary(module_file: Path) -> str:
 
 
 def nearest(word: object, candidates: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" of the candidate nearest to a word, or nothing."""
-    names = list(candidates)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    if not close:  # the same last part elsewhere: `lr` for `optim.generator_lr`
-        last = str(word).rsplit(".", 1)[-1]
-        close = difflib.get_close_matches(last, [n.rsplit(".", 1)[-1] for n in names], n=1)
-        close = [n for n in names if close and n.rsplit(".", 1)[-1] == close[0]][:1]
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return "; did you mean 'x' or 'y'?" of what a word may have meant, or nothing.
+
+    Meaning comes before spelling: what has all parts of the word, first in the same group
+    (`optim.lr`: 'optim.critic_lr' or 'optim.generator_lr'), then in any; then what is spelt like
+    it in its group; then what is spelt like it at all.
+
+    Args:
+      word: what was written.
+      candidates: what there is; dots make groups, underscores parts.
+    """
+    names, (group, name) = list(candidates), _split(str(word))
+    groups = sorted({_split(other)[0] for other in names})
+    group = (difflib.get_close_matches(group, groups, n=1, cutoff=0.6) or [group])[0]
+    own = [other for other in names if _split(other)[0] == group]
+    meant = _same_parts(name, own) or _same_parts(name, names)
+    if not meant:
+        close = difflib.get_close_matches(name, [_split(other)[1] for other in own], n=1)
+        meant = [other for other in own if _split(other)[1] in close]
+    # A group that is right makes every key of it look near.
+    alike = difflib.get_close_matches(str(word), names, n=1, cutoff=0.75 if group else 0.5)
+    meant = meant or alike
+    said = meant[: 3 if groups != [""] else 1]
+    return f"; did you mean {' or '.join(map(repr, said))}?" if said else ""
+
+
+_SAME = {
+    "learning": "lr",
+    "rate": "lr",
+    **dict.fromkeys(("cycles", "iterations", "iters", "epochs"), "steps"),
+}
+"""Parts of names that mean the same here and elsewhere."""
+
+
+def _split(key: str) -> tuple[str, str]:
+    group, _, name = key.rpartition(".")
+    return group, name
+
+
+def _parts(name: str) -> list[str]:
+    return [_SAME.get(part, part) for part in name.lower().split("_") if part]
+
+
+def _same_parts(name: str, keys: Sequence[str]) -> list[str]:
+    """Return the keys that have all parts of a name, best first: those that end like it alone."""
+    wanted, found = _parts(name), []
+    for key in keys:
+        own = _split(key)[1]
+        parts = _parts(own)
+        if all(any(_same_stem(one, other) for other in parts) for one in wanted or [""]):
+            ends = _same_stem(wanted[-1], parts[-1])
+            found.append((not ends, own != name, len(parts), key))
+    return [key for differs, *_, key in sorted(found) if differs == min(found)[0]]
+
+
+def _same_stem(one: str, other: str) -> bool:
+    """Return whether two words are one, or begin alike for most of their length."""
+    alike = len(os.path.commonprefix([one, other]))
+    return one == other or (alike >= 4 and alike >= 0.7 * max(len(one), len(other)))

@@ -13,6 +13,7 @@ from dmd2_jax.distill.accumulate import in_parts
 from dmd2_jax.distill.config import DistillConfig, Players
 from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
 from dmd2_jax.distill.objectives.view import Pairs, Samples
+from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.distill.state import Optimizers, TrainState, check_optimizers
 from dmd2_jax.distill.turns import Metrics, critic_turn, generator_turn, student_samples
 from dmd2_jax.runtime.summaries import sum_leading
@@ -222,10 +223,11 @@ def make_cycle(
       `stream_key(root, "cycle", cycle_index)`.
 
     Raises:
-      ValueError: if an objective needs a discriminator that `players` has not, or an optimiser is
-        none.
+      ValueError: if an objective needs a discriminator that `players` has not, an optimiser is
+        none, or the student's times are none of the generator's schedule.
     """
     check_optimizers(optimizers)
+    check_student_times(config.student_times, players.generator.schedule)
     if config.has_discriminator and players.discriminator is None:
         needing = [one.name for one in config.objectives if one.needs_discriminator]
         raise Refused(

@@ -2,10 +2,45 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree, Shaped
+
+
+def check_student_times(
+    times: tuple[float, ...], schedule: Schedule, name: str = "student_times"
+) -> None:
+    """Refuse times of the student's steps that are none of a schedule.
+
+    Args:
+      times: the student's.
+      schedule: where time is an index, its levels are the times there are; else any time between
+        its ends is one.
+      name: of the times, for the error.
+
+    Raises:
+      Refused: naming the times, with an example of this schedule's.
+    """
+    levels = np.asarray(schedule.levels)
+    low, high = levels[0], levels[-1]
+    if np.issubdtype(levels.dtype, np.integer):
+        wrong = [t for t in times if t not in levels]
+        expected = f"whole numbers in {low}..{high}"
+    else:
+        rounding = 1e-6  # of the ends, float32
+        wrong = [t for t in times if not low * (1 - rounding) <= t <= high * (1 + rounding)]
+        expected = f"times within the schedule's [{low:.6g}, {high:.6g}]"
+    if wrong:
+        n = len(levels)
+        quarters = [levels[-(-n * i // 4) - 1] for i in (4, 3, 2, 1)]
+        some = ", ".join(f"{t:.3g}" if isinstance(t, np.floating) else f"{t}" for t in quarters)
+        raise Refused(
+            f"{name} has {wrong}, expected {expected}; one step is usually ({high:.6g},), four are "
+            f"for example ({some})."
+        )
 
 
 def backward_simulation(
@@ -37,6 +72,7 @@ def backward_simulation(
 
     Source: DMD2 (arXiv 2405.14867) section 4.5.
     """
+    _check_steps(noise.shape, times)
     schedule, batch = generator.schedule, noise.shape[1]
     grid = jnp.asarray(times, schedule.levels.dtype)
 
@@ -57,6 +93,14 @@ def backward_simulation(
             body, x_t, (jnp.arange(len(times) - 1), grid[:-1], grid[1:], noise[1:])
         )
     return jax.lax.stop_gradient(x_t)
+
+
+def _check_steps(shape: tuple[int, ...], times: tuple[float, ...]) -> None:
+    if len(shape) < 2 or shape[0] != len(times):
+        raise Refused(
+            f"noise has shape {shape}, expected [s, b, ...] with s={len(times)}, a noise for each "
+            f"of times={tuple(times)}; {'give noise[None]' if len(times) == 1 else 'draw them all'}."
+        )
 
 
 def prior_sample(
@@ -87,7 +131,12 @@ def generate(
 
     Returns:
       [b, ...] x_0, float32.
+
+    Raises:
+      Refused: if `noise` has no axis of the steps, or a time is none of the generator's schedule.
     """
+    check_student_times(times, generator.schedule, "times")
+    _check_steps(noise.shape, times)
     last = len(times) - 1
     x_t = backward_simulation(generator, params, noise, last, cond, times=times)
     t = jnp.full((x_t.shape[0],), times[last], generator.schedule.levels.dtype)

@@ -1,5 +1,7 @@
 """From a config to the things that it names: the family, the data, the weights, the mesh."""
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,8 +20,10 @@ from dmd2_jax.config.recorded import completed
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.losses.denoising import WEIGHTINGS
 from dmd2_jax.run.checkpoint import state_bytes
+from dmd2_jax.run.folder import unfinished
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
 from dmd2_jax.typing import Array, Int, Key, Params, PyTree
 from dmd2_jax.weights import hub
@@ -39,6 +43,9 @@ __all__ = [
     "uniform_labels",
     "weights_file",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 class Family(Protocol):
@@ -252,28 +259,8 @@ def build_family(config: ConfigDict) -> Family:
         )
     # A config for converting weights has the network alone.
     times = config.distill.student_times if "distill" in config else ()
-    _check_times(times, family.denoiser.schedule.levels)
+    check_student_times(times, family.denoiser.schedule, "distill.student_times")
     return family
-
-
-def _check_times(times: Sequence[float], levels: np.ndarray) -> None:
-    """Refuse times of the student's steps that are none of the family's schedule."""
-    low, high = levels[0], levels[-1]
-    if np.issubdtype(levels.dtype, np.integer):
-        wrong = [t for t in times if t not in levels]
-        if wrong:
-            raise Refused(
-                f"distill.student_times has {wrong}, expected whole numbers in {low}..{high}; for "
-                "example (999, 749, 499, 249)."
-            )
-        return
-    rounding = 1e-6  # of the ends, float32
-    wrong = [t for t in times if not low * (1 - rounding) <= t <= high * (1 + rounding)]
-    if wrong:
-        raise Refused(
-            f"distill.student_times has {wrong}, expected times within the schedule's [{low:.6g}, "
-            f"{high:.6g}]; the first step is usually {high:.6g}."
-        )
 
 
 def sample_labels(recipe: "Recipe", numbers: Int[np.ndarray, " n"]) -> PyTree:
@@ -305,7 +292,7 @@ def weights_file(path: str, name: str) -> Path:
       name: for example "teacher.safetensors"; "": no run folder is meant.
 
     Returns:
-      The file, or the diffusers folder, which exists.
+      The file, or the diffusers folder, which exists. That a run is not finished is said once.
 
     Raises:
       ValueError: if it does not, or cannot be downloaded.
@@ -318,6 +305,8 @@ def weights_file(path: str, name: str) -> Path:
     if hub.is_hub_path(path):
         return hub.fetch(path)
     file = Path(path) / name if Path(path).is_dir() else Path(path)
+    if file.is_file() and file != Path(path) and (told := unfinished(path)):
+        _warn_once(told)
     if not file.is_file() and (Path(path) / "unet").is_dir():
         return Path(path)
     if not file.is_file():
@@ -327,6 +316,11 @@ def weights_file(path: str, name: str) -> Path:
             "another path."
         )
     return file
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _log.warning(text)
 
 
 def teacher_file(config: ConfigDict) -> Path:

@@ -17,10 +17,18 @@ __all__ = [
     "check_teacher",
     "open_run",
     "read_run",
+    "unfinished",
+    "write_exported",
     "write_json",
 ]
 
 _MISSING = "(absent)"
+_EXPORTED = "exported.json"
+_LENGTHS = {
+    "train-teacher": ("teacher", "steps", "step"),
+    "distill": ("distill", "cycles", "cycle"),
+}
+"""Command -> the group and the key of its length, and what is counted."""
 
 
 class RunFolderError(Refused):
@@ -36,6 +44,7 @@ def open_run(
     allow: Iterable[str] = (),
     check: Callable[[], object] | None = None,
     dry_run: bool = False,
+    devices: Mapping[str, Any] | None = None,
 ) -> bool:
     """Claim `workdir` for one run, or recognise the run that is there.
 
@@ -50,6 +59,7 @@ def open_run(
       check: called before a resumed run's folder is written to; raises ValueError if what is
         saved there does not fit the config.
       dry_run: check only, leaving the disk as it was.
+      devices: what the run takes; config.json lists them under "devices", from which step on.
 
     Returns:
       True if the folder already held this run, which is then to be resumed.
@@ -62,10 +72,11 @@ def open_run(
     _check_writable(folder, keep=not dry_run)
     record: dict[str, Any] = {"command": command, "config": _normal(config)}
     resumed = (folder / "config.json").exists()
+    used: list[dict[str, Any]] = []
     if resumed:
         changes = _changes(folder, record, tuple(may_differ), tuple(allow))
         _check_saved(changes, tuple(allow), check)
-        history = _history(folder)
+        history, used = _listed_in(folder, "changes"), _listed_in(folder, "devices")
         if changes:
             print(f"{folder} goes on with another config:\n  {_listed(changes)}", flush=True)
             history.append({"after_step": _newest_step(folder), "changed": changes})
@@ -75,6 +86,9 @@ def open_run(
             f"workdir {folder} holds checkpoints and no config.json, expected both or neither; "
             f"choose another workdir."
         )
+    if devices is not None and (not used or used[-1] != {**used[-1], **devices}):
+        used.append({"after_step": _newest_step(folder) or 0, **devices})
+    record |= {"devices": used} if used else {}
     if not dry_run:
         write_json(folder / "config.json", record)
     return resumed
@@ -155,6 +169,34 @@ def write_json(path: str | Path, value: Any) -> None:
     os.replace(temporary, target)
 
 
+def write_exported(workdir: str | Path, step: int) -> None:
+    """Record which step the weights that lie in a run folder are of."""
+    write_json(Path(workdir) / _EXPORTED, {"step": step})
+
+
+def unfinished(workdir: str | Path) -> str:
+    """Return what a run folder's weights lack to be the finished run's, as a sentence; "" if none.
+
+    Args:
+      workdir: the run folder. Runs of older releases recorded no step: their newest checkpoint
+        tells. What cannot be told counts as finished.
+    """
+    folder, record = Path(workdir), Path(workdir) / _EXPORTED
+    try:
+        command, config = read_run(folder)
+        group, key, unit = _LENGTHS[command]
+        total = int(config[group][key])
+        step = json.loads(record.read_text())["step"] if record.exists() else _newest_step(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if step is None or step >= total:
+        return ""
+    return (
+        f"the weights in {folder} are of {unit} {step} of {total}: that run is not finished. The "
+        f"command that began it, given again, goes on with it."
+    )
+
+
 def _check_writable(folder: Path, keep: bool) -> None:
     existed = folder.exists()
     probe = folder
@@ -229,8 +271,9 @@ def _named(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "config.json").read_text()).get("changes", [])
+def _listed_in(folder: Path, name: str) -> list[dict[str, Any]]:
+    found = json.loads((folder / "config.json").read_text()).get(name, [])
+    return found if isinstance(found, list) else []
 
 
 def _newest_step(folder: Path) -> int | None:

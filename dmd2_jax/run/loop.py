@@ -1,5 +1,6 @@
 """The loop that every training command runs: step, report, draw, save, and stop when asked."""
 
+import logging
 import shlex
 import shutil
 import sys
@@ -11,7 +12,7 @@ import jax
 from jax.sharding import Sharding
 
 from dmd2_jax.run.checkpoint import Checkpoints, Restored, state_bytes
-from dmd2_jax.run.folder import check_free_space
+from dmd2_jax.run.folder import check_free_space, write_exported
 from dmd2_jax.run.job import Due, Job
 from dmd2_jax.run.metrics import Progress, plain_value
 from dmd2_jax.run.speed import Stopwatch
@@ -32,6 +33,8 @@ __all__ = [
     "run_loop",
     "start_or_resume",
 ]
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run folder that holds its checkpoints."""
@@ -68,8 +71,7 @@ def run_loop(job: Job) -> PyTree:
 
         with Prefetch(batch_of, resumed.step, job.total) as batches:
             state = _steps(job, resumed, batches, checkpoints, describe)
-    if job.export is not None:
-        job.export(state)
+    _export(job, state, job.total)
     return state
 
 
@@ -100,6 +102,7 @@ def _steps(
             waited=lambda: batches.waited,
         )
         window, saver = Window(extra.get("window")), _Saver(checkpoints, describe)
+        pictures = _Pictures(job, writers)
         metrics: dict[str, Any] = {}
 
         def check_in_a_row(when: int) -> None:
@@ -130,13 +133,12 @@ def _steps(
                 if done % log["every"] == 0:  # a report out of turn takes nothing from the next
                     window.clear()
             progress.update(done, _displayed(values, job.shown))
-            if job.export is not None and due.export:
+            if due.export:
                 with watch.spending("saving"):
-                    job.export(state)
-            if job.draw is not None and due.draw:
+                    _export(job, state, done)
+            if due.draw:
                 with watch.spending("drawing"):
-                    pictures = job.draw(state, done)
-                writers.images(done, pictures)
+                    pictures.draw(state, done)
             with watch.spending("saving"):
                 saver.step(done, state, metrics, values, window, due)
             if due.report:
@@ -150,6 +152,42 @@ def _steps(
                 )
     checkpoints.wait()
     return state
+
+
+def _export(job: Job, state: PyTree, done: int) -> None:
+    """Write the weights, and then which step they are of: a reader tells a half-finished run's."""
+    if job.export is None:
+        return
+    job.export(state)
+    if is_first():
+        write_exported(job.workdir, done)
+
+
+class _Pictures:
+    """Draw; what cannot be drawn is said once and ends no run."""
+
+    def __init__(self, job: Job, writers: Writers) -> None:
+        self._job, self._writers = job, writers
+        self._failed = False
+
+    def draw(self, state: PyTree, done: int) -> None:
+        """Draw the pictures of this step and show them."""
+        if self._job.draw is None:
+            return
+        try:
+            self._writers.images(done, self._job.draw(state, done))
+        except Exception as error:  # of any kind: a decoder's, a font's, a device's memory
+            if not self._failed:
+                _log.warning(
+                    "the pictures of %s %d cannot be drawn (%s: %s), expected them in %s; the "
+                    "training goes on, and tries again at the next. This is said once.",
+                    self._job.unit,
+                    done,
+                    type(error).__name__,
+                    error,
+                    self._job.workdir,
+                )
+            self._failed = True
 
 
 class _Saver:

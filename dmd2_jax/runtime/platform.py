@@ -4,11 +4,14 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -20,6 +23,8 @@ CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "-individual_convolution"}
 
 TESTED_JAXLIB = frozenset({"0.10.2"})
 """Versions of jaxlib known to take every one of `CPU_FLAGS`; others are asked first."""
+
+_log = logging.getLogger(__name__)
 
 _DEFAULT = "<user cache>"
 _PROBE_SECONDS = 120
@@ -52,12 +57,89 @@ def prepare_backend(*, compilation_cache: str | None = _DEFAULT) -> None:
             stacklevel=2,
         )
         return
+    logging.getLogger("jax._src.xla_bridge").addFilter(_in_one_line)
+    if _first_platform() != "cpu" and (fault := plugin_fault(_version)):
+        _log.warning(fault)
     if _runs_on_cpu():
         flags = flags_for(os.environ)
         if flags:
             os.environ["XLA_FLAGS"] = flags
     if compilation_cache is not None:
         _keep_compiled_programs(compilation_cache)
+
+
+def no_device(error: BaseException) -> str:
+    """Return in one line why JAX has no device at all; "" if that is not what an error says.
+
+    Args:
+      error: what JAX's first use of a device raised.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if _backend_in_use() or not frames or not frames[-1].filename.endswith("xla_bridge.py"):
+        return ""
+    asked = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
+    why = re.split(r"\n| \((?:set JAX_PLATFORMS|you may need)", str(error))[0]
+    if not asked:
+        return (
+            f"JAX finds no device ({why}), expected that its plug-ins work or are not there; "
+            "update the failing one with jax, uninstall it, or set JAX_PLATFORMS=cpu."
+        )
+    extra = next((_EXTRAS[one] for one in asked.split(",") if one in _EXTRAS), "")
+    remedy = f"`pip install -U 'dmd2_jax[{extra}]'`, look whether the driver sees the device, or "
+    return (
+        f"JAX_PLATFORMS={asked!r}, but JAX finds no such device here"
+        f"{f' ({why})' if why else ''}, expected one with its driver and JAX's plug-in for it; "
+        f"{remedy if extra else ''}unset JAX_PLATFORMS to run on what there is."
+    )
+
+
+def plugin_fault(version: Callable[[str], str | None]) -> str:
+    """Return in one line which of JAX's plug-ins for GPUs do not fit jaxlib; "" if all do.
+
+    Args:
+      version: name of a distribution -> its version; None: it is not installed.
+    """
+    present = {name: version(name) for name in _PLUGINS}
+    wrong = [f"{name} {it}" for name, it in present.items() if it and not _fits(it)]
+    if not wrong:
+        return ""
+    return (
+        f"{' and '.join(wrong)} with jaxlib {jaxlib.version.__version__}, expected the same version "
+        f"of all: JAX leaves the GPU out, wholly or in part; `pip install -U 'dmd2_jax[gpu]'`."
+    )
+
+
+_EXTRAS = {"cuda": "gpu", "gpu": "gpu", "tpu": "tpu"}
+"""Platforms as JAX_PLATFORMS names them, and the extras of this package that bring them."""
+
+_PLUGINS = tuple(f"jax-cuda{n}-{part}" for n in (12, 13) for part in ("plugin", "pjrt"))
+
+
+def _fits(version: str) -> bool:
+    numbers = [re.match(r"[0-9.]*", it) for it in (version, jaxlib.version.__version__)]
+    own, other = (it.group().rstrip(".") for it in numbers if it)
+    return own == other
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Take the traceback off what JAX says of a plug-in that fails, and say what to do."""
+    if "plugin configuration error" in str(record.msg):
+        error = record.exc_info[1] if record.exc_info else None
+        try:
+            text = record.getMessage()
+        except TypeError:  # JAX 0.10 gives one of its messages no argument
+            text = str(record.msg)
+        reason = f" ({type(error).__name__}: {error})".partition("\n")[0] if error else ""
+        record.msg, record.args = f"{text}{reason}; update it with jax, or uninstall it.", ()
+        record.exc_info = None
+    return True
 
 
 def user_cache() -> pathlib.Path:
@@ -103,6 +185,10 @@ def flags_for(
     if not wanted or not (accepts or _accepts)(wanted):
         return present
     return " ".join([present, *wanted]).strip()
+
+
+def _first_platform() -> str:
+    return (jax.config.jax_platforms or "").split(",")[0]  # type: ignore[attr-defined]
 
 
 def _runs_on_cpu() -> bool:

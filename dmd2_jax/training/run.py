@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -16,9 +17,9 @@ from dmd2_jax.runtime.distributed import from_first, say
 from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.typing import PyTree
 
-__all__ = ["RESUME_MAY_DIFFER", "keep", "open_training", "say_idle"]
+__all__ = ["keep", "may_differ", "open_training", "say_devices"]
 
-RESUME_MAY_DIFFER = (
+_MAY_DIFFER = (
     "name",
     "data.path",
     "data.prompts",
@@ -40,6 +41,25 @@ The teacher may lie elsewhere; that it is the same one is checked by its weights
 """
 
 
+def may_differ(config: ConfigDict, command: str) -> tuple[str, ...]:
+    """Return the keys that a resumed run may change: those of every run, and what it does not use.
+
+    Args:
+      config: the whole config.
+      command: "train-teacher" or "distill".
+    """
+    if command == "train-teacher":  # one recipe is for both; guidance is for its pictures alone
+        return (*_MAY_DIFFER, "distill", "optim")
+    unused = ["model.dropout", *(f"teacher.{key}" for key in config.teacher)]
+    if config.distill.regression_weight is None:
+        unused.append("distill.regression_pairs")
+    else:  # what the teacher's pairs are made by
+        unused.remove("teacher.sampler_steps")
+    if not config.distill.lora_rank:
+        unused.append("distill.lora_alpha")
+    return (*_MAY_DIFFER, *unused)
+
+
 def open_training(
     config: ConfigDict,
     workdir: Path,
@@ -47,6 +67,7 @@ def open_training(
     shapes: PyTree,
     *,
     total: int,
+    mesh: Mesh,
     teacher: Mapping[str, str] | None = None,
     allow_change: Sequence[str] = (),
     dry_run: bool = False,
@@ -59,6 +80,7 @@ def open_training(
       command: "train-teacher" or "distill".
       shapes: of the state.
       total: steps of the whole run.
+      mesh: the devices; config.json records them.
       teacher: path and digest of the teacher's weights; None if there is none.
       allow_change: keys of the config that may differ from those of the run that is resumed.
       dry_run: check only, leaving the disk as it was.
@@ -83,10 +105,11 @@ def open_training(
             workdir,
             command,
             plain(config),
-            may_differ=RESUME_MAY_DIFFER,
+            may_differ=may_differ(config, command),
             allow=allow_change,
             check=check_saved,
             dry_run=dry_run,
+            devices=_devices(mesh),
         )
         if resumed and not dry_run:
             clear_partial(workdir)
@@ -95,15 +118,28 @@ def open_training(
     return from_first(open_folder)
 
 
-def say_idle(mesh: Mesh) -> None:
-    """Say on standard error that the mesh leaves devices out, if it does."""
-    count = jax.device_count()
+def say_devices(mesh: Mesh) -> None:
+    """Say on standard error which devices a run takes, and that it leaves some out, if it does."""
+    it, count = _devices(mesh), jax.device_count()
+    kind = "" if it["kind"] == it["platform"] else f" ({it['kind']})"
+    processes = f" of {it['processes']} processes" if it["processes"] > 1 else ""
+    say(f"devices: {it['number']} {it['platform']}{kind}{processes}.")
     if mesh.size < count:
-        platform = mesh.devices.flat[0].platform
         say(
-            f"config.mesh takes {mesh.size} of the {count} {platform} devices here, the others "
-            f"idle; config.mesh.data=-1 takes all."
+            f"config.mesh takes {mesh.size} of the {count} {it['platform']} devices here, the "
+            f"others idle; config.mesh.data=-1 takes all."
         )
+
+
+def _devices(mesh: Mesh) -> dict[str, Any]:
+    """Return what config.json records of the devices that a run takes."""
+    first = mesh.devices.flat[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "number": mesh.size,
+        "processes": jax.process_count(),
+    }
 
 
 def keep(config: ConfigDict) -> Keep:

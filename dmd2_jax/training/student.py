@@ -35,7 +35,7 @@ from dmd2_jax.sampling.samplers import grid_labels, student_sampler
 from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_cycle
 from dmd2_jax.training.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
-from dmd2_jax.training.run import keep, open_training, say_idle
+from dmd2_jax.training.run import keep, open_training, say_devices
 from dmd2_jax.training.score import training_score
 from dmd2_jax.typing import Params
 
@@ -86,11 +86,12 @@ def train(
         "distill",
         job.state,
         total=config.distill.cycles,
+        mesh=recipe.mesh,
         teacher=teacher,
         allow_change=allow_change,
         dry_run=dry_run,
     )
-    say_idle(recipe.mesh)
+    say_devices(recipe.mesh)
     print(_table(job.state, job.teacher), flush=True)
     if dry_run:
         trace(job)

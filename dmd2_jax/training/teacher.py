@@ -34,7 +34,7 @@ from dmd2_jax.runtime.sharding import (
 )
 from dmd2_jax.sampling.samplers import Sampler, teacher_sampler
 from dmd2_jax.training.drawing import draw_progress
-from dmd2_jax.training.run import keep, open_training, say_idle
+from dmd2_jax.training.run import keep, open_training, say_devices
 from dmd2_jax.training.score import training_score
 from dmd2_jax.training.teacher_step import (
     TeacherConfig,
@@ -95,11 +95,12 @@ def train(
         "train-teacher",
         shapes,
         total=config.teacher.steps,
+        mesh=mesh,
         allow_change=allow_change,
         dry_run=dry_run,
     )
     step = compile_step(recipe)
-    say_idle(mesh)
+    say_devices(mesh)
     _say_unused(config)
     print(parameter_table({"teacher": shapes.params}), flush=True)
     if dry_run:

@@ -88,8 +88,17 @@ def test_summary_is_the_first_line_and_runs_nothing(tmp_path: Path) -> None:
     [
         ("optim.generatr_lr", "; did you mean 'optim.generator_lr'?"),
         ("generator_lr", "; did you mean 'optim.generator_lr'?"),
+        ("optim.lr", "; did you mean 'optim.critic_lr' or 'optim.generator_lr'?"),
+        ("optim.learning_rate", "; did you mean 'optim.critic_lr' or 'optim.generator_lr'?"),
+        ("distill.lr_schedule", "; did you mean 'optim.lr_schedule'?"),
+        ("distill.iterations", "; did you mean 'distill.cycles'?"),
+        ("optim.ema", "; did you mean 'optim.ema_decays'?"),
+        ("optim.beta2", "; did you mean 'optim.b2'?"),
+        ("distill.k", ""),
         ("zzz", ""),
     ],
 )
-def test_nearest_suggests_by_spelling_or_by_the_last_part(word: str, expected: str) -> None:
-    assert plugins.nearest(word, ["seed", "optim.generator_lr"]) == expected
+def test_nearest_suggests_by_meaning_before_spelling(word: str, expected: str) -> None:
+    optim = ("generator_lr", "critic_lr", "lr_schedule", "b1", "b2", "ema_decays")
+    keys = ["seed", "distill.cycles", "distill.pairs", *(f"optim.{name}" for name in optim)]
+    assert plugins.nearest(word, keys) == expected

@@ -33,7 +33,7 @@ from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
-from dmd2_jax.training.run import RESUME_MAY_DIFFER
+from dmd2_jax.training.run import may_differ
 
 __all__ = ["ablate"]
 
@@ -154,7 +154,7 @@ def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, tracing: bool
                     run.folder,
                     "distill",
                     plain(run.config),
-                    may_differ=RESUME_MAY_DIFFER,
+                    may_differ=may_differ(run.config, "distill"),
                     dry_run=True,
                 )
         except Refused as error:
