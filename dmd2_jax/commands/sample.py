@@ -135,8 +135,6 @@ class Options:
                 f"got --prompt={list(self.prompt)} and --prompts={self.prompts!r}, expected one of "
                 "them; give --prompt='a red fox', which may be repeated, or a file of prompts."
             )
-        if blank := [text for text in self.prompt if not text.strip()]:
-            raise Refused(f"--prompt={blank[0]!r} is empty, expected a text; write one.")
         return read_prompts(self.prompts).texts if self.prompts else self.prompt
 
     def settings(self) -> "PromptSettings":

@@ -8,7 +8,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
-import os
+import itertools
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -165,5 +165,6 @@ def _same_parts(name: str, keys: Sequence[str]) -> list[str]:
 
 def _same_stem(one: str, other: str) -> bool:
     """Return whether two words are one, or begin alike for most of their length."""
-    alike = len(os.path.commonprefix([one, other]))
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    alike = len(list(pairs))
     return one == other or (alike >= 4 and alike >= 0.7 * max(len(one), len(other)))

@@ -98,8 +98,8 @@ def backward_simulation(
 def _check_steps(shape: tuple[int, ...], times: tuple[float, ...]) -> None:
     if len(shape) < 2 or shape[0] != len(times):
         raise Refused(
-            f"noise has shape {shape}, expected [s, b, ...] with s={len(times)}, a noise for each "
-            f"of times={tuple(times)}; {'give noise[None]' if len(times) == 1 else 'draw them all'}."
+            f"noise has shape {shape}, expected [s, b, ...] with s={len(times)}, one for each of "
+            f"times={tuple(times)}; {'give noise[None]' if len(times) == 1 else 'draw all'}."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["per_level", "read_config"]
+__all__ = ["per_level", "read_config", "square_side"]
 
 
 def read_config(
@@ -71,6 +71,12 @@ def per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
             f"of the {levels} levels of block_out_channels; correct config.json."
         )
     return tuple(value)
+
+
+def square_side(size: Any) -> Any:
+    """Return the side that a `sample_size` means: [64, 64] is 64; anything else stays as it is."""
+    sides = set(size) if isinstance(size, list | tuple) else set()
+    return sides.pop() if len(sides) == 1 else size
 
 
 def _plain(value: Any) -> Any:

@@ -157,12 +157,14 @@ class Progress(Closing):
         return ", ".join(shown)
 
     def _line(self, now: float) -> str:
-        taken = self._done - self._initial
-        eta = "?"
+        taken, parts = (
+            self._done - self._initial,
+            [f"{self._description} {self._done}/{self._total}"],
+        )
         if taken and self._start is not None:
             left = (now - self._start) / taken * (self._total - self._done)
-            eta = tqdm.format_interval(int(left))
-        return f"{self._description} {self._done}/{self._total}, ETA {eta}, {self._postfix()}"
+            parts.append(f"ETA {tqdm.format_interval(int(left))}")
+        return ", ".join([*parts, self._postfix()]).removesuffix(", ")
 
 
 def plain_value(value: Any) -> Any:

@@ -185,8 +185,8 @@ def _run_sampler(run: Run, pipeline: TextToImage, settings: PromptSettings) -> S
 
 def _student_steps(denoiser: Denoiser, times: Sequence[float], settings: PromptSettings) -> Sampler:
     """Make the sampler of a student, refusing settings that are a teacher's."""
-    for name in ("guidance", "negative"):
-        if getattr(settings, name) is not None:
+    for name, none in (("guidance", (None, 0, 1)), ("negative", (None,))):  # 0 as diffusers has it
+        if getattr(settings, name) not in none:
             raise Refused(
                 f"{name}={getattr(settings, name)} of a few-step student, expected none: its "
                 f"teacher's guidance is in its weights; leave {name} away, or sample the teacher."

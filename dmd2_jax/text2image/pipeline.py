@@ -19,6 +19,7 @@ from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import AUTOENCODERS, PipelineIndex, read_pipeline_index
+from dmd2_jax.networks.published_config import square_side
 from dmd2_jax.text2image.image_latents import (
     Autoencoder,
     decode_latents,
@@ -227,7 +228,7 @@ def own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
     Raises:
       ValueError: if its config.json has no sample_size.
     """
-    side = read_component_config(index.part("unet")).get("sample_size")
+    side = square_side(read_component_config(index.part("unet")).get("sample_size"))
     if type(side) is not int or not 0 < side < 2**16:
         raise Refused(
             f"{index.folder}/unet/config.json has sample_size = {side!r}, expected a number; give "

@@ -34,7 +34,7 @@ __all__ = [
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 """Of the files that can be written; those and .pkl can be read."""
 
-_NETWORKS = ("ema", "G_ema", "net")
+_NETWORKS = ("ema", "G_ema", "model_ema", "net")
 """Keys of a pickle that hold the network, best first: the average is what is published."""
 
 _STATE_DICTS = (*_NETWORKS, "state_dict", "model", "generator")

@@ -333,7 +333,8 @@ def split_indices(
     if len(chosen) == 0:
         raise Refused(
             f"{name}: config.data.test_fraction={fraction} of each class of {len(labels)} images "
-            f"leaves none for {split}, expected at least one; change it."
+            f"leaves none for {split}, expected at least one; set config.data.test_fraction="
+            f"{'0 to hold none out, or give classes several images' if split == 'test' else '0.1'}."
         )
     return chosen
 

@@ -9,6 +9,7 @@ and written to files with the tensor names of the original checkpoints (`weight_
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,8 @@ from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import Weights, read_weights, strip_prefix, write_weights
 
 __all__ = ["EdmFamily", "build", "from_edm_kwargs"]
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _SCHEDULE = ("sigma_min", "sigma_max", "rho", "num_levels")
@@ -113,7 +116,17 @@ class EdmFamily:
           ValueError: if the tensors are not exactly the network's; the message lists them.
         """
         template = self.param_shapes()
-        return state_dict.to_params(tensors, template, _original_name, self._buffers(template))
+        buffers = self._buffers(template)
+        if absent := {name: it for name, it in buffers.items() if name not in tensors}:
+            if self.model_config["network"] == "song":
+                _log.warning(
+                    "the weights have no %s, which would say their filter: taken from "
+                    "config.model.resample_filter=%s.",
+                    next(iter(absent)),
+                    tuple(self.model_config["resample_filter"]),
+                )
+            tensors = {**absent, **tensors}
+        return state_dict.to_params(tensors, template, _original_name, buffers)
 
     def to_state_dict(self, params: Params) -> dict[str, np.ndarray]:
         """Turn weights into tensors with the original names and layouts, buffers included."""

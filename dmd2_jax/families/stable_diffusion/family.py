@@ -45,6 +45,7 @@ from dmd2_jax.families.stable_diffusion.settings import defaults, faults
 from dmd2_jax.families.stable_diffusion.unet import StableDiffusionUNet
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
+from dmd2_jax.networks.published_config import square_side
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import (
@@ -266,7 +267,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
             )
     class_of(unet_config, (UNET,))
     if "unet" in model_config and not config.get("resolution"):
-        config["resolution"] = unet_config.get("sample_size")
+        config["resolution"] = square_side(unet_config.get("sample_size"))
     config = defaults().to_dict() | config
     refuse(
         list(unknown_faults(config, defaults(), "stable_diffusion")) or list(faults(config)),
@@ -288,9 +289,10 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
         )
     unit = 2 ** (len(unet.block_channels) - 1)
     if not isinstance(size, int) or size < 1 or size % unit:
+        where = "sample_size in the U-Net's config.json" if "unet" in model_config else ""
         raise Refused(
-            f"the latents' side is {size!r}, expected a multiple of {unit}; set model.resolution, "
-            "for example 64 for SD 1.5 at 512 pixels."
+            f"the latents' side is {size!r}, expected one number, a multiple of {unit}; set "
+            f"{where or 'model.resolution'}, for example to 64 for SD 1.5 at 512 pixels."
         )
     denoiser = _denoiser(unet, read_scheduler(scheduler))
     return StableDiffusionFamily(denoiser, model, (size, size, unet.in_channels))
