@@ -104,8 +104,8 @@ def plugin_fault(version: Callable[[str], str | None]) -> str:
     if not wrong:
         return ""
     return (
-        f"{' and '.join(wrong)} with jaxlib {jaxlib.version.__version__}, expected the same version "
-        f"of all: JAX leaves the GPU out, wholly or in part; `pip install -U 'dmd2_jax[gpu]'`."
+        f"{' and '.join(wrong)} with jaxlib {jaxlib.version.__version__}, expected one version of "
+        f"all: JAX leaves the GPU out, wholly or in part; `pip install -U 'dmd2_jax[gpu]'`."
     )
 
 
