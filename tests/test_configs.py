@@ -37,7 +37,7 @@ SHRUNK = {
     "model.model_channels": "8",
     "model.channel_mult": "1",
     "model.num_blocks": "1",
-    "model.attention_resolutions": "8",
+    "model.attention_resolutions": "()",
     "model.resolution": "8",
     "distill.batch_size": "4",
     "distill.critic_turns": "2",

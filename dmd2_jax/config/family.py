@@ -1,15 +1,17 @@
 """`config.model`: each family has a group of keys of its own, which the recipe chooses.
 
 A family is a folder of dmd2_jax/families whose file settings.py has `defaults()`, its group with
-every default, and `faults(model)`, what is wrong with the values of one; or a dotted module of the
-user's own with `defaults()` and `build(model)`, and `faults(model)` where it likes. The settings of
-ours are read without their networks, so that no recipe imports jax.
+every default, and `faults(model)`, what is wrong with the values of one, and where it likes
+`recorded(model)`, how an older run's group is read; or a dotted module of the user's own with
+`defaults()` and `build(model)`, and the others where it likes. The settings of ours are read
+without their networks, so that no recipe imports jax.
 """
 
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,7 +19,14 @@ from dmd2_jax.config.plugins import available, is_dotted, load_plugin
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import unknown_faults
 
-__all__ = ["FAMILIES", "choose_family", "family_names", "model_defaults", "model_faults"]
+__all__ = [
+    "FAMILIES",
+    "choose_family",
+    "family_names",
+    "model_defaults",
+    "model_faults",
+    "recorded_model",
+]
 
 FAMILIES = "dmd2_jax.families"
 KEY = "config.model.family"
@@ -83,6 +92,19 @@ def model_faults(model: ConfigDict) -> Iterator[str]:
     rules = getattr(_settings(family), "faults", None)
     if rules is not None and not unknown and not missing:
         yield from rules(model)
+
+
+def recorded_model(model: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the group of an older run as it is read today, and what that changes, in a sentence.
+
+    Args:
+      model: the recorded `config.model`.
+    """
+    try:
+        read = getattr(_settings(str(model.get("family", ""))), "recorded", None)
+    except Refused:  # said when the family is needed
+        read = None
+    return (dict(model), "") if read is None else read(model)
 
 
 def _settings(family: str) -> ModuleType:

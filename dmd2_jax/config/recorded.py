@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dmd2_jax.config import defaults
-from dmd2_jax.config.family import model_defaults
+from dmd2_jax.config.family import model_defaults, recorded_model
 from dmd2_jax.config.refused import Refused
 
 __all__ = ["MOVED", "completed", "moved_in", "translated"]
@@ -42,6 +42,16 @@ def translated(values: Mapping[str, Any], where: str) -> dict[str, Any]:
       values: nested plain values of an older or of this release.
       where: whose config it is, for the line.
     """
+    groups = _moved(values, where)
+    model = groups.get("model")
+    if isinstance(model, dict):
+        groups["model"], said = recorded_model(model)
+        if said:
+            _say_once(f"{where}: {said}.")
+    return groups
+
+
+def _moved(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     groups = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
     }

@@ -157,10 +157,8 @@ class Progress(Closing):
         return ", ".join(shown)
 
     def _line(self, now: float) -> str:
-        taken, parts = (
-            self._done - self._initial,
-            [f"{self._description} {self._done}/{self._total}"],
-        )
+        taken = self._done - self._initial
+        parts = [f"{self._description} {self._done}/{self._total}"]
         if taken and self._start is not None:
             left = (now - self._start) / taken * (self._total - self._done)
             parts.append(f"ETA {tqdm.format_interval(int(left))}")

@@ -13,7 +13,7 @@ HEAD = "from dmd2_jax.config.defaults import get_config\n"
 SMALL = (
     "--config.model.model_channels=8",
     "--config.model.channel_mult=1",
-    "--config.model.attention_resolutions=8",
+    "--config.model.attention_resolutions=()",
     "--config.distill.batch_size=8",
     "--config.mesh.data=1",
 )

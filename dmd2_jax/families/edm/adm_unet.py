@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dmd2_jax.families.edm.settings import CHANNELS_PER_HEAD
 from dmd2_jax.families.edm.unet import UNet
 from dmd2_jax.families.edm.unet_block import BlockInits, UNetBlock
 from dmd2_jax.networks.layers import (
@@ -19,8 +20,6 @@ from dmd2_jax.networks.layers import (
     positional_embedding,
 )
 from dmd2_jax.typing import Array, Float
-
-CHANNELS_PER_HEAD = 64
 
 _INITS = BlockInits(
     kernel=FAN_IN,

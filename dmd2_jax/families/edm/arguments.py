@@ -1,10 +1,11 @@
 """The constructor arguments that EDM's checkpoints record, and the model config they mean."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.families.edm.settings import defaults
+from dmd2_jax.families.edm.settings import defaults, recorded
 from dmd2_jax.weights.unpickle import shown
 from dmd2_jax.weights.weight_files import Weights
 
@@ -15,6 +16,8 @@ __all__ = [
     "recipe_values",
     "refuse_other_arguments",
 ]
+
+_log = logging.getLogger(__name__)
 
 _EDM_NAMES = {
     "img_resolution": "resolution",
@@ -145,7 +148,11 @@ def from_edm_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             f"EDM arguments {unknown} are unknown, expected a subset of "
             f"{sorted(_KNOWN_KEYS)} under EDM's names; remove them."
         )
-    return {**config, "family": "edm", "network": network, "dtype": "float32", "remat": "none"}
+    config |= {"family": "edm", "network": network, "dtype": "float32", "remat": "none"}
+    config, said = recorded(config)
+    if said:  # published weights have it so
+        _log.warning(said)
+    return config
 
 
 def _check_kinds(arguments: Mapping[str, Any]) -> None:

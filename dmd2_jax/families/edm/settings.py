@@ -19,7 +19,10 @@ from dmd2_jax.config.rules import (
     number_faults,
 )
 
-__all__ = ["defaults", "faults"]
+__all__ = ["CHANNELS_PER_HEAD", "attending", "defaults", "faults", "recorded"]
+
+CHANNELS_PER_HEAD = 64
+"""Of the ADM U-Net's attention; a level with fewer has none."""
 
 
 def defaults() -> ConfigDict:
@@ -34,7 +37,7 @@ def defaults() -> ConfigDict:
     model.channel_mult = (1, 2)
     model.channel_mult_emb = 4
     model.num_blocks = 1
-    model.attention_resolutions = (4,)
+    model.attention_resolutions = (4,)  # sides of levels; of adm with 64 channels or more
     model.augment_dim = 0  # 9 in EDM's CIFAR-10 weights; the labels are always zero here
     model.dropout = 0.0  # of the teacher's training alone
     model.dtype = "float32"  # compute type: float32 | bfloat16
@@ -95,4 +98,63 @@ def faults(model: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"model.resolution={side}, expected it to be divisible by {2 ** (levels - 1)} for "
             f"{levels} levels; pad the images or use fewer levels."
+        )
+    elif not wrong:
+        yield from _attention_faults(model)
+
+
+def attending(model: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return those of `attention_resolutions` at which the network attends.
+
+    Args:
+      model: every key of `defaults`, or those of a network.
+    """
+    channels = _channels(model)
+    fewest = CHANNELS_PER_HEAD if model["network"] == "adm" else 1
+    asked = tuple(model["attention_resolutions"])
+    return tuple(side for side in asked if channels.get(side, 0) >= fewest)
+
+
+def recorded(model: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return a group as it is built, and in a sentence what that leaves away; "" if nothing.
+
+    Older runs and published weights name levels that never attended, which is refused of new ones.
+
+    Args:
+      model: the group of an older run, or what a file of weights records.
+    """
+    try:
+        asked, built = tuple(model["attention_resolutions"]), attending(model)
+    except (KeyError, TypeError):  # what is wrong there is said where the network is built
+        return dict(model), ""
+    if built == asked:
+        return dict(model), ""
+    said = f"model.attention_resolutions is {asked}, of which the network attends at {built} alone"
+    return {**model, "attention_resolutions": built}, said
+
+
+def _channels(model: Mapping[str, Any]) -> dict[int, int]:
+    """Return the side of each level and its channels."""
+    multipliers = enumerate(model["channel_mult"])
+    return {model["resolution"] >> i: model["model_channels"] * mult for i, mult in multipliers}
+
+
+def _attention_faults(model: Mapping[str, Any]) -> Iterator[str]:
+    asked, channels, built = (
+        tuple(model["attention_resolutions"]),
+        _channels(model),
+        attending(model),
+    )
+    if none := [side for side in asked if side not in channels]:
+        yield (
+            f"model.attention_resolutions={asked} has {none}, which no level of the network has, "
+            f"expected some of {list(channels)} or (): it would be built without that attention; "
+            f"set config.model.attention_resolutions, for example to {(list(channels)[-1],)}."
+        )
+    if few := {side: channels[side] for side in asked if side in channels and side not in built}:
+        yield (
+            f"model.attention_resolutions={asked} has {list(few)}, where there are "
+            f"{list(few.values())} channels, expected at least {CHANNELS_PER_HEAD}, those of one "
+            "head of network=adm: it would be built without that attention; raise "
+            "config.model.model_channels or channel_mult, or leave the level away."
         )
