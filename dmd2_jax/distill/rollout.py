@@ -1,5 +1,7 @@
 """The few-step student as one scan over its steps: sampling and backward simulation."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from dmd2_jax.typing import Array, Float, Int, Params, PyTree, Shaped
 
 
 def check_student_times(
-    times: tuple[float, ...], schedule: Schedule, name: str = "student_times"
+    times: Sequence[float | int], schedule: Schedule, name: str = "student_times"
 ) -> None:
     """Refuse times of the student's steps that are none of a schedule.
 

@@ -21,6 +21,8 @@ NCSNPP = {
 def build(**changes):
     config = defaults.get_config()
     config.model.model_channels = 8
+    if changes.get("network") != "song":  # 8 channels are no head of adm
+        config.model.attention_resolutions = ()
     return edm.build({**config.model, **SCHEDULE, **changes})
 
 
