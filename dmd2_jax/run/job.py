@@ -1,14 +1,24 @@
 """What a training command has the loop do, described in one value."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from dmd2_jax.run.checkpoint import Keep
 from dmd2_jax.typing import PyTree
 
-__all__ = ["Due", "Job"]
+__all__ = ["Due", "Job", "Judge"]
+
+
+class Judge(Protocol):
+    """What looks at the reports of a run."""
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take in the reports of before a resumption."""
+
+    def report(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return what is wrong, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Job:
       draw_key: likewise.
       score: state -> metrics, every `evaluate_every` steps and at the end. They are reported and
         saved with the state, which is saved then.
+      judge: (steps taken, report) -> findings by name, which are added to the report and shown; its
+        `replay` takes in the reports of before a resumption. In the first process alone.
       shown: names of the metrics to show in the progress display; all are in metrics.jsonl.
       profile: (steps to let pass, steps to trace) into WORKDIR/profile; None traces nothing.
     """
@@ -65,6 +77,7 @@ class Job:
     draw: Callable[[PyTree, int], Mapping[str, Path] | None] | None = None
     draw_key: str = "grid_every"
     score: Callable[[PyTree], dict[str, float]] | None = None
+    judge: Judge | None = None
     shown: tuple[str, ...] = ()
     profile: tuple[int, int] | None = None
 

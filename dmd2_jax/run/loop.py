@@ -14,7 +14,7 @@ from jax.sharding import Sharding
 from dmd2_jax.run.checkpoint import Checkpoints, Restored, state_bytes
 from dmd2_jax.run.folder import check_free_space, write_exported
 from dmd2_jax.run.job import Due, Job
-from dmd2_jax.run.metrics import Progress, plain_value
+from dmd2_jax.run.metrics import METRICS, Progress, plain_value, read_metrics
 from dmd2_jax.run.speed import Stopwatch
 from dmd2_jax.run.writers import Writers
 from dmd2_jax.runtime.distributed import is_first, put, say
@@ -103,6 +103,9 @@ def _steps(
         )
         window, saver = Window(extra.get("window")), _Saver(checkpoints, describe)
         pictures = _Pictures(job, writers)
+        judge = job.judge if is_first() else None
+        if judge is not None and start:
+            judge.replay(read_metrics(job.workdir / METRICS))
         metrics: dict[str, Any] = {}
 
         def check_in_a_row(when: int) -> None:
@@ -129,6 +132,8 @@ def _steps(
                 if job.score is not None and due.score:
                     with watch.spending("evaluating"):
                         values |= job.score(state)
+                if judge is not None:
+                    values |= judge.report(done, values)
                 writers.write(done, values)
                 if done % log["every"] == 0:  # a report out of turn takes nothing from the next
                     window.clear()
@@ -311,6 +316,11 @@ def _displayed(values: Mapping[str, Any] | None, shown: tuple[str, ...]) -> dict
     if values is None:
         return None
     displayed = {name: values[name] for name in shown if name in values}
+    displayed |= {
+        name.replace("warning_", "WARNING "): value
+        for name, value in values.items()
+        if name.startswith("warning_")
+    }
     for name in ("skipped_updates", "skipped_in_a_row"):
         if values.get(name):
             displayed[name] = values[name]

@@ -17,7 +17,11 @@ from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.summaries import Average, Histogram
 
-__all__ = ["MetricsWriter", "Progress", "plain_value", "read_metrics"]
+__all__ = ["METRICS", "MetricsWriter", "Progress", "plain_value", "read_metrics"]
+
+
+METRICS = "metrics.jsonl"
+"""The file of a run folder that holds its reports."""
 
 
 class MetricsWriter(Closing):
@@ -27,9 +31,7 @@ class MetricsWriter(Closing):
     and a last line cut short by a kill, so that a resumed file equals an uninterrupted one.
     """
 
-    def __init__(
-        self, workdir: str | Path, resumed_step: int = 0, name: str = "metrics.jsonl"
-    ) -> None:
+    def __init__(self, workdir: str | Path, resumed_step: int = 0, name: str = METRICS) -> None:
         """Open WORKDIR/`name` for the steps after `resumed_step`."""
         self.path = Path(workdir) / name
         if self.path.exists():

@@ -13,7 +13,7 @@ from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.pictures.curves import loss_curves
 from dmd2_jax.pictures.grids import animate, headed_rows, image_grid
 from dmd2_jax.recipe.open import Family, Recipe
-from dmd2_jax.run.metrics import read_metrics
+from dmd2_jax.run.metrics import METRICS, read_metrics
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sampling.samplers import LARGE_LATENT, Sampler, grid_labels, sample_images
 from dmd2_jax.text2image.pipeline import open_decoder
@@ -74,7 +74,7 @@ def draw_progress(
     )
     pictures = {"grid": workdir / f"grid_{done:07d}.png"}
     image_grid(_decoded(recipe, images), pictures["grid"], rows=rows, cols=columns)
-    if reports := read_metrics(workdir / "metrics.jsonl"):  # none before the first `log.every`
+    if reports := read_metrics(workdir / METRICS):  # none before the first `log.every`
         pictures["curves"] = workdir / "curves.png"
         loss_curves(reports, pictures["curves"], x_label=unit)
     if done == total:

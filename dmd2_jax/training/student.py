@@ -29,11 +29,12 @@ from dmd2_jax.recipe.weights import read_teacher, starting_weights
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
-from dmd2_jax.runtime.distributed import in_step, on_first, put, to_host
+from dmd2_jax.runtime.distributed import in_step, is_first, on_first, put, to_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sampling.samplers import grid_labels, student_sampler
 from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_cycle
 from dmd2_jax.training.drawing import draw_progress, draw_scores, score_comparison
+from dmd2_jax.training.health import Health, real_statistics
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
 from dmd2_jax.training.run import keep, open_training, say_devices
 from dmd2_jax.training.score import training_score
@@ -194,8 +195,23 @@ def _described(
         export=lambda state: _export(it, state, workdir),
         draw=_drawing(it, workdir),
         score=training_score(recipe, workdir, student_sampler(family, config), chosen),
+        judge=_judge(it),
         shown=("generator_loss", "critic_loss"),
         profile=profile,
+    )
+
+
+def _judge(it: _Student) -> Health:
+    """Return what looks whether the student is alive, beside the data where reports have no real."""
+    recipe, config = it.recipe, it.recipe.config
+    real = None
+    if is_first() and recipe.dataset.has_images and not it.job.settings.needs_real:
+        real = real_statistics(recipe.dataset)
+    return Health(
+        total=config.distill.cycles,
+        every=config.log.every,
+        real=real,
+        latents=recipe.family.image_shape[-1] not in (1, 3),
     )
 
 

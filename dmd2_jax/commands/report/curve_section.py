@@ -8,6 +8,7 @@ import numpy as np
 from dmd2_jax.commands.report.chart import Line, line_chart
 from dmd2_jax.commands.report.markup import Markup, number, tag
 from dmd2_jax.commands.report.runs import Run, Series
+from dmd2_jax.training.health import RULES
 
 __all__ = ["curve_section", "curves_of", "x_label"]
 
@@ -24,6 +25,7 @@ def curve_section(runs: Sequence[Run]) -> Markup:
     title = tag("h2", "Curves")
     silent = [run.name for run in runs if not run.rows]
     notes = [tag("p", f"{name} has reported no metrics yet.") for name in silent]
+    notes += [tag("p", text, class_="warning") for run in runs for text in _warnings(run)]
     curves = {run.name: curves_of(run.rows) for run in runs}
     names = list(dict.fromkeys(name for own in curves.values() for name in own))
     zeros = [n for n in names if not any(n in own and own[n][1].any() for own in curves.values())]
@@ -54,6 +56,21 @@ def curve_section(runs: Sequence[Run]) -> Markup:
         summary = tag("summary", f"{len(levels)} by noise level")
         parts.append(tag("details", summary, tag("div", *levels, class_="charts")))
     return tag("section", title, *notes, *parts, id="curves")
+
+
+def _warnings(run: Run) -> list[str]:
+    """Say of a run what its reports warned of, when, and what usually helps."""
+    said = []
+    for name, rule in RULES.items():
+        steps = [row["step"] for row in run.rows if number(row.get(f"warning_{name}")) is not None]
+        if steps:
+            reports = "report" if len(steps) == 1 else "reports"
+            said.append(
+                f"{run.name}: the student may be dying. {rule.what[0].upper()}{rule.what[1:]}: over "
+                f"{rule.limit:g} in {len(steps)} {reports}, {run.unit} {steps[0]} to {steps[-1]}. "
+                f"What usually helps: {rule.cure}."
+            )
+    return said
 
 
 def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Series]:

@@ -1,0 +1,242 @@
+"""Whether a student that trains looks alive: its reports judged, and what usually cures it.
+
+The losses of a dying student look as always. What does show it is measured in every cycle
+(`distill/health.py`), so that judging costs nothing and changes no number: a finding is one more
+entry of a report, `warning_NAME`, and a healthy run's reports have none.
+"""
+
+import collections
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmd2_jax import data
+from dmd2_jax.data import Source
+from dmd2_jax.distill.health import SATURATED
+from dmd2_jax.run.metrics import plain_value
+
+__all__ = [
+    "CRITIC_FACTOR",
+    "GAN_LOSS_LEFT",
+    "MEAN_OFF",
+    "RULES",
+    "SATURATION_OVER",
+    "SETTLED",
+    "STD_FACTOR",
+    "WINDOW",
+    "Health",
+    "real_statistics",
+]
+
+WINDOW = 8
+"""Reports that are averaged before they are judged: one batch's mean says little."""
+
+SETTLED = 0.2
+"""Share of a run after which being off counts; before, only going further off than at the start."""
+
+MEAN_OFF = 0.6
+"""Largest distance of the generated mean from the real one, in real standard deviations."""
+
+STD_FACTOR = 1.6
+"""Largest ratio of the generated and the real standard deviation, either way."""
+
+SATURATION_OVER = 0.2
+"""How much larger the generated share of saturated values may be than the real one."""
+
+CRITIC_FACTOR = 2.0
+"""Largest ratio of the critic's error to the least that it had since the run had settled."""
+
+GAN_LOSS_LEFT = 0.2
+"""Least loss of the discriminator, in nats; undecided it is 2 ln 2 = 1.39."""
+
+_FURTHER = 1.25  # times as far off as at the start
+_SLOWER = (
+    "begin anew, or from an earlier checkpoint, with a third of config.optim.generator_lr, or with "
+    "more config.distill.critic_turns"
+)
+
+_log = logging.getLogger(__name__)
+
+
+class Rule(NamedTuple):
+    """One sign that a student is dying.
+
+    Attributes:
+      limit: what is healthy ends there.
+      what: which figures, and what they do.
+      cure: what usually helps.
+      early: whether it counts before the run has settled.
+    """
+
+    limit: float
+    what: str
+    cure: str
+    early: bool = True
+
+
+RULES = {
+    "mean": Rule(
+        MEAN_OFF,
+        "generated_mean is off real_mean, in real standard deviations",
+        f"the samples drift in brightness or colour: {_SLOWER}; look at scores_*.png",
+    ),
+    "std": Rule(
+        STD_FACTOR,
+        "generated_std and real_std differ by a factor",
+        f"contrast is lost or overdone: {_SLOWER}; where it is too high, lower "
+        "config.distill.guidance",
+    ),
+    "saturation": Rule(
+        SATURATION_OVER,
+        "generated_saturation is over real_saturation, as a share of all values",
+        "samples burn out: lower config.distill.guidance or config.distill.gan_generator_weight",
+    ),
+    "critic": Rule(
+        CRITIC_FACTOR,
+        "denoising_loss has risen from its least by a factor",
+        "the critic does not follow the student: raise config.distill.critic_turns or "
+        "config.optim.critic_lr, or lower config.optim.generator_lr",
+        early=False,
+    ),
+    "discriminator": Rule(
+        GAN_LOSS_LEFT,
+        "gan_critic_loss is nearly 0, in nats: the discriminator has won",
+        "lower config.distill.gan_critic_weight, widen config.distill.gan_range, or lower "
+        "config.optim.critic_lr",
+        early=False,
+    ),
+}
+"""Name -> what is judged; `warning_NAME` is the value found."""
+
+_SEEN = (
+    *("generated_mean", "generated_std", "generated_saturation"),
+    *("real_mean", "real_std", "real_saturation", "denoising_loss", "gan_critic_loss"),
+)
+
+
+class Health:
+    """Judge the reports of a run one after another.
+
+    Example:
+      health = Health(total=360, every=10)
+      health.replay(rows)  # of before a resumption
+      found = health.report(370, values)  # {} or {"warning_mean": 1.2}
+    """
+
+    def __init__(
+        self,
+        *,
+        total: int,
+        every: int,
+        real: Mapping[str, float] | None = None,
+        latents: bool = False,
+        unit: str = "cycle",
+    ) -> None:
+        """Begin with no report.
+
+        Args:
+          total: steps of the whole run.
+          every: steps between two reports; others, as at a stop, are judged and not counted.
+          real: real_mean, real_std and real_saturation, of reports that have none.
+          latents: whether the samples are latents, whose saturation means nothing.
+          unit: what a step is called.
+        """
+        self._total, self._every, self._unit = total, every, unit
+        self._real, self._latents = dict(real or {}), latents
+        self._window: collections.deque[dict[str, float]] = collections.deque(maxlen=WINDOW)
+        self._start: dict[str, float] | None = None
+        self._least = math.inf
+        self._found: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take in the reports of before a resumption, saying nothing.
+
+        Args:
+          rows: of metrics.jsonl.
+        """
+        for row in rows:
+            self._add(int(row["step"]), row)
+        self._said |= set(self._found)
+
+    def report(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return what is wrong at a report, and say it where it was not.
+
+        Args:
+          step: steps taken.
+          values: the report.
+
+        Returns:
+          `warning_NAME` -> the value found, in the words of `RULES`; {} where all is well.
+        """
+        self._add(step, values)
+        for name, value in self._found.items():
+            rule = RULES[name]
+            if name not in self._said:
+                self._said.add(name)
+                _log.warning(
+                    "%s %d: the student may be dying: %s: %.3g, healthy up to %.3g. What usually "
+                    "helps: %s. docs/monitoring.md says more.",
+                    *(self._unit, step, rule.what, value, rule.limit, rule.cure),
+                )
+        self._said &= set(self._found)
+        return {f"warning_{name}": value for name, value in self._found.items()}
+
+    def _add(self, step: int, values: Mapping[str, Any]) -> None:
+        if step % self._every:
+            return
+        plain = {name: plain_value(values[name]) for name in _SEEN if name in values}
+        self._window.append(self._real | {n: v for n, v in plain.items() if v is not None})
+        if len(self._window) < WINDOW:
+            return
+        figures = self._figures(settled := step >= SETTLED * self._total)
+        if self._start is None:
+            self._start = figures
+        self._found = {}
+        for name, value in figures.items():
+            rule = RULES[name]
+            over = value < rule.limit if name == "discriminator" else value > rule.limit
+            further = rule.early and value > _FURTHER * self._start.get(name, 0.0)
+            if over and (settled or further):
+                self._found[name] = value
+
+    def _figures(self, settled: bool) -> dict[str, float]:
+        """Return the value of every rule that can be judged, of the window's means."""
+        it = {name: self._mean(name) for name in _SEEN}
+        figures = {}
+        if it["real_std"] > 0:
+            off = abs(it["generated_mean"] - it["real_mean"]) / it["real_std"]
+            ratio = max(it["generated_std"], 1e-6) / it["real_std"]
+            figures |= {"mean": off, "std": max(ratio, 1 / ratio)}
+        if not self._latents:
+            figures["saturation"] = it["generated_saturation"] - it["real_saturation"]
+        if settled and it["denoising_loss"] > 0:
+            self._least = min(self._least, it["denoising_loss"])
+            figures["critic"] = it["denoising_loss"] / self._least
+        figures["discriminator"] = it["gan_critic_loss"]
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+    def _mean(self, name: str) -> float:
+        values = [row[name] for row in self._window if name in row]
+        return sum(values) / len(values) if values else math.nan
+
+
+def real_statistics(dataset: Source, number: int = 64) -> dict[str, float]:
+    """Return real_mean, real_std and real_saturation of some images that are spread over a source.
+
+    Args:
+      dataset: it has images.
+      number: how many, at most.
+    """
+    places = np.unique(np.linspace(0, len(dataset) - 1, min(number, len(dataset))).astype(int))
+    x = data.inputs_of(dataset.examples(places))
+    assert x is not None  # it has images
+    x_0 = np.asarray(data.to_model(x))
+    return {
+        "real_mean": float(x_0.mean()),
+        "real_std": float(x_0.std()),
+        "real_saturation": float((np.abs(x_0) > SATURATED).mean()),
+    }
