@@ -178,7 +178,7 @@ class Health:
             if name not in self._said:
                 self._said.add(name)
                 _log.warning(
-                    "%s %d: the student may be dying: %s: %.3g, healthy up to %.3g. What usually "
+                    "%s %d: the student may be dying: %s: %.3g, beyond %.3g. What usually "
                     "helps: %s. docs/monitoring.md says more.",
                     *(self._unit, step, rule.what, value, rule.limit, rule.cure),
                 )

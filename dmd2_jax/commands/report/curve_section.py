@@ -66,8 +66,8 @@ def _warnings(run: Run) -> list[str]:
         if steps:
             reports = "report" if len(steps) == 1 else "reports"
             said.append(
-                f"{run.name}: the student may be dying. {rule.what[0].upper()}{rule.what[1:]}: over "
-                f"{rule.limit:g} in {len(steps)} {reports}, {run.unit} {steps[0]} to {steps[-1]}. "
+                f"{run.name}: the student may be dying. {rule.what[0].upper()}{rule.what[1:]}: "
+                f"beyond {rule.limit:g} in {len(steps)} {reports}, {run.unit} {steps[0]} to {steps[-1]}. "
                 f"What usually helps: {rule.cure}."
             )
     return said
