@@ -202,7 +202,7 @@ def _described(
 
 
 def _judge(it: _Student) -> Health:
-    """Return what looks whether the student is alive, beside the data where reports have no real."""
+    """Return what looks whether the student is alive, as the data are where no real is reported."""
     recipe, config = it.recipe, it.recipe.config
     real = None
     if is_first() and recipe.dataset.has_images and not it.job.settings.needs_real:

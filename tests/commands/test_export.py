@@ -106,7 +106,9 @@ def test_sample_takes_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
     line = ["sample", f"--pipeline={exported('sdxl')}", f"--out={tmp_path / 'x.png'}"]
     line += [f"--prompt={text}" for text in PROMPTS]
     assert dmd2(*line, "--steps=4") == 0
-    assert (tmp_path / "x.png").is_file()
+    plain = (tmp_path / "x.png").read_bytes()
+    assert dmd2(*line, "--guidance=0") == 0  # none, as the model card has it
+    assert (tmp_path / "x.png").read_bytes() == plain
     assert "steps=3, expected 4: this student's times are 999,749,499,249" in refused(
         capsys, *line, "--steps=3"
     )

@@ -19,6 +19,7 @@ from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.sampling.runs import checkpoint_params, open_run, read_run_folder
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
+from dmd2_jax.training.run import may_differ
 from tests.tiny import (
     RECIPE,
     contents,
@@ -80,6 +81,23 @@ def test_changed_config_is_refused_with_the_words_that_allow_it(
     assert dmd2(*distill_words(workdir, *changes, "--allow_change=optim")) == 2
     assert "critic_lr" not in capsys.readouterr().err.split("expected")[0]
     assert contents(workdir) == before
+
+
+def test_what_a_run_does_not_use_may_change(tmp_path: Path) -> None:
+    unused = ("distill.batch_size=16", "distill.student_times=80,2", "optim.critic_lr=1e-5")
+    words = [*(f"--config.{it}" for it in unused), "--dry_run"]
+    assert dmd2(*train(copied(tmp_path, teacher_run()), *words)) == 0
+    student = [f"--config.{it}" for it in ("teacher.lr=1", "teacher.batch_size=16")]
+    run = tmp_path / "student"
+    shutil.copytree(student_run(), run)
+    assert dmd2(*distill_words(run, *student, "--config.distill.lora_alpha=3", "--dry_run")) == 0
+    # Of a regression loss the teacher's pairs are made by its sampler.
+    config = get_config()
+    assert "teacher.sampler_steps" in may_differ(config, "distill")
+    config.distill.regression_weight = 0.25
+    assert not {"teacher.sampler_steps", "distill.regression_pairs"} & {
+        *may_differ(config, "distill")
+    }
 
 
 def test_allowed_change_is_printed_kept_and_takes_effect(

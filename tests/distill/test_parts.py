@@ -6,8 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from dmd2_jax.distill import backward_simulation, draw_cycle, generate, init_state
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.diffusion import schedules
+from dmd2_jax.distill import backward_simulation, draw_cycle, generate, init_state, make_cycle
 from dmd2_jax.distill.objectives import level_bounds
+from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.distill.state import (
     Player,
     adamw_direction,
@@ -154,6 +157,50 @@ def test_generate_ends_with_the_last_step():
     expected = model.x0(params, x_t, jnp.full((4,), 1.0), jnp.ones(4))
     got = generate(model, params, noise, jnp.ones(4), times=(8.0, 1.0))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "times", "message"),
+    [
+        (
+            (4, 2, 2, 1),
+            (8.0,),
+            r"shape \(4, 2, 2, 1\), expected \[s, b, ...\] with s=1.*noise\[None",
+        ),
+        ((3, 4, 2, 2, 1), (8.0, 1.0), r"with s=2"),
+        ((4,), (8.0,), r"with s=1"),
+        ((2, 4, 2, 2, 1), (999, 499), r"times has \[999, 499\], expected times within .*0.01, 8\]"),
+    ],
+)
+def test_generate_refuses_noise_without_the_steps_and_times_of_another_scale(shape, times, message):
+    with pytest.raises(Refused, match=message):
+        generate(toy.denoiser(), toy.init_mlp(5), jnp.zeros(shape), jnp.ones(4), times=times)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wrong", "example"),
+    [
+        (schedules.edm(), (999, 749), r"\(80,\), four are for example \(80, 17.5, 2.5, 0.168\\)"),
+        (
+            schedules.discrete_vp(),
+            (80.0, 0.8),
+            r"\(999,\), four are for example \(999, 749, 499, 249",
+        ),
+        (
+            schedules.rectified_flow(),
+            (999,),
+            r"\(1,\), four are for example \(1, 0.75, 0.5, 0.25\)",
+        ),
+    ],
+)
+def test_student_times_of_another_family_are_refused_with_an_example(schedule, wrong, example):
+    with pytest.raises(Refused, match=example):
+        check_student_times(wrong, schedule)
+
+
+def test_make_cycle_refuses_student_times_beyond_the_schedule():
+    with pytest.raises(Refused, match=r"student_times has \[80.0\], expected times within"):
+        make_cycle(toy.players(), toy.config(student_times=(80.0,)))
 
 
 @pytest.mark.parametrize(

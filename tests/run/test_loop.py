@@ -1,5 +1,6 @@
 """The loop of every training command, on a state of one number."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -48,11 +49,17 @@ class Run:
         at: dict[int, signal.Signals] | None = None,
         skip: int | set[int] = 99,
         score: Callable[[dict], dict] | None = None,
+        broken: tuple[int, ...] = (),
     ) -> float:
         """Run to `total` steps; `at` sends a signal in a step, updates fail from `skip` on."""
 
         def refused(i: int) -> int:
             return max(0, i + 1 - skip) if isinstance(skip, int) else int(i in skip)
+
+        def draw(state: dict, done: int) -> None:
+            self.drawn.append(done)
+            if done in broken:
+                raise OSError("no such font")
 
         def advance(state: dict, batch: tuple[int, int], i: int) -> tuple[dict, dict]:
             assert batch == (i, 10 * i)
@@ -81,7 +88,7 @@ class Run:
             record={"teacher": "mine"},
             score=score,
             export=lambda state: self.exported.append(len(self.taken)),
-            draw=lambda state, done: self.drawn.append(done),
+            draw=draw,
             shown=("x",),
         )
         state = run_loop(job)
@@ -116,6 +123,26 @@ def test_run_loop_exports_and_draws_each_at_its_own_time(
     assert (run.drawn, run.exported) == (drawn, exported)
     run.to(5)  # of a run that is finished the weights are written once more, and nothing else
     assert (run.drawn, run.exported) == (drawn, [*exported, 5])
+
+
+def test_run_loop_goes_on_where_a_picture_cannot_be_drawn_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path, LOG | {"grid_every": 2})
+    run.to(7, broken=(2, 4))
+    assert run.drawn == [2, 4, 6, 7]
+    assert run.checkpoints() == [6, 7]
+    (said,) = [it.getMessage() for it in caplog.records if "cannot be drawn" in it.getMessage()]
+    assert "the pictures of step 2 cannot be drawn (OSError: no such font)" in said
+
+
+def test_run_loop_records_which_step_the_exported_weights_are_of(tmp_path: Path) -> None:
+    run = Run(tmp_path, LOG | {"grid_every": 100, "export_every": 2})
+    with pytest.raises(Interrupted):
+        run.to(9, at={4: signal.SIGINT})
+    assert json.loads((tmp_path / "exported.json").read_text()) == {"step": 4}
+    run.to(9)
+    assert json.loads((tmp_path / "exported.json").read_text()) == {"step": 9}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

@@ -84,6 +84,15 @@ def test_progress_without_a_terminal_writes_plain_lines() -> None:
     assert "\r" not in stream.getvalue()
 
 
+def test_progress_of_nothing_known_is_the_count_alone() -> None:
+    stream = io.StringIO()
+    with Progress(
+        total=4, description="cycle", stream=stream, seconds_between_lines=0.0
+    ) as progress:
+        progress.update(1)
+    assert stream.getvalue() == "cycle 1/4\n"
+
+
 def test_progress_without_a_terminal_is_quiet_between_lines() -> None:
     stream = io.StringIO()
     progress = Progress(total=100, stream=stream, seconds_between_lines=3600.0)

@@ -1,6 +1,7 @@
 """What is decided before JAX's first device use, and two real starts in which it is."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from dmd2_jax.runtime import platform
 from dmd2_jax.runtime.platform import flags_for, only_cpu, prepare_backend
+from tests.tiny import RECIPE, dmd2
 
 FLAGS = " ".join(f"--{name}={value}" for name, value in platform.CPU_FLAGS.items())
 
@@ -204,3 +206,64 @@ def test_prepare_backend_sets_flags_that_this_jaxlib_takes_and_fills_the_cache(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [FLAGS, "cpu", []]
     assert any((tmp_path / "dmd2_jax" / "xla").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        ({}, ""),
+        ({"jax-cuda12-plugin": f"{platform.jaxlib.version.__version__}.post1"}, ""),
+        ({"jax-cuda13-pjrt": "0.1.2"}, "jax-cuda13-pjrt 0.1.2 with jaxlib"),
+    ],
+)
+def test_plugin_fault_names_what_does_not_fit(present: dict[str, str], expected: str) -> None:
+    told = platform.plugin_fault(present.get)
+    assert told.startswith(expected)
+    assert bool(told) == bool(expected)
+    assert not told or "pip install -U 'dmd2_jax[gpu]'" in told
+
+
+def test_failing_plugin_is_said_in_one_line() -> None:
+    try:
+        raise RuntimeError("made for another jaxlib\nand more")
+    except RuntimeError:
+        record = logging.LogRecord(
+            "jax",
+            logging.ERROR,
+            "",
+            0,
+            "Jax plugin configuration error: %s",
+            ("x",),
+            sys.exc_info(),
+        )
+    assert platform._in_one_line(record)
+    assert record.exc_info is None
+    assert record.getMessage() == (
+        "Jax plugin configuration error: x (RuntimeError: made for another jaxlib); update it with "
+        "jax, or uninstall it."
+    )
+
+
+@pytest.mark.parametrize("asked", ["cuda", "tpu"])
+def test_accelerator_that_is_not_there_is_refused_with_its_extra(
+    asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What JAX raises in a process that has no device yet; a real one is dear to start.
+    text = "" if asked == "cuda" else "Unable to initialize backend 'tpu': no libtpu (set JAX_PLAT"
+    kind = "RuntimeError" if text else "AssertionError"
+    names: dict = {}
+    exec(
+        compile(f"def devices(): raise {kind}({text!r})", "/jax/_src/xla_bridge.py", "exec"), names
+    )
+    monkeypatch.setattr(jax, "devices", names["devices"])
+    monkeypatch.setattr(platform, "_backend_in_use", lambda: False)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", asked)
+    try:
+        words = ["train-teacher", f"--config={RECIPE}", f"--workdir={tmp_path / 'run'}"]
+        assert dmd2(*words, "--dry_run") == 2
+    finally:
+        jax.config.update("jax_platforms", before)
+    (line,) = [it for it in capsys.readouterr().err.splitlines() if it.startswith("dmd2: ")]
+    assert f"JAX_PLATFORMS='{asked}', but JAX finds no such device here" in line
+    assert f"dmd2_jax[{'gpu' if asked == 'cuda' else 'tpu'}]" in line

@@ -157,7 +157,6 @@ PROMPT = "--prompt=a"
     [
         ((), "expected one of them; give --prompt="),
         ((PROMPT, "--prompts=p.txt"), "expected one of them; give --prompt="),
-        (("--prompt= ",), "--prompt=' ' is empty"),
         (("--prompts=absent.txt",), "absent.txt does not exist"),
         ((PROMPT, "--num=0"), "--num=0, expected 1 or more"),
         ((PROMPT, "--steps=0"), "steps=0, expected 1 or more"),
@@ -201,13 +200,14 @@ def test_sample_refuses_a_pipeline_with_a_missing_part(
         ("unet", "_class_name", "UNet3DConditionModel", "config.json is of class 'UNet3DCond"),
         ("vae", "_class_name", "VQModel", "config.json is of class 'VQModel', expected"),
         ("scheduler", "prediction_type", "flow_prediction", "prediction_type='flow_prediction'"),
-        ("unet", "sample_size", None, "the latents' side is None"),
+        ("unet", "sample_size", None, "set sample_size in the U-Net's config.json"),
+        ("unet", "sample_size", [8, 16], "the latents' side is [8, 16], expected one number"),
     ],
 )
 def test_sample_refuses_what_is_not_built_here(
     part: str,
     key: str,
-    value: str | None,
+    value: str | list[int] | None,
     message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

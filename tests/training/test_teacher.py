@@ -145,6 +145,7 @@ def test_train_teacher_writes_the_run_folder() -> None:
         "checkpoints",
         "config.json",
         "curves.png",
+        "exported.json",
         "grid_0000004.png",
         "grid_0000006.png",
         "metrics.jsonl",
@@ -155,6 +156,27 @@ def test_train_teacher_writes_the_run_folder() -> None:
     rows = read_metrics(teacher_run() / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(row["denoising_loss"]) for row in rows)
+
+
+def test_train_teacher_draws_before_its_first_report_and_its_weights_say_they_are_not_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    often = [f"--config.log.{key}=2" for key in ("teacher_grid_every", "teacher_export_every")]
+    words = ["train-teacher", f"--config={RECIPE}", f"--workdir={run}", "--config.log.every=4"]
+    assert dmd2(*words, *often, "--config.teacher.steps=4") == 0
+    assert len(list(run.glob("grid_*.png"))) == 2
+    assert "cannot be drawn" not in caplog.text
+    # As after a kill: the run is to be longer, and its weights are of step 4.
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["teacher"]["steps"] = 6
+    (run / "config.json").write_text(json.dumps(record))
+    assert dmd2("sample", f"--workdir={run}", f"--out={tmp_path / 'a.png'}", "--num=2") == 0
+    assert f"the weights in {run} are of step 4 of 6: that run is not finished" in caplog.text
+    caplog.clear()
+    assert dmd2(*words, *often) == 0
+    assert dmd2("sample", f"--workdir={run}", f"--out={tmp_path / 'b.png'}", "--num=2") == 0
+    assert "not finished" not in caplog.text
 
 
 def test_train_teacher_ends_with_an_animation_of_its_grids() -> None:
@@ -243,6 +265,7 @@ def test_train_teacher_says_which_settings_are_the_distillations(
     said = capsys.readouterr().err
     assert "apply to the distillation" not in said
     assert "idle" not in said
+    assert "devices: 8 cpu." in said
 
 
 @functools.cache

@@ -124,10 +124,11 @@ ONE, TWO = np.ones(1, np.float32), np.full(2, 2, np.float32)
         ({"state_dict": {"w": TWO}, "epoch": 3}, "state_dict", TWO),
         ({"net": {"w": ONE}, "ema": {"w": TWO}}, "ema", TWO),
         ({"G": {"w": ONE}, "G_ema": {"w": TWO}}, "G_ema", TWO),
+        ({"step": 1, "model_ema": {"w": TWO}, "model": {"w": ONE}}, "model_ema", TWO),
         (module(_parameters={"w": ONE, "bias": None}), "", ONE),
         ({"ema": module(_buffers={"w": TWO})}, "ema", TWO),
     ],
-    ids=["flat", "state_dict", "average first", "G_ema", "module", "module in a dict"],
+    ids=["flat", "state_dict", "average first", "G_ema", "model_ema", "module", "module in a dict"],
 )
 def test_read_weights_finds_the_network(tmp_path, monkeypatch, value, key, tensor):
     weights = read_weights(dumped(tmp_path, value, monkeypatch))

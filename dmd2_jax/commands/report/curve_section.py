@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dmd2_jax.commands.report.chart import Line, line_chart
+from dmd2_jax.commands.report.chart import Line, line_chart, short
 from dmd2_jax.commands.report.markup import Markup, number, tag
 from dmd2_jax.commands.report.runs import Run, Series
 from dmd2_jax.training.health import RULES
@@ -64,10 +64,10 @@ def _warnings(run: Run) -> list[str]:
     for name, rule in RULES.items():
         steps = [row["step"] for row in run.rows if number(row.get(f"warning_{name}")) is not None]
         if steps:
-            reports = "report" if len(steps) == 1 else "reports"
+            when = f"{run.unit} {short(steps[0])} to {short(steps[-1])}"
             said.append(
                 f"{run.name}: the student may be dying. {rule.what[0].upper()}{rule.what[1:]}: "
-                f"beyond {rule.limit:g} in {len(steps)} {reports}, {run.unit} {steps[0]} to {steps[-1]}. "
+                f"beyond {rule.limit:g} in {len(steps)} of its reports, {when}. "
                 f"What usually helps: {rule.cure}."
             )
     return said

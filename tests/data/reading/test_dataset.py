@@ -227,7 +227,7 @@ def test_split_indices_are_disjoint_and_complete():
 
 
 def test_split_indices_refuse_a_split_without_images():
-    with pytest.raises(ValueError, match=r"test_fraction=0\.1 of each class.*none for test"):
+    with pytest.raises(ValueError, match=r"=0\.1 of each class.*none for test.*fraction=0 to hold"):
         split_indices(np.arange(4), "test", 0.1, "toy")
 
 

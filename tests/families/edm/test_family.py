@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from dmd2_jax.config import defaults
+from dmd2_jax.config.recorded import translated
 from dmd2_jax.denoiser import trainable_mask
 from dmd2_jax.families.edm import family as edm
 
@@ -230,3 +231,43 @@ def test_from_edm_kwargs_builds_the_published_imagenet_network():
 def test_from_edm_kwargs_refuses_unknown_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         edm.from_edm_kwargs({"img_resolution": 8, "img_channels": 1, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_resolutions": (16,)}, r"=\(16,\) has \[16\], which no level .* \[8, 4\]"),
+        ({"attention_resolutions": (4, 2), "model_channels": 64}, r"has \[2\], which no level"),
+        ({"attention_resolutions": (8, 4), "model_channels": 32}, r"has \[8\], .* \[32\] channels"),
+        ({"network": "song", "attention_resolutions": (16,)}, "which no level of the network"),
+    ],
+)
+def test_build_refuses_attention_that_it_would_not_build(changes, message):
+    with pytest.raises(match=message):
+        edm.build({**defaults.get_config().model, **changes})
+
+
+def test_what_older_runs_and_published_weights_record_is_built_as_it_was(caplog):
+    arguments = {"img_resolution": 8, "img_channels": 1, "channel_mult": [1, 2], "num_blocks": 1}
+    config = edm.from_edm_kwargs(
+        {**arguments, "model_channels": 32, "attn_resolutions": [16, 8, 4]}
+    )
+    assert config["attention_resolutions"] == (4,)
+    assert "is (16, 8, 4), of which the network attends at (4,) alone" in caplog.text
+    older = defaults.get_config().model.to_dict() | {"attention_resolutions": [16, 8, 4]}
+    groups = translated({"model": older}, "an older run")
+    assert tuple(groups["model"]["attention_resolutions"]) == (4,)
+    assert translated(groups, "today's") == groups
+
+
+def test_weights_without_filters_have_those_of_the_config(caplog):
+    for changes, said in (({}, False), (NCSNPP, True)):
+        family = build(**changes)
+        params = family.init(jax.random.key(0))
+        tensors = family.to_state_dict(params)
+        left = {name: it for name, it in tensors.items() if "resample_filter" not in name}
+        assert len(left) < len(tensors)
+        caplog.clear()
+        got = family.from_state_dict(left)
+        jax.tree.map(np.testing.assert_array_equal, got, params)
+        assert ("config.model.resample_filter=(1, 3, 3, 1)" in caplog.text) is said
