@@ -136,7 +136,7 @@ def _in_one_line(record: logging.LogRecord) -> bool:
             text = record.getMessage()
         except TypeError:  # JAX 0.10 gives one of its messages no argument
             text = str(record.msg)
-        reason = f" ({type(error).__name__}: {error})".partition("\n")[0] if error else ""
+        reason = f" ({type(error).__name__}: {str(error).partition(chr(10))[0]})" if error else ""
         record.msg, record.args = f"{text}{reason}; update it with jax, or uninstall it.", ()
         record.exc_info = None
     return True

@@ -66,7 +66,7 @@ class Rule(NamedTuple):
 
     Attributes:
       limit: what is healthy ends there.
-      what: which figures, and what they do.
+      what: which figures do what, with {value} and {limit}.
       cure: what usually helps.
       early: whether it counts before the run has settled.
     """
@@ -76,34 +76,39 @@ class Rule(NamedTuple):
     cure: str
     early: bool = True
 
+    def said(self, value: float) -> str:
+        """Return in words what was found, and what usually helps."""
+        found = self.what.format(value=f"{value:.3g}", limit=f"{self.limit:g}")
+        return f"the student may be dying: {found}. What usually helps: {self.cure}."
+
 
 RULES = {
     "mean": Rule(
         MEAN_OFF,
-        "generated_mean is off real_mean, in real standard deviations",
+        "generated_mean is {value} real deviations from real_mean, healthy is up to {limit}",
         f"the samples drift in brightness or colour: {_SLOWER}; look at scores_*.png",
     ),
     "std": Rule(
         STD_FACTOR,
-        "generated_std and real_std differ by a factor",
+        "generated_std and real_std differ by a factor of {value}, healthy is up to {limit}",
         f"contrast is lost or overdone: {_SLOWER}; where it is too high, lower "
         "config.distill.guidance",
     ),
     "saturation": Rule(
         SATURATION_OVER,
-        "generated_saturation is over real_saturation, as a share of all values",
+        "generated_saturation is {value} above real_saturation, healthy is up to {limit}",
         "samples burn out: lower config.distill.guidance or config.distill.gan_generator_weight",
     ),
     "critic": Rule(
         CRITIC_FACTOR,
-        "denoising_loss has risen from its least by a factor",
+        "denoising_loss has risen to {value} times its least, healthy is up to {limit}",
         "the critic does not follow the student: raise config.distill.critic_turns or "
         "config.optim.critic_lr, or lower config.optim.generator_lr",
         early=False,
     ),
     "discriminator": Rule(
         GAN_LOSS_LEFT,
-        "gan_critic_loss is nearly 0, in nats: the discriminator has won",
+        "gan_critic_loss is {value}, healthy is {limit} or more: the discriminator has won",
         "lower config.distill.gan_critic_weight, widen config.distill.gan_range, or lower "
         "config.optim.critic_lr",
         early=False,
@@ -174,14 +179,9 @@ class Health:
         """
         self._add(step, values)
         for name, value in self._found.items():
-            rule = RULES[name]
             if name not in self._said:
                 self._said.add(name)
-                _log.warning(
-                    "%s %d: the student may be dying: %s: %.3g, beyond %.3g. What usually "
-                    "helps: %s. docs/monitoring.md says more.",
-                    *(self._unit, step, rule.what, value, rule.limit, rule.cure),
-                )
+                _log.warning("%s %d: %s", self._unit, step, RULES[name].said(value))
         self._said &= set(self._found)
         return {f"warning_{name}": value for name, value in self._found.items()}
 
@@ -189,10 +189,11 @@ class Health:
         if step % self._every:
             return
         plain = {name: plain_value(values[name]) for name in _SEEN if name in values}
-        self._window.append(self._real | {n: v for n, v in plain.items() if v is not None})
+        self._window.append({"step": step, **self._real} | _numbers(plain))
         if len(self._window) < WINDOW:
             return
-        figures = self._figures(settled := step >= SETTLED * self._total)
+        settled = self._window[0]["step"] >= SETTLED * self._total
+        figures = self._figures(settled)
         if self._start is None:
             self._start = figures
         self._found = {}
@@ -222,6 +223,10 @@ class Health:
     def _mean(self, name: str) -> float:
         values = [row[name] for row in self._window if name in row]
         return sum(values) / len(values) if values else math.nan
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def real_statistics(dataset: Source, number: int = 64) -> dict[str, float]:

@@ -168,8 +168,11 @@ def test_generate_ends_with_the_last_step():
             r"shape \(4, 2, 2, 1\), expected \[s, b, ...\] with s=1.*noise\[None",
         ),
         ((3, 4, 2, 2, 1), (8.0, 1.0), r"with s=2"),
-        ((4,), (8.0,), r"with s=1"),
-        ((2, 4, 2, 2, 1), (999, 499), r"times has \[999, 499\], expected times within .*0.01, 8\]"),
+        (
+            (2, 4, 2, 2, 1),
+            (999.0, 499.0),
+            r"times has \[999.0, 499.0\], expected times within .*0.01, 8\]",
+        ),
     ],
 )
 def test_generate_refuses_noise_without_the_steps_and_times_of_another_scale(shape, times, message):
@@ -180,7 +183,7 @@ def test_generate_refuses_noise_without_the_steps_and_times_of_another_scale(sha
 @pytest.mark.parametrize(
     ("schedule", "wrong", "example"),
     [
-        (schedules.edm(), (999, 749), r"\(80,\), four are for example \(80, 17.5, 2.5, 0.168\\)"),
+        (schedules.edm(), (999, 749), r"\(80,\), four are for example \(80, 17.5, 2.5, 0.168\)"),
         (
             schedules.discrete_vp(),
             (80.0, 0.8),

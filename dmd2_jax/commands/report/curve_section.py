@@ -62,13 +62,13 @@ def _warnings(run: Run) -> list[str]:
     """Say of a run what its reports warned of, when, and what usually helps."""
     said = []
     for name, rule in RULES.items():
-        steps = [row["step"] for row in run.rows if number(row.get(f"warning_{name}")) is not None]
-        if steps:
-            when = f"{run.unit} {short(steps[0])} to {short(steps[-1])}"
+        found = [(row["step"], number(row.get(f"warning_{name}"))) for row in run.rows]
+        values = [(step, value) for step, value in found if value is not None]
+        if values:
+            steps = f"{short(values[0][0])} to {short(values[-1][0])}"
             said.append(
-                f"{run.name}: the student may be dying. {rule.what[0].upper()}{rule.what[1:]}: "
-                f"beyond {rule.limit:g} in {len(steps)} of its reports, {when}. "
-                f"What usually helps: {rule.cure}."
+                f"{run.name}, {len(values)} reports from {run.unit} {steps}: "
+                f"{rule.said(values[-1][1])}"
             )
     return said
 
