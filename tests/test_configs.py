@@ -1,6 +1,8 @@
 """Every recipe in configs/: traced at full size, and one real step of it shrunk."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -91,22 +93,62 @@ def test_config_matches_its_data(config: ConfigDict) -> None:
     assert (dataset.resolution, dataset.channels, dataset.num_classes) == expected
 
 
+# What a program only multiplies by, counts to or begins with: recipes that differ in nothing else
+# have one program, which is traced once, and run once where it is shrunk.
+NUMBERS = {
+    "distill": ("cycles", "start_from", "gan_generator_weight", "gan_critic_weight"),
+    "optim": ("generator_lr", "critic_lr", "warmup"),
+    "teacher": ("steps", "lr", "warmup", "ema_decay", "sampler_steps", "weights"),
+}
+
+
+def teacher_key(config: ConfigDict) -> str:
+    """Return what the program of a teacher's step is made of."""
+    return json.dumps([config.model.to_dict(), without_numbers(config, "teacher")])
+
+
+def cycle_key(config: ConfigDict) -> str:
+    """Return what the program of a cycle is made of."""
+    parts = [without_numbers(config, name) for name in ("distill", "optim")]
+    weights = (config.distill.gan_generator_weight, config.distill.gan_critic_weight)
+    given = [weight is not None for weight in weights]
+    return json.dumps([config.model.to_dict(), *parts, given])
+
+
+def without_numbers(config: ConfigDict, name: str) -> dict[str, Any]:
+    values = config[name].to_dict()
+    return {key: value for key, value in values.items() if key not in NUMBERS[name]}
+
+
+def once(done: set[str], key: str) -> bool:
+    """Return whether no recipe before this one has that program."""
+    is_new = key not in done
+    done.add(key)
+    return is_new
+
+
+TRACED: set[str] = set()
+RUN: set[str] = set()
+
+
 def test_config_traces_at_full_size(config: ConfigDict) -> None:
     recipe = recipe_of(config)
-    params = recipe.family.param_shapes()
-    x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
-    state = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(init_teacher_state, params),
-        state_shardings(recipe),
-    )
-    after, _ = jax.eval_shape(compile_step(recipe), state, x_0, cond, jax.random.key(0))
-    assert after == state
+    if once(TRACED, f"teacher {teacher_key(config)}"):
+        params = recipe.family.param_shapes()
+        x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
+        state = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            jax.eval_shape(init_teacher_state, params),
+            state_shardings(recipe),
+        )
+        after, _ = jax.eval_shape(compile_step(recipe), state, x_0, cond, jax.random.key(0))
+        assert after == state
 
     job = open_distillation(config, recipe.family, recipe.mesh)
-    after, metrics = trace(job).out_info
-    assert shapes_of(after) == shapes_of(job.state)
-    assert metrics["critic_loss"].shape == (config.distill.critic_turns,)
+    if once(TRACED, f"cycle {cycle_key(config)}"):
+        after, metrics = trace(job).out_info
+        assert shapes_of(after) == shapes_of(job.state)
+        assert metrics["critic_loss"].shape == (config.distill.critic_turns,)
 
 
 def shapes_of(tree: PyTree) -> PyTree:
@@ -133,10 +175,15 @@ def test_config_runs_one_step_shrunk(config: ConfigDict) -> None:
     apply_overrides(config, SHRUNK)
     recipe = recipe_of(config)
     params = recipe.family.init(jax.random.key(0))
-    step, state = compile_step(recipe), init_teacher_state(params)
-    _, metrics = step(state, *teacher_batch(recipe, 0), jax.random.key(1))
-    assert np.isfinite(metrics["denoising_loss"])
+    if once(RUN, f"teacher {teacher_key(config)}"):
+        step, state = compile_step(recipe), init_teacher_state(params)
+        _, metrics = step(state, *teacher_batch(recipe, 0), jax.random.key(1))
+        assert np.isfinite(metrics["denoising_loss"])
+    if once(RUN, f"cycle {cycle_key(config)}"):
+        run_one_cycle(config, recipe, params)
 
+
+def run_one_cycle(config: ConfigDict, recipe: Recipe, params: PyTree) -> None:
     job = open_distillation(config, recipe.family, recipe.mesh)
     key = jax.random.key(2)
     state = initial_state(job.players, job.settings, recipe.family, params, key)
