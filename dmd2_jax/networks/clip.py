@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, Embedding, LayerNorm, Linear
+from dmd2_jax.networks.weight import weight
 from dmd2_jax.typing import Array, Float, Int
 
 __all__ = [
@@ -222,7 +223,7 @@ class _VisionEmbeddings(nn.Module):
             name="patch_embedding",
         )
         patches = cut(images).reshape(images.shape[0], -1, width)
-        first = self.param("class_embedding", nn.initializers.normal(0.02), (width,), jnp.float32)
+        first = weight(self, "class_embedding", nn.initializers.normal(0.02), (width,), jnp.float32)
         first = jnp.broadcast_to(first.astype(self.dtype), (images.shape[0], 1, width))
         tokens = jnp.concatenate([first, patches], axis=1)
         places = Embedding(tokens.shape[1], width, dtype=self.dtype, name="position_embedding")
@@ -365,5 +366,5 @@ class Clip(nn.Module):
         text, image = self.text(input_ids).text_embeds, self.vision(images).image_embeds
         text /= jnp.linalg.norm(text, axis=-1, keepdims=True)
         image /= jnp.linalg.norm(image, axis=-1, keepdims=True)
-        scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
+        scale = weight(self, "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
         return jnp.exp(scale) * image @ text.T

@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.networks.weight import weight
 from dmd2_jax.typing import Array, Float, Params
 
 RESOLUTION = 299
@@ -56,8 +57,8 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Return relu(conv(x) + bias)."""
         shape = (*self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = weight(self, "kernel", nn.initializers.lecun_normal(), shape)
+        bias = weight(self, "bias", nn.initializers.zeros, (self.features,))
         x = lax.conv_general_dilated(
             x,
             kernel,
@@ -238,8 +239,8 @@ class _Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = weight(self, "kernel", nn.initializers.lecun_normal(), shape)
+        bias = weight(self, "bias", nn.initializers.zeros, (self.features,))
         logits = jnp.dot(x, kernel, precision=self.precision)
         return logits + bias if self.add_bias else logits
 

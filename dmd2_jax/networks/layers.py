@@ -19,6 +19,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.conv import conv2d
+from dmd2_jax.networks.weight import weight
 from dmd2_jax.typing import Array, Float, Int, Key
 
 
@@ -86,14 +87,14 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch d"]:
         """Apply the layer to the last axis of `x`."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, shape)
+        kernel = weight(self, "kernel", self.kernel_init, shape, shape)
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
         if self.has_variable(LORA, "down"):
             down, up = (self.get_variable(LORA, n).astype(self.dtype) for n in ("down", "up"))
             y += (x @ down) @ up
         if self.use_bias:
-            y += self.param("bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
+            y += weight(self, "bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
         return y
 
 
@@ -127,7 +128,7 @@ class Conv(nn.Module):
         size = self.kernel_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (height, width, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, shape).astype(self.dtype)
+        kernel = weight(self, "kernel", self.kernel_init, shape, shape).astype(self.dtype)
         pad = ((self.padding, self.padding), (self.padding, self.padding))
         x = x.astype(self.dtype)
         y = conv2d(x, kernel, stride=self.stride, padding=pad)
@@ -137,7 +138,7 @@ class Conv(nn.Module):
         if self.down_filter is not None:
             y = downsample(y, self.down_filter, padding=0)
         if self.use_bias:
-            y += self.param("bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
+            y += weight(self, "bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
         return y
 
 
@@ -193,8 +194,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
         """Normalise `x`; the result has its dtype."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = weight(self, "bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return group_norm(x, scale, bias, groups=self.groups, eps=self.eps)
 
 
@@ -214,8 +215,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         """Normalise `x`; the result has its dtype."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = weight(self, "bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         centred = x.astype(jnp.float32)
         centred -= centred.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -241,7 +242,7 @@ class Embedding(nn.Module):
     def __call__(self, index: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
         """Return the rows of `index`; an index outside the table gives NaN, never another row."""
         init = nn.initializers.normal(self.scale)
-        table = self.param("embedding", init, (self.rows, self.features), jnp.float32)
+        table = weight(self, "embedding", init, (self.rows, self.features), jnp.float32)
         return table.at[index].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 

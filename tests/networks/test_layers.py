@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks import layers
 from dmd2_jax.networks.initialise import init_variables
-from dmd2_jax.networks.layers import Embedding, LayerNorm
+from dmd2_jax.networks.layers import Embedding, LayerNorm, Linear
 from tests.networks import reference
 
 
@@ -144,3 +145,19 @@ def test_embedding_starts_with_its_scale():
     values = table["params"]["embedding"]
     assert values.shape == (200, 50)
     assert float(values.std()) == pytest.approx(0.5, rel=0.03)
+
+
+def test_a_given_variable_is_not_made_again_and_has_the_layers_shape() -> None:
+    asked = []
+
+    def init(key: jax.Array, *shape: tuple[int, ...]) -> jax.Array:
+        asked.append(shape)
+        return jnp.ones(shape[0])
+
+    layer, x = Linear(3, kernel_init=init), jnp.ones((1, 2))
+    params = layer.init(jax.random.key(0), x)
+    asked.clear()
+    assert layer.apply(params, x).shape == (1, 3)
+    assert not asked
+    with pytest.raises(Refused, match=r"'kernel' of .* has shape \(2, 3\), expected \(5, 3\)"):
+        layer.apply(params, jnp.ones((1, 5)))
