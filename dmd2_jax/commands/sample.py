@@ -37,7 +37,7 @@ GROUPS = {
 }
 
 _OF_RUNS = ("classes", "ema", "weights", "checkpoint")
-_SETTINGS = ("steps", "guidance", "negative", "dtype", "vae", "vae_dtype")
+_SETTINGS = ("steps", "guidance", "negative", "dtype", "vae", "vae_dtype", "variant")
 _OF_PROMPTS = ("pipeline", "prompt", "prompts", "batch_size", *_SETTINGS)
 _CLASSES_NUM, _PROMPT_NUM, _PROMPT_BATCH = 100, 1, 4
 
@@ -98,6 +98,12 @@ class Options:
         group=_TEXT,
     )
     batch_size: int | None = flag("images at a time; default: 4", default=None, group=_TEXT)
+    variant: str = flag(
+        "of the pipeline's weights, such as fp16; default: the full or the only one",
+        default="",
+        metavar="NAME",
+        group=_TEXT,
+    )
     dtype: str = flag(
         "type the U-Net computes in; default: the run's, or float32",
         default="",

@@ -57,6 +57,7 @@ def discrete_vp(
     beta_start: float | int = 0.00085,
     beta_end: float | int = 0.012,
     num_levels: int = 1000,
+    zero_terminal_snr: bool = False,
 ) -> Schedule:
     """Build the variance-preserving schedule of DDPM and Stable Diffusion over integer times.
 
@@ -69,6 +70,8 @@ def discrete_vp(
       beta_start: first beta, in (0, 1); without meaning for "cosine".
       beta_end: last beta, in (0, 1), >= beta_start; without meaning for "cosine".
       num_levels: number n of times 0..n-1, >= 2.
+      zero_terminal_snr: shift and scale alpha so that its first value stays and its last is 0: at
+        time n - 1 nothing of the sample is left, and no network that predicts eps can be used.
 
     Returns:
       A Schedule with int32 times and levels; a time outside 0..n-1 is clamped to it.
@@ -77,7 +80,8 @@ def discrete_vp(
       ValueError: if an argument is out of its range.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), equation 4; Rombach et al. 2022 for the scaling;
-      Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17, for the cosine.
+      Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17, for the cosine; Lin et al. 2024
+      (arXiv 2305.08891), algorithm 1, for the terminal SNR of zero.
     """
     _check_num_levels(num_levels)
     if not 0.0 < beta_start <= beta_end < 1.0:
@@ -98,6 +102,9 @@ def discrete_vp(
             "Stable Diffusion uses 'scaled_linear', DDPM 'linear'."
         )
     alpha_squared = np.cumprod(1.0 - beta)
+    if zero_terminal_snr:
+        root = np.sqrt(alpha_squared)
+        alpha_squared = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
     # sigma comes from the float64 table: 1 - alpha^2 in float32 loses digits at small t.
     alpha_table = np.sqrt(alpha_squared).astype(np.float32)
     sigma_table = np.sqrt(1.0 - alpha_squared).astype(np.float32)

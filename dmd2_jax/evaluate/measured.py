@@ -187,7 +187,11 @@ def _of_text_run(options: EvaluateOptions, run: Run | None, mesh: Mesh) -> list[
 
 def _settings(options: EvaluateOptions, which: str | None) -> PromptSettings:
     return PromptSettings(
-        which=which, steps=options.steps, guidance=options.guidance, dtype=options.dtype or ""
+        which=which,
+        steps=options.steps,
+        guidance=options.guidance,
+        dtype=options.dtype or "",
+        variant=options.variant,
     )
 
 

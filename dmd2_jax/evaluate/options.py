@@ -84,6 +84,7 @@ class EvaluateOptions:
     dtype: str | None = flag(
         "likewise", default=None, choices=("float32", "bfloat16"), group=_MEASURED
     )
+    variant: str = flag("likewise", default="", metavar="NAME", group=_MEASURED)
     num: int = flag(
         "images; default: config.evaluate.num_samples, all of a folder, one a prompt",
         default=0,
@@ -288,7 +289,7 @@ def _check_prompts(options: EvaluateOptions) -> None:
             f"`pipeline={options.pipeline}` without `prompts=`, expected a file of what to draw "
             "(.txt, .jsonl or .parquet); add it."
         )
-    for name in ("prompts", "steps", "guidance", "dtype"):
+    for name in ("prompts", "steps", "guidance", "dtype", "variant"):
         value = getattr(options, name)
         if value not in (None, "") and (
             options.images or not (options.pipeline or options.workdir)

@@ -21,6 +21,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.distill.rollout import check_student_times
+from dmd2_jax.families.published.folder import is_component
 from dmd2_jax.losses.denoising import WEIGHTINGS
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import unfinished
@@ -288,7 +289,8 @@ def weights_file(path: str, name: str) -> Path:
 
     Args:
       path: a file of weights (docs/weights.md), a run folder that holds one called `name`, a
-        diffusers folder, or hf://owner/repository/file, which is downloaded once.
+        folder of a diffusers pipeline or of its network (unet/, unet_ema/), or
+        hf://owner/repository/file, which is downloaded once.
       name: for example "teacher.safetensors"; "": no run folder is meant.
 
     Returns:
@@ -307,7 +309,7 @@ def weights_file(path: str, name: str) -> Path:
     file = Path(path) / name if Path(path).is_dir() else Path(path)
     if file.is_file() and file != Path(path) and (told := unfinished(path)):
         _warn_once(told)
-    if not file.is_file() and (Path(path) / "unet").is_dir():
+    if not file.is_file() and ((Path(path) / "unet").is_dir() or is_component(path)):
         return Path(path)
     if not file.is_file():
         folder = f" or a run folder that holds {name}; finish its training first, or"

@@ -50,7 +50,9 @@ class TextFamilyModule(Protocol):
 
     PIPELINES: Mapping[str, float]
 
-    def open_folder(self, folder: str | Path, *, dtype: str = "float32") -> TextFamily:
+    def open_folder(
+        self, folder: str | Path, *, dtype: str = "float32", variant: str = ""
+    ) -> TextFamily:
         """Build the network of a pipeline's folder, reading no weights."""
 
 
@@ -64,7 +66,7 @@ def pipeline_family(index: PipelineIndex, *, dtype: str = "float32") -> TextFami
     Raises:
       Refused: if a part is missing, damaged, or of a class that is not built here.
     """
-    return _module_of(index).open_folder(index.folder, dtype=dtype)
+    return _module_of(index).open_folder(index.folder, dtype=dtype, variant=index.variant)
 
 
 def default_guidance(index: PipelineIndex) -> float:
@@ -92,7 +94,7 @@ def base_pipeline(pipeline: str, family: TextFamily) -> PipelineIndex:
             f"the run's pipeline {pipeline!r} is no folder, expected that of a diffusers pipeline, "
             "whose text encoders and autoencoder are used; give the pipeline's folder."
         )
-    index = read_pipeline_index(pipeline)
+    index = read_pipeline_index(pipeline, getattr(family, "variant", ""))
     if pipeline_family(index).tensor_shapes() != family.tensor_shapes():
         raise Refused(
             f"{pipeline}/unet is another network than the run's, expected the one that it was made "

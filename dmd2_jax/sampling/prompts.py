@@ -41,6 +41,7 @@ class PromptSettings:
       dtype: of the U-Net's computation; "": float32, or a run's own.
       vae: folder of another autoencoder; "": the pipeline's.
       vae_dtype: of the autoencoder's computation.
+      variant: of the weights' files, such as "fp16"; "": a run's, or the full or the only one.
 
     Raises:
       Refused: if they contradict each other or a value is out of range.
@@ -53,6 +54,7 @@ class PromptSettings:
     dtype: str = ""
     vae: str = ""
     vae_dtype: str = "float32"
+    variant: str = ""
 
     def __post_init__(self) -> None:
         if self.steps is not None and not 1 <= self.steps < 2**31:
@@ -116,7 +118,7 @@ def pipeline_model(folder: str | Path, settings: PromptSettings) -> Model:
       FileNotFoundError: if there is no pipeline.
       ValueError: if a setting or a part of the pipeline is refused.
     """
-    index = read_pipeline_index(folder)
+    index = read_pipeline_index(folder, settings.variant)
     family = pipeline_family(index, dtype=settings.dtype or "float32")
     pipeline = _open_pipeline(index, settings, family.image_shape[0])
     sampler = pipeline_sampler(
@@ -150,6 +152,8 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
             "classes, expected a text-to-image model; leave the prompts away."
         )
     index = base_pipeline(pipeline or config.model.pipeline, family)
+    if settings.variant:
+        index = index._replace(variant=settings.variant)
     opened = _open_pipeline(index, settings, family.image_shape[0])
     samplers: dict[str, Sampler] = {}  # one each: they are compiled once
 

@@ -16,7 +16,11 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.conditions import with_negative
-from dmd2_jax.families.published.folder import read_component, read_component_config
+from dmd2_jax.families.published.folder import (
+    has_variant,
+    read_component,
+    read_component_config,
+)
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import AUTOENCODERS, PipelineIndex, read_pipeline_index
 from dmd2_jax.networks.published_config import square_side
@@ -84,7 +88,10 @@ class TextToImage:
         Raises:
           ValueError: if they are missing or damaged.
         """
-        return read_component(self.vae_folder, expected=self.index.expected("vae"))[1]
+        own = self.vae_folder == self.index.folder / "vae"
+        variant = self.index.variant_of("vae") if own else None
+        expected = self.index.expected("vae")
+        return read_component(self.vae_folder, expected=expected, variant=variant)[1]
 
     @property
     def is_sdxl(self) -> bool:
@@ -133,11 +140,13 @@ class TextToImage:
 
 def open_decoder(
     pipeline: str | os.PathLike,
+    variant: str = "",
 ) -> Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n h2 w2 3"]] | None:
     """Open the autoencoder of a pipeline alone, for pictures of latents.
 
     Args:
       pipeline: its folder.
+      variant: of its weights, where it has them.
 
     Returns:
       latents -> images, float32, not checked; None: it is no folder with an autoencoder.
@@ -148,7 +157,8 @@ def open_decoder(
     folder = Path(pipeline).expanduser() / "vae"
     if not pipeline or not folder.is_dir():
         return None
-    model, params = read_component(folder, expected=AUTOENCODERS)
+    there = variant if variant and has_variant(folder, variant) else None
+    model, params = read_component(folder, expected=AUTOENCODERS, variant=there)
     module: Any = model.module
     return lambda latents: _decoded(module, params, latents, _BATCH)
 

@@ -58,14 +58,12 @@ class TextEncoders(NamedTuple):
 def read_text_encoders(
     pipeline: str | os.PathLike | PipelineIndex,
     *,
-    variant: str | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> TextEncoders:
     """Read a pipeline's text encoders and their tokenizers.
 
     Args:
       pipeline: its folder, or what its index says.
-      variant: of the weights, as in `read_component`.
       dtype: type of the computation.
 
     Raises:
@@ -77,7 +75,10 @@ def read_text_encoders(
     tokenizers, modules, weights = [], [], []
     for tokenizer, encoder in index.text_parts:
         model, params = read_component(
-            index.part(encoder), expected=index.expected(encoder), variant=variant, dtype=dtype
+            index.part(encoder),
+            expected=index.expected(encoder),
+            variant=index.variant_of(encoder),
+            dtype=dtype,
         )
         tokenizers.append(open_tokenizer(index.part(tokenizer), model.module))
         modules.append(model.module)

@@ -16,7 +16,15 @@ import numpy as np
 
 from dmd2_jax.weights.unpickle import Buildable, Global, PickleError, shown
 
-__all__ = ["ALLOWED", "STORAGE_TYPES", "NumpyArray", "Record", "Storage", "program_classes"]
+__all__ = [
+    "ALLOWED",
+    "STORAGE_TYPES",
+    "UNTYPED_STORAGE",
+    "NumpyArray",
+    "Record",
+    "Storage",
+    "program_classes",
+]
 
 STORAGE_TYPES = {
     "torch.FloatStorage": np.dtype(np.float32),
@@ -31,6 +39,14 @@ STORAGE_TYPES = {
     "torch.BoolStorage": np.dtype(np.bool_),
 }
 """torch's names of the types of storages."""
+
+UNTYPED_STORAGE = "torch.storage.UntypedStorage"
+"""A storage of bytes, whose tensors say their type themselves."""
+
+_FLOAT8 = {
+    f"torch.{kind}": np.dtype(getattr(ml_dtypes, kind))
+    for kind in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+}
 
 _MOST_AXES = 32
 _PLAIN_DTYPE = re.compile(r"[<>|=]?([fiu][1248]|b1|\?)")
@@ -142,6 +158,16 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
         )
     steps = tuple(step * flat.itemsize for step in stride)
     return np.lib.stride_tricks.as_strided(flat[start:], size, steps, writeable=False)
+
+
+def _rebuild_float8(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, kind: Any, *___: Any
+) -> np.ndarray:
+    """View a storage of bytes as numbers of a type that has no storages of its own."""
+    dtype = _FLOAT8.get(kind.name) if isinstance(kind, Global) else None
+    if dtype is None or not isinstance(storage, Storage) or storage.array.dtype != np.uint8:
+        raise PickleError(f"got a tensor of {shown(kind)} in bytes, expected {sorted(_FLOAT8)}")
+    return _rebuild_tensor(Storage(storage.array.view(dtype)), offset, size, stride)
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> np.ndarray:
@@ -283,7 +309,10 @@ _TYPES = (
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
     "numpy.ndarray",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # a key in old .ckpt files
+    UNTYPED_STORAGE,
     *STORAGE_TYPES,
+    *_FLOAT8,
     *(
         f"torch.{n}"
         for n in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8")
@@ -297,6 +326,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _reconstruct_persistent_object,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_float8,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,

@@ -6,11 +6,14 @@ is spelled there (`Naming`) and which further tensors, its `buffers`, belong to 
 although they are no variables.
 """
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
@@ -28,6 +31,9 @@ _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _KEPT = "embedding"  # leaves of this name are laid out as in torch
 _LISTED = 10  # names a message lists of each kind of mismatch
 _BUFFER_RTOL = 1e-5
+_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+# Of programs whose float8 is a part of the weight: the rest is a factor beside it.
+_SCALES = (".scale_weight", ".weight_scale", "scaled_fp8")
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -49,21 +55,77 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
       path: the file.
 
     Returns:
-      Tensors by name. The format holds numbers only; reading it executes nothing.
+      Tensors by name; float8 ones are of the types of ml_dtypes. The format holds numbers only;
+      reading it executes nothing.
 
     Raises:
-      ValueError: if the file is missing, truncated or no safetensors file.
+      ValueError: if the file is missing, truncated, no safetensors file, or holds numbers of an
+        unknown kind.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 
     try:
+        with safe_open(path, framework="np") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            float8 = [name for name, kind in kinds.items() if kind in _FLOAT8]
+            _check_kinds(path, kinds, float8)
+            if float8:
+                plain = {name: file.get_tensor(name) for name in kinds if name not in float8}
+                return plain | _read_float8(path, float8)
         return load_file(path)
+    except Refused:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise Refused(
             f"weights file {str(path)!r} cannot be read ({error}), expected a complete "
             ".safetensors file; check the path or copy the file again."
         ) from error
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Return the texts by name that the header of a .safetensors file has beside its tensors.
+
+    Args:
+      path: the file, which `read_safetensors` has read.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
+def _check_kinds(
+    path: str | os.PathLike, kinds: Mapping[str, str], float8: Collection[str]
+) -> None:
+    """Refuse numbers that NumPy and ml_dtypes do not have, and float8 that is not the weight."""
+    unknown = {k for k in kinds.values() if k.startswith(("F8", "F6", "F4")) and k not in _FLOAT8}
+    scales = [name for name in kinds if name.endswith(_SCALES)]
+    if unknown:
+        raise Refused(
+            f"weights file {str(path)!r} holds numbers of {sorted(unknown)}, expected float8 as "
+            f"{' or '.join(_FLOAT8)}, or a wider type; take the release in float16 or bfloat16."
+        )
+    if float8 and scales:
+        raise Refused(
+            f"weights file {str(path)!r} holds float8 with factors beside it ({scales[0]} among "
+            f"{len(scales)}), expected float8 that is the weight itself; take the release in "
+            "float16 or bfloat16."
+        )
+
+
+def _read_float8(path: str | os.PathLike, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Read tensors that safetensors hands to no NumPy; it has checked the header."""
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        tensors = {}
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            file.seek(8 + length + begin)
+            flat = np.frombuffer(file.read(end - begin), _FLOAT8[header[name]["dtype"]])
+            tensors[name] = flat.reshape(header[name]["shape"])
+        return tensors
 
 
 def write_safetensors(tensors: Tensors, path: str | os.PathLike) -> None:

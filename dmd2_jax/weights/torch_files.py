@@ -24,7 +24,13 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.whole_file import whole_file
-from dmd2_jax.weights.stand_ins import ALLOWED, STORAGE_TYPES, Storage, program_classes
+from dmd2_jax.weights.stand_ins import (
+    ALLOWED,
+    STORAGE_TYPES,
+    UNTYPED_STORAGE,
+    Storage,
+    program_classes,
+)
 from dmd2_jax.weights.unpickle import Global, PickleError, shown, unpickle
 
 __all__ = ["read_torch", "write_torch"]
@@ -34,6 +40,7 @@ _ALIGNMENT = 64  # of the numbers within a zip, as torch writes it
 # What opening and zipfile raise of damaged files; RuntimeError: of encrypted entries.
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile)
 _LOCAL_HEADER = 30  # bytes of a zip entry's header, without its name
+_STORAGES = STORAGE_TYPES | {UNTYPED_STORAGE: np.dtype(np.uint8)}
 _KEY = re.compile(r"[0-9A-Za-z_]{1,64}")
 
 
@@ -204,7 +211,7 @@ def _storages(
         if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
             raise PickleError("got a persistent id of unknown kind, expected a storage")
         _, kind, key, _, count, *view = identity
-        dtype = STORAGE_TYPES.get(kind.name) if isinstance(kind, Global) else None
+        dtype = _STORAGES.get(kind.name) if isinstance(kind, Global) else None
         if dtype is None or view not in ([], [None]):
             raise PickleError("got a storage of unknown kind, expected one of numbers of its own")
         if type(key) is not str or not _KEY.fullmatch(key) or type(count) is not int or count < 0:

@@ -304,7 +304,12 @@ def _fill(target: dict[Any, Any], items: list[Any]) -> None:
 
 
 def _key(value: Any) -> Any:
-    """Return a dict's key or set's item; hashing deeper ones would recurse without a bound."""
+    """Return a dict's key or set's item; hashing deeper ones would recurse without a bound.
+
+    A class is its name: that is a key in the .ckpt files of pytorch_lightning.
+    """
+    if isinstance(value, Global) and value.call is None:
+        return value.name
     items = value if type(value) is tuple else (value,)
     if all(item is None or type(item) in (str, bytes, int, float, bool) for item in items):
         return value

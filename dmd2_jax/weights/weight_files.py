@@ -1,7 +1,7 @@
 """Files of weights as others wrote them: named tensors, and what else the file records.
 
     .safetensors           tensors by name
-    .bin .pt .pth          torch.save: a state dict, or one under a key such as "ema"
+    .bin .pt .pth .ckpt    torch.save: a state dict, or one under a key such as "ema"
     .pkl                   pickle.dump: NVIDIA's persistent networks, with their constructor's
                            arguments
 
@@ -18,7 +18,12 @@ from typing import Any
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.weights.recorded_module import NoNetworkError, entries, module_tensors, tensor_of
 from dmd2_jax.weights.stand_ins import Record
-from dmd2_jax.weights.state_dict import Tensors, read_safetensors, write_safetensors
+from dmd2_jax.weights.state_dict import (
+    Tensors,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+)
 from dmd2_jax.weights.torch_files import read_torch, write_torch
 from dmd2_jax.weights.unpickle import shown
 
@@ -52,6 +57,7 @@ class Weights:
       arguments: the positional arguments of its constructor; None where not recorded.
       keywords: the keyword arguments; None where not recorded.
       key: the entry of the file that the network was under, else "".
+      notes: the texts by name that a .safetensors file has beside its tensors.
     """
 
     tensors: Tensors
@@ -59,6 +65,7 @@ class Weights:
     arguments: tuple[Any, ...] | None = None
     keywords: Mapping[str, Any] | None = None
     key: str = ""
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_weights(path: str | os.PathLike) -> Weights:
@@ -75,7 +82,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
       ValueError: if the file is missing, damaged, hostile, or holds no network.
     """
     if Path(path).suffix == ".safetensors":
-        return Weights(read_safetensors(path))
+        return Weights(read_safetensors(path), notes=read_metadata(path))
     try:
         return _weights(read_torch(path))
     except NoNetworkError as error:

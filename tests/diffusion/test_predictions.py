@@ -19,9 +19,15 @@ from dmd2_jax.diffusion.predictions import (
 )
 from dmd2_jax.diffusion.schedules import add_noise, discrete_vp, edm, rectified_flow
 
-SCHEDULES = {"edm": edm(), "vp": discrete_vp(), "flow": rectified_flow()}
+SCHEDULES = {
+    "edm": edm(),
+    "vp": discrete_vp(),
+    "zero_snr": discrete_vp(zero_terminal_snr=True),
+    "flow": rectified_flow(),
+}
 ENDS = [(name, kind, end) for name in SCHEDULES for kind in KINDS for end in (0, -1)]
-UNDEFINED = ("flow", "eps", -1)  # alpha = 0: eps says nothing of x_0
+# alpha = 0: eps says nothing of x_0
+UNDEFINED = (("flow", "eps", -1), ("zero_snr", "eps", -1))
 ROUNDING = 1.2e-7
 
 
@@ -53,7 +59,7 @@ def conditioning_to_x0(kind, alpha, sigma):
     return 8.0 if kind == "flow" else 1.0
 
 
-@pytest.mark.parametrize("name, kind, end", [e for e in ENDS if e != UNDEFINED])
+@pytest.mark.parametrize("name, kind, end", [e for e in ENDS if e not in UNDEFINED])
 def test_to_x0_recovers_x_0_at_both_ends(name, kind, end):
     x_0, noise, x_t, alpha, sigma = example(name, end)
     prediction = exact_prediction(kind, x_0, noise, alpha, sigma)
@@ -73,7 +79,7 @@ def test_from_x0_gives_the_exact_prediction_at_both_ends(name, kind, end):
     np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name, kind, end", [e for e in ENDS if e != UNDEFINED])
+@pytest.mark.parametrize("name, kind, end", [e for e in ENDS if e not in UNDEFINED])
 def test_to_x0_inverts_from_x0_at_both_ends(name, kind, end):
     # x_0 comes back as it was whatever x_t was: here an x_t that is not x_0's own.
     x_0, _, x_t, alpha, sigma = example(name, end)

@@ -10,6 +10,7 @@ SCHEDULES = {
     "scaled_linear": discrete_vp(),
     "linear": discrete_vp(betas="linear", beta_start=1e-4, beta_end=0.02),
     "cosine": discrete_vp(betas="cosine"),
+    "zero_terminal_snr": discrete_vp(zero_terminal_snr=True),
     "flow": rectified_flow(),
     "shifted_flow": rectified_flow(shift=3.0),
 }
@@ -54,7 +55,18 @@ def test_edm_levels_with_rho_one_are_uniform():
     np.testing.assert_allclose(levels, [1.0, 2.0, 3.0, 4.0], rtol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["scaled_linear", "linear"])
+def test_discrete_vp_with_zero_terminal_snr_matches_hand_computation():
+    # alpha is 0.9, then sqrt(0.9 * 0.8), ...; shifted by the last, scaled so that the first stays.
+    betas = {"betas": "linear", "beta_start": 0.1, "beta_end": 0.3, "num_levels": 3}
+    schedule = discrete_vp(**betas, zero_terminal_snr=True)
+    root = np.sqrt([0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7])
+    expected = (root - root[2]) * root[0] / (root[0] - root[2])
+    alpha = np.asarray(schedule.alpha(jnp.arange(3)))
+    np.testing.assert_allclose(alpha, expected, rtol=1e-6)
+    assert alpha[2] == 0.0 and np.asarray(schedule.sigma(jnp.arange(3)))[2] == 1.0
+
+
+@pytest.mark.parametrize("name", ["scaled_linear", "linear", "zero_terminal_snr"])
 def test_discrete_vp_preserves_variance(name):
     schedule = SCHEDULES[name]
     t = jnp.asarray(schedule.levels)

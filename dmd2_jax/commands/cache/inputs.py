@@ -115,22 +115,22 @@ def open_inputs(options: Options) -> CacheInputs:
       MissingPackageError: if transformers is not installed.
       Refused: if one is refused.
     """
-    index = read_pipeline_index(options.pipeline)
+    index = read_pipeline_index(options.pipeline, options.variant)
     captioned = open_captions(options.images) if options.images else None
     texts = captioned.captions if captioned else read_prompts(options.prompts).texts
     vae_folder = Path(options.vae).expanduser() if options.vae else index.part("vae")
-    variant = options.variant or None
     vae_params = None
     expected, dtype = index.expected("vae"), DTYPES[options.vae_dtype]
     if captioned:
+        variant = None if options.vae else index.variant_of("vae")
         model, vae_params = read_component(
-            vae_folder, expected=expected, variant=None if options.vae else variant, dtype=dtype
+            vae_folder, expected=expected, variant=variant, dtype=dtype
         )
     else:
         config = read_component_config(vae_folder)
         model = PublishedModel.from_config(config, expected=expected, dtype=dtype)
     vae: Any = model.module
-    encoders = read_text_encoders(index, variant=variant, dtype=DTYPES[options.text_dtype])
+    encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype])
     resolution = options.resolution or own_resolution(index, vae)
     options = replace(options, resolution=resolution)
     layout = _layout(options, encoders, latent_shape(vae, resolution), bool(captioned))

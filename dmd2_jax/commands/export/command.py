@@ -51,6 +51,11 @@ class Options:
     workdir: str = flag("the run of a distillation", default="", metavar="DIR")
     weights: str = flag("a student's weights, and no --workdir", default="", metavar="FILE")
     pipeline: str = flag("the teacher's pipeline; default: the run's", default="", metavar="DIR")
+    variant: str = flag(
+        "of the pipeline's weights, such as fp16; default: the run's, or the full or the only one",
+        default="",
+        metavar="NAME",
+    )
     times: tuple[int, ...] = flag(
         "the student's, with --weights", default=(), metavar="999,749", parse=_times
     )

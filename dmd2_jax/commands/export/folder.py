@@ -76,7 +76,8 @@ def write_pipeline(
     index = _index(base, scheduler)
     for part, entry in index.items():
         if part not in ("unet", "scheduler") and isinstance(entry, list) and entry[0]:
-            _copy_part(base.part(part), folder / part, _STEMS.get(part))
+            stem, variant = _STEMS.get(part), base.variant_of(part)
+            _copy_part(base.part(part), folder / part, stem, variant)
     write_component(unet, params, folder / "unet", dtype=dtype)
     (folder / "scheduler").mkdir()
     _write_json(scheduler, folder / "scheduler" / "scheduler_config.json")
@@ -159,7 +160,7 @@ def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return index
 
 
-def _copy_part(source: Path, target: Path, stem: str | None) -> None:
+def _copy_part(source: Path, target: Path, stem: str | None, variant: str | None) -> None:
     """Copy a part's plain files, and its weights as one .safetensors file."""
     target.mkdir()
     for file in sorted(source.iterdir()):
@@ -168,11 +169,11 @@ def _copy_part(source: Path, target: Path, stem: str | None) -> None:
     if stem is None:
         return
     whole = f"{stem}.safetensors"
-    if (source / whole).is_file():
+    if variant is None and (source / whole).is_file():
         shutil.copyfile(source / whole, target / whole)
         return
     try:
-        tensors = read_component_tensors(source, stem)
+        tensors = read_component_tensors(source, stem, variant)
     except ValueError as error:
         raise Refused(f"{source}: {error}") from error
     write_safetensors(tensors, target / whole)

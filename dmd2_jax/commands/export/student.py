@@ -125,6 +125,8 @@ def _from_run(options: Options) -> _Student:
             "weights."
         )
     base = base_pipeline(options.pipeline or run.config.model.pipeline, family)
+    if options.variant:
+        base = base._replace(variant=options.variant)
     distill = run.config.distill
     times = tuple(int(t) for t in distill.student_times) if run.which == "student" else ()
     if not options.lora:
@@ -141,7 +143,7 @@ def _from_run(options: Options) -> _Student:
 
 def _from_file(options: Options) -> _Student:
     """Open the student in a file, the network being that of the pipeline's config."""
-    index = read_pipeline_index(options.pipeline)
+    index = read_pipeline_index(options.pipeline, options.variant)
     family = pipeline_family(index)
     file, times = weights_file(options.weights, ""), tuple(options.times)
     if options.lora:

@@ -4,7 +4,8 @@
     unet/diffusion_pytorch_model.safetensors           or, in the same place,
     unet/diffusion_pytorch_model.fp16.safetensors      a variant
     unet/diffusion_pytorch_model.safetensors.index.json and the shards that it names
-    unet/diffusion_pytorch_model.bin                   read without executing anything
+    unet/diffusion_pytorch_model.bin                   read without executing anything; its shards
+                                                       and variants likewise
 
 The folders of transformers call the file `model`, or `pytorch_model.bin`.
 """
@@ -23,10 +24,17 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.model import CLASSES, PublishedClass, PublishedModel
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Params
-from dmd2_jax.weights.state_dict import Tensors, read_safetensors, write_safetensors
+from dmd2_jax.weights.state_dict import Tensors, write_safetensors
 from dmd2_jax.weights.weight_files import read_weights
 
-__all__ = ["read_component", "read_component_config", "read_component_tensors", "write_component"]
+__all__ = [
+    "has_variant",
+    "is_component",
+    "read_component",
+    "read_component_config",
+    "read_component_tensors",
+    "write_component",
+]
 
 _DTYPES = {
     "float32": np.dtype(np.float32),
@@ -132,20 +140,39 @@ def read_component_tensors(
     folder = Path(folder)
     if variant is None:
         variant = _only_variant(folder, stem)
-    whole = folder / _named(f"{stem}.safetensors", variant)
-    index = folder / _named(f"{stem}.safetensors.index.json", variant)
-    pickled = folder / _named(f"{_BIN.get(stem, stem)}.bin", variant)
-    if whole.exists():
-        return read_safetensors(whole)
-    if index.exists():
-        return _read_shards(index)
-    if pickled.exists():
-        return read_weights(pickled).tensors
+    names = _file_names(stem, variant)
+    for name in names:
+        if (folder / name).is_file():
+            if name.endswith(".json"):
+                return _read_shards(folder / name)
+            return read_weights(folder / name).tensors
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no folder"
     raise Refused(
-        f"no weights: got {present}, expected {whole.name}, {index.name} or {pickled.name}; "
-        "download the missing file, or name the variant that is there."
+        f"no weights: got {present}, expected {', '.join(names[:-1])} or {names[-1]}; download "
+        "the missing file, or name the variant that is there."
     )
+
+
+def has_variant(folder: str | os.PathLike, variant: str) -> bool:
+    """Return whether a component's folder has weights of a variant."""
+    folder = Path(folder)
+    stems = {stem for pair in _BIN.items() for stem in pair}
+    return any((folder / name).is_file() for stem in stems for name in _file_names(stem, variant))
+
+
+def is_component(folder: str | os.PathLike) -> bool:
+    """Return whether a folder holds weights of a network of diffusers, such as unet_ema/."""
+    return any(Path(folder).glob("diffusion_pytorch_model*"))
+
+
+def _file_names(stem: str, variant: str | None) -> tuple[str, ...]:
+    """Return what diffusers calls a network's weights, in the order in which it looks for them."""
+    names = []
+    for whole in (f"{stem}.safetensors", f"{_BIN.get(stem, stem)}.bin"):
+        names += [_named(whole, variant), _named(f"{whole}.index.json", variant)]
+        if variant is not None:  # the place of a variant in older releases
+            names.append(f"{whole}.{variant}.index.json")
+    return tuple(names)
 
 
 def _named(name: str, variant: str | None) -> str:
@@ -158,21 +185,22 @@ def _named(name: str, variant: str | None) -> str:
 
 def _only_variant(folder: Path, stem: str) -> str | None:
     """Return the variant that must be meant when none is named; None: full precision."""
-    plain = (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{_BIN.get(stem, stem)}.bin")
-    if any((folder / name).exists() for name in plain):
+    if any((folder / name).exists() for name in _file_names(stem, None)):
         return None
-    starts = (f"{stem}.safetensors.index.", f"{stem}.")
-    ends = (".json", ".safetensors")
-    found = {
-        path.name[len(start) : -len(end)]
-        for start, end in zip(starts, ends, strict=True)
-        for path in folder.glob(f"{start}*{end}")
-    }
+    found = set()
+    for whole in (f"{stem}.safetensors", f"{_BIN.get(stem, stem)}.bin"):
+        start, end = whole.rsplit(".", 1)
+        patterns = ((f"{start}.", f".{end}"), (f"{whole}.index.", ".json"))
+        found |= {
+            path.name[len(before) : -len(after)]
+            for before, after in (*patterns, (f"{whole}.", ".index.json"))
+            for path in folder.glob(f"{before}*{after}")
+        }
     found = {variant for variant in found if variant and "-of-" not in variant}
     if len(found) > 1:
         raise Refused(
             f"weights only in the variants {sorted(found)}, expected full precision or one of "
-            "them; name the variant."
+            "them; name the one that is meant by variant."
         )
     return found.pop() if found else None
 
@@ -185,15 +213,16 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
             f"{index.name} has no weight_map, expected tensor names and the files that hold them; "
             "download it again."
         )
+    suffix = ".safetensors" if ".safetensors." in index.name else ".bin"
     tensors: dict[str, np.ndarray] = {}
     for shard in sorted({str(file) for file in places.values()}):
         # A file from elsewhere must not choose what is read.
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+        if Path(shard).name != shard or not shard.endswith(suffix):
             raise Refused(
-                f"{index.name} names the shard {shard!r}, expected a .safetensors file beside it; "
+                f"{index.name} names the shard {shard!r}, expected a {suffix} file beside it; "
                 "download it again."
             )
-        tensors |= read_safetensors(index.parent / shard)
+        tensors |= read_weights(index.parent / shard).tensors
     if set(tensors) != set(places):
         lost = sorted(set(places) ^ set(tensors))
         raise Refused(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.families.published.folder import has_variant
 
 __all__ = ["AUTOENCODERS", "PIPELINES", "PipelineIndex", "read_pipeline_index"]
 
@@ -41,12 +42,14 @@ class PipelineIndex(NamedTuple):
       class_name: a name of `PIPELINES`.
       zero_null: whether the embedding of no prompt is zeros, not that of the empty prompt.
       scheduler: class of its scheduler; "": not said.
+      variant: of the weights, "fp16" and the like, in the parts that have it; "": none is meant.
     """
 
     folder: Path
     class_name: str
     zero_null: bool
     scheduler: str = ""
+    variant: str = ""
 
     def part(self, name: str) -> Path:
         """Return the folder of a part.
@@ -63,6 +66,10 @@ class PipelineIndex(NamedTuple):
             )
         return folder
 
+    def variant_of(self, name: str) -> str | None:
+        """Return the variant of a part's weights that is meant; None: the part has none."""
+        return self.variant if self.variant and has_variant(self.part(name), self.variant) else None
+
     def expected(self, name: str) -> tuple[str, ...]:
         """Return the classes that a part may be of."""
         return PIPELINES[self.class_name][name]
@@ -74,11 +81,12 @@ class PipelineIndex(NamedTuple):
         return tuple(pair for pair in both if pair[0] in PIPELINES[self.class_name])
 
 
-def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
+def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> PipelineIndex:
     """Read a pipeline's model_index.json.
 
     Args:
       folder: of the pipeline.
+      variant: of its weights; see `PipelineIndex`.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -86,6 +94,12 @@ def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
         another class.
     """
     file = Path(folder).expanduser() / INDEX
+    if file.parent.is_file():
+        raise Refused(
+            f"{folder} is one file, expected the folder of a diffusers pipeline, which has the "
+            "tokenizers and settings that such a file lacks; give the folder of the pipeline that "
+            "it was made from, and the file as weights."
+        )
     if not file.is_file():
         raise Missing(
             f"{folder} has no {INDEX}, expected the folder of a diffusers pipeline (unet/, vae/, "
@@ -118,4 +132,5 @@ def read_pipeline_index(folder: str | os.PathLike) -> PipelineIndex:
     )
     entry = index.get("scheduler")
     scheduler = entry[-1] if isinstance(entry, list) and entry else None
-    return PipelineIndex(file.parent, name, zero, scheduler if isinstance(scheduler, str) else "")
+    said = scheduler if isinstance(scheduler, str) else ""
+    return PipelineIndex(file.parent, name, zero, said, variant)

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
@@ -32,13 +33,21 @@ _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _REQUIRED = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 _LCM_GRID = 50
 _TIMES = "_student_timesteps"  # diffusers keeps and ignores what begins with an underscore
-# What changes the diffusion or clips x_0, and the only values that do not.
+_ZERO_SNR = "rescale_betas_zero_snr"
+# What changes the diffusion or x_0, and the only values that do not.
 _OFF = {
-    "clip_sample": (False, None),
-    "rescale_betas_zero_snr": (False, None),
     "thresholding": (False, None),
+    "timestep_type": ("discrete", None),
     "trained_betas": (None,),
 }
+# The classes that obey clip_sample, where the pipeline lets them.
+_CLIPPING = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "HeunDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+)
 
 
 class Diffusion(NamedTuple):
@@ -52,13 +61,20 @@ class Diffusion(NamedTuple):
     schedule: Schedule
     kind: str
 
+    @property
+    def zero_snr(self) -> bool:
+        """Whether nothing of x_0 is left at the last time."""
+        return float(self.schedule.alpha(jnp.asarray(self.schedule.levels[-1:]))[0]) == 0.0
 
-def read_scheduler(config: Mapping[str, Any]) -> Diffusion:
+
+def read_scheduler(config: Mapping[str, Any], *, may_clip: bool = False) -> Diffusion:
     """Read the diffusion out of a scheduler's config.
 
     Args:
       config: what scheduler_config.json holds. A missing prediction_type means "epsilon", as in
         files older than the setting.
+      may_clip: whether the pipeline lets its scheduler obey clip_sample, as SDXL's does;
+        StableDiffusionPipeline switches it off.
 
     Returns:
       The schedule and the prediction type.
@@ -70,7 +86,7 @@ def read_scheduler(config: Mapping[str, Any]) -> Diffusion:
     if missing := [key for key in _REQUIRED if config.get(key) is None]:
         raise Refused(
             f"config of a {name} lacks {', '.join(missing)}, expected the settings of a discrete "
-            "diffusion with betas; use the scheduler of SD 1.x, SD 2.x or SDXL."
+            "diffusion with betas; use a model of SD 1.x, SD 2.x or SDXL."
         )
     problems = [
         f"{key}={config[key]!r}, expected {allowed[0]!r}"
@@ -82,16 +98,25 @@ def read_scheduler(config: Mapping[str, Any]) -> Diffusion:
         problems.append(f"prediction_type={kind!r}, expected one of {sorted(_KINDS)}")
     if betas not in _BETAS:
         problems.append(f"beta_schedule={betas!r}, expected one of {sorted(_BETAS)}")
+    if may_clip and name in _CLIPPING and config.get("clip_sample"):
+        problems.append("clip_sample=True, by which diffusers clips latents, expected False")
+    if kind == "epsilon" and config.get(_ZERO_SNR):
+        problems.append(
+            f"{_ZERO_SNR}=True with prediction_type='epsilon', expected 'v_prediction' or 'sample' "
+            "there: at the last time nothing of x_0 is left, and eps does not say what it was"
+        )
     if problems:
+        # No setting is advised: a network is right with those that it was trained with alone.
         raise Refused(
-            f"config of a {name} asks for what is not built here: {'; '.join(problems)}. Use the "
-            "scheduler of SD 1.x, SD 2.x or SDXL."
+            f"config of a {name} asks for what is not built here: {'; '.join(problems)}. Use "
+            "another model, with the scheduler_config.json of its own release."
         )
     schedule = discrete_vp(
         betas=_BETAS[betas],
         beta_start=config["beta_start"],
         beta_end=config["beta_end"],
         num_levels=config["num_train_timesteps"],
+        zero_terminal_snr=bool(config.get(_ZERO_SNR)),
     )
     return Diffusion(schedule, _KINDS[kind])
 
@@ -197,7 +222,7 @@ def student_scheduler(
         _TIMES: times,
         "clip_sample": False,
         "prediction_type": config.get("prediction_type") or "epsilon",
-        "rescale_betas_zero_snr": False,
+        _ZERO_SNR: bool(config.get(_ZERO_SNR)),
         "set_alpha_to_one": True,
         "steps_offset": 1,  # which neither looks at, and pipelines of SD 1.x warn of any other
         "thresholding": False,

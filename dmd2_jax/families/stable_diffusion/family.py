@@ -19,7 +19,7 @@ config; `read` also reads the weights of a diffusers pipeline folder.
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults
 from dmd2_jax.denoiser import Denoiser
-from dmd2_jax.diffusion.predictions import to_x0
-from dmd2_jax.families.published.conditions import NEGATIVES, Condition, with_negative
+from dmd2_jax.families.published.conditions import Condition, with_negative
 from dmd2_jax.families.published.configs import SCHEDULER, SD15_UNET, SDXL_UNET
 from dmd2_jax.families.published.folder import (
     read_component_config,
@@ -41,8 +40,13 @@ from dmd2_jax.families.published.folder import (
 from dmd2_jax.families.published.model import PublishedModel, class_of, published_name
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
 from dmd2_jax.families.stable_diffusion.classes import CLASSES, UNET
+from dmd2_jax.families.stable_diffusion.denoiser import null_conditions, unet_denoiser
 from dmd2_jax.families.stable_diffusion.settings import defaults, faults
-from dmd2_jax.families.stable_diffusion.unet import StableDiffusionUNet
+from dmd2_jax.families.stable_diffusion.single_file import (
+    check_prediction,
+    holds_original_names,
+    unet_of,
+)
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
 from dmd2_jax.networks.published_config import square_side
@@ -83,15 +87,19 @@ class StableDiffusionFamily:
       denoiser: x_0 and features (the middle block's output) of latents; see the module for `cond`.
       model: the U-Net with its published config and names.
       image_shape: (h, w, c) of a latent.
+      diffusion: what the scheduler's config says that the U-Net was trained on.
       num_classes: 0: there are no class labels.
       null_tokens: n of the condition of no prompt; None as long as `with_null` has not given it.
+      variant: of the weights in a folder, "fp16" and the like; "": none is meant.
     """
 
     denoiser: Denoiser
     model: PublishedModel
     image_shape: tuple[int, int, int]
+    diffusion: Diffusion
     num_classes: int = 0
     null_tokens: int | None = None
+    variant: str = ""
 
     @property
     def is_sdxl(self) -> bool:
@@ -137,7 +145,7 @@ class StableDiffusionFamily:
                 "U-Net; write the cache with this model's own pipeline."
             )
         arrays = {name: jnp.asarray(array, jnp.float32) for name, array in null.items()}
-        denoiser = self.denoiser._replace(null_cond=_null_cond(self.is_sdxl, arrays))
+        denoiser = self.denoiser._replace(null_cond=null_conditions(self.is_sdxl, arrays))
         tokens = null["prompt_embeds"].shape[-2]
         return dataclasses.replace(self, denoiser=denoiser, null_tokens=tokens)
 
@@ -214,7 +222,16 @@ class StableDiffusionFamily:
         Raises:
           ValueError: if they are of another network; the message lists the differences.
         """
-        return self.from_state_dict(strip_prefix(weights.tensors, self.tensor_shapes(), prefix))
+        check_prediction(weights, self.diffusion)
+        names = self.tensor_shapes()
+        if not holds_original_names(weights.tensors):
+            return self.from_state_dict(strip_prefix(weights.tensors, names, prefix))
+        try:
+            return self.from_state_dict(unet_of(weights.tensors, names, prefix))
+        except ValueError as error:
+            raise Refused(
+                f"a checkpoint of the original names (input_blocks.*): {error}"
+            ) from error
 
     def load(self, path: str | os.PathLike) -> Params:
         """Read weights from a file of the published names, a U-Net's folder or a pipeline's.
@@ -226,7 +243,10 @@ class StableDiffusionFamily:
         try:
             if path.is_dir():
                 stem = CLASSES[UNET].file_stem
-                return self.from_state_dict(read_component_tensors(_unet_folder(path), stem))
+                variant = self.variant or None
+                return self.from_state_dict(
+                    read_component_tensors(_unet_folder(path), stem, variant)
+                )
             return self.from_weights(read_weights(path))
         except ValueError as error:
             raise Refused(f"{path}: {error}") from error
@@ -294,8 +314,14 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
             f"the latents' side is {size!r}, expected one number, a multiple of {unit}; set "
             f"{where or 'model.resolution'}, for example to 64 for SD 1.5 at 512 pixels."
         )
-    denoiser = _denoiser(unet, read_scheduler(scheduler))
-    return StableDiffusionFamily(denoiser, model, (size, size, unet.in_channels))
+    diffusion = read_scheduler(scheduler, may_clip=unet.added is not None)
+    return StableDiffusionFamily(
+        unet_denoiser(unet, diffusion),
+        model,
+        (size, size, unet.in_channels),
+        diffusion,
+        variant=config["variant"],
+    )
 
 
 def read(
@@ -304,12 +330,13 @@ def read(
     resolution: int | None = None,
     dtype: str = "float32",
     remat: str = "none",
+    variant: str = "",
 ) -> tuple[StableDiffusionFamily, Params]:
     """Read the U-Net and the scheduler of a diffusers pipeline folder.
 
     Args:
       folder: with unet/ and scheduler/.
-      resolution, dtype, remat: as in `build`.
+      resolution, dtype, remat, variant: as in `build`.
 
     Returns:
       (the family, the U-Net's weights).
@@ -317,7 +344,7 @@ def read(
     Raises:
       ValueError: if a part is missing, damaged, or of a class that is not built here.
     """
-    family = open_folder(folder, resolution=resolution, dtype=dtype, remat=remat)
+    family = open_folder(folder, resolution=resolution, dtype=dtype, remat=remat, variant=variant)
     return family, family.load(folder)
 
 
@@ -327,9 +354,10 @@ def open_folder(
     resolution: int | None = None,
     dtype: str = "float32",
     remat: str = "none",
+    variant: str = "",
 ) -> StableDiffusionFamily:
     """Build the family of a diffusers pipeline folder as `read` does, reading no weights."""
-    options = {"resolution": resolution, "dtype": dtype, "remat": remat}
+    options = {"resolution": resolution, "dtype": dtype, "remat": remat, "variant": variant}
     try:
         unet, schedule = _folder_configs(Path(folder))
         return build({"unet": unet, "scheduler": schedule} | options)
@@ -355,80 +383,6 @@ def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, An
 def _folder_configs(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     unet = read_component_config(folder / "unet")
     return unet, read_component_config(folder / "scheduler", "scheduler_config.json")
-
-
-def _denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
-    """Wrap the U-Net; the conversion to x_0 is float32, from tables made in float64.
-
-    The functions are jitted, so that a program which calls one several times traces and
-    differentiates the network once for each batch size; XLA inlines the calls.
-    """
-    schedule, kind = diffusion
-    sdxl = unet.added is not None
-
-    def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
-        _check_condition(cond, sdxl)
-        t = jnp.broadcast_to(t, x_t.shape[:1])
-        conditions = (cond["prompt_embeds"], cond.get("pooled"), cond.get("time_ids"))
-        return t, (x_t, t.astype(jnp.float32), *conditions)
-
-    def convert(raw: Array, x_t: Array, t: Array) -> Array:
-        return to_x0(kind, raw, x_t, schedule.alpha(t), schedule.sigma(t))
-
-    @jax.jit
-    def x0(params: Params, x_t: Array, t: Array, cond: Condition) -> Array:
-        t, arguments = inputs(x_t, t, cond)
-        return convert(unet.apply(params, *arguments), x_t, t)
-
-    @jax.jit
-    def features(params: Params, x_t: Array, t: Array, cond: Condition) -> tuple[Array]:
-        _, arguments = inputs(x_t, t, cond)
-        return (unet.apply(params, *arguments, method="bottleneck"),)
-
-    @jax.jit
-    def x0_and_features(
-        params: Params, x_t: Array, t: Array, cond: Condition
-    ) -> tuple[Array, tuple[Array]]:
-        t, arguments = inputs(x_t, t, cond)
-        raw, bottleneck = unet.apply(params, *arguments, method="call_with_bottleneck")
-        return convert(raw, x_t, t), (bottleneck,)
-
-    return Denoiser(x0, features, x0_and_features, schedule, _null_cond(sdxl, {}))
-
-
-def _null_cond(sdxl: bool, null: Condition) -> Callable[[Condition], dict[str, Array]]:
-    """Make what turns conditions into unconditional ones: their own negatives, else `null`."""
-
-    def null_cond(cond: Condition) -> dict[str, Array]:
-        _check_condition(cond, sdxl)
-        if not sdxl and "negative_prompt_embeds" not in cond and not null:
-            raise Refused(
-                f"cond has {sorted(cond)}, expected negative_prompt_embeds among them: guidance of "
-                "SD 1.x and 2.x needs the empty prompt's embedding; add it, [b, n, d] like "
-                "prompt_embeds, or set the guidance to None."
-            )
-        twin = dict(cond)
-        for name, negative in NEGATIVES.items():
-            if negative in cond:
-                twin[name] = cond[negative]
-            elif name in cond:
-                twin[name] = jnp.broadcast_to(null.get(name, 0.0), cond[name].shape)
-        return twin
-
-    return null_cond
-
-
-def _check_condition(cond: Condition | None, sdxl: bool) -> None:
-    """Refuse a condition with missing, unknown or superfluous parts."""
-    needed = {"prompt_embeds", *(("pooled", "time_ids") if sdxl else ())}
-    known = needed | {negative for name, negative in NEGATIVES.items() if name in needed}
-    got = set(cond) if isinstance(cond, Mapping) else None
-    if got is None or not needed <= got <= known:
-        raise Refused(
-            f"cond is {type(cond).__name__ if got is None else sorted(got)}, expected a dict of "
-            f"{sorted(needed)} and at most {sorted(known - needed)} beside them; check that the "
-            "prompts were encoded for this U-Net."
-        )
 
 
 def _unet_folder(folder: Path) -> Path:

@@ -62,14 +62,65 @@ def test_read_scheduler_translates_the_prediction_type(prediction_type, kind):
         ({"prediction_type": "flow"}, "prediction_type='flow', expected one of"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid', expected one of"),
         ({"beta_start": None}, "lacks beta_start, expected the settings of a discrete"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True, expected False"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True with prediction_type='eps"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas=.*, expected None"),
-        ({"clip_sample": True}, "clip_sample=True, expected False"),
+        ({"thresholding": True}, "thresholding=True, expected False"),
+        ({"timestep_type": "continuous"}, "timestep_type='continuous', expected 'discrete'"),
     ],
 )
 def test_read_scheduler_refuses_another_diffusion(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refusal:
         read_scheduler(SD15 | changes)
+    # A setting that makes a wrong network acceptable is never advised.
+    assert "Use the scheduler of" not in str(refusal.value)
+
+
+def test_read_scheduler_lets_clip_sample_be_where_the_pipeline_switches_it_off():
+    clips = SD15 | {"clip_sample": True}
+    for name in ("DDPMScheduler", "DDIMScheduler"):
+        assert read_scheduler(clips | {"_class_name": name}).kind == "eps"
+        # SDXL's pipeline lets them clip latents.
+        with pytest.raises(ValueError, match="clip_sample=True, by which diffusers clips latents"):
+            read_scheduler(clips | {"_class_name": name}, may_clip=True)
+    # Euler's knows no such setting.
+    euler = clips | {"_class_name": "EulerDiscreteScheduler"}
+    assert read_scheduler(euler, may_clip=True).kind == "eps"
+
+
+V_ZERO_SNR = SD15 | {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+
+
+def test_read_scheduler_has_the_recorded_table_of_zero_terminal_snr():
+    # alphas_cumprod of diffusers 0.42.1's DDIMScheduler and LCMScheduler of this config.
+    recorded = {
+        0: 0.9991499781608582,
+        1: 0.9982334971427917,
+        249: 0.654188871383667,
+        499: 0.24235899746418,
+        749: 0.03317145258188248,
+        979: 8.578778943046927e-05,
+        998: 1.9679633567193378e-07,
+        999: 0.0,
+    }
+    alpha = np.asarray(read_scheduler(V_ZERO_SNR).schedule.alpha(jnp.asarray([*recorded])))
+    np.testing.assert_allclose(alpha.astype(np.float64) ** 2, [*recorded.values()], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "LCMScheduler"])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_read_scheduler_has_the_zero_snr_table_of_diffusers(betas, name):
+    pytest.importorskip("torch")  # without it diffusers has no schedulers
+    diffusers = pytest.importorskip("diffusers")
+    config = V_ZERO_SNR | {"beta_schedule": betas}
+    schedule, kind = read_scheduler(config)
+    table = getattr(diffusers, name).from_config(config).alphas_cumprod.numpy()
+    squared = np.asarray(schedule.alpha(jnp.arange(1000))).astype(np.float64) ** 2
+    np.testing.assert_allclose(squared, table, rtol=1e-4, atol=1e-10)
+    assert kind == "v" and squared[-1] == table[-1] == 0.0
 
 
 def test_read_scheduler_refuses_a_flow_by_its_class():
@@ -153,6 +204,9 @@ def test_student_scheduler_keeps_the_diffusion(kind):
     made = student_scheduler(config, (999, 499), kind)
     assert read_scheduler(made).kind == "v"
     expected = read_scheduler(config).schedule.alpha(jnp.arange(1000))
+    np.testing.assert_array_equal(read_scheduler(made).schedule.alpha(jnp.arange(1000)), expected)
+    made = student_scheduler(V_ZERO_SNR, (999, 499), kind)
+    expected = read_scheduler(V_ZERO_SNR).schedule.alpha(jnp.arange(1000))
     np.testing.assert_array_equal(read_scheduler(made).schedule.alpha(jnp.arange(1000)), expected)
 
 
