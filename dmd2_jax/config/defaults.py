@@ -48,6 +48,8 @@ def get_config(family: str = "edm") -> ConfigDict:
     # A teacher's run folder, a .safetensors, .bin or .pth of the original names, EDM's .pkl, or
     # hf://owner/repository/file (docs/weights.md).
     config.teacher.weights = ""
+    config.teacher.lora = ""  # a LoRA file that is merged into them: kohya's, peft's or diffusers'
+    config.teacher.lora_scale = 1.0  # how much of it
     config.teacher.objective = "edm"  # edm: ln sigma normal | eps: uniform level, error of eps
     config.teacher.steps = 1000
     config.teacher.batch_size = 128

@@ -12,6 +12,7 @@ from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
 from dmd2_jax.recipe.open import Family, teacher_file
+from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import check_teacher
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest
@@ -104,7 +105,7 @@ def whole_part(
       ValueError: if the teacher cannot be read, or is not the one they were trained on.
     """
     file = teacher_file(config)
-    base, lora = family.load(file), lora_config(config, family)
+    base, lora = load_teacher(config, family), lora_config(config, family)
     assert lora is not None  # the caller has adapters
     check_teacher(recorded, {"path": str(file), "digest": params_digest(base)})
     return merge(to_host(base), to_host(own), lora)

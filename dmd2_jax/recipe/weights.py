@@ -9,6 +9,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
 from dmd2_jax.recipe.open import Family, teacher_file
+from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.folder import check_teacher, read_run
 from dmd2_jax.run.loop import CHECKPOINTS
@@ -34,7 +35,7 @@ def read_teacher(config: ConfigDict, family: Family) -> tuple[Params, dict[str, 
       ValueError: if there are none, or they are not the family's.
     """
     file = teacher_file(config)
-    weights = to_host(family.load(file))
+    weights = to_host(load_teacher(config, family))
     return weights, {"path": str(file), "digest": params_digest(weights)}
 
 

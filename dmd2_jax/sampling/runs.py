@@ -16,6 +16,7 @@ from dmd2_jax.recipe.open import (
     teacher_file,
     weights_file,
 )
+from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.loop import CHECKPOINTS
@@ -36,6 +37,7 @@ class Run(NamedTuple):
       ema: the decay of the student's average that is meant; None: the student itself.
       file: of the weights; None: they are in a checkpoint.
       step: of the checkpoint; None: they are in the file.
+      merged: whether the config's teacher is meant, with its LoRA.
     """
 
     workdir: Path
@@ -46,6 +48,7 @@ class Run(NamedTuple):
     ema: float | None = None
     file: Path | None = None
     step: int | None = None
+    merged: bool = False
 
     @property
     def name(self) -> str:
@@ -90,7 +93,8 @@ class Run(NamedTuple):
                 file = weights_file(str(self.workdir), f"{name}.safetensors")
             else:
                 file = teacher_file(self.config)
-        return self._replace(which=which, ema=ema, file=file, step=checkpoint)
+        merged = not weights and which != self.trained
+        return self._replace(which=which, ema=ema, file=file, step=checkpoint, merged=merged)
 
     def load(self) -> Params:
         """Read the weights.
@@ -99,6 +103,8 @@ class Run(NamedTuple):
           ValueError: if they are damaged or of another network.
           CheckpointError: if there is no such checkpoint, or it is damaged.
         """
+        if self.merged:
+            return load_teacher(self.config, self.family)
         if self.file is not None:
             return self.family.load(self.file)
         return _restore(self, self.step)[0]

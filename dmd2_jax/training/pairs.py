@@ -20,7 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.recipe.open import Recipe, open_recipe, sample_labels, teacher_file
+from dmd2_jax.recipe.open import Recipe, open_recipe, sample_labels
+from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.distributed import on_first
@@ -139,7 +140,7 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
       OSError: if the disk refuses.
     """
     recipe = open_recipe(config, config.distill.batch_size)
-    teacher_params = recipe.family.load(teacher_file(config))
+    teacher_params = load_teacher(config, recipe.family)
     number, folder = config.distill.regression_pairs, Path(out)
     size = number * 8 * int(np.prod(recipe.family.image_shape)) / 1e6
     what = f"{number:,} pairs, {size:,.1f} MB"

@@ -165,7 +165,7 @@ def to_tensors(
     """
     leaves = _named_leaves(params, naming)
     tensors = {
-        name: np.asarray(leaf) if kept else _transpose(np.asarray(leaf))
+        name: np.asarray(leaf) if kept else to_torch(np.asarray(leaf))
         for name, (leaf, kept) in leaves.items()
     }
     return dict(sorted({**tensors, **(buffers or {})}.items()))
@@ -217,7 +217,7 @@ def to_params(
     values = []
     for name, (_, kept) in leaves.items():
         tensor = np.asarray(tensors[name], dtype=np.float32)
-        values.append(jnp.asarray(tensor if kept else _untranspose(tensor)))
+        values.append(jnp.asarray(tensor if kept else from_torch(tensor)))
     return jax.tree.unflatten(jax.tree.structure(template), values)
 
 
@@ -236,14 +236,14 @@ def _named_leaves(tree: PyTree, naming: Naming) -> dict[str, tuple[Array, bool]]
     return named
 
 
-def _transpose(leaf: np.ndarray) -> np.ndarray:
-    """Turn HWIO into OIHW and [in, out] into [out, in]."""
+def to_torch(leaf: np.ndarray) -> np.ndarray:
+    """Turn a kernel's HWIO into OIHW and [in, out] into [out, in]."""
     if leaf.ndim == 4:
         return leaf.transpose(3, 2, 0, 1)
     return leaf.T if leaf.ndim == 2 else leaf
 
 
-def _untranspose(tensor: np.ndarray) -> np.ndarray:
+def from_torch(tensor: np.ndarray) -> np.ndarray:
     """Turn OIHW into HWIO and [out, in] into [in, out]."""
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
@@ -251,7 +251,7 @@ def _untranspose(tensor: np.ndarray) -> np.ndarray:
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return _transpose(np.empty(shape, np.bool_)).shape
+    return to_torch(np.empty(shape, np.bool_)).shape
 
 
 def _check(tensors: Tensors, shapes: dict[str, tuple[int, ...]], buffers: Tensors) -> None:

@@ -26,6 +26,7 @@ from dmd2_jax.evaluate.options import check_options
 from dmd2_jax.pictures.seed_points import seed_points
 from dmd2_jax.recipe.distillation import trace
 from dmd2_jax.recipe.open import build_family, open_recipe, teacher_file
+from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import open_run, write_json
 from dmd2_jax.run.loop import DivergedError
 from dmd2_jax.runtime.distributed import to_host
@@ -202,7 +203,7 @@ def _train_teacher(ablation: Ablation, workdir: Path) -> str:
         base.teacher.weights = str(workdir / "teacher")
         print(f"\nthe teacher of all rows: {base.teacher.steps} steps", flush=True)
         train_teacher.train(base, workdir / "teacher")
-    return params_digest(to_host(build_family(base).load(teacher_file(base))))
+    return params_digest(to_host(load_teacher(base, build_family(base))))
 
 
 def _one(ablation: Ablation, run: _Run, workdir: Path) -> dict[str, Any]:

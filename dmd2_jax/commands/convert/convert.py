@@ -141,6 +141,11 @@ def _open(
             )
         run = open_run(source, which, ema, dtype="float32")
         assert run.file is not None  # as no checkpoint is asked for
+        if run.merged and run.config.teacher.lora:
+            raise Refused(
+                f"the teacher of {source} is {run.file} with the LoRA of {run.config.teacher.lora} "
+                "merged into it, expected weights of one file; convert those files themselves."
+            )
         return run.file, read_weights(run.file), run.family
     if which is not None or ema is not None:
         raise Refused(f"--which and --ema choose from a run folder, got {source}; leave them.")

@@ -37,10 +37,12 @@ from dmd2_jax.families.published.folder import (
     read_component_tensors,
     write_component,
 )
+from dmd2_jax.families.published.lora_file import is_lora
 from dmd2_jax.families.published.model import PublishedModel, class_of, published_name
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
 from dmd2_jax.families.stable_diffusion.classes import CLASSES, UNET
 from dmd2_jax.families.stable_diffusion.denoiser import null_conditions, unet_denoiser
+from dmd2_jax.families.stable_diffusion.original_names import unet_names
 from dmd2_jax.families.stable_diffusion.settings import defaults, faults
 from dmd2_jax.families.stable_diffusion.single_file import (
     check_prediction,
@@ -200,6 +202,10 @@ class StableDiffusionFamily:
         """Return the shapes of the U-Net's tensors by their published names."""
         return self.model.tensor_shapes()
 
+    def original_names(self) -> dict[str, str]:
+        """Return the U-Net's published names, and what the original programs call the same."""
+        return unet_names(self.tensor_shapes())
+
     def from_state_dict(self, tensors: state_dict.Tensors) -> Params:
         """Turn tensors with published names into weights.
 
@@ -222,6 +228,11 @@ class StableDiffusionFamily:
         Raises:
           ValueError: if they are of another network; the message lists the differences.
         """
+        if is_lora(weights.tensors):
+            raise Refused(
+                "a LoRA file, which holds adapters and no network, expected whole weights; merge "
+                "it into a teacher by config.teacher.lora."
+            )
         check_prediction(weights, self.diffusion)
         names = self.tensor_shapes()
         if not holds_original_names(weights.tensors):
