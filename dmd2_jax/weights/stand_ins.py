@@ -167,7 +167,8 @@ def _rebuild_float8(
     dtype = _FLOAT8.get(kind.name) if isinstance(kind, Global) else None
     if dtype is None or not isinstance(storage, Storage) or storage.array.dtype != np.uint8:
         raise PickleError(f"got a tensor of {shown(kind)} in bytes, expected {sorted(_FLOAT8)}")
-    return _rebuild_tensor(Storage(storage.array.view(dtype)), offset, size, stride)
+    # Last, because NumPy cannot stride over all of these types.
+    return _rebuild_tensor(storage, offset, size, stride).view(dtype)
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> np.ndarray:

@@ -128,12 +128,15 @@ def _read_float8(path: str | os.PathLike, names: Collection[str]) -> dict[str, n
         return tensors
 
 
-def write_safetensors(tensors: Tensors, path: str | os.PathLike) -> None:
+def write_safetensors(
+    tensors: Tensors, path: str | os.PathLike, notes: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to a .safetensors file, whole or not at all.
 
     Args:
       tensors: tensors by name.
       path: the file; replaced if it exists, left alone if writing fails.
+      notes: texts by name for its header.
 
     Raises:
       OSError: if the disk refuses.
@@ -144,7 +147,7 @@ def write_safetensors(tensors: Tensors, path: str | os.PathLike) -> None:
         # Not ascontiguousarray, which makes a number a vector of one.
         contiguous = {name: np.asarray(t, order="C") for name, t in tensors.items()}
         # transformers refuses a file that does not say whose layouts it has.
-        partial.write_bytes(save(contiguous, metadata={"format": "pt"}))
+        partial.write_bytes(save(contiguous, metadata={"format": "pt", **(notes or {})}))
 
 
 def to_tensors(

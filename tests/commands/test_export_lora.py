@@ -74,6 +74,55 @@ def test_lora_is_one_file_of_the_unets_names(tmp_path: Path) -> None:
     assert dmd2(*words(again, tmp_path / "again", "--lora")) == 0
 
 
+def test_lora_by_kohyas_names_is_the_same_and_found_by_comfyui(tmp_path: Path) -> None:
+    adapters, _ = files()
+    assert dmd2(*words(adapters, tmp_path / "kohya", "--lora=kohya")) == 0
+    file = tmp_path / "kohya" / "pytorch_lora_weights.safetensors"
+    tensors, expected = read_safetensors(file), read_safetensors(adapters)
+    layers = {name.rpartition(".lora_")[0] for name in expected}
+    # The names by which ComfyUI and A1111 look for diffusers' layers.
+    assert {name.split(".")[0] for name in tensors} == {
+        "lora_unet_" + layer.replace(".", "_") for layer in layers
+    }
+    for layer in layers:
+        flat = "lora_unet_" + layer.replace(".", "_")
+        assert tensors[f"{flat}.alpha"] == RANK
+        for end, kohya in (("lora_A", "lora_down"), ("lora_B", "lora_up")):
+            np.testing.assert_array_equal(
+                tensors[f"{flat}.{kohya}.weight"], expected[f"{layer}.{end}.weight"]
+            )
+    # and back
+    assert dmd2(*words(file, tmp_path / "peft", "--lora")) == 0
+    back = read_safetensors(tmp_path / "peft" / file.name)
+    assert back.keys() == {f"unet.{name}" for name in expected}
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(back[f"unet.{name}"], tensor)
+
+
+def test_lora_by_kohyas_names_is_in_diffusers_the_merged_weights(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="diffusers loads adapters by peft, which is not installed")
+    adapters, merged = files()
+    assert dmd2(*words(adapters, tmp_path / "kohya", "--lora=kohya")) == 0
+    pipe = diffusers_pipeline(tiny_pipeline("sdxl"))
+    pipe.load_lora_weights(tmp_path / "kohya")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    got = pipe.unet.state_dict()
+    for name, tensor in read_safetensors(merged).items():
+        np.testing.assert_allclose(got[name].numpy(), tensor, atol=1e-6, err_msg=name)
+
+
+def test_readme_of_adapters_says_which_program_takes_which(tmp_path: Path) -> None:
+    adapters, _ = files()
+    for names in ("peft", "kohya"):
+        assert dmd2(*words(adapters, tmp_path / names, f"--lora={names}")) == 0
+    card = (tmp_path / "kohya" / "README.md").read_text()
+    assert "sampler lcm, scheduler simple, 4 steps, cfg 1.0" in card and "models/loras" in card
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert "ComfyUI finds none of the attention layers by these names" in card
+    assert "models/loras" not in card
+
+
 def test_lora_of_another_base_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,8 @@ examples:
   dmd2 export --workdir=runs/sdxl --out=student
   dmd2 export --workdir=runs/sdxl --out=student --ema=0.999 --dtype=float16
   dmd2 export --workdir=runs/lora --out=lora --lora
+  dmd2 export --workdir=runs/lora --out=lora --lora=kohya
+  dmd2 export --workdir=runs/sdxl --out=student --single_file --dtype=float16
   dmd2 export --weights=student.safetensors --pipeline=sdxl --times=999,749,499,249 \\
       --out=student
 
@@ -15,7 +17,8 @@ then, in Python (README.md in the folder has the lines):
   pipe('a red fox', timesteps=[999, 749, 499, 249], guidance_scale=0)
 or: dmd2 sample --pipeline=student --prompt='a red fox'
 
-Only .json, .txt and .safetensors are written; the folder appears whole or not at all.
+Only .json, .txt and .safetensors are written, and a README.md that says which program opens
+them, with which sampler and steps; the folder appears whole or not at all.
 See docs/text_to_image.md.
 """
 
@@ -27,6 +30,7 @@ from dmd2_jax.config.refused import Refused
 
 __all__ = ["Options", "run"]
 
+_LORA = ("peft", "kohya")
 _SCHEDULERS = ("lcm", "ddim")  # families.published.scheduler.STUDENT_SCHEDULERS imports jax
 
 
@@ -69,7 +73,16 @@ class Options:
         default="",
         choices=_SCHEDULERS,
     )
-    lora: bool = flag("write the adapters alone, for load_lora_weights", default=False)
+    lora: str = flag(
+        "write the adapters alone: by peft's names for load_lora_weights, the default, or by "
+        "kohya's, which ComfyUI and A1111 know too",
+        default="",
+        choices=_LORA,
+        const=_LORA[0],
+    )
+    single_file: bool = flag(
+        "write one file of the original names, for ComfyUI, A1111 and Forge", default=False
+    )
     dtype: str = flag(
         "of the U-Net's file", default="float32", choices=("float32", "bfloat16", "float16")
     )
@@ -94,6 +107,13 @@ class Options:
             raise Refused(
                 "--ema or --checkpoint with --weights, expected --workdir, from whose files they "
                 "choose; leave them away."
+            )
+        if self.lora and self.lora not in _LORA:
+            raise Refused(f"--lora={self.lora}, expected one of {_LORA}; choose one.")
+        if self.lora and self.single_file:
+            raise Refused(
+                "--lora with --single_file, which is of a whole student, expected one; leave one "
+                "away."
             )
         if self.lora and self.checkpoint is not None:
             raise Refused(

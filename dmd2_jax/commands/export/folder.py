@@ -12,9 +12,9 @@ from typing import Any
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component_tensors, write_component
+from dmd2_jax.families.published.lora_file import kohya_tensors
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
-from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import Tensors, write_safetensors
 
@@ -22,7 +22,6 @@ __all__ = [
     "LORA_FILE",
     "LORA_PREFIX",
     "copied_bytes",
-    "model_card",
     "write_lora",
     "write_pipeline",
 ]
@@ -95,51 +94,25 @@ def copied_bytes(base: PipelineIndex) -> int:
     )
 
 
-def write_lora(tensors: Tensors, folder: Path) -> None:
+def write_lora(tensors: Tensors, folder: Path, names: str = "peft") -> None:
     """Write adapters of a U-Net so that `pipe.load_lora_weights(folder)` loads them.
 
     Args:
       tensors: as `to_lora_tensors` returns them.
       folder: an empty one.
+      names: "peft" or "kohya", whose the names are.
 
     Raises:
       OSError: if the disk refuses.
     """
+    if names == "kohya":
+        rank = str(next(t.shape[0] for n, t in tensors.items() if n.endswith("lora_A.weight")))
+        notes = {"ss_network_module": "networks.lora", "ss_network_dim": rank}
+        notes["ss_network_alpha"] = rank
+        write_safetensors(kohya_tensors(tensors), folder / LORA_FILE, notes)
+        return
     named = {LORA_PREFIX + name: tensor for name, tensor in tensors.items()}
     write_safetensors(named, folder / LORA_FILE)
-
-
-def model_card(base: PipelineIndex, scheduler: Mapping[str, Any], *, lora: bool = False) -> str:
-    """Return the README.md of an export: what it is and the lines of Python that use it.
-
-    Args:
-      base: the teacher's pipeline.
-      scheduler: of the student, from `student_scheduler`; or of a teacher.
-      lora: whether only adapters are exported.
-    """
-    times = list(recorded_times(scheduler) or ())
-    name, kind = base.class_name, scheduler["_class_name"]
-    steps = f"timesteps={times}" if kind == "LCMScheduler" else f"num_inference_steps={len(times)}"
-    call = f'pipe("a red fox", {steps}, guidance_scale=0)' if times else 'pipe("a red fox")'
-    lines = [f'pipe = {name}.from_pretrained("this folder")']
-    if lora:
-        settings = {key: value for key, value in scheduler.items() if not key.startswith("_")}
-        lines = [
-            f'pipe = {name}.from_pretrained("the base pipeline")',
-            'pipe.load_lora_weights("this folder")',
-            f"pipe.scheduler = diffusers.{kind}(**{settings})",
-        ]
-    what = (
-        f"A student of {len(times)} step{'s' if len(times) > 1 else ''} at "
-        f"{', '.join(map(str, times))}, distilled by distribution matching (DMD2, arXiv "
-        "2405.14867) with dmd2_jax. The guidance is in its weights; the licence of its teacher's "
-        "weights applies."
-        if times
-        else "A pipeline with a U-Net trained by dmd2_jax."
-    )
-    head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "---", "", what, ""]
-    code = ["```python", "import diffusers", f"from diffusers import {name}", "", *lines]
-    return "\n".join([*head, *code, f"image = {call}.images[0]", "```", ""])
 
 
 def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,33 @@
 """A student as a diffusers pipeline folder, or as a LoRA file."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from dmd2_jax.commands.export.card import model_card
 from dmd2_jax.commands.export.command import Options
 from dmd2_jax.commands.export.folder import (
+    LORA_FILE,
     LORA_PREFIX,
     copied_bytes,
-    model_card,
     write_lora,
     write_pipeline,
 )
+from dmd2_jax.commands.export.single_file import SINGLE_FILE, write_single_file
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.lora import check_lora_tensors
+from dmd2_jax.families.published.lora_file import (
+    LoraLayer,
+    is_lora,
+    lora_alphas,
+    lora_layers,
+)
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
-from dmd2_jax.families.published.scheduler import student_scheduler
+from dmd2_jax.families.published.scheduler import read_scheduler, student_scheduler
+from dmd2_jax.families.stable_diffusion.original_names import unet_names
 from dmd2_jax.recipe.open import weights_file
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, pipeline_family, text_family
 from dmd2_jax.run.checkpoint import state_bytes
@@ -23,10 +36,12 @@ from dmd2_jax.runtime.whole_file import whole_folder
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.text2image.pipeline import read_scheduler_config
 from dmd2_jax.typing import Params
-from dmd2_jax.weights.state_dict import Tensors, read_safetensors
+from dmd2_jax.weights.state_dict import Tensors
+from dmd2_jax.weights.weight_files import read_weights
 
 __all__ = ["export"]
 
+_PEFT = re.compile(r"\.lora_[AB]\.weight$")
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -75,30 +90,41 @@ def export(options: Options) -> str:
             "pipeline's; leave --scheduler away."
         )
     if student.params is None:
-        tensors = _adapters(student)
-        with whole_folder(out) as folder:
-            write_lora(tensors, folder)
-            (folder / "README.md").write_text(model_card(student.base, scheduler, lora=True))
-        return (
-            f"{out}: {len(tensors) // 2} adapters, pytorch_lora_weights.safetensors\n"
-            f"use it with: pipe.load_lora_weights({str(out)!r}), see README.md there"
-        )
+        return _write_lora(student, scheduler, out, options.lora)
     size = state_bytes(student.params) * _ITEM_BYTES[options.dtype] // 4
     check_free_space(out.parent, size + copied_bytes(student.base), "the pipeline")
-    with whole_folder(out) as folder:
-        write_pipeline(
-            student.base,
-            student.family.model,
-            student.params,
-            scheduler,
-            folder,
-            dtype=options.dtype,
-        )
-        (folder / "README.md").write_text(model_card(student.base, scheduler))
     steps = f", steps at {', '.join(map(str, student.times))}" if student.times else ""
+    with whole_folder(out) as folder:
+        if options.single_file:
+            unet = student.family.model.to_tensors(student.params)
+            diffusion = read_scheduler(scheduler)
+            write_single_file(student.base, unet, diffusion, folder, dtype=options.dtype)
+            card = model_card(student.base, scheduler, "single_file", SINGLE_FILE)
+        else:
+            model, params = student.family.model, student.params
+            write_pipeline(student.base, model, params, scheduler, folder, dtype=options.dtype)
+            card = model_card(student.base, scheduler)
+        (folder / "README.md").write_text(card)
+    if options.single_file:
+        return (
+            f"{out}: {SINGLE_FILE} of the original names{steps}\n"
+            "use it in ComfyUI, A1111 or Forge with the sampler that README.md there names"
+        )
     return (
         f"{out}: {student.base.class_name} with {scheduler['_class_name']}{steps}\n"
         f"use it with: dmd2 sample --pipeline={out} --prompt='...', or in Python by README.md there"
+    )
+
+
+def _write_lora(student: _Student, scheduler: dict[str, Any], out: Path, names: str) -> str:
+    tensors = _adapters(student)
+    with whole_folder(out) as folder:
+        write_lora(tensors, folder, names)
+        card = model_card(student.base, scheduler, names, LORA_FILE)
+        (folder / "README.md").write_text(card)
+    return (
+        f"{out}: {len(tensors) // 2} adapters, {LORA_FILE}\n"
+        f"use it with: pipe.load_lora_weights({str(out)!r}), see README.md there"
     )
 
 
@@ -153,12 +179,23 @@ def _from_file(options: Options) -> _Student:
 
 def _adapters(student: _Student) -> Tensors:
     """Read the adapters' tensors and check them against the base."""
-    tensors = {
-        name.removeprefix(LORA_PREFIX): tensor
-        for name, tensor in read_safetensors(student.file).items()
-    }
+    shapes = student.family.tensor_shapes()
+    weights = read_weights(student.file)
+    tensors = {name.removeprefix(LORA_PREFIX): t for name, t in weights.tensors.items()}
     try:
-        check_lora_tensors(tensors, student.family.tensor_shapes(), student.rank)
+        ours = all(_PEFT.search(name) for name in tensors) and not lora_alphas(weights)
+        if is_lora(tensors) and not ours:
+            tensors = _as_peft(lora_layers(weights, shapes, unet_names(shapes)))
+        check_lora_tensors(tensors, shapes, student.rank)
     except ValueError as error:
         raise Refused(f"{student.file}: {error}") from error
     return tensors
+
+
+def _as_peft(layers: Mapping[str, LoraLayer]) -> dict[str, np.ndarray]:
+    """Return adapters of another naming by peft's names, with their factor in them."""
+    made = {}
+    for name, (down, up, scale) in layers.items():
+        made[f"{name}.lora_A.weight"] = down
+        made[f"{name}.lora_B.weight"] = up if scale == 1 else np.float32(scale) * up
+    return made

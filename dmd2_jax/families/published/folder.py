@@ -28,6 +28,7 @@ from dmd2_jax.weights.state_dict import Tensors, write_safetensors
 from dmd2_jax.weights.weight_files import read_weights
 
 __all__ = [
+    "cast_tensors",
     "has_variant",
     "is_component",
     "read_component",
@@ -100,9 +101,7 @@ def write_component(
       ValueError: if the dtype is another, or too small for the weights.
       OSError: if the disk refuses.
     """
-    if dtype not in _DTYPES:
-        raise Refused(f"dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
-    tensors = {name: _cast(name, t, dtype) for name, t in model.to_tensors(params).items()}
+    tensors = cast_tensors(model.to_tensors(params), dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(model.config), indent=2, sort_keys=True) + "\n"
@@ -246,6 +245,21 @@ def _read_json(path: Path) -> dict[str, Any]:
             "again."
         )
     return dict(value)
+
+
+def cast_tensors(tensors: Tensors, dtype: str) -> dict[str, np.ndarray]:
+    """Return tensors of a smaller type.
+
+    Args:
+      tensors: by name.
+      dtype: "float32", "float16" or "bfloat16".
+
+    Raises:
+      ValueError: if the dtype is another, or too small for the weights.
+    """
+    if dtype not in _DTYPES:
+        raise Refused(f"dtype={dtype!r}, expected one of {sorted(_DTYPES)}; choose one.")
+    return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
 
 
 def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:

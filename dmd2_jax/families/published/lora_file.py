@@ -24,7 +24,15 @@ from dmd2_jax.weights.state_dict import Tensors
 from dmd2_jax.weights.unpickle import shown
 from dmd2_jax.weights.weight_files import Weights, read_weights
 
-__all__ = ["LoraLayer", "add_lora", "is_lora", "lora_layers", "read_lora"]
+__all__ = [
+    "LoraLayer",
+    "add_lora",
+    "is_lora",
+    "kohya_tensors",
+    "lora_alphas",
+    "lora_layers",
+    "read_lora",
+]
 
 _WRAPPERS = ("base_model.model.", "unet.", "model.diffusion_model.", "diffusion_model.")
 _FLAT = ("lora_unet_", "lycoris_")
@@ -94,7 +102,7 @@ def lora_layers(
         first = original.get(f"{layer}.weight", layer).removesuffix(".weight")
         known.setdefault(first.replace(".", "_"), layer)
     parts = _parts(weights.tensors, known)
-    alphas = _header(weights.notes)
+    alphas = lora_alphas(weights)
     found = {layer: _layer(layer, part, alphas) for layer, part in sorted(parts.items())}
     _check(found, shapes)
     return found
@@ -112,6 +120,27 @@ def add_lora(tensor: np.ndarray, layer: LoraLayer, scale: float) -> np.ndarray:
     up = np.asarray(layer.up, np.float32).reshape(-1, rank)
     added = up @ np.asarray(layer.down, np.float32).reshape(rank, -1)
     return tensor + np.float32(scale * layer.scale) * added.reshape(tensor.shape)
+
+
+def kohya_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Return adapters by kohya's names, which ComfyUI, A1111 and diffusers know.
+
+    LAYER keeps diffusers' name: of SDXL too, where all of those programs know both.
+
+    Args:
+      tensors: LAYER.lora_A.weight and LAYER.lora_B.weight, whose factor is in them.
+
+    Returns:
+      Tensors by name; every alpha is the rank, so that the factor is 1.
+    """
+    made = {}
+    for name, tensor in tensors.items():
+        layer, _, end = name.rpartition(".lora_")
+        flat = _FLAT[0] + layer.replace(".", "_")
+        made[f"{flat}.lora_{'down' if end.startswith('A') else 'up'}.weight"] = tensor
+        if end.startswith("A"):
+            made[f"{flat}.alpha"] = np.asarray(tensor.shape[0], tensor.dtype)
+    return made
 
 
 def _parts(tensors: Tensors, known: Mapping[str, str]) -> dict[str, dict[str, np.ndarray]]:
@@ -174,8 +203,13 @@ def _split(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _header(notes: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return what peft says of a U-Net's adapters in a file's header, {}: nothing."""
+def lora_alphas(weights: Weights) -> Mapping[str, Any]:
+    """Return what peft says of a U-Net's adapters in a file's header, {}: nothing.
+
+    Raises:
+      Refused: if it cannot be read, or the adapters are of another kind.
+    """
+    notes = weights.notes
     if _HEADER not in notes:
         return {}
     try:
