@@ -48,6 +48,7 @@ def get_config(family: str = "edm") -> ConfigDict:
     # A teacher's run folder, a .safetensors, .bin or .pth of the original names, EDM's .pkl, or
     # hf://owner/repository/file (docs/weights.md).
     config.teacher.weights = ""
+    config.teacher.variant = ""  # of a folder's weights, such as fp16; "": the full or the only one
     config.teacher.lora = ""  # a LoRA file that is merged into them: kohya's, peft's or diffusers'
     config.teacher.lora_scale = 1.0  # how much of it
     config.teacher.objective = "edm"  # edm: ln sigma normal | eps: uniform level, error of eps

@@ -1,5 +1,6 @@
 """From a config to the things that it names: the family, the data, the weights, the mesh."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -251,7 +252,7 @@ def build_family(config: ConfigDict) -> Family:
     module = load_plugin(
         model.family, FAMILIES, "config.model.family", known=known, needs=("defaults", "build")
     )
-    family = module.build(model.to_dict())
+    family = _of_variant(module.build(model.to_dict()), config)
     side = model.resolution
     if tuple(family.image_shape[:2]) != (side, side):
         raise Refused(
@@ -262,6 +263,19 @@ def build_family(config: ConfigDict) -> Family:
     times = config.distill.student_times if "distill" in config else ()
     check_student_times(times, family.denoiser.schedule, "distill.student_times")
     return family
+
+
+def _of_variant(family: Family, config: ConfigDict) -> Family:
+    """Return the family that reads the variant of a folder's weights which the config names."""
+    variant = config.teacher.get("variant", "") if "teacher" in config else ""
+    if not variant:
+        return family
+    if not dataclasses.is_dataclass(family) or not hasattr(family, "variant"):
+        raise Refused(
+            f"config.teacher.variant={variant} with model.family={config.model.family}, expected "
+            "none: folders of a pipeline alone have variants; leave it empty."
+        )
+    return dataclasses.replace(family, variant=variant)
 
 
 def sample_labels(recipe: "Recipe", numbers: Int[np.ndarray, " n"]) -> PyTree:

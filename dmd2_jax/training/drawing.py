@@ -164,8 +164,8 @@ def _decoded(recipe: Recipe, images: np.ndarray) -> np.ndarray:
     """Return the pictures of samples, latents decoded where that costs little memory."""
     if images.shape[-1] in (1, 3) or images.shape[1] > LARGE_LATENT:
         return visible(images)
-    model = recipe.config.model
-    decode = open_decoder(model.pipeline, model.get("variant", ""))
+    config = recipe.config
+    decode = open_decoder(config.model.pipeline, config.teacher.get("variant", ""))
     return visible(images) if decode is None else decode(images)
 
 

@@ -77,7 +77,7 @@ PIPELINES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
 
 _PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_PARTS = ("unet", "scheduler")
+_PARTS = ("unet", "scheduler", "variant")
 _TOKENS = 77
 
 
@@ -276,7 +276,8 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
     Args:
       model_config: keys of `config.model`; those that are missing have their defaults. In place of
         `pipeline` it may have `unet` and `scheduler`, what a U-Net's config.json and a
-        scheduler_config.json hold; then the resolution is by default the U-Net's sample_size.
+        scheduler_config.json hold; then the resolution is by default the U-Net's sample_size. And
+        `variant`, of the weights' files in a folder.
 
     Returns:
       The family.
@@ -331,7 +332,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
         model,
         (size, size, unet.in_channels),
         diffusion,
-        variant=config["variant"],
+        variant=model_config.get("variant", ""),
     )
 
 

@@ -15,7 +15,6 @@ def defaults() -> ConfigDict:
     model = ConfigDict()
     model.family = "stable_diffusion"
     model.pipeline = ""  # a diffusers folder, or sd15 or sdxl for the published shapes
-    model.variant = ""  # of the pipeline's weights, such as fp16; "": the full or the only one
     model.resolution = 64  # a side of the latents; 64 of SD 1.5 are 512 pixels
     model.dtype = "float32"  # compute type: float32 | bfloat16
     model.remat = "none"  # none | block | full: what the backward pass computes again
