@@ -1,13 +1,18 @@
-"""Draw images from a run into one PNG.
+"""Draw images from a run into one picture, or into single images.
 
-Draw images from a run, or of prompts, into one PNG.
+Draw images from a run, or of prompts, into one picture, or into single images with their labels.
 
 example:
   dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png
+  dmd2 sample --workdir=runs/student --num=50000 --out=samples.npz
 
 of prompts:
   dmd2 sample --pipeline=sdxl --prompt='a red fox' --prompt='a blue door' --num=4
   dmd2 sample --pipeline=student --prompts=prompts.txt --seed=1
+
+--out decides: NAME.png is a grid; NAME.zip, NAME.npz (arr_0, arr_1) or a folder hold single
+images, made on all devices. Killed, the same command makes those that lack; the result is the
+same to the byte. `dmd2 evaluate --images` reads each of the three.
 
 The same seed gives teacher and student the same noise. A pipeline with an LCMScheduler,
 as `dmd2 export` writes it, is sampled as a student of few steps, any other by DDIM;
@@ -22,9 +27,10 @@ from typing import TYPE_CHECKING
 from dmd2_jax.config.flags import flag, given
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import check_seed
+from dmd2_jax.config.text import check_text
 
 if TYPE_CHECKING:
-    from dmd2_jax.sampling.images import Classes, Conditions, Model
+    from dmd2_jax.sampling.images import Classes, Conditions, Model, SampledImages
     from dmd2_jax.sampling.prompts import PromptSettings
     from dmd2_jax.sampling.runs import Run
 
@@ -38,7 +44,12 @@ GROUPS = {
 
 _OF_RUNS = ("classes", "ema", "weights", "checkpoint")
 _SETTINGS = ("steps", "guidance", "negative", "dtype", "vae", "vae_dtype", "variant")
-_OF_PROMPTS = ("pipeline", "prompt", "prompts", "batch_size", *_SETTINGS)
+_OF_PROMPTS = ("pipeline", "prompt", "prompts", *_SETTINGS)
+_NOTED = (
+    *("seed", "which", "ema", "steps", "guidance", "negative"),
+    *("dtype", "vae_dtype", "variant"),
+)
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _CLASSES_NUM, _PROMPT_NUM, _PROMPT_BATCH = 100, 1, 4
 
 
@@ -51,7 +62,11 @@ class Options:
     """
 
     workdir: str = flag("the run folder", default="", metavar="DIR")
-    out: str = flag("the picture", default="samples.png", metavar="PNG")
+    out: str = flag(
+        "a picture (.png), or single images: a folder, a .zip or an .npz",
+        default="samples.png",
+        metavar="PATH",
+    )
     num: int | None = flag("how many; default: 100; with prompts of each, 1", default=None)
     seed: int = flag("of the noise", default=0)
     classes: tuple[int, ...] | None = flag(
@@ -59,6 +74,9 @@ class Options:
     )
     which: str | None = flag(
         "default: the one that the run trained", default=None, choices=("teacher", "student")
+    )
+    batch_size: int | None = flag(
+        "images at a time; default: config.evaluate.batch_size, of prompts 4", default=None
     )
     ema: float | None = flag("the student's average of this decay", default=None, metavar="DECAY")
     weights: str = flag("to use instead of the run's; also .bin, .pkl", default="", metavar="FILE")
@@ -97,7 +115,6 @@ class Options:
         metavar="TEXT",
         group=_TEXT,
     )
-    batch_size: int | None = flag("images at a time; default: 4", default=None, group=_TEXT)
     variant: str = flag(
         "of the pipeline's weights, such as fp16; default: the full or the only one",
         default="",
@@ -141,7 +158,9 @@ class Options:
                 f"got --prompt={list(self.prompt)} and --prompts={self.prompts!r}, expected one of "
                 "them; give --prompt='a red fox', which may be repeated, or a file of prompts."
             )
-        return read_prompts(self.prompts).texts if self.prompts else self.prompt
+        if self.prompts:
+            return read_prompts(self.prompts).texts
+        return tuple(check_text(text, "--prompt") for text in self.prompt)
 
     def settings(self) -> "PromptSettings":
         """Return how prompts are to be sampled."""
@@ -152,10 +171,10 @@ class Options:
 
 
 def run(options: Options) -> Path:
-    """Draw the images, write the grid and say where.
+    """Draw the images, write them and say where.
 
     Returns:
-      The PNG.
+      The picture, folder or file.
 
     Raises:
       FileNotFoundError: if the pipeline or the file of prompts is missing.
@@ -195,10 +214,9 @@ def _of_classes(options: Options, run: "Run") -> Path:
     num = _CLASSES_NUM if options.num is None else options.num
     chosen = len(options.classes or ())
     columns = chosen if chosen > 1 else math.isqrt(num - 1) + 1
-    batch_size = run.config.evaluate.batch_size
-    _write(model, conditions, out, num, columns, batch_size, options.seed, run.name)
-    print(f"{num} images: {out}")
-    return out
+    batch_size = options.batch_size or run.config.evaluate.batch_size
+    images = _images(options, model, conditions, num, batch_size, run.name)
+    return _write(options, images, out, columns, f"{num} images")
 
 
 def _chosen(options: Options, run: "Run") -> "Run":
@@ -255,41 +273,70 @@ def _of_prompts(
     assert model.pipeline is not None  # which a model of prompts has
     conditions = Prompts(model.pipeline, texts, each=each, negative=options.negative)
     columns = each if each > 1 else math.isqrt(len(texts) - 1) + 1
-    total = each * len(texts)
-    _write(model, conditions, out, total, columns, batch_size, options.seed, name)
-    print(f"{each} image{'' if each == 1 else 's'} of each prompt: {out}")
-    return out
+    images = _images(options, model, conditions, each * len(texts), batch_size, name)
+    what = f"{each} image{'' if each == 1 else 's'} of each prompt"
+    return _write(options, images, out, columns, what)
 
 
 def _checked_out(options: Options) -> Path:
-    """Refuse a picture in a folder that does not exist."""
+    """Refuse what would lie in a folder that does not exist, or is of no form."""
+    from dmd2_jax.sampling.files import ENDINGS
+
     out = Path(options.out)
+    if out.suffix and not (
+        out.suffix.lower() in (*_PICTURES, *ENDINGS) or out.is_dir() or options.out.endswith("/")
+    ):
+        raise Refused(
+            f"--out={out} ends in {out.suffix}, expected one of {', '.join(_PICTURES)} for a grid, "
+            f"{', '.join(ENDINGS)} for single images, or a folder; rename it (a folder may end in "
+            "/)."
+        )
     if not out.parent.is_dir():
         raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
     return out
 
 
-def _write(
+def _is_grid(out: str | Path) -> bool:
+    return Path(out).suffix.lower() in _PICTURES and not Path(out).is_dir()
+
+
+def _images(
+    options: Options,
     model: "Model",
     conditions: "Conditions",
-    out: Path,
     num: int,
-    columns: int,
     batch_size: int,
-    seed: int,
     name: str,
-) -> None:
-    from dmd2_jax.pictures.grids import image_grid
+) -> "SampledImages":
+    """Return what is to be made: a grid on the first device, as ever, and many on all."""
+    import jax
+
+    from dmd2_jax.runtime.sharding import make_mesh
     from dmd2_jax.sampling.images import SampledImages
 
-    images = SampledImages(
+    return SampledImages(
         "samples",
         name,
         model,
         conditions,
         num=num,
         batch_size=batch_size,
-        seed=seed,
+        seed=options.seed,
+        mesh=None if _is_grid(options.out) else make_mesh({"data": -1}, jax.devices()),
         timed=False,
     )
-    image_grid(images.all(), out, rows=-(-num // columns), cols=columns)
+
+
+def _write(options: Options, images: "SampledImages", out: Path, columns: int, what: str) -> Path:
+    if _is_grid(out):
+        from dmd2_jax.pictures.grids import image_grid
+
+        image_grid(images.all(), out, rows=-(-len(images) // columns), cols=columns)
+    else:
+        from dmd2_jax.sampling.files import write_samples
+
+        flags = {name: getattr(options, name) for name in _NOTED}
+        if not write_samples(images, out, {n: v for n, v in flags.items() if v not in (None, "")}):
+            what += ", which were there already"
+    print(f"{what}: {out}")
+    return out

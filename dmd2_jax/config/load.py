@@ -22,6 +22,7 @@ from dmd2_jax.config.family import choose_family
 from dmd2_jax.config.plugins import nearest
 from dmd2_jax.config.recorded import MOVED, moved_in
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_text
 
 __all__ = [
     "allowed_changes",
@@ -280,7 +281,7 @@ def _remedy(recipe: Path, error: Exception) -> str:
             'load_config("imagenet64") of dmd2_jax.config.load.'
         )
     try:
-        text = recipe.read_text(encoding="utf-8")
+        text = read_text(recipe)
     except (OSError, ValueError):
         return ""
     if moved := moved_in(text):

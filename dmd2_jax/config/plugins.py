@@ -103,9 +103,7 @@ def _import_own(name: str, what: str) -> ModuleType:
 
 def summary(module_file: Path) -> str:
     """Return the first line of a Python file's docstring, without running the file."""
-    return (ast.get_docstring(ast.parse(module_file.read_text(encoding="utf-8"))) or "").split(
-        "\n", 1
-    )[0]
+    return (ast.get_docstring(ast.parse(module_file.read_bytes())) or "").partition("\n")[0]
 
 
 def nearest(word: object, candidates: Iterable[str]) -> str:

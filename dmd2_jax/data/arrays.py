@@ -13,10 +13,6 @@ without labels there is one class. .npy images stay on disk and are read as they
 `config.data.test_fraction` of every class is held out by a fixed seed.
 """
 
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -25,29 +21,17 @@ import numpy as np
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.contract import Options, Source
 from dmd2_jax.data.reading.dataset import (
-    MEMORY_LIMIT,
     ImageDataset,
     Subset,
     check_split,
     split_indices,
 )
+from dmd2_jax.data.reading.npz import DAMAGE, read_npz, refused
 
-_IMAGES, _LABELS = ("images", "x", "image", "arr_0"), ("labels", "y", "label", "arr_1")
+IMAGES, LABELS = ("images", "x", "image", "arr_0"), ("labels", "y", "label", "arr_1")
+"""What the arrays of images and of labels may be called."""
+
 _TESTS = ("test", "val")
-_SMALL = 2**26  # bytes; constant labels of this size may be deflated by any ratio
-_MAX_RATIO = 200
-_DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    MemoryError,
-    SyntaxError,  # this and the next of a header, which is a Python literal
-    tokenize.TokenError,
-    struct.error,
-    zlib.error,
-)
-
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -99,7 +83,9 @@ def _read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     elif (root / "train.npz").is_file():
         files = {name: root / f"{name}.npz" for name in ("train", *_TESTS)}
         found = {
-            name: _pair(read_npz(file), str(file)) for name, file in files.items() if file.is_file()
+            name: images_and_labels(read_npz(file), str(file))
+            for name, file in files.items()
+            if file.is_file()
         }
     else:
         arrays = {file.stem: _open_npy(file) for file in sorted(root.glob("*.npy"))}
@@ -115,17 +101,30 @@ def _by_split(arrays: Arrays, place: str) -> dict[str, tuple[np.ndarray, np.ndar
     found = {}
     for split in ("train", *_TESTS):
         forms = [f"{{}}_{split}", f"{split}_{{}}"]
-        images = [form.format(name) for form in forms for name in _IMAGES]
+        images = [form.format(name) for form in forms for name in IMAGES]
         if any(name in arrays for name in images):
-            labels = [form.format(name) for form in forms for name in _LABELS]
-            found[split] = _pair(arrays, place, images, labels)
-    return found if "train" in found else {"train": _pair(arrays, place)}
+            labels = [form.format(name) for form in forms for name in LABELS]
+            found[split] = images_and_labels(arrays, place, images, labels)
+    return found if "train" in found else {"train": images_and_labels(arrays, place)}
 
 
-def _pair(
-    arrays: Arrays, place: str, images: Iterable[str] = _IMAGES, labels: Iterable[str] = _LABELS
+def images_and_labels(
+    arrays: Arrays, place: str, images: Iterable[str] = IMAGES, labels: Iterable[str] = LABELS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ([n, h, w, c] images, [n] int32 labels), zeros where there are none."""
+    """Choose images and labels among arrays by their names.
+
+    Args:
+      arrays: name -> array.
+      place: the file, for messages.
+      images: names that the images may have.
+      labels: names that the labels may have.
+
+    Returns:
+      ([n, h, w, c] images, [n] int32 labels), zeros where there are none.
+
+    Raises:
+      ValueError: if there are no images, or the labels are no class numbers.
+    """
     chosen = [name for name in images if name in arrays]
     if not chosen:
         raise Refused(
@@ -152,73 +151,5 @@ def _open_npy(file: Path) -> np.ndarray:
     """Map a .npy file into memory, reading nothing yet."""
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except _DAMAGE as error:
-        raise _refused(str(file), error) from error
-
-
-def read_npz(file: Path, limit: int = MEMORY_LIMIT) -> dict[str, np.ndarray]:
-    """Read every array of a .npz, running no code that it holds.
-
-    Args:
-      file: the file.
-      limit: bytes that all arrays together may take.
-
-    Returns:
-      name -> array.
-
-    Raises:
-      ValueError: if it is damaged, holds Python objects (which would be unpickled), or an array
-        is not the size that its header and the zip's directory agree on, or inflates like a bomb.
-    """
-    arrays = {}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            size = sum(info.file_size for info in members)
-            if size > limit:
-                raise Refused(
-                    f"{size / 2**30:,.1f} GiB inflated, more than {limit / 2**30:,.1f}: save it as "
-                    "images.npy and labels.npy, which stay on disk"
-                )
-            for info in members:
-                packed = max(1, info.compress_size)
-                if info.file_size > _SMALL and info.file_size > _MAX_RATIO * packed:
-                    raise Refused(
-                        f"{info.filename!r} inflates from {packed:,} to {info.file_size:,} bytes: "
-                        "it may be a zip bomb"
-                    )
-                with archive.open(info) as stream:
-                    _check_header(stream, info)
-                with archive.open(info) as stream:
-                    name = info.filename.removesuffix(".npy")
-                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    except (*_DAMAGE, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise _refused(str(file), error) from error
-    return arrays
-
-
-def _check_header(stream, info: zipfile.ZipInfo) -> None:
-    """Refuse an array of objects, or of another size than the directory says, before reading."""
-    version = np.lib.format.read_magic(stream)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise Refused(f"{info.filename!r} has .npy version {version}, not 1.0 or 2.0")
-    shape, _, dtype = readers[version](stream)
-    if dtype.hasobject:
-        raise Refused(f"{info.filename!r} holds Python objects, which could run code")
-    expected = int(np.prod([int(side) for side in shape], dtype=object)) * dtype.itemsize
-    if info.file_size != expected + stream.tell():
-        raise Refused(
-            f"{info.filename!r} has {info.file_size:,} bytes, not the {expected:,} that its shape "
-            f"{shape} of {dtype} takes"
-        )
-
-
-def _refused(file: str, error: BaseException) -> Refused:
-    return Refused(
-        f"{file} is refused ({type(error).__name__}: {error}), expected plain arrays of numbers; "
-        "save them again with numpy.save or numpy.savez."
-    )
+    except DAMAGE as error:
+        raise refused(str(file), error) from error

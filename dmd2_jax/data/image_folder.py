@@ -1,4 +1,4 @@
-"""A folder or zip of PNG or JPEG files, with EDM's dataset.json or a folder for each class.
+"""A folder or zip of image files, with EDM's dataset.json or a folder for each class.
 
 Where `path` leads to is one of
 
@@ -9,10 +9,14 @@ Where `path` leads to is one of
 and, around any of these, folders or zips called train and test (or val). Without a test split
 `config.data.test_fraction` of every class is held out by a fixed seed.
 
+Files are PNG, JPEG, WebP, BMP, GIF, TIFF, AVIF or PPM, by their endings; a warning counts those
+that are left out.
+
 Source of the layout: T. Karras et al., EDM, dataset_tool.py's documented output.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,19 +24,27 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.text import decode_text
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import check_split, split_indices
-from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, decode_image
-from dmd2_jax.data.reading.folder import FileTree, Folder
+from dmd2_jax.data.reading.decode import (
+    MAX_BYTES,
+    CorruptImageError,
+    image_endings,
+    is_image,
+    read_image,
+)
+from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings, warn_of_left_out
 from dmd2_jax.data.reading.source import DecodedSource, listed
 from dmd2_jax.data.reading.zip_file import ZipFolder
 from dmd2_jax.typing import Shaped
+
+_LOG = logging.getLogger(__name__)
 
 LABELS = "dataset.json"
 TEST_NAMES = ("test", "val", "valid", "validation")
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841; a lying label must not make us allocate much
 _MAX_LABEL_BYTES = 2**28  # of a dataset.json: ten million images
-_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 class _Part(NamedTuple):
@@ -77,7 +89,7 @@ def load(
 
     def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
         tree, name = files[i]
-        return decode_image(tree.read(name, MAX_BYTES), describe(i), resolution), int(labels[i])
+        return read_image(tree, name, resolution), int(labels[i])
 
     return DecodedSource(
         f"image_folder {Path(path).name}",
@@ -114,20 +126,20 @@ def _places(path: str) -> dict[str, tuple[FileTree, str]]:
 
 
 def _open_zip(path: Path) -> ZipFolder:
-    return ZipFolder(path, _wanted, _MAX_LABEL_BYTES)
+    return ZipFolder(path, _wanted, max(MAX_BYTES, _MAX_LABEL_BYTES))
 
 
 def _wanted(name: str) -> bool:
-    return name.lower().endswith(_ENDINGS) or name.rpartition("/")[-1] == LABELS
+    return is_image(name) or name.rpartition("/")[-1] == LABELS
 
 
 def _named(found: dict[str, tuple[FileTree, str]]) -> dict[str, tuple[FileTree, str]]:
     """Call the split that is not trained on "test"; with several, the first of TEST_NAMES."""
     chosen = {"train": found["train"]}
-    for name in TEST_NAMES:
-        if name in found:
-            return chosen | {"test": found[name]}
-    return chosen
+    tests = [name for name in TEST_NAMES if name in found]
+    for name in tests[1:]:
+        _LOG.warning("%s: left out %s: the test split is %s.", found[name][0].place, name, tests[0])
+    return chosen | ({"test": found[tests[0]]} if tests else {})
 
 
 def _common_folder(names: list[str]) -> str:
@@ -149,10 +161,12 @@ def _read_part(tree: FileTree, folder: str) -> _Part:
     images = [name for name in inside if not name.endswith(LABELS)]
     place = f"{tree.place}/{folder}"
     if not images:
+        others = f" (but {listed_endings(tree.others)})" if tree.others else ""
         raise Refused(
-            f"{place} has no images, expected files ending in {', '.join(_ENDINGS)}; check "
-            "config.data.path."
+            f"{place} has no images{others}, expected files ending in {', '.join(image_endings())};"
+            " check config.data.path, or convert them."
         )
+    warn_of_left_out(tree, f"files ending in {', '.join(image_endings())}")
     if folder + LABELS in inside:
         classes = _edm_classes(tree, folder, [name[len(folder) :] for name in images])
         return _Part(tree, images, classes)
@@ -171,7 +185,7 @@ def _edm_classes(tree: FileTree, folder: str, names: list[str]) -> list[int]:
     file = f"{tree.place}/{folder}{LABELS}"
     form = 'expected {"labels": [["00000/img0.png", 3], ...]}'
     try:
-        content = json.loads(tree.read(folder + LABELS, _MAX_LABEL_BYTES))
+        content = json.loads(decode_text(tree.read(folder + LABELS, _MAX_LABEL_BYTES), file))
     except (ValueError, RecursionError, CorruptImageError) as error:
         raise Refused(
             f"{file} cannot be read ({type(error).__name__}: {error}), {form}; make it again."

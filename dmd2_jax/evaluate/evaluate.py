@@ -26,7 +26,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
-from dmd2_jax.evaluate.spaces import RealSide, Space, open_spaces, real_side
+from dmd2_jax.evaluate.spaces import RealSide, Space, is_statistics, open_spaces, real_side
 from dmd2_jax.metrics.contract.figures import plain
 from dmd2_jax.metrics.features.extractor import Collector
 from dmd2_jax.pictures.checkpoint_curve import checkpoint_curve
@@ -120,7 +120,12 @@ def figures_file(options: EvaluateOptions) -> Path:
 
 
 def _check_one_written(options: EvaluateOptions) -> None:
-    """Refuse to write the statistics of two feature networks into one file."""
+    """Refuse to write statistics that are there already, or those of two networks into one file."""
+    if options.write_reference and is_statistics(options.reference):
+        raise Refused(
+            f"`write_reference=` with `reference={options.reference}`, which are statistics "
+            "already, expected images; copy the file."
+        )
     others = [name for name in options.metrics if name not in (PATCH, CLIP)]
     if options.write_reference and PATCH in options.metrics and others:
         raise Refused(

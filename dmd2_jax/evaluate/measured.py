@@ -31,13 +31,13 @@ _OF_PROMPTS = ("prompts", "steps", "guidance", "dtype")
 
 
 class FileImages:
-    """A folder or zip of images; see `sampling.images.Images`."""
+    """A folder, zip or .npz of images; see `sampling.images.Images`."""
 
     def __init__(self, path: str, num: int, seed: int) -> None:
         """Open it.
 
         Args:
-          path: the folder or zip.
+          path: the folder, zip or .npz.
           num: how many of its images, drawn at random; 0: all.
           seed: of which.
 

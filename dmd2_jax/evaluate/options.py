@@ -39,7 +39,10 @@ class EvaluateOptions:
     )
     overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     images: str = flag(
-        "a folder or zip of PNG or JPEG of one size", default="", metavar="PATH", group=_MEASURED
+        "images of one size: a folder, a zip, or an .npz of arr_0",
+        default="",
+        metavar="PATH",
+        group=_MEASURED,
     )
     weights: str = flag(
         "weights of the recipe's network: .safetensors, .bin, .pkl, or a run folder",
@@ -100,8 +103,9 @@ class EvaluateOptions:
         group=_MEASURED,
     )
     reference: str = flag(
-        "a folder or zip of real images, or an .npz of their statistics as EDM's programs write "
-        "and read it; default: all images of the recipe's data, train and test",
+        "real images: a folder, a zip, or an .npz of arr_0; or an .npz of their statistics as "
+        "EDM's programs write and read it; default: all images of the recipe's data, train and "
+        "test",
         default="",
         metavar="PATH",
         group=_REAL,
@@ -140,7 +144,7 @@ class EvaluateOptions:
         group=_HOW,
     )
     clip: str = flag(
-        "a CLIP model as transformers writes it; --images then have a metadata.jsonl",
+        "a CLIP model as transformers writes it; --images then have captions",
         default="",
         metavar="DIR",
         group=_HOW,
@@ -158,11 +162,6 @@ class EvaluateOptions:
     def of_run(self) -> bool:
         """Whether the networks of a run are measured."""
         return bool(self.workdir) and not (self.images or self.weights or self.pipeline)
-
-    @property
-    def uses_statistics_file(self) -> bool:
-        """Whether the real side is an .npz."""
-        return self.reference.lower().endswith(".npz")
 
 
 def metric_names() -> list[str]:
@@ -196,17 +195,10 @@ def check_options(options: EvaluateOptions) -> None:
             f"`resize={options.resize}` with `features=classifier`, which resizes nothing, "
             "expected `features=inception`; add it or leave `resize=` away."
         )
-    if options.write_reference:
-        if options.uses_statistics_file:
-            raise Refused(
-                f"`write_reference=` with `reference={options.reference}`, which are statistics "
-                "already, expected images; copy the file."
-            )
-        if not options.write_reference.endswith(".npz"):
-            raise Refused(
-                f"`write_reference={options.write_reference}`, expected a name ending in .npz; "
-                "add it."
-            )
+    if options.write_reference and not options.write_reference.endswith(".npz"):
+        raise Refused(
+            f"`write_reference={options.write_reference}`, expected a name ending in .npz; add it."
+        )
 
 
 def _check_metrics(options: EvaluateOptions) -> None:

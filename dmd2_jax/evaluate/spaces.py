@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dmd2_jax import data, metrics
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
+from dmd2_jax.data.reading.npz import npz_names
 from dmd2_jax.evaluate.measured import FILES_BATCH
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions
 from dmd2_jax.metrics.features.extractor import (
@@ -22,7 +23,13 @@ from dmd2_jax.metrics.features.extractor import (
     FeatureSet,
     classifier_extractor,
 )
-from dmd2_jax.metrics.features.images import Sized, check_comparable, image_batches, open_images
+from dmd2_jax.metrics.features.images import (
+    Sized,
+    check_comparable,
+    holds_images,
+    image_batches,
+    open_images,
+)
 from dmd2_jax.metrics.features.inception import inception_extractor, read_inception
 from dmd2_jax.metrics.features.real import Reference, open_reference
 from dmd2_jax.metrics.features.reference import read_reference, write_statistics
@@ -33,6 +40,7 @@ __all__ = [
     "RealSide",
     "Space",
     "classifier_space",
+    "is_statistics",
     "open_spaces",
     "real_side",
     "reference_side",
@@ -197,7 +205,7 @@ def real_side(
             _check_samples(space, images)
     if not any(needs) and not options.write_reference:
         return RealSide("", (None,) * len(spaces))
-    if options.uses_statistics_file:
+    if is_statistics(options.reference) and not _read_as_images(options, needs):
         _check_statistics_suffice(options, spaces)
         sets = [read_reference(options.reference, space.extractor, measured) for space in spaces]
         return RealSide(Path(options.reference).name, tuple(sets))
@@ -221,6 +229,24 @@ def real_side(
         (made,) = sets  # of one network: `evaluate` has refused the flag with several
         write_statistics(made.statistics, made.extractor, options.write_reference, source)
     return RealSide(source.name, tuple(sets))
+
+
+def is_statistics(reference: str) -> bool:
+    """Return whether a reference is an .npz of statistics; ADM's have images too."""
+    if not reference.lower().endswith(".npz"):
+        return False
+    return not holds_images(reference) or {"mu", "sigma"} <= npz_names(Path(reference).expanduser())
+
+
+def _read_as_images(options: EvaluateOptions, needs: Sequence[frozenset[str]]) -> bool:
+    """Return whether the images beside statistics are wanted, and say so."""
+    if all(need <= {"statistics"} for need in needs) or not holds_images(options.reference):
+        return False
+    _LOG.warning(
+        "%s has mu and sigma, and images: the images are used for all of `metrics=%s`, as some "
+        "need more than mu and sigma.", options.reference, ",".join(options.metrics),
+    )  # fmt: skip
+    return True
 
 
 def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:

@@ -10,7 +10,7 @@ from dmd2_jax.typing import Array
 
 
 def weight(
-    layer: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...], *more: Any
+    layer: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], *more: Any
 ) -> Array:
     """Return `layer.param(name, init, shape, *more)`, without tracing `init` where it is not used.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 
 __all__ = [
     "RunFolderError",
@@ -124,7 +125,7 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
     """
     path = Path(workdir) / "config.json"
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         command, config = record["command"], record["config"]
     except FileNotFoundError as error:
         raise RunFolderError(
@@ -272,7 +273,7 @@ def _named(key: str, names: tuple[str, ...]) -> bool:
 
 
 def _listed_in(folder: Path, name: str) -> list[dict[str, Any]]:
-    found = json.loads((folder / "config.json").read_text()).get(name, [])
+    found = read_json(folder / "config.json").get(name, [])
     return found if isinstance(found, list) else []
 
 

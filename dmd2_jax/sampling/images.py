@@ -1,6 +1,7 @@
 """Sets of images that go by in batches: sampled of classes or prompts, or read from files."""
 
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from dmd2_jax.sampling.samplers import Sampler, sample_noise
 from dmd2_jax.text2image.image_latents import check_finite
@@ -221,6 +223,7 @@ class SampledImages:
         self._model = model
         self._num, self._seed, self._first = num, seed, first
         self._timed, self._seconds = timed, 0.0
+        self._held: tuple[Params, Params] | None = None
         self._mesh = make_mesh({}, jax.devices()[:1]) if mesh is None else mesh
         self._batch_size = whole_batch(min(batch_size, num), self._mesh)
 
@@ -234,19 +237,34 @@ class SampledImages:
           ValueError: if latents or images of a pipeline are not finite; the message names the
             image and the remedy.
         """
-        pipeline = self._model.pipeline
-        loaded = (self._model.load(), None if pipeline is None else pipeline.vae_params)
-        params = jax.device_put(loaded, replicated(self._mesh))
-        del loaded
+        return (batch for _, batch in self.parts())
+
+    def parts(
+        self, wanted: Callable[[int, int], bool] = lambda begin, end: True
+    ) -> Iterator[tuple[int, Batch]]:
+        """Yield (number of its first image, batch) of the batches that are wanted; see `batches`.
+
+        Args:
+          wanted: (numbers of the first image and of the one behind the last) -> whether to make
+            them. What an image is does not depend on it, to the bit.
+        """
+        begins = [
+            begin
+            for begin in range(0, self._num, self._batch_size)
+            if wanted(begin, min(begin + self._batch_size, self._num))
+        ]
+        if not begins:
+            return
+        params = jax.device_put(self._load(), replicated(self._mesh))
         if self._timed:
             self._batch(params, 0)
         self._seconds = 0.0
-        for begin in range(0, self._num, self._batch_size):
+        for begin in begins:
             start = time.perf_counter()
             images, labels = self._batch(params, begin)
             self._seconds += time.perf_counter() - start
             count = min(self._batch_size, self._num - begin)
-            yield {"image": images[:count], "label": labels[:count]}
+            yield begin, {"image": images[:count], "label": labels[:count]}
 
     def all(self) -> Float[np.ndarray, "n h w c"]:
         """Return all images at once, with a bar where that takes long."""
@@ -261,6 +279,36 @@ class SampledImages:
         """Return the image's number, the network, and its prompt if it has one."""
         number = self._first + index
         return f"image {number} of {self.name}{self.conditions.describe(number)}"
+
+    def captions(self) -> list[str] | None:
+        """Return the prompt of each image; None of classes."""
+        conditions = self.conditions
+        return conditions.texts(self._num) if isinstance(conditions, Prompts) else None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides how the images look, but for the sampler: reads the weights."""
+        params, vae = self._held = self._load()
+        texts = "\n".join(self.captions() or []).encode()
+        labels = self.conditions.labels(self._first + np.arange(self._num))
+        pipeline = self._model.pipeline
+        encoders = () if pipeline is None else pipeline.encoders.params
+        return {
+            "num": self._num,
+            "network calls": self._model.sampler.nfe,
+            "weights": params_digest(params),
+            "autoencoder": "" if vae is None else params_digest(vae),
+            "text encoders": [params_digest(each) for each in encoders],
+            "conditions": params_digest({"labels": labels}),
+            "prompts": hashlib.blake2b(texts, digest_size=16).hexdigest() if texts else "",
+        }
+
+    def _load(self) -> tuple[Params, Params]:
+        """Read the weights of the network and of the autoencoder, unless `identity` has."""
+        held, self._held = self._held, None
+        if held is None:
+            pipeline = self._model.pipeline
+            held = (self._model.load(), None if pipeline is None else pipeline.vae_params)
+        return held
 
     def figures(self) -> dict[str, Any]:
         """Return number, network calls an image, and seconds an image where they are wanted."""

@@ -9,7 +9,6 @@ function of (seed, n) and the teacher alone; `recipe.open.sample_labels` says of
 prompt.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.recipe.open import Recipe, open_recipe, sample_labels
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import check_free_space, write_json
@@ -185,7 +185,7 @@ def _claim(folder: Path, made_with: dict[str, Any]) -> bool:
     index = folder / _INDEX
     if index.is_file():
         try:
-            return json.loads(index.read_text(encoding="utf-8")) == made_with
+            return read_json(index) == made_with
         except ValueError:
             return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.images import edm_files, picture, png, write_folder, write_zip
+from tests.data.images import edm_files, encoded, picture, png, write_folder, write_zip
 from tests.data.test_arrays import Evil
 from tests.tiny import RECIPE, contents, dmd2, scratch, teacher_run
 
@@ -54,6 +54,17 @@ def test_data_checks_the_recipes_source(tmp_path: Path, capsys: pytest.CaptureFi
     assert re.search(r"test +359 +10 +0", text)
     # 8 x 8 images, each 6 times enlarged, with 4 pixels between them and 8 around.
     assert Image.open(tmp_path / "d.png").size == (8 * 48 + 7 * 4 + 16,) * 2
+
+
+def test_data_counts_every_kind_of_image_and_says_what_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = ("png", "webp", "bmp", "gif", "tiff")
+    files = {f"a/{i}.{kind}": encoded(picture(i), kind) for i, kind in enumerate(kinds)}
+    path = write_folder(tmp_path / "mixed", files | {"a/9.heic": b"", "a/9.xmp": b""})
+    assert dmd2(*words("image_folder", path, "--config.data.test_fraction=0")) == 0
+    assert re.search(r"train +5 +1 +0", capsys.readouterr().out)
+    assert "mixed: left out 2: 1 .heic, 1 .xmp; read are files ending in .png" in caplog.text
 
 
 def test_data_draws_the_histogram_of_the_classes(

@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,16 @@ def png(image: np.ndarray, mode: str | None = None) -> bytes:
     it = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     buffer = io.BytesIO()
     (it if mode is None else it.convert(mode)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encoded(image: np.ndarray, kind: str, **options: Any) -> bytes:
+    """The image in a format by its file's ending, without loss where the format can do that."""
+    lossless = {"webp": {"lossless": True}, "avif": {"quality": 100, "subsampling": "4:4:4"}}
+    name = {"jpg": "JPEG", "tif": "TIFF"}.get(kind, kind.upper())
+    buffer = io.BytesIO()
+    it = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    it.save(buffer, format=name, **lossless.get(kind, {}), **options)
     return buffer.getvalue()
 
 

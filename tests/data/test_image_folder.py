@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dmd2_jax.data import Options, image_folder
 from dmd2_jax.data.reading.decode import ImageRefusedError
 from dmd2_jax.data.reading.source import CorruptDataError
-from tests.data.images import edm_files, picture, png, write_folder, write_zip
+from tests.data.images import edm_files, encoded, picture, png, write_folder, write_zip
 
 CLASSES = [0, 1, 2, 0, 1, 2, 0, 1, 2, 3]
 
@@ -181,7 +182,9 @@ def test_load_refuses_images_beside_folders_of_classes(tmp_path: Path) -> None:
 
 
 def test_load_refuses_a_folder_without_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no images, expected files ending in \.png"):
+    with pytest.raises(
+        ValueError, match=r"has no images \(but 1 \.txt\), expected files ending in \.png"
+    ):
         opened(write_folder(tmp_path, {"a/readme.txt": b""}))
 
 
@@ -190,3 +193,44 @@ def test_load_refuses_a_place_that_does_not_exist(tmp_path: Path) -> None:
         opened(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"config\.data\.path is empty"):
         image_folder.load("")
+
+
+@BOTH
+def test_load_reads_every_kind_of_image_and_says_once_what_it_leaves_out(
+    tmp_path: Path, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = ("bmp", "gif", "png", "tiff", "webp")
+    files = {f"a/{i}.{kind}": encoded(picture(i), kind) for i, kind in enumerate(kinds)}
+    others = {"a/5.heic": b"", "a/6.HEIC": b"", "a/notes.txt": b"", "list": b"", ".DS_Store": b""}
+    path = write(tmp_path / "x", files | others)
+    for split in ("train", "all", "all"):
+        images = opened(path, split, test_fraction=0)[0]
+    np.testing.assert_array_equal(images, [picture(i) for i in range(5)])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "left out 4: 2 .heic, 1 .txt, 1 without an ending; read are files ending in .png" in said
+
+
+def test_load_says_that_links_to_folders_and_further_splits_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("train/a/1.png", "val/a/2.png", "test/a/3.png")
+    path = write_folder(tmp_path / "x", {n: png(picture(i)) for i, n in enumerate(names)})
+    (path / "train" / "b").symlink_to(write_folder(tmp_path / "b", {"4.png": png(picture(4))}))
+    assert len(opened(path)[0]) == 2
+    assert "left out 1: 1 links to folders, which are not followed" in caplog.text
+    assert "left out val: the test split is test" in caplog.text
+
+
+def test_load_turns_photographs_as_the_camera_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera stood on its side
+    upright = picture(0)
+    lying = np.rot90(upright)
+    path = write_folder(tmp_path, {"a/1.png": encoded(lying, "png", exif=exif)})
+    np.testing.assert_array_equal(opened(path)[0], [upright])
+
+
+def test_load_reads_a_dataset_json_with_a_byte_order_mark(tmp_path: Path) -> None:
+    files = edm_files([0, 1])
+    files["dataset.json"] = files["dataset.json"].decode().encode("utf-16")
+    assert opened(write_folder(tmp_path, files))[1].tolist() == [0, 1]

@@ -23,7 +23,7 @@ from dmd2_jax.metrics.features.resize import prepare
 from dmd2_jax.recipe.open import uniform_labels
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.sampling.samplers import sample_images, student_sampler
-from tests.data.images import picture, png, write_folder, write_zip
+from tests.data.images import edm_files, picture, png, write_folder, write_zip
 from tests.tiny import RECIPE, dmd2, refused, scratch, student_run
 
 EVERY = ("fid", "kid", "inception_score", "precision_recall", "density_coverage", "diversity")
@@ -180,6 +180,54 @@ def test_a_network_s_images_in_a_zip_have_its_figures() -> None:
     got = evaluate(f"--images={path}", f"--workdir={run()}")
     assert got["images_num_samples"] == 60
     assert got["images_fid"] == pytest.approx(plain()[0]["student_fid"], rel=1e-5)
+
+
+def test_images_of_an_npz_have_the_figures_of_a_folder(means, tmp_path) -> None:
+    pixels = np.stack([picture(i) for i in range(9)])
+    labels = np.arange(9) % 3
+    folder = write_folder(tmp_path / "made", edm_files(labels.tolist()))
+    np.savez(tmp_path / "made.npz", arr_0=pixels, arr_1=labels)
+    np.savez_compressed(tmp_path / "real.npz", arr_0=pixels[::2] // 2, mu_s=np.zeros(4))
+    write_folder(tmp_path / "real", {f"{i}.png": png(pixels[i] // 2) for i in range(0, 9, 2)})
+    words = ["--features=inception", means, "--metrics=fid,kid,diversity"]
+    sides = [(folder, tmp_path / "real"), (tmp_path / "made.npz", tmp_path / "real.npz")]
+    found = [evaluate(f"--images={a}", f"--reference={b}", *words) for a, b in sides]
+    figures = [f"images_{name}" for name in ("fid", "kid", "diversity", "num_samples")]
+    assert [found[0][key] for key in figures] == pytest.approx([found[1][key] for key in figures])
+    assert found[0]["images_fid"] > 0 and found[1]["reference"] == "real.npz"
+
+
+def test_a_reference_of_statistics_and_images_is_read_as_adm_reads_it(
+    means, tmp_path, caplog
+) -> None:
+    """mu and sigma for FID, the images where a metric needs them; which is said."""
+    real = np.stack([picture(i) for i in range(9)])
+    mu, sigma = np.zeros(3), np.eye(3)
+    np.savez(tmp_path / "both.npz", arr_0=real, mu=mu, sigma=sigma)
+    np.savez(tmp_path / "alone.npz", mu=mu, sigma=sigma)
+    np.savez(tmp_path / "made.npz", arr_0=real)
+    words = [f"--images={tmp_path / 'made.npz'}", "--features=inception", "--resize=edm", means]
+    got = [evaluate(*words, f"--reference={tmp_path / f'{n}.npz'}") for n in ("both", "alone")]
+    assert got[0]["images_fid"] == got[1]["images_fid"] > 1
+    assert "both.npz has mu and sigma" not in caplog.text
+    both = evaluate(*words, f"--reference={tmp_path / 'both.npz'}", "--metrics=fid,kid")
+    assert both["images_fid"] == pytest.approx(0, abs=1e-6)
+    assert "both.npz has mu and sigma, and images: the images are used for all" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"arr_0": np.zeros((3, 8, 8, 3), np.float32)}, "float32, expected uint8 in 0..255"),
+        ({"arr_0": np.zeros((3, 3, 8, 8), np.uint8)}, "(3, 3, 8, 8), expected [n, h, w, c]"),
+        ({"pictures": np.zeros((3, 8, 8, 3), np.uint8)}, "expected images under one of the names"),
+        ({"arr_0": np.array([None, 3], object)}, "holds Python objects, which could run code"),
+    ],
+)
+def test_an_npz_of_other_things_is_refused(arrays, message, means, tmp_path, capsys) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    words = [f"--images={tmp_path / 'x.npz'}", "--features=inception", means, "--reference=x"]
+    assert message in refused(capsys, "evaluate", *words)
 
 
 def test_num_of_a_folder_draws_so_many_by_the_seed(means, tmp_path) -> None:

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd2_jax.data import to_uint8
+from dmd2_jax.data.reading.captions import open_captions
+from dmd2_jax.evaluate.clip import captions_of
+from dmd2_jax.evaluate.measured import FileImages
+from dmd2_jax.metrics.features.images import open_images
 from dmd2_jax.pictures.grids import montage
 from dmd2_jax.sampling.images import Model
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
@@ -98,6 +103,20 @@ def test_sample_reads_prompts_of_a_file_and_draws_several_of_each(
     np.testing.assert_array_equal(pixels(out), montage(images, 2, 2))
     # A row is a prompt; its images differ by their noise alone.
     assert np.abs(images[0] - images[1]).max() > 0.05
+
+
+def test_single_images_of_prompts_have_their_captions_and_numbers(tmp_path: Path) -> None:
+    out = tmp_path / "samples.zip"
+    line = ["sample", f"--pipeline={tiny_pipeline('sd15')}", f"--out={out}", SHORT, "--num=2"]
+    assert dmd2(*line, *(f"--prompt={text}" for text in PROMPTS), "--batch_size=2") == 0
+    captioned = open_captions(out)
+    assert captioned.captions == tuple(text for text in PROMPTS for _ in range(2))
+    source = open_images(out)
+    batch = source.examples(np.arange(4))
+    assert batch["label"].tolist() == [0, 0, 1, 1]
+    expected = np.asarray(to_uint8(drawn(model("sd15"), PROMPTS, each=2, batch_size=2)))
+    assert np.abs(batch["image"].astype(int) - expected).max() <= 1  # on all devices, not on one
+    assert captions_of(str(out), FileImages(str(out), 0, 0)) == list(captioned.captions)
 
 
 def test_image_depends_on_seed_number_and_prompt_alone() -> None:

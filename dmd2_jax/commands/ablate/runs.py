@@ -21,6 +21,7 @@ from dmd2_jax.commands.ablate.rows import Ablation, check_seeds, load_ablation, 
 from dmd2_jax.commands.ablate.table import RULE, markdown, summary, terminal, values_of
 from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.evaluate.evaluate import EvaluateOptions, evaluate
 from dmd2_jax.evaluate.options import check_options
 from dmd2_jax.pictures.seed_points import seed_points
@@ -119,7 +120,7 @@ def _read(workdir: Path, ablation: Ablation) -> dict[str, Any]:
     table: dict[str, Any] = {"ablation": ablation.name, "runs": {}}
     if path.exists():
         try:
-            table = json.loads(path.read_text())
+            table = read_json(path)
             known = table["ablation"]
             _ = [(run["row"], run["seed"], run["figures"]) for run in table["runs"].values()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,10 +9,10 @@ examples:
   dmd2 cache --pipeline=sdxl --images=photos/ --out=cache --text_dtype=bfloat16
   dmd2 cache --pipeline=sd15 --prompts=prompts.txt --out=prompts_cache
 
---images is a folder or zip of PNG and JPEG with metadata.jsonl
+--images is a folder or zip of images with metadata.jsonl
   {"file_name": "1.png", "text": "a red fox"}
-or a .txt beside each image; their middle is cut out. --prompts is a .txt (one a line),
-.jsonl or .parquet.
+(or .csv, .parquet), or a .txt or .caption beside each; their middle is cut out. --prompts
+is a .txt (one a line), .jsonl or .parquet.
 
 writes into --out: shard-*.array_record, null.safetensors (the embedding of no prompt),
 and in the end manifest.json, which seals the configuration and the digest of each file.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.folder import read_component_tensors, write_component
 from dmd2_jax.families.published.lora_file import kohya_tensors
 from dmd2_jax.families.published.model import PublishedModel
@@ -117,7 +118,7 @@ def write_lora(tensors: Tensors, folder: Path, names: str = "peft") -> None:
 
 def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """Return the contents of model_index.json: known parts from known libraries, and settings."""
-    theirs = json.loads((base.folder / INDEX).read_text(encoding="utf-8"))
+    theirs = read_json(base.folder / INDEX)
     index: dict[str, Any] = {
         name: value
         for name, value in theirs.items()

@@ -1,6 +1,5 @@
 """What a run folder holds for the report, read without trusting any of it."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from dmd2_jax.commands.report.markup import number
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.metrics import read_metrics
 
@@ -130,7 +130,7 @@ def _read(name: str, workdir: str) -> Run:
 def _object(path: Path) -> dict[str, Any]:
     """Return what a JSON file holds; {} if it is not there."""
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

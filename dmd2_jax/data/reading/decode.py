@@ -1,21 +1,39 @@
-"""PNG and JPEG bytes to pixels, trusting nothing that the bytes say."""
+"""Bytes of an image to pixels as a viewer shows them, trusting nothing that the bytes say."""
 
+import contextlib
+import functools
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.folder import FileTree, TooLargeError
 from dmd2_jax.typing import Shaped
 
-MAX_BYTES = 2**24
-"""Of one encoded image: five times a 1024 x 1024 PNG of noise."""
+MAX_PIXELS = 2**27
+"""Of an image of any size: 134 million; a large telephone's photograph has 108."""
 
-MAX_PIXELS = 2**26
-"""Of an image of any size: 8192 x 8192."""
+MAX_BYTES = 4 * MAX_PIXELS + 2**20
+"""Of an encoded image: four bytes a pixel, as those that compress nothing take, and a header."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_ENDINGS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+"""What is read: Pillow's name of the format -> endings of its files."""
+
+_COLOUR_ALONE = ("WEBP", "AVIF", "GIF")
+"""Formats that grey images are written to as colour ones."""
+
 # All that Pillow raises for bytes that are no image, or a damaged one.
 _DAMAGE = (
     OSError,
@@ -24,6 +42,9 @@ _DAMAGE = (
     EOFError,
     IndexError,
     KeyError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -37,14 +58,53 @@ class ImageRefusedError(Refused):
     """A sound image that is not what the config asks for; reading must stop."""
 
 
-def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.ndarray, "h w c"]:
-    """Decode a PNG or JPEG.
+@functools.cache
+def image_endings() -> tuple[str, ...]:
+    """Return the endings of the files that are read: all whose format this Pillow knows."""
+    return tuple(ending for name in _formats() for ending in _ENDINGS[name])
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file of this name is one that is read, by its ending."""
+    return name.lower().endswith(image_endings())
+
+
+def read_image(tree: FileTree, name: str, resolution: int | None) -> Shaped[np.ndarray, "h w c"]:
+    """Read and decode an image of a folder or zip; see `decode_image`.
 
     Args:
-      data: the file's bytes.
+      tree: the folder or zip.
+      name: of the file in it.
+      resolution: height and width that it must have, in pixels; None: any.
+
+    Raises:
+      CorruptImageError, ImageRefusedError: see `decode_image`.
+      OSError: if the disk refuses.
+    """
+    try:
+        data = tree.read(name, MAX_BYTES)
+    except TooLargeError as error:
+        raise ImageRefusedError(str(error)) from error
+    return decode_image(data, f"{tree.place}/{name}", resolution)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of an encoded image, by its header's word.
+
+    Raises:
+      CorruptImageError: if it cannot be read.
+      ImageRefusedError: if the image has too many pixels.
+    """
+    return _open(data, "the image").size
+
+
+def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.ndarray, "h w c"]:
+    """Decode an image, turned as its camera says (EXIF's orientation).
+
+    Args:
+      data: the file's bytes: PNG, JPEG, WebP, BMP, GIF, TIFF, AVIF or PPM.
       name: the file, for messages.
-      resolution: height and width that it must have, in pixels; nothing is resized. None: any, and
-        photographs are turned as their cameras say.
+      resolution: height and width that it must have, in pixels; nothing is resized. None: any.
 
     Returns:
       uint8 [h, w, c]; c is 1 for grey, 3 for colour. Palettes become colour
@@ -52,43 +112,31 @@ def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.nd
 
     Raises:
       CorruptImageError: if the bytes cannot be decoded.
-      ImageRefusedError: if the image has another size, 16 bits a channel, transparent pixels or
-        a colour space other than grey and RGB.
+      ImageRefusedError: if the image has another size, several frames, more than 8 bits a channel,
+        transparent pixels or a colour space other than grey and RGB.
     """
-    from PIL import Image, ImageOps
-
-    if len(data) > MAX_BYTES:
-        raise ImageRefusedError(
-            f"{name} has {len(data):,} bytes, expected at most {MAX_BYTES:,} for one image; "
-            "prepare the images at the resolution of the config."
-        )
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    except Image.DecompressionBombError as error:
-        raise ImageRefusedError(
-            f"{name} claims to be enormous ({error}), expected at most {MAX_PIXELS:,} pixels; "
-            "remove it."
-        ) from error
-    except _DAMAGE as error:
-        raise CorruptImageError(f"no PNG or JPEG: {_reason(error)}") from error
+    image = _open(data, name)
     # The header's word, before a pixel is decoded: a small file cannot make us allocate much.
-    if resolution is None:
-        if image.size[0] * image.size[1] > MAX_PIXELS:
-            raise ImageRefusedError(
-                f"{name} is {image.size[0]} x {image.size[1]} pixels, expected at most "
-                f"{MAX_PIXELS:,} in all; make it smaller or remove it."
-            )
-    elif image.size != (resolution, resolution):
+    if resolution is not None and image.size != (resolution, resolution):
         raise ImageRefusedError(
             f"{name} is {image.size[0]} x {image.size[1]} pixels, expected {resolution} x "
             f"{resolution} as config.model.resolution; prepare the images at one size (none is "
             "resized silently) or set the resolution."
         )
-    if data.startswith(_PNG) and data[24:25] == b"\x10":
+    if _is_deep(image):
         raise _refused(name, "16 bits a channel", "convert it to 8 bits")
     try:
-        upright = ImageOps.exif_transpose(image) if resolution is None else image
-        pixels = np.asarray(_plain(upright, name))
+        # Two pictures in a JPEG (MPO) are one photograph, its preview or the other eye's.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise _refused(name, "several frames", "write the one that is meant as a PNG")
+        image.load()
+        # Damaged EXIF tells a viewer nothing either: the picture stays as it is.
+        with contextlib.suppress(*_DAMAGE):
+            _turn(image)
+        plain = _plain(image, name)
+        if image.format in _COLOUR_ALONE and _is_grey(plain):
+            plain = plain.convert("L")
+        pixels = np.asarray(plain)
     except _DAMAGE as error:
         if isinstance(error, ImageRefusedError):
             raise
@@ -123,6 +171,70 @@ def with_channels(
     if channels == 3:
         return np.repeat(image, 3, axis=-1)
     raise _refused(name, "colour, unlike the others", "convert it to grey, or the others to RGB")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image, features
+
+    # Pillow warns from 89 million pixels on, and we refuse: once is enough.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    Image.init()
+    known = [name for name in _ENDINGS if name in Image.OPEN]
+    return tuple(n for n in known if n not in ("WEBP", "AVIF") or features.check(n.lower()))
+
+
+def _open(data: bytes, name: str):
+    """Read the header, and refuse more pixels than there can be room for."""
+    from PIL import Image
+
+    if len(data) > MAX_BYTES:
+        raise ImageRefusedError(
+            f"{name} has {len(data):,} bytes, expected at most {MAX_BYTES:,} for one image; "
+            "make it smaller or remove it."
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+    except Image.DecompressionBombError as error:
+        raise ImageRefusedError(
+            f"{name} claims to be enormous ({error}), expected at most {MAX_PIXELS:,} pixels; "
+            "remove it."
+        ) from error
+    except _DAMAGE as error:
+        raise CorruptImageError(
+            f"no image of a kind that is read ({', '.join(_formats())}): {_reason(error)}"
+        ) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageRefusedError(
+            f"{name} is {width} x {height} pixels, expected at most {MAX_PIXELS:,} in all; make "
+            "it smaller or remove it."
+        )
+    return image
+
+
+def _is_deep(image) -> bool:
+    """Return whether a channel has more than 8 bits: of colour Pillow drops the rest silently."""
+    for tile in image.tile:
+        arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if ";16" in str(arguments[0]):  # as in Pillow's "RGB;16B"
+            return True
+        if tile.codec_name in ("ppm", "ppm_plain") and arguments[1:] > (255,):  # its largest value
+            return True
+    return False
+
+
+def _is_grey(image) -> bool:
+    """Return whether an image shows no colour; WebP's rounding makes grey off by one."""
+    pixels = np.asarray(image)
+    return pixels.ndim == 3 and int((pixels.max(axis=-1) - pixels.min(axis=-1)).max()) <= 1
+
+
+def _turn(image) -> None:
+    """Turn a decoded image as its EXIF says, in place."""
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
 
 
 def _plain(image, name: str):

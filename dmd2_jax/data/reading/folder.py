@@ -1,14 +1,26 @@
 """The files below a folder, by name."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from dmd2_jax.config.refused import Refused
 
+_LOG = logging.getLogger(__name__)
+
 Wanted = Callable[[str], bool]
 """Whether a file of this name is one of those to list."""
+
+_LINK = "links to folders, which are not followed"
+_KINDS = 10  # that are named
+_said: set[str] = set()
+
+
+class TooLargeError(Refused):
+    """A file of more bytes than one of its kind may have."""
 
 
 class FileTree(Protocol):
@@ -17,16 +29,18 @@ class FileTree(Protocol):
     Attributes:
       place: the folder or zip, for messages.
       names: sorted; "/" between folders.
+      others: of the files that are not listed: their ending -> how many.
     """
 
     place: str
     names: list[str]
+    others: Counter[str]
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a file's bytes.
 
         Raises:
-          ValueError: if it has more than `limit` bytes.
+          TooLargeError: if it has more than `limit` bytes.
         """
 
 
@@ -34,28 +48,77 @@ class Folder:
     """A `FileTree` on disk. Hidden files are left out; links to folders are not followed."""
 
     def __init__(self, path: str | Path, wanted: Wanted) -> None:
-        """List the wanted files below `path`."""
+        """List the wanted files below `path`.
+
+        Raises:
+          OSError: if a folder cannot be listed.
+        """
         self.place = str(path)
-        self.names = sorted(name for name in self._walk() if wanted(name) and not hidden(name))
+        self.names: list[str] = []
+        self.others: Counter[str] = Counter()
+        for name in self._walk():
+            if wanted(name):
+                self.names.append(name)
+            else:
+                self.others[ending(name)] += 1
+        self.names.sort()
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a file's bytes; see `FileTree`."""
         with open(os.path.join(self.place, name), "rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
-            raise Refused(
+            raise TooLargeError(
                 f"{self.place}/{name} has more than {limit:,} bytes, expected at most that; "
                 "remove the file if it is no part of the data set."
             )
         return data
 
     def _walk(self) -> Iterator[str]:
-        for folder, _, files in os.walk(self.place):
+        for folder, folders, files in os.walk(self.place, onerror=_raise):
             base = os.path.relpath(folder, self.place).replace(os.sep, "/")
             prefix = "" if base == "." else base + "/"
-            yield from (prefix + name for name in files)
+            folders[:] = [name for name in folders if not hidden(name)]
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            self.others.update({_LINK: len(links)} if links else {})
+            yield from (prefix + name for name in files if not hidden(name))
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would go on without the folder
 
 
 def hidden(name: str) -> bool:
     """Return whether a file is one that systems put beside the user's own."""
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return any(part.startswith((".", "__MACOSX", "lost+found")) for part in name.split("/"))
+
+
+def ending(name: str) -> str:
+    """Return what a file's name ends in: ".png", in small letters, or ""."""
+    return os.path.splitext(name.rpartition("/")[-1])[1].lower()
+
+
+def listed_endings(others: Counter[str]) -> str:
+    """Return "9 .heic, 3 .txt" of the files that a tree has beside those that it lists."""
+    kinds = sorted(others.items(), key=lambda pair: (-pair[1], pair[0] or "~"))
+    said = [f"{n:,} {kind or 'without an ending'}" for kind, n in kinds[:_KINDS]]
+    rest = sum(n for _, n in kinds[_KINDS:])
+    return ", ".join([*said, f"{rest:,} of other kinds"] if rest else said)
+
+
+def warn_of_left_out(tree: FileTree, read: str) -> None:
+    """Say once how many files of a tree are not read, and of which kinds.
+
+    Args:
+      tree: whose `others` are left out.
+      read: what is read instead.
+    """
+    if not tree.others:
+        return
+    message = (
+        f"{tree.place}: left out {tree.others.total():,}: {listed_endings(tree.others)}; read are "
+        f"{read}."
+    )
+    if message not in _said:
+        _said.add(message)
+        _LOG.warning("%s", message)

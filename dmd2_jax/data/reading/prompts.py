@@ -4,8 +4,8 @@
     .jsonl     {"prompt": "a handwritten seven"}, or "text", or "caption"
     .parquet   a column called so; needs pyarrow (`pip install 'dmd2_jax[text2image]'`)
 
-Texts are UTF-8; space around one is removed. Empty ones are left out and counted, duplicates are
-kept: a prompt that stands there twice is drawn twice as often.
+Texts are UTF-8, or UTF-16 with its byte-order mark; space around one is removed. Empty ones are
+left out and counted, duplicates are kept: a prompt that stands there twice is drawn twice as often.
 """
 
 import logging
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dmd2_jax.config.refused import Missing, Refused, lacks
-from dmd2_jax.data.reading.contract import MissingPackageError
+from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.text import check_text
+from dmd2_jax.data.reading.parquet import read_columns
 from dmd2_jax.data.reading.text_lines import json_lines, text_key, text_lines, text_of
 from dmd2_jax.typing import Int
 
@@ -101,25 +102,5 @@ def _without_empty(found: Iterable[str], file: Path) -> tuple[str, ...]:
 
 
 def _read_parquet(file: Path) -> list[str]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{lacks('reading parquet', 'pyarrow', 'text2image')}, or convert the file to .jsonl"
-        ) from error
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            key = text_key(table.schema_arrow.names, str(file))
-            column = table.read(columns=[key]).column(key)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise Refused(
-            f"{file} cannot be read ({type(error).__name__}: {error!s:.200}), expected a parquet "
-            "file; copy it again."
-        ) from error
-    if not (
-        pyarrow.types.is_string(column.type)
-        or pyarrow.types.is_large_string(column.type)
-        or pyarrow.types.is_null(column.type)
-    ):
-        raise Refused(f"{file} has a column {key!r} of {column.type}, expected texts; convert it.")
-    return [(text or "").strip() for text in column.to_pylist()]
+    (texts,) = read_columns(file, str(file), lambda names: [text_key(names, str(file))])
+    return [check_text(text, f"{file} row {i}").strip() for i, text in enumerate(texts, 1)]

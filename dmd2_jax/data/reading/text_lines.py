@@ -1,10 +1,11 @@
-"""Texts from bytes that may be anything: UTF-8 lines, and JSON objects, one a line."""
+"""Lines of text from bytes that may be anything, and JSON objects, one a line."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import check_text, decode_text
 
 KEYS = ("prompt", "text", "caption")
 """What a text may be called; the first of these that there is counts."""
@@ -14,17 +15,17 @@ def text_lines(data: bytes, place: str) -> Iterator[tuple[str, str]]:
     """Yield (place and number of the line, the line) of every line that is not blank.
 
     Args:
-      data: UTF-8, with or without a byte order mark.
+      data: see `decode_text`; lines end as on any system.
       place: the file, for messages.
 
     Raises:
-      ValueError: naming the first line that is not UTF-8.
+      ValueError: naming the first line that is no text.
     """
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        where = f"{place} line {number}"
-        text = utf8(line, where).strip()
-        if text:
-            yield where, text
+    text = decode_text(data, place, lines=True).replace("\r\n", "\n").replace("\r", "\n")
+    for number, line in enumerate(text.split("\n"), 1):
+        # A mark amid a file stands where another file was joined to it.
+        if line := line.strip().lstrip("\ufeff").strip():
+            yield f"{place} line {number}", line
 
 
 def json_lines(data: bytes, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -64,7 +65,7 @@ def text_of(entry: Mapping[str, Any], where: str) -> str:
         raise Refused(
             f"{where} has {key} = {entry[key]!r:.60}, expected a text; put it into quotes."
         )
-    return entry[key].strip()
+    return check_text(entry[key], where).strip()
 
 
 def text_key(names: Sequence[str], where: str) -> str:
@@ -77,18 +78,3 @@ def text_key(names: Sequence[str], where: str) -> str:
         if key in names:
             return key
     raise Refused(f"{where} has {list(names)!r:.200}, expected one of {list(KEYS)}; rename one.")
-
-
-def utf8(data: bytes, where: str) -> str:
-    """Decode bytes.
-
-    Raises:
-      ValueError: if they are not UTF-8.
-    """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Refused(
-            f"{where} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}), "
-            "expected UTF-8; convert the file (iconv -f latin1 -t utf-8)."
-        ) from error

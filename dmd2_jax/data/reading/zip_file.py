@@ -11,13 +11,14 @@ import struct
 import weakref
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.decode import CorruptImageError
-from dmd2_jax.data.reading.folder import Wanted, hidden
+from dmd2_jax.data.reading.folder import TooLargeError, Wanted, ending, hidden
 
 MAX_RATIO = 200
 """Of inflated to deflated bytes; ordinary files stay below 100, bombs come near 1000."""
@@ -48,6 +49,7 @@ class ZipFolder:
           FileNotFoundError: if there is no such file.
         """
         self.place = str(path)
+        self.others: Counter[str] = Counter()
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         members = sorted(self._members(wanted, limit), key=lambda info: info.filename)
@@ -71,8 +73,9 @@ class ZipFolder:
         i = bisect.bisect_left(self.names, name)
         size, packed = int(self._sizes[i]), int(self._packed[i])
         if size > limit:
-            raise self._refused(
-                f"has {size:,} bytes in {name!r}", f"expected at most {limit:,} for such a file"
+            raise TooLargeError(
+                f"{self.place} has {size:,} bytes in {name!r}, expected at most {limit:,} for such "
+                "a file."
             )
         # pread has no position, so that threads need no lock.
         data = os.pread(self._file, packed, self._start(name, int(self._offsets[i])))
@@ -111,6 +114,8 @@ class ZipFolder:
                 self._check(info, limit)
                 chosen.append(info)
             elif not info.is_dir():
+                if not hidden(info.filename):
+                    self.others[ending(info.filename)] += 1
                 try:  # It may be a damaged name that makes the member look unwanted.
                     self._start(info.filename, info.header_offset)
                 except (CorruptImageError, OSError) as error:

@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.model import CLASSES, PublishedClass, PublishedModel
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Params
@@ -233,7 +234,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise Refused(
             f"{path.name} cannot be read ({error}), expected a JSON file; check the folder or "

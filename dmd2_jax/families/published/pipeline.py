@@ -1,12 +1,12 @@
 """A pipeline's folder as diffusers writes it: model_index.json beside a folder for each part."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.folder import has_variant
 
 __all__ = ["AUTOENCODERS", "PIPELINES", "PipelineIndex", "read_pipeline_index"]
@@ -107,7 +107,7 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
             "was downloaded."
         )
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index = read_json(file)
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refused(

@@ -1,7 +1,6 @@
-"""The images of an evaluation: a folder or zip, in batches that never hold all of them."""
+"""The images of an evaluation: a folder, zip or .npz, in batches that never hold all of them."""
 
 import contextlib
-import io
 import logging
 import os
 import re
@@ -12,19 +11,34 @@ from typing import Protocol
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
-from dmd2_jax.data import image_folder
+from dmd2_jax.data import arrays, image_folder
 from dmd2_jax.data.reading import source as reading
 from dmd2_jax.data.reading.contract import Batch, Options, Source, SourceDefaults
-from dmd2_jax.data.reading.decode import MAX_BYTES, CorruptImageError, ImageRefusedError
-from dmd2_jax.data.reading.folder import FileTree, Folder
+from dmd2_jax.data.reading.dataset import ImageDataset
+from dmd2_jax.data.reading.decode import (
+    MAX_BYTES,
+    CorruptImageError,
+    ImageRefusedError,
+    image_endings,
+    image_size,
+    is_image,
+)
+from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings
+from dmd2_jax.data.reading.npz import npz_names, open_npz
 from dmd2_jax.data.reading.source import CorruptDataError, DecodedSource
 from dmd2_jax.data.reading.zip_file import ZipFolder
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.typing import Int
 
-__all__ = ["ImageFiles", "Sized", "check_comparable", "image_batches", "open_images"]
+__all__ = [
+    "ImageFiles",
+    "Sized",
+    "check_comparable",
+    "holds_images",
+    "image_batches",
+    "open_images",
+]
 
-_ENDINGS = (".png", ".jpg", ".jpeg")
 _PYTHON_OBJECT = re.compile(r" ?<_io\.BytesIO object at \w+>")  # of Pillow's words for a file
 
 
@@ -72,21 +86,22 @@ class ImageFiles(SourceDefaults):
         found = list(self._source.corrupt.values())
         if found:
             raise Refused(
-                f"cannot read {reading.listed(_plain(found))}, expected PNG or JPEG, as every "
+                f"cannot read {reading.listed(_plain(found))}, expected sound images, as every "
                 f"image of {self._path} counts; copy it again, or take it away."
             )
 
 
-def open_images(path: str | os.PathLike) -> ImageFiles:
-    """Open a folder or zip of PNG and JPEG images of one size.
+def open_images(path: str | os.PathLike) -> Source:
+    """Open a folder, zip or .npz of images of one size.
 
     Args:
       path: the folder or the .zip, in one of `data.image_folder`'s layouts: with EDM's
-        dataset.json, a folder a class, or images alone.
+        dataset.json, a folder a class, or images alone; or an .npz of arr_0, uint8 [n, h, w, c],
+        and perhaps arr_1, labels [n], as guided-diffusion and consistency models write it.
 
     Returns:
-      The images, sorted by name; an image that cannot be decoded is an error when it is read, and
-      its `describe` gives the file of a number.
+      The images, sorted by name (of an .npz in its order); an image that cannot be decoded is an
+      error when it is read, and its `describe` gives the file of a number.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
@@ -95,14 +110,19 @@ def open_images(path: str | os.PathLike) -> ImageFiles:
     root = Path(path).expanduser()
     if not root.exists():
         raise Missing(
-            f"images {str(path)!r} do not exist, expected a folder or zip of images; mind the "
-            "working directory."
+            f"images {str(path)!r} do not exist, expected a folder, zip or .npz of images; mind "
+            "the working directory."
         )
-    tree: FileTree = Folder(root, _wanted) if root.is_dir() else ZipFolder(root, _wanted, 2**28)
+    if root.suffix.lower() == ".npz" and root.is_file():
+        return _ArrayImages(root)
+    tree: FileTree = (
+        Folder(root, is_image) if root.is_dir() else ZipFolder(root, is_image, MAX_BYTES)
+    )
     if not tree.names:
+        others = f" (but {listed_endings(tree.others)})" if tree.others else ""
         raise Refused(
-            f"images {str(path)!r} has no file ending in {', '.join(_ENDINGS)}, expected at least "
-            "one; check the path."
+            f"images {str(path)!r} has no file ending in {', '.join(image_endings())}{others}, "
+            "expected at least one; check the path, or convert them."
         )
     width = _first_width(tree)
     # All that are met, so that they are named by `ImageFiles`.
@@ -112,24 +132,43 @@ def open_images(path: str | os.PathLike) -> ImageFiles:
     return ImageFiles(str(path), source)
 
 
-def _wanted(name: str) -> bool:
-    return name.lower().endswith(_ENDINGS)
+def holds_images(path: str | os.PathLike) -> bool:
+    """Return whether a .npz has images, by the names of its arrays."""
+    return bool(npz_names(Path(path).expanduser()) & set(arrays.IMAGES))
+
+
+class _ArrayImages(SourceDefaults):
+    """The images of an .npz, which stay on disk where they are not deflated."""
+
+    def __init__(self, file: Path) -> None:
+        found = open_npz(file, (*arrays.IMAGES, *arrays.LABELS))
+        images, labels = arrays.images_and_labels(found, str(file))
+        classes = int(labels.max(initial=0)) + 1
+        self._data = ImageDataset(images, labels, classes, str(file))
+        self.name, self.num_classes = file.name, classes
+        self.resolution, self.channels = self._data.resolution, self._data.channels
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        return self._data.examples(indices)
+
+    def describe(self, index: int) -> str:
+        return f"{self._data.name} image {index}"
 
 
 def _first_width(tree: FileTree) -> int:
     """Return the width of the first image, from its header; a wrong one is refused later."""
-    from PIL import Image
-
     name = tree.names[0]
     try:
-        content = tree.read(name, MAX_BYTES)
-        return Image.open(io.BytesIO(content), formats=("PNG", "JPEG")).size[0]
-    except (CorruptImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        (reason,) = _plain([f"{type(e).__name__}: {e}"])
+        return image_size(tree.read(name, MAX_BYTES))[0]
+    except (CorruptImageError, OSError, Refused) as error:
+        (reason,) = _plain([str(error)])
         raise Refused(
-            f"{tree.place}/{name} cannot be read ({reason}), expected a PNG or JPEG; remove it or "
-            "copy it again."
-        ) from e
+            f"{tree.place}/{name} cannot be read ({reason}), expected an image; remove it or copy "
+            "it again."
+        ) from error
 
 
 def _plain(reasons: list[str]) -> list[str]:
@@ -162,8 +201,7 @@ def _own_words(path: str, resolution: int) -> Iterator[None]:
         ) from error
     except CorruptDataError as error:
         raise Refused(
-            f"none of the images of {path} can be read, expected PNG or JPEG files; copy them "
-            "again."
+            f"none of the images of {path} can be read, expected image files; copy them again."
         ) from error
     finally:
         log.removeFilter(_is_no_warning)

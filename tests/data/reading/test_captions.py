@@ -26,7 +26,16 @@ TABLE = {**IMAGES, "metadata.jsonl": metadata({"b.png": "a bee", "a/c.jpg": " a 
 SIDECARS = {**IMAGES, "b.txt": b"a bee\n", "a/c.txt": b"a\nsea"}
 
 
-@pytest.mark.parametrize("files", [TABLE, SIDECARS], ids=["metadata", "sidecars"])
+CSV = {**IMAGES, "metadata.csv": b'id,file_name,text\r\n1,./b.png,a bee\r\n2,a\\c.jpg,"a sea"\r\n'}
+MIXED = {**IMAGES, "b.txt": b"a bee\n", "a/c.caption": "a sea".encode("utf-8-sig")}
+WINDOWS = {**IMAGES, "b.txt": "a bee\r\n".encode("utf-16"), "a/c.txt": b"\xef\xbb\xbfa sea"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [TABLE, SIDECARS, CSV, MIXED, WINDOWS],
+    ids=["metadata", "sidecars", "csv", "captions", "windows"],
+)
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_open_captions_pairs_images_with_captions(
     kind: str, files: Mapping[str, bytes], tmp_path: Path
@@ -35,6 +44,26 @@ def test_open_captions_pairs_images_with_captions(
     assert captioned.names == ("a/c.jpg", "b.png")
     assert captioned.captions == ("a sea", "a bee")
     np.testing.assert_array_equal(captioned.picture(1, 8).pixels, picture(1))
+
+
+def test_open_captions_reads_metadata_in_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": ["a bee", "a sea"], "file_name": ["b.png", "a/c.jpg"]})
+    write_folder(tmp_path, IMAGES)
+    parquet.write_table(table, tmp_path / "metadata.parquet")
+    assert open_captions(tmp_path).captions == ("a sea", "a bee")
+    packed = {name: (tmp_path / name).read_bytes() for name in (*IMAGES, "metadata.parquet")}
+    assert open_captions(write_zip(tmp_path / "x.zip", packed)).captions == ("a sea", "a bee")
+
+
+def test_open_captions_says_which_texts_it_does_not_read_and_what_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {**TABLE, "b.txt": b"another bee", "d.heic": b""}
+    assert open_captions(write_folder(tmp_path, files)).captions == ("a sea", "a bee")
+    assert "1 texts beside images are not read (b.txt), as there is metadata.jsonl" in caplog.text
+    assert "left out 1: 1 .heic; read are images (.png, " in caplog.text
 
 
 def test_open_captions_reads_names_below_the_metadatas_folder(tmp_path: Path) -> None:
@@ -74,6 +103,24 @@ def test_open_captions_leaves_other_texts_alone_beside_metadata(tmp_path: Path) 
             r"line 2 names 'b\.png' a second time",
         ),
         ({"b.txt": b"x"}, "has no images, expected files ending in"),
+        ({**SIDECARS, "b.txt": b"a\0b\0"}, r"b\.txt has a NUL character.*utf-16le"),
+        ({**SIDECARS, "b.caption": b"x"}, r"b\.txt is a second caption of b\.png"),
+        (
+            {**IMAGES, "metadata.jsonl": b'{"file_name": "b.png", "text": "\\u0000"}'},
+            r"line 1 has the character U\+0000",
+        ),
+        (
+            {**IMAGES, "metadata.jsonl": b'{"file_name": "b.png", "text": "\\ud800"}'},
+            r"line 1 has the character U\+D800",
+        ),
+        ({**IMAGES, "metadata.csv": b"file_name;text\n"}, r"has the columns \['file_name;text'\]"),
+        (
+            {**IMAGES, "metadata.csv": b"file_name,text\nb.png,a bee, a wasp\n"},
+            r"metadata\.csv line 2 has 3 values, expected 2 \(file_name,text\)",
+        ),
+        ({**IMAGES, "metadata.csv": b'file_name,text\nb.png,"a'}, r"line 2 is no CSV"),
+        ({**TABLE, **CSV}, r"names 'b\.png' a second time|names '\./b\.png' a second time"),
+        ({**IMAGES, "metadata.parquet": b"PAR1"}, r"metadata\.parquet cannot be read"),
     ],
 )
 def test_open_captions_refuses(files: Mapping[str, bytes], message: str, tmp_path: Path) -> None:
@@ -91,7 +138,7 @@ def one(tmp_path: Path, content: bytes):
 
 
 def test_picture_names_what_cannot_be_decoded(tmp_path: Path) -> None:
-    with pytest.raises(CorruptImageError, match="no PNG or JPEG"):
+    with pytest.raises(CorruptImageError, match=r"no image of a kind that is read \(PNG, JPEG, "):
         one(tmp_path, b"no image").picture(0, 8)
 
 

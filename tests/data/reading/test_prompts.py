@@ -29,6 +29,20 @@ def test_read_prompts_reads_txt(tmp_path: Path) -> None:
     assert read_prompts(path).texts == tuple(TEXTS)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_read_prompts_reads_what_other_systems_write(
+    encoding: str, end: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "p.txt", end.join(TEXTS).encode(encoding))
+    assert read_prompts(path).texts == tuple(TEXTS)
+
+
+def test_read_prompts_reads_files_that_were_put_together(tmp_path: Path) -> None:
+    parts = [f"{text}\n".encode("utf-8-sig") for text in TEXTS]
+    assert read_prompts(write(tmp_path / "p.txt", b"".join(parts))).texts == tuple(TEXTS)
+
+
 @pytest.mark.parametrize("key", ["prompt", "text", "caption"])
 def test_read_prompts_reads_jsonl(key: str, tmp_path: Path) -> None:
     lines = "\n".join(json.dumps({"id": 1, key: text}) for text in TEXTS)
@@ -84,6 +98,9 @@ def test_prompts_of_two_processes_are_the_global_batch(many: Path) -> None:
     "name, content, message",
     [
         ("p.txt", b"fine\nna\xefve\n", r"p\.txt line 2 is not UTF-8 \(byte 0xef at 2\)"),
+        ("p.txt", "fine\nno".encode("utf-16-le"), r"p\.txt line 1 has a NUL character.*utf-16le"),
+        ("p.txt", b"\xff\xfea", r"p\.txt is not UTF-16"),
+        ("p.jsonl", b'{"text": "a\\u0000"}', r"line 1 has the character U\+0000"),
         ("p.jsonl", b'{"text": "a"}\n{"text": \n', r"p\.jsonl line 2 is no JSON .*correct it"),
         ("p.jsonl", b'\n["a"]\n', r"p\.jsonl line 2 is '\[\"a\"\]', expected an object"),
         ("p.jsonl", b'{"txt": "a"}', r"line 1 has \['txt'\], expected one of \['prompt', 'text'"),

@@ -11,7 +11,7 @@ from PIL import Image
 from dmd2_jax import metrics
 from dmd2_jax.metrics.features.extractor import Extractor, collect
 from dmd2_jax.metrics.features.images import check_comparable, image_batches, open_images
-from tests.data.images import edm_files, picture, png, write_folder, write_zip
+from tests.data.images import edm_files, encoded, picture, png, write_folder, write_zip
 
 
 def files(count, side=8):
@@ -43,6 +43,19 @@ def test_open_images_takes_the_classes_of_edm_s_layout(place):
     source = open_images(place(edm_files([2, 0, 1, 2, 0])))
     (batch,) = image_batches(source, 10)
     np.testing.assert_array_equal(batch["label"], [2, 0, 1, 2, 0])
+
+
+def test_open_images_reads_every_kind_and_says_what_it_leaves_out(place, caplog):
+    kinds = ("png", "webp", "gif", "bmp", "tiff")
+    contents = {f"{i}.{kind}": encoded(picture(i), kind) for i, kind in enumerate(kinds)}
+    (batch,) = image_batches(open_images(place(contents | {"5.heic": b"", "6.mp4": b""})), 10)
+    np.testing.assert_array_equal(batch["image"], [picture(i) for i in range(5)])
+    assert "left out 2: 1 .heic, 1 .mp4; read are files ending in .png" in caplog.text
+
+
+def test_open_images_names_what_there_is_instead_of_images(place):
+    with pytest.raises(ValueError, match=r"ending in \.png, .* \(but 2 \.heic\), expected at"):
+        open_images(place({"1.heic": b"", "2.heic": b""}))
 
 
 def test_open_images_describes_a_number_by_its_file(place):
@@ -80,7 +93,7 @@ def test_a_truncated_image_is_named(place, caplog):
     contents = files(40)  # beyond those that opening looks at
     contents["img38.png"] = contents["img38.png"][:80]
     message = refusal(place(contents), caplog)
-    assert "img38.png" in message and "expected PNG or JPEG, as every image of" in message
+    assert "img38.png" in message and "expected sound images, as every image of" in message
 
 
 def test_an_image_of_another_size_is_named(tmp_path, caplog):

@@ -172,6 +172,12 @@ def test_read_statistics_refuses_an_entry_that_inflates_without_end(tmp_path, mo
         read_statistics(tmp_path / "bomb.npz", NAME, 4)
 
 
+def test_read_statistics_takes_no_notice_of_images_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("dmd2_jax.metrics.features.reference._MOST_BYTES", 10_000)
+    path = write_edm(tmp_path / "adm.npz", arr_0=np.zeros((9, 64, 64, 3), np.uint8))
+    assert read_statistics(path, "inception_v3/edm", 4).dimension == 4
+
+
 def test_read_statistics_names_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.npz' cannot be read"):
         read_statistics(tmp_path / "nowhere.npz", NAME, 4)
