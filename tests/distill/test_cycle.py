@@ -50,6 +50,12 @@ def make_batch(config, seed=3):
     )
 
 
+def one_program(state, teacher, batch, draws, *, players, config):
+    """Return what `run_cycle` does, compiled whole: one by one its operations take far longer."""
+    run = functools.partial(run_cycle, players=players, config=config)
+    return jax.jit(run)(state, teacher, batch, draws)
+
+
 def assert_trees_close(a, b, tolerance=1e-6):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
@@ -117,9 +123,7 @@ def test_run_cycle_equals_python_loop(name):
     config = toy.config(**VARIANTS[name])
     players, state, batch = toy.players(), make_state(config), make_batch(config)
     draws = draw_cycle(jax.random.key(7), config, toy.SCHEDULE)
-    scanned, metrics = jax.jit(functools.partial(run_cycle, players=players, config=config))(
-        state, TEACHER, batch, draws
-    )
+    scanned, metrics = one_program(state, TEACHER, batch, draws, players=players, config=config)
     looped, first_loss, losses = looped_cycle(
         state, TEACHER, batch, draws, players=players, config=config
     )
@@ -156,7 +160,7 @@ def test_first_critic_turn_sees_images_from_before_the_update():
     config = toy.config(critic_turns=1, generator_lr=1.0)
     players, state, batch = toy.players(), make_state(config), make_batch(config)
     draws = draw_cycle(jax.random.key(7), config, toy.SCHEDULE)
-    _, metrics = run_cycle(state, TEACHER, batch, draws, players=players, config=config)
+    after, metrics = one_program(state, TEACHER, batch, draws, players=players, config=config)
 
     def critic_loss_on(params):
         t = jnp.full((8,), 8.0)
@@ -167,7 +171,6 @@ def test_first_critic_turn_sees_images_from_before_the_update():
             "critic_loss"
         ]
 
-    after, _ = run_cycle(state, TEACHER, batch, draws, players=players, config=config)
     np.testing.assert_allclose(
         metrics["critic_loss"][0], critic_loss_on(state.generator.params), rtol=1e-6
     )
@@ -289,8 +292,8 @@ def test_non_finite_gradients_skip_the_update():
     good = jax.tree.map(lambda x: x[:1], (batch.real, batch.fake_cond, draws.critic))
     one_turn = CycleBatch(real=good[0], fake_cond=good[1])
     draws_1 = draws._replace(critic=good[2], rollouts=jax.tree.map(lambda x: x[:1], draws.rollouts))
-    expected, _ = run_cycle(state, TEACHER, one_turn, draws_1, players=players, config=config)
-    after, metrics = run_cycle(state, TEACHER, poisoned, draws, players=players, config=config)
+    expected, _ = one_program(state, TEACHER, one_turn, draws_1, players=players, config=config)
+    after, metrics = one_program(state, TEACHER, poisoned, draws, players=players, config=config)
     assert int(after.step.skipped) == 1
     assert np.isnan(metrics["critic_grad_norm"][1])
     assert_trees_close(after.critic, expected.critic)
@@ -352,10 +355,10 @@ def test_microbatches_equal_one_large_batch(name):
         double = functools.partial(jax.tree.map, lambda x: _doubled(x))
         state, teacher, batch = double((make_state(config), TEACHER, make_batch(config)))
         draws = double(draw_cycle(jax.random.key(7), config, toy.SCHEDULE))
-        whole, metrics = run_cycle(state, teacher, batch, draws, players=players, config=config)
+        whole, metrics = one_program(state, teacher, batch, draws, players=players, config=config)
         assert whole.critic.params["in"].dtype == jnp.float64
         parts = dataclasses.replace(config, microbatches=4)
-        split, in_parts = run_cycle(state, teacher, batch, draws, players=players, config=parts)
+        split, in_parts = one_program(state, teacher, batch, draws, players=players, config=parts)
         assert_trees_close(whole, split, 1e-6)
         assert metrics.keys() == in_parts.keys()
         assert_trees_close(metrics, in_parts, 1e-6)
