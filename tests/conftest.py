@@ -52,6 +52,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         folder.mkdir()
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what imports have made out of every later search for dead objects."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest."""
     items[:] = longest_first(items, lambda item: item.path)

@@ -272,7 +272,7 @@ def test_cache_goes_on_after_a_kill(tmp_path: Path) -> None:
     ]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder()), "XLA_FLAGS": ""}
     process = subprocess.Popen(
-        [sys.executable, "-m", "dmd2_jax.main", *line],
+        [sys.executable, "-m", "dmd2_jax.commands.main", *line],
         cwd=RECIPE.parent.parent,
         env=environment | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.DEVNULL,

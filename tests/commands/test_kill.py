@@ -24,10 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("DMD2_KILLS", "0"))
 COMMANDS = ("train-teacher", "distill") if KILLS else ("train-teacher",)
 OFTEN = (
-    "--config.teacher.steps=25",
-    "--config.distill.cycles=25",
+    "--config.teacher.steps=12",
+    "--config.distill.cycles=12",
     "--config.log.checkpoint_every=1",
-    "--config.log.grid_every=15",
+    "--config.log.grid_every=8",
+    "--config.log.teacher_grid_every=8",
 )
 LIMIT = 600.0  # seconds, for a process that should end by itself
 
@@ -63,7 +64,7 @@ class Victim:
             "XLA_FLAGS": UNOPTIMISED,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "dmd2_jax.main", *self.words, f"--workdir={workdir}"],
+            [sys.executable, "-m", "dmd2_jax.commands.main", *self.words, f"--workdir={workdir}"],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,

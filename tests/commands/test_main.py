@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def python_m(*words: str | Path) -> subprocess.Popen[str]:
-    """Start `python -m dmd2_jax.main` as a user without an installation does."""
+    """Start `python -m dmd2_jax.commands.main` as a user without an installation does."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dmd2_jax.main", *map(str, words)],
+        [sys.executable, "-m", "dmd2_jax.commands.main", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -94,7 +94,7 @@ def start(
         "DMD2_EXIT_WHEN_SAVED": str(SAVED),
         **more,
     }
-    command = [sys.executable, "-m", "dmd2_jax.main", *map(str, words)]
+    command = [sys.executable, "-m", "dmd2_jax.commands.main", *map(str, words)]
     for i in range(count):
         variables, flags_of_place = place(said_by, port, told[i], i)
         process = subprocess.Popen(
