@@ -11,16 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.compiling import cache_of_this_machine
+from tests.compiling import cache_of_this_machine, flags
 from tests.order import longest_first
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of what the suite does, and machine code that is not optimised takes a quarter
-# less of it.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    + os.environ.get("XLA_FLAGS", "")
-).strip()
+    f"--xla_force_host_platform_device_count=8 {flags()} {os.environ.get('XLA_FLAGS', '')}".strip()
+)
 
 # Compiled programs: all workers share them, and the commands that tests start; they stay for the
 # next run. JAX's own keys hold the flags.

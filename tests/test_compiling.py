@@ -1,15 +1,18 @@
 """What is asked of XLA: only what it knows, and a cache of one kind of machine."""
 
-from tests.compiling import cache_of_this_machine, fast_to_compile, supported
+from importlib import metadata
+
+import pytest
+
+from tests.compiling import cache_of_this_machine, flags
 
 
-def test_supported_leaves_out_what_xla_does_not_know() -> None:
-    known = {"xla_cpu_enable_fast_math": False}
-    assert supported(known | {"xla_no_such_option": True}) == known
-
-
-def test_fast_to_compile_is_asked_for_where_it_is_known_alone() -> None:
-    assert fast_to_compile() == supported({"xla_cpu_use_fusion_emitters": False})
+@pytest.mark.parametrize(("jaxlib", "asked"), [("0.10.2", True), ("0.12.0.1", False)])
+def test_emitters_are_turned_off_where_jaxlib_knows_how(
+    jaxlib: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: jaxlib)
+    assert ("--xla_cpu_use_fusion_emitters=false" in flags()) == asked
 
 
 def test_cache_lies_in_a_folder_that_git_ignores() -> None:

@@ -18,9 +18,6 @@ from dmd2_jax.config import defaults
 
 RECIPE = Path(__file__).resolve()
 
-UNOPTIMISED = "--xla_backend_optimization_level=0"
-"""What XLA_FLAGS has in the tests, and in commands that they start, which compile more than run."""
-
 
 def get_config() -> ConfigDict:
     """Return the config."""

@@ -20,6 +20,7 @@ from dmd2_jax.data.reading.sealed_shards import PLAN, read_manifest
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.runtime.integrity import sealed
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
+from tests.compiling import flags
 from tests.data.images import picture, png, write_folder
 from tests.pipelines import CAPTIONS, RESOLUTION, tiny_pipeline
 from tests.tiny import RECIPE, cache_folder, contents, dmd2, refused, scratch
@@ -270,11 +271,11 @@ def test_cache_goes_on_after_a_kill(tmp_path: Path) -> None:
     line = [
         str(w) for w in words("sd15", out, f"--prompts={prompts}", "--shard_examples=2", EXACT[0])
     ]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder()), "XLA_FLAGS": ""}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())}
     process = subprocess.Popen(
         [sys.executable, "-m", "dmd2_jax.commands.main", *line],
         cwd=RECIPE.parent.parent,
-        env=environment | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | cache | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

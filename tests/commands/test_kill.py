@@ -18,7 +18,8 @@ import pytest
 
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import read_manifest, step_folders
-from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, dmd2, scratch
+from tests.compiling import flags
+from tests.tiny import RECIPE, cache_folder, dmd2, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("DMD2_KILLS", "0"))
@@ -61,7 +62,7 @@ class Victim:
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": UNOPTIMISED,
+            "XLA_FLAGS": flags(),
         }
         return subprocess.Popen(
             [sys.executable, "-m", "dmd2_jax.commands.main", *self.words, f"--workdir={workdir}"],

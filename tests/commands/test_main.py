@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from dmd2_jax.run.metrics import read_metrics
+from tests.compiling import flags
 from tests.tiny import (
     RECIPE,
-    UNOPTIMISED,
     cache_folder,
     contents,
     distill_words,
@@ -37,7 +37,7 @@ def python_m(*words: str | Path) -> subprocess.Popen[str]:
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": UNOPTIMISED,
+            "XLA_FLAGS": flags(),
             "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
         },
     )

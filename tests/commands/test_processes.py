@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import step_folders
-from tests.compiling import fast_to_compile
-from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, dmd2, get_config, scratch
+from tests.compiling import flags
+from tests.tiny import RECIPE, cache_folder, dmd2, get_config, scratch
 
 ROOT = RECIPE.parent.parent
 CHANNELS = 16  # some arrays are large enough to be split
@@ -81,14 +81,10 @@ def start(
 ) -> list[Any]:
     """Start the processes of one run of `dmd2 WORDS`."""
     port = free_port(said_by)
-    # Every process compiles the same; without XLA's fusion emitters it takes a fifth less.
-    fast = [f"--{name}={str(value).lower()}" for name, value in fast_to_compile().items()]
-    flags = " ".join([UNOPTIMISED, *fast])
-    flags += f" --xla_force_host_platform_device_count={8 // count}"
     processes: list[Any] = []
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": f"{flags()} --xla_force_host_platform_device_count={8 // count}",
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
         "DMD2_HEARTBEAT_SECONDS": "10",
         "DMD2_EXIT_WHEN_SAVED": str(SAVED),

@@ -28,7 +28,6 @@ from dmd2_jax.losses.adversarial import discriminator_adversarial_loss, generato
 from dmd2_jax.losses.denoising import denoising_loss, denoising_weight
 from dmd2_jax.losses.distribution_matching import distribution_matching_loss
 from dmd2_jax.networks.gan_head import discriminator
-from tests.compiling import fast_to_compile
 from tests.conformance.derive import check_sums, nhwc, recipe, relative, reversed_, rolled
 from tests.conformance.players import golden_head, head_from_tensors, head_to_tensors
 
@@ -252,9 +251,8 @@ class World:
             return metrics, [p.opt_state[0].mu for p in (state.critic, state.discriminator)]
 
         # Two programs: one of both takes longer to compile.
-        jit = functools.partial(jax.jit, compiler_options=fast_to_compile())
-        x_0, metrics, slopes = jit(generate)(state, self.real, fake_cond)
-        more, guidance_slopes = jit(guide)(state, Samples(x_0, fake_cond), real)
+        x_0, metrics, slopes = jax.jit(generate)(state, self.real, fake_cond)
+        more, guidance_slopes = jax.jit(guide)(state, Samples(x_0, fake_cond), real)
         return (
             x_0,
             metrics | more,

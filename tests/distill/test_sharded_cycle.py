@@ -33,7 +33,6 @@ from dmd2_jax.runtime.sharding import (
     replicated,
     tree_shardings,
 )
-from tests.compiling import fast_to_compile
 from tests.distill import toy
 
 CYCLES = 5
@@ -117,7 +116,7 @@ def run(
     cycle = make_cycle(players, config, shardings=shardings)
     key = jax.random.key(2)
     lowered = cycle.lower(state, teacher, place(batch_of(0), shardings), stream_key(key, "c", 0))
-    program = lowered.compile(compiler_options=fast_to_compile())
+    program = lowered.compile()
     rows = []
     for i in range(CYCLES):
         batch, cycle_key = place(batch_of(i), shardings), stream_key(key, "c", i)
