@@ -2,12 +2,27 @@
 network does not compute is refused instead of ignored.
 """
 
+import functools
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from dmd2_jax.config.refused import Refused
 
 __all__ = ["per_level", "read_config", "square_side"]
+
+# What diffusers' EMAModel notes in the config.json of an average's folder, such as unet_ema/.
+_AVERAGE = {
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+}
+
+_log = logging.getLogger(__name__)
 
 
 def read_config(
@@ -36,8 +51,10 @@ def read_config(
         not switched off.
     """
     problems = []
+    if notes := _AVERAGE & set(config):
+        _say_once(f"{', '.join(sorted(notes))} in a {class_name}'s config.json are not used.")
     for key, value in config.items():
-        if key in defaults or key in ignored or key.startswith("_"):
+        if key in defaults or key in ignored or key in _AVERAGE or key.startswith("_"):
             continue
         if key not in supported and value not in (None, False):
             problems.append(f"{key}={value!r} is no setting this version knows")
@@ -77,6 +94,11 @@ def square_side(size: Any) -> Any:
     """Return the side that a `sample_size` means: [64, 64] is 64; anything else stays as it is."""
     sides = set(size) if isinstance(size, list | tuple) else set()
     return sides.pop() if len(sides) == 1 else size
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    _log.warning(line)
 
 
 def _plain(value: Any) -> Any:

@@ -20,8 +20,6 @@ def recipe_words(kind: str) -> list[str]:
     settings = {
         "model.family": "stable_diffusion",
         "model.pipeline": tiny_pipeline(kind),
-        "model.image_channels": 4,
-        "model.num_classes": 0,
         "distill.student_times": 999,
     }
     return [f"--config={RECIPE}", *(f"--config.{key}={value}" for key, value in settings.items())]

@@ -162,6 +162,12 @@ def _from_run(options: Options) -> _Student:
             f"--lora of {options.workdir}, which trained a whole network, expected a distillation "
             "with distill.lora_rank; leave --lora away."
         )
+    if run.config.teacher.lora:
+        raise Refused(
+            f"--lora of {options.workdir}, whose teacher has the LoRA {run.config.teacher.lora} "
+            "merged into it, expected a teacher that others have: adapters alone are right on "
+            "those merged weights only; leave --lora away, to export merged weights."
+        )
     name = f"{Path(run.file or '').stem}_lora.safetensors"
     file = weights_file(str(options.workdir), name)
     return _Student(base, family, None, times, file, distill.lora_rank)

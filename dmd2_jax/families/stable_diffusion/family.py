@@ -323,7 +323,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
     if not isinstance(size, int) or size < 1 or size % unit:
         where = "sample_size in the U-Net's config.json" if "unet" in model_config else ""
         raise Refused(
-            f"the latents' side is {size!r}, expected one number, a multiple of {unit}; set "
+            f"the latents' side is {size!r}, expected a multiple of {unit}, one number; set "
             f"{where or 'model.resolution'}, for example to 64 for SD 1.5 at 512 pixels."
         )
     diffusion = read_scheduler(scheduler, may_clip=unet.added is not None)

@@ -133,6 +133,14 @@ def test_unet_from_config_refuses_what_it_does_not_do(change, message):
         unet_from_config(tiny_models.UNET | change)
 
 
+def test_unet_from_config_leaves_the_notes_of_an_average():
+    # As diffusers' EMAModel.save_pretrained writes them into unet_ema/config.json.
+    notes = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 500}
+    notes |= {"power": 0.66, "update_after_step": 0, "use_ema_warmup": False}
+    plain = tiny_models.UNET
+    assert unet_from_config(plain | notes) == unet_from_config(plain)
+
+
 def test_unet_from_config_refuses_an_unknown_remat():
     with pytest.raises(ValueError, match="remat='some', expected one of"):
         unet_from_config(tiny_models.UNET, remat="some")
