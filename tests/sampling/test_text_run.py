@@ -34,8 +34,6 @@ def run_folder(kind: str = "sd15", command: str = "distill", **overrides: str) -
     settings = {
         "model.family": "stable_diffusion",
         "model.pipeline": str(tiny_pipeline(kind)),
-        "model.image_channels": "4",
-        "model.num_classes": "0",
         "distill.student_times": ",".join(map(str, TIMES)),
         "distill.guidance": "3.0",
         "teacher.sampler_steps": "4",
