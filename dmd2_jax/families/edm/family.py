@@ -117,7 +117,9 @@ class EdmFamily:
         """
         template = self.param_shapes()
         buffers = self._buffers(template)
-        if absent := {name: it for name, it in buffers.items() if name not in tensors}:
+        absent = {name: it for name, it in buffers.items() if name not in tensors}
+        learned = state_dict.tensor_shapes(template, _original_name)
+        if absent and learned.keys() <= tensors.keys():
             if self.model_config["network"] == "song":
                 _log.warning(
                     "the weights have no %s, which would say their filter: taken from "
