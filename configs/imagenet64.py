@@ -9,8 +9,10 @@
 
 Data: EDM's zip or folder of PNGs with dataset.json (data.name=image_folder), or TFDS
 (--config.data.name=tfds:imagenet_resized/64x64 --config.data.path=DATA_DIR), or array_record that
-`dmd2 data --write` made of either. Teacher: NVIDIA's file, or your own from
-`dmd2 train-teacher --config=configs/imagenet64.py` (EDM's settings, without its augmentation).
+`dmd2 data --write` made of either. Classes count in the order of their synsets, as in NVIDIA's
+teacher: EDM's dataset.json has these numbers, and TFDS's others are mapped by the names. Teacher:
+NVIDIA's file, or your own from `dmd2 train-teacher --config=configs/imagenet64.py` (EDM's settings,
+without its augmentation).
 
 Length: 40,000 cycles = 200,000 critic turns. Published: FID 1.51 (one call; the teacher 2.32 with
 511) on 7 A100. Not run here. Arithmetic: 201 GFLOP a network call, 1.8 PFLOP a cycle, 7.3e19 in

@@ -7,7 +7,8 @@
         --inception_weights=pt_inception-2015-12-05-6726825d.pth --resize=edm \
         --reference=imagenet-64x64.npz
 
-The teacher and the data are those of imagenet64.py (`dmd2 train-teacher` there).
+The teacher and the data are those of imagenet64.py (`dmd2 train-teacher` there), which says how
+classes are numbered.
 
 Length: 82,000 cycles = 410,000 critic turns. Published: FID 2.61 on 7 A100. Not run here.
 Arithmetic: 1.35 PFLOP a cycle, 1.1e20 in all: 31 hours on 8 A100 at 40 % of their peak.

@@ -9,7 +9,8 @@
         --reference=imagenet-64x64.npz
 
 Generator and critic begin with the weights of the run without GAN; optimisers and counters begin
-anew. The teacher and the data are those of imagenet64.py (`dmd2 train-teacher` there).
+anew. The teacher and the data are those of imagenet64.py (`dmd2 train-teacher` there), which says
+how classes are numbered.
 
 Length: 28,000 cycles = 140,000 critic turns. Published: FID 1.28 (the teacher 2.32 with 511 calls)
 on 7 A100. Not run here. Arithmetic: 1.8 PFLOP a cycle, 5.1e19 in all: 14 hours on 8 A100 at 40 %.

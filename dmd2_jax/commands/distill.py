@@ -4,8 +4,8 @@ example:
   dmd2 distill --config=configs/digits.py --workdir=runs/student \\
       --config.teacher.weights=runs/teacher
 
-writes into --workdir: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
-  scores_*.png, progress.gif, checkpoints/, student.safetensors and one
+writes into --workdir: config.json, data.json, metrics.jsonl, speed.jsonl, curves.png,
+  grid_*.png, scores_*.png, progress.gif, checkpoints/, student.safetensors and one
   student_ema_DECAY.safetensors for each average.
 
 The same command again resumes where the run stopped. Ctrl-C saves first; so does

@@ -5,6 +5,7 @@ Draw images from a run, or of prompts, into one picture, or into single images w
 example:
   dmd2 sample --workdir=runs/student --classes=3,7 --num=20 --out=threes_sevens.png
   dmd2 sample --workdir=runs/student --num=50000 --out=samples.npz
+  dmd2 sample --workdir=runs/animals --classes=cat,dog --num=20
 
 of prompts:
   dmd2 sample --pipeline=sdxl --prompt='a red fox' --prompt='a blue door' --num=4
@@ -21,16 +22,17 @@ as `dmd2 export` writes it, is sampled as a student of few steps, any other by D
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmd2_jax.config.flags import flag, given
+from dmd2_jax.config.flags import comma_separated, flag, given
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import check_seed
 from dmd2_jax.config.text import check_text
 
 if TYPE_CHECKING:
-    from dmd2_jax.sampling.images import Classes, Conditions, Model, SampledImages
+    from dmd2_jax.sampling.images import Conditions, Model, SampledImages
     from dmd2_jax.sampling.prompts import PromptSettings
     from dmd2_jax.sampling.runs import Run
 
@@ -69,8 +71,11 @@ class Options:
     )
     num: int | None = flag("how many; default: 100; with prompts of each, 1", default=None)
     seed: int = flag("of the noise", default=0)
-    classes: tuple[int, ...] | None = flag(
-        "classes to cycle through; default: all", default=None, metavar="0,1,2"
+    classes: tuple[str | int, ...] | None = flag(
+        "numbers or names of classes to cycle through; default: all",
+        default=None,
+        metavar="0,1,2",
+        parse=comma_separated(str),
     )
     which: str | None = flag(
         "default: the one that the run trained", default=None, choices=("teacher", "student")
@@ -197,6 +202,9 @@ def run(options: Options) -> Path:
 
 
 def _of_classes(options: Options, run: "Run") -> Path:
+    from dmd2_jax.data.reading.classes import shown
+    from dmd2_jax.recipe.classes import read_record
+    from dmd2_jax.sampling.class_choice import chosen_classes
     from dmd2_jax.sampling.images import Classes, Model
     from dmd2_jax.sampling.samplers import student_sampler, teacher_sampler
 
@@ -206,33 +214,30 @@ def _of_classes(options: Options, run: "Run") -> Path:
             "expected a text-to-image model; leave it away."
         )
     run = _chosen(options, run)
-    conditions = Classes(run.family.num_classes, options.classes)
-    _check_classes(options, conditions)
+    classes, record = run.family.num_classes, read_record(options.workdir)
+    class_names = record.class_names if record is not None and classes else None
+    chosen = None
+    if options.classes is not None:
+        chosen = chosen_classes(options.classes, classes, class_names)
+    conditions = Classes(classes, chosen)
     out = _checked_out(options)
     make = teacher_sampler if run.which == "teacher" else student_sampler
     model = Model(run.family, make(run.family, run.config), run.load)
     num = _CLASSES_NUM if options.num is None else options.num
-    chosen = len(options.classes or ())
-    columns = chosen if chosen > 1 else math.isqrt(num - 1) + 1
+    different = len(chosen or ())
+    columns = different if different > 1 else math.isqrt(num - 1) + 1
     batch_size = options.batch_size or run.config.evaluate.batch_size
     images = _images(options, model, conditions, num, batch_size, run.name)
-    return _write(options, images, out, columns, f"{num} images")
+    what = f"{num} images"
+    if class_names is not None and chosen is not None:
+        what += " of " + ", ".join(f"{i} '{shown(class_names[i])}'" for i in chosen)
+    return _write(options, images, out, columns, what, class_names)
 
 
 def _chosen(options: Options, run: "Run") -> "Run":
     return run.choose(
         options.which, options.ema, weights=options.weights, checkpoint=options.checkpoint
     )
-
-
-def _check_classes(options: Options, conditions: "Classes") -> None:
-    if options.classes is None:
-        return
-    if not options.classes or not all(0 <= c < conditions.num_classes for c in options.classes):
-        raise Refused(
-            f"--classes={list(options.classes)}, expected class numbers in "
-            f"0..{conditions.num_classes - 1}; leave --classes away for all of them."
-        )
 
 
 def _of_pipeline(options: Options) -> Path:
@@ -327,11 +332,22 @@ def _images(
     )
 
 
-def _write(options: Options, images: "SampledImages", out: Path, columns: int, what: str) -> Path:
+def _write(
+    options: Options,
+    images: "SampledImages",
+    out: Path,
+    columns: int,
+    what: str,
+    class_names: Sequence[str] | None = None,
+) -> Path:
     if _is_grid(out):
-        from dmd2_jax.pictures.grids import image_grid
+        import numpy as np
 
-        image_grid(images.all(), out, rows=-(-len(images) // columns), cols=columns)
+        from dmd2_jax.pictures.grids import class_headings, image_grid
+
+        labels = images.conditions.labels(np.arange(len(images)))
+        headings = class_headings(labels, columns, class_names)
+        image_grid(images.all(), out, rows=-(-len(images) // columns), cols=columns, **headings)
     else:
         from dmd2_jax.sampling.files import write_samples
 

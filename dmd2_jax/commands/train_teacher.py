@@ -3,8 +3,8 @@
 example:
   dmd2 train-teacher --config=configs/digits.py --workdir=runs/teacher
 
-writes into --workdir: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
-  progress.gif, checkpoints/, teacher.safetensors (the moving average of the weights).
+writes into --workdir: config.json, data.json, metrics.jsonl, speed.jsonl, curves.png,
+  grid_*.png, progress.gif, checkpoints/, teacher.safetensors (the moving average of the weights).
 
 The same command again resumes where the run stopped. Ctrl-C saves first; so does
 SIGTERM. A folder that holds a run of another config is refused, unless what differs

@@ -7,6 +7,7 @@ value stops the run at once.
 """
 
 import ast
+import functools
 import importlib.util
 import os
 import re
@@ -67,9 +68,15 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
     Raises:
       Refused: if there is no such file, or the function fails.
     """
-    file = Path(path)
-    if not file.is_file():
-        candidates = _recipes()
+    file, candidates = Path(path), _recipes()
+    own = Path.cwd() / "configs" / f"{path}.py"
+    if path in candidates and own.is_file() and not own.samefile(candidates[path]):
+        _say_once(
+            f"--config={path} is the recipe that dmd2_jax brings; the one of this folder is "
+            f"--config=configs/{path}.py."
+        )
+    # A file without the ending is no recipe, whatever it is called.
+    if not file.is_file() or (path in candidates and file.suffix != ".py"):
         # An installed package has no configs/ in the working folder, which our help speaks of.
         shipped = file.stem if file.parts[:1] == ("configs",) and file.suffix == ".py" else path
         file = candidates.get(shipped, file)
@@ -293,6 +300,11 @@ def _remedy(recipe: Path, error: Exception) -> str:
             "config.model.family away."
         )
     return ""
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 _PACKAGE = Path(__file__).absolute().parent.parent

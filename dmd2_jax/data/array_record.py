@@ -2,10 +2,12 @@
 
 The folder holds info.json and {train,test}-00000-of-00002.array_record, .... A record is the
 class, 4 bytes, least first, and then the image: its bytes [h, w, c] as they are ("raw", the
-fastest to read) or a PNG ("png", the smallest). Splits are those of the source that was written.
-Needs the package array_record (`pip install 'dmd2_jax[tfds]'`), and no TensorFlow.
+fastest to read) or a PNG ("png", the smallest). Splits and the names of the classes are those of
+the source that was written. Needs the package array_record (`pip install 'dmd2_jax[tfds]'`), and
+no TensorFlow.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.data.reading.classes import listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, Options
 from dmd2_jax.data.reading.dataset import check_split
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
 from dmd2_jax.data.reading.records import ArrayRecords, Shard, open_writer
 from dmd2_jax.data.reading.source import DecodedSource
+from dmd2_jax.runtime.distributed import say
 from dmd2_jax.typing import Int, Shaped
 
 INFO = "info.json"
@@ -61,6 +65,9 @@ def load(
         for file, count in files
     ]
     images = _Images(ArrayRecords(shards), info)
+    names = info["class_names"]
+    if names is None and info["name"].startswith("tfds:"):
+        _say_once(str(folder), info["name"])
     return DecodedSource(
         info["name"],
         len(images.records),
@@ -71,6 +78,18 @@ def load(
         options=options or Options(),
         channels=info["channels"],
         read_many=images.read_raw if info["encoding"] == "raw" else None,
+        class_names=names,
+        listing=lambda: listing_of_parts(
+            [*((Path(shard.path).name, shard.total) for shard in shards), info["listings"], names]
+        ),
+    )
+
+
+@functools.cache
+def _say_once(folder: str, name: str) -> None:
+    say(
+        f"{folder}: written of {name} by a release that kept TFDS's numbers of the classes, which "
+        "for synsets are not ImageNet's; `dmd2 data --write` of the same data numbers them so."
     )
 
 
@@ -165,7 +184,7 @@ class ShardWriter:
 
 
 def _read_info(path: str) -> dict[str, Any]:
-    """Read and check info.json; `splits` becomes name -> [(file, records), ...]."""
+    """Read and check info.json, whose class_names and listings earlier releases did not write."""
     file = Path(path).expanduser() / INFO
     if not path or not file.is_file():
         raise Missing(
@@ -173,11 +192,14 @@ def _read_info(path: str) -> dict[str, Any]:
             "wrote; write it by `dmd2 data --write=DIR`, or choose another config.data.name."
         )
     try:
-        info = json.loads(file.read_bytes())
+        info = {"class_names": None, "listings": {}} | json.loads(file.read_bytes())
         numbers = [info[key] for key in _WHOLE_NUMBERS]
         good = all(type(number) is int and 0 < number < 2**20 for number in numbers)
         good &= info["format"] == FORMAT and info["encoding"] in ENCODINGS
         good &= info["channels"] in (1, 3) and isinstance(info["name"], str)
+        if (names := info["class_names"]) is not None:
+            good &= isinstance(names, list) and len(names) == info["num_classes"]
+            good &= all(isinstance(name, str) for name in names)
         for files in info["splits"].values():
             for name, count in files:
                 # A name is of a file in this folder: it must lead nowhere else.

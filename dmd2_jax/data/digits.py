@@ -25,7 +25,7 @@ def load(
     """Load digits, split 80/20 within each class by a fixed seed (1,438 train, 359 test).
 
     Args:
-      path: unused; the data come with scikit-learn.
+      path: must be empty; the data come with scikit-learn.
       split: "train", "test" or "all" (train, then test).
       resolution: 8, the only size there is.
       options: unused; the split is always the same.
@@ -34,8 +34,13 @@ def load(
       [n, 8, 8, 1] images, grey value v of 0..16 stored as round(255 v / 16).
 
     Raises:
-      ValueError: if the split or the resolution does not exist.
+      ValueError: if the split or the resolution does not exist, or a path is given.
     """
+    if path:
+        raise Refused(
+            f"config.data.path={path} with config.data.name=digits, which reads no files, expected "
+            "none; name the source that is to read it, such as config.data.name=image_folder."
+        )
     if resolution != RESOLUTION:
         raise Refused(
             f"config.model.resolution={resolution} for digits, expected {RESOLUTION}; set it to "

@@ -14,7 +14,19 @@ from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import ImageDataset, check_split, pad_to, select_split
 
 RESOLUTIONS = (28, 32)  # as stored, and padded to a power of two for U-Nets
-NUM_CLASSES = 10
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+NUM_CLASSES = len(CLASSES)
 _FILE_SPLITS = {"train": "train", "test": "t10k"}  # our split -> prefix of the file names
 
 
@@ -49,7 +61,8 @@ def load(
         for name, pair in _find_files(path, wanted).items()
     }
     images, labels = select_split(splits, split, "fashion_mnist")
-    return pad_to(ImageDataset(images, labels, NUM_CLASSES, "fashion_mnist"), resolution)
+    dataset = ImageDataset(images, labels, NUM_CLASSES, "fashion_mnist", CLASSES)
+    return pad_to(dataset, resolution)
 
 
 def _find_files(path: str, splits: list[str]) -> dict[str, Pair]:

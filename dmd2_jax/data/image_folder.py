@@ -3,7 +3,8 @@
 Where `path` leads to is one of
 
     dataset.json beside the images (EDM's layout)   {"labels": [["00000/img0.png", 3], ...]}
-    a folder for each class                         cat/1.png, dog/1.png; classes sorted by name
+    a folder for each class                         cat/1.png, dog/1.png; classes sorted by name,
+                                                    whole numbers by value
     images alone                                    one class, 0
 
 and, around any of these, folders or zips called train and test (or val). Without a test split
@@ -25,6 +26,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.config.text import decode_text
+from dmd2_jax.data.reading.classes import in_order, listing_of_files, shown
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import check_split, split_indices
 from dmd2_jax.data.reading.decode import (
@@ -48,10 +50,11 @@ _MAX_LABEL_BYTES = 2**28  # of a dataset.json: ten million images
 
 
 class _Part(NamedTuple):
-    """Some images of a tree: their names and classes, a number or a name each."""
+    """Some images of a tree: their names, also inside the folder, and classes, number or name."""
 
     tree: FileTree
     names: list[str]
+    inner: list[str]
     classes: list[int] | list[str]
 
 
@@ -76,13 +79,16 @@ def load(
     options = options or Options()
     check_split(split, ("train", "test"), "image_folder")
     parts = {name: _read_part(*place) for name, place in _places(path).items()}
-    numbers, num_classes = _number(path, parts)
+    numbers, num_classes, class_names = _number(path, parts)
     wanted = [name for name in parts if split in (name, "all") or "test" not in parts]
     labels = np.concatenate([numbers[name] for name in wanted])
     files = [(parts[name].tree, file) for name in wanted for file in parts[name].names]
+    # Relative to their split, so that a folder and a zip of it list the same.
+    names = [f"{name}/{file}" for name in wanted for file in parts[name].inner]
     if "test" not in parts:
         chosen = split_indices(labels, split, options.test_fraction, str(path))
         labels, files = labels[chosen], [files[i] for i in chosen]
+        names = [names[i] for i in chosen]
 
     def describe(i: int) -> str:
         return f"{files[i][0].place}/{files[i][1]}"
@@ -99,6 +105,9 @@ def load(
         resolution=resolution,
         num_classes=num_classes,
         options=options,
+        class_names=class_names,
+        formerly=_formerly(class_names),
+        listing=lambda: listing_of_files(zip(names, labels.tolist(), strict=True), num_classes),
     )
 
 
@@ -159,6 +168,7 @@ def _read_part(tree: FileTree, folder: str) -> _Part:
     """Find the images below a folder of the tree, and their classes."""
     inside = [name for name in tree.names if name.startswith(folder)]
     images = [name for name in inside if not name.endswith(LABELS)]
+    inner = [name[len(folder) :] for name in images]
     place = f"{tree.place}/{folder}"
     if not images:
         others = f" (but {listed_endings(tree.others)})" if tree.others else ""
@@ -168,16 +178,15 @@ def _read_part(tree: FileTree, folder: str) -> _Part:
         )
     warn_of_left_out(tree, f"files ending in {', '.join(image_endings())}")
     if folder + LABELS in inside:
-        classes = _edm_classes(tree, folder, [name[len(folder) :] for name in images])
-        return _Part(tree, images, classes)
-    tops = [name[len(folder) :].rpartition("/")[0].partition("/")[0] for name in images]
+        return _Part(tree, images, inner, _edm_classes(tree, folder, inner))
+    tops = [name.rpartition("/")[0].partition("/")[0] for name in inner]
     if "" in tops and any(tops):
         lone = [name for name, top in zip(images, tops, strict=True) if not top]
         raise Refused(
             f"{place} has images beside folders ({listed(lone)}), expected every image in the "
             f"folder of its class, or a {LABELS}; move or remove them."
         )
-    return _Part(tree, images, tops)
+    return _Part(tree, images, inner, tops)
 
 
 def _edm_classes(tree: FileTree, folder: str, names: list[str]) -> list[int]:
@@ -225,8 +234,8 @@ def _check_same(file: str, names: list[str], classes: Mapping[str, int]) -> None
 
 def _number(
     path: str, parts: Mapping[str, _Part]
-) -> tuple[dict[str, Shaped[np.ndarray, " n"]], int]:
-    """Give classes their numbers, the same in every split: (labels of each split, how many)."""
+) -> tuple[dict[str, Shaped[np.ndarray, " n"]], int, list[str] | None]:
+    """Give classes their numbers, the same in every split: (each split's labels, number, names)."""
     kinds = {type(part.classes[0]) for part in parts.values()}
     if len(kinds) > 1:
         raise Refused(
@@ -234,11 +243,21 @@ def _number(
         )
     if kinds == {int}:
         labels = {name: np.array(part.classes, np.int32) for name, part in parts.items()}
-        return labels, max(int(array.max()) for array in labels.values()) + 1
-    names = sorted({name for part in parts.values() for name in part.classes})
+        return labels, max(int(array.max()) for array in labels.values()) + 1, None
+    names = in_order(str(name) for part in parts.values() for name in part.classes)
     number = {name: i for i, name in enumerate(names)}
     labels = {
-        split: np.array([number[name] for name in part.classes], np.int32)
+        split: np.array([number[str(name)] for name in part.classes], np.int32)
         for split, part in parts.items()
     }
-    return labels, len(names)
+    return labels, len(names), names if any(names) else None
+
+
+def _formerly(class_names: list[str] | None) -> str:
+    """Return how releases that numbered every folder by its spelling did it, if otherwise."""
+    spelt = sorted(class_names or ())
+    return (
+        ""
+        if spelt == (class_names or [])
+        else f"by spelling: {', '.join(map(shown, spelt[:4]))}, ..."
+    )

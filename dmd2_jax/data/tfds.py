@@ -7,25 +7,51 @@ any order and without TensorFlow; the latter are indexed first, which reads ever
 split is what is trained on ("train" by default; TFDS's own forms such as train[:10%] work); the
 test split is "test" or "validation", whichever there is, else `config.data.test_fraction` of the
 examples is held out by a fixed seed (of all together: classes are only known by reading).
+
+Classes are numbered as the data set does it, but for those that it names by synsets (ImageNet's
+n01440764 ...): they count in the order of their names, as in ILSVRC, folders and EDM's weights.
+TFDS has another order in imagenet_resized, in which not one class agrees.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused, lacks
+from dmd2_jax.data.reading.classes import are_synsets, in_order, listing_of_parts
 from dmd2_jax.data.reading.contract import MissingPackageError, Options
 from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
 from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords
 from dmd2_jax.data.reading.source import DecodedSource
+from dmd2_jax.runtime.distributed import say
 from dmd2_jax.typing import Shaped
 
 SPEC = "<name>[/<config>][:<split>]"
 """What follows `tfds:` in `config.data.name`."""
 
 _TESTS = ("test", "validation")
+
+
+class _Keys(NamedTuple):
+    """What of a record is read.
+
+    Attributes:
+      image: the key of the image.
+      label: that of the class; None: there are none.
+      numbers: of each class as it is recorded, the number that it counts as.
+      names: of the classes, in the order of those numbers; None: they have none.
+      formerly: see `Source`.
+    """
+
+    image: str
+    label: str | None = None
+    numbers: tuple[int, ...] = (0,)
+    names: tuple[str, ...] | None = None
+    formerly: str = ""
 
 
 def load(
@@ -51,7 +77,9 @@ def load(
     name, _, train = options.spec.partition(":")
     check_split(split, ("train", "test"), f"tfds:{options.spec}")
     builder = _open_builder(name, path)
-    image_key, label_key, num_classes = _keys(name, builder.info.features)
+    keys = _keys(name, builder.info.features)
+    if keys.formerly:
+        _say_once(name, keys.formerly)
     instructions = _instructions(name, builder.info.splits, train or "train")
     wanted = [part for part in instructions if split in (part, "all") or "test" not in instructions]
     shards = [
@@ -71,7 +99,7 @@ def load(
 
     def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
         (record,) = records.read(chosen[i : i + 1])
-        data, label = _parse(record, image_key, label_key, num_classes)
+        data, label = _parse(record, keys)
         return decode_image(data, describe(i), resolution), label
 
     return DecodedSource(
@@ -80,8 +108,18 @@ def load(
         read,
         describe=describe,
         resolution=resolution,
-        num_classes=num_classes,
+        num_classes=len(keys.numbers),
         options=options,
+        class_names=keys.names,
+        formerly=keys.formerly,
+        listing=lambda: listing_of_parts(
+            [
+                builder.info.full_name,
+                *((Path(shard.path).name, *shard[1:]) for shard in shards),
+                chosen.tobytes().hex(),
+                keys.names,
+            ]
+        ),
     )
 
 
@@ -122,8 +160,8 @@ def _open_records(name: str, kind: str, shards: list[Shard]) -> Records:
     return kinds[kind](shards)
 
 
-def _keys(name: str, features) -> tuple[str, str | None, int]:
-    """Find the image and the label among the features: (image key, label key, classes)."""
+def _keys(name: str, features) -> _Keys:
+    """Find the image and the label among the features, and what the classes are called."""
     kinds = {key: type(feature).__name__ for key, feature in features.items()}
     images = [key for key, kind in kinds.items() if kind == "Image"]
     labels = [key for key, kind in kinds.items() if kind == "ClassLabel"]
@@ -135,8 +173,28 @@ def _keys(name: str, features) -> tuple[str, str | None, int]:
             "choose another config of the data set."
         )
     if not labels:
-        return images[0], None, 1
-    return images[0], labels[0], int(features[labels[0]].num_classes)
+        return _Keys(images[0])
+    classes = max(1, int(features[labels[0]].num_classes))
+    names = tuple(features[labels[0]].names)
+    # Where nothing was recorded, TFDS says "0", "1", ...
+    if len(names) != classes or names == tuple(map(str, range(classes))):
+        return _Keys(images[0], labels[0], tuple(range(classes)))
+    order = in_order(names)
+    if not are_synsets(names) or list(names) == order or len(order) != classes:
+        return _Keys(images[0], labels[0], tuple(range(classes)), names)
+    numbers = {synset: number for number, synset in enumerate(order)}
+    formerly = f"as TFDS does, 0 being {names[0]}"
+    return _Keys(
+        images[0], labels[0], tuple(numbers[synset] for synset in names), tuple(order), formerly
+    )
+
+
+@functools.cache
+def _say_once(name: str, formerly: str) -> None:
+    say(
+        f"tfds:{name}: its classes are synsets and count in the order of their names, as in "
+        f"ILSVRC, folders and EDM's weights; not {formerly}."
+    )
 
 
 def _instructions(name: str, splits, train: str) -> dict[str, Sequence]:
@@ -159,19 +217,17 @@ def _taken(part) -> int:
     return part.take if part.take >= 0 else part.examples_in_shard - part.skip
 
 
-def _parse(
-    record: bytes, image_key: str, label_key: str | None, num_classes: int
-) -> tuple[bytes, int]:
+def _parse(record: bytes, keys: _Keys) -> tuple[bytes, int]:
     """Return (encoded image, class) of a serialised tf.train.Example."""
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
     try:
         feature = tf_example_pb2.Example.FromString(record).features.feature
-        image = feature[image_key].bytes_list.value[0]
-        label = 0 if label_key is None else feature[label_key].int64_list.value[0]
+        image = feature[keys.image].bytes_list.value[0]
+        label = 0 if keys.label is None else feature[keys.label].int64_list.value[0]
     except (DecodeError, IndexError, KeyError) as error:
         raise CorruptImageError(f"damaged record: {type(error).__name__}: {error}") from error
-    if not 0 <= label < max(num_classes, 1):
-        raise CorruptImageError(f"damaged record: class {label} of {num_classes}")
-    return image, label
+    if not 0 <= label < len(keys.numbers):
+        raise CorruptImageError(f"damaged record: class {label} of {len(keys.numbers)}")
+    return image, keys.numbers[label]

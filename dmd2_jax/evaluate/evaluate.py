@@ -11,7 +11,7 @@ images (see `metrics.features`), which compare models of one data set and nothin
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dmd2_jax import metrics
 from dmd2_jax.config import plugins
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data import Source
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
@@ -30,6 +31,7 @@ from dmd2_jax.evaluate.spaces import RealSide, Space, is_statistics, open_spaces
 from dmd2_jax.metrics.contract.figures import plain
 from dmd2_jax.metrics.features.extractor import Collector
 from dmd2_jax.pictures.checkpoint_curve import checkpoint_curve
+from dmd2_jax.recipe.classes import check_same_names, read_record
 from dmd2_jax.recipe.open import check
 from dmd2_jax.run.folder import read_run, write_json
 from dmd2_jax.run.metrics import Progress
@@ -87,7 +89,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     measured = open_measured(options, config, run, mesh)
     clip = _clip(options, measured[0], mesh) if CLIP in options.metrics else None
     spaces, reference = open_spaces(
-        options, config, mesh, _batch_size(options, config), cache=cache
+        options, config, mesh, _batch_size(options, config), cache=cache, check=_same_classes(run)
     )
     real = real_side(options, config, spaces, reference, measured)
 
@@ -146,6 +148,15 @@ def _recipe(options: EvaluateOptions) -> tuple[Run | None, ConfigDict | None]:
     apply_overrides(config, dict(options.overrides))
     check(config)
     return None, config
+
+
+def _same_classes(run: Run | None) -> Callable[[Source], object] | None:
+    """Return what refuses data whose classes have other numbers than the run's."""
+    if run is None or not run.family.num_classes:
+        return None
+    place, record = str(run.workdir), read_record(run.workdir)
+    remedy = "or measure by features=inception, which knows no classes"
+    return lambda real: check_same_names(record, real, place, remedy)
 
 
 def _clip(options: EvaluateOptions, images: Images, mesh: Mesh) -> ClipJudge:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +106,7 @@ def open_spaces(
     mesh: Mesh,
     batch_size: int,
     cache: str | Path | None = None,
+    check: Callable[[Source], object] | None = None,
 ) -> tuple[list[Space], Reference | None]:
     """Open the feature networks that the metrics need.
 
@@ -115,6 +116,7 @@ def open_spaces(
       mesh: the devices.
       batch_size: in which images arrive.
       cache: folder of trained classifiers; None: that of the run, if it is one.
+      check: raises where the images that a classifier is to be trained on will not do.
 
     Returns:
       (the spaces, the classifier's reference where there is a classifier).
@@ -143,7 +145,7 @@ def open_spaces(
             )
         if cache is None and options.workdir:
             cache = Path(options.workdir) / "classifier"
-        reference = open_reference(config, cache)
+        reference = open_reference(config, cache, check)
         spaces.append(classifier_space(reference, names, mesh, batch_size))
     if PATCH in options.metrics:
         spaces.append(Space(_inception(weights, "patch", mesh), ("fid",), prefix="patch_"))

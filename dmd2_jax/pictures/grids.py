@@ -7,13 +7,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.pictures.figure import INK, pyplot, save
 from dmd2_jax.typing import Array, Shaped
+
+_CAPTION = 14  # pixels of a line under an image
 
 
 def montage(
@@ -24,6 +28,7 @@ def montage(
     upscale: int | None = None,
     cell: int = 48,
     gap: int = 4,
+    below: int = 0,
 ) -> Shaped[np.ndarray, "height width 3"]:
     """Arrange images in rows on white, enlarged by repeating pixels.
 
@@ -35,6 +40,7 @@ def montage(
       upscale: whole factor; None takes the smallest that makes an image `cell` pixels wide.
       cell: pixels.
       gap: white pixels between images.
+      below: white pixels under each image, for its caption.
 
     Returns:
       uint8 RGB array.
@@ -51,7 +57,7 @@ def montage(
     n, h, w, _ = images.shape
     upscale = upscale or max(1, math.ceil(cell / w))
     images = images.repeat(upscale, axis=1).repeat(upscale, axis=2)
-    cell_h, cell_w = h * upscale + gap, w * upscale + gap
+    cell_h, cell_w = h * upscale + gap + below, w * upscale + gap
     canvas = np.full((rows * cell_h - gap, cols * cell_w - gap, 3), 255, np.uint8)
     for i in range(n):
         top, left = (i // cols) * cell_h, (i % cols) * cell_w
@@ -67,6 +73,7 @@ def image_grid(
     cols: int,
     upscale: int | None = None,
     labels: Sequence[object] | None = None,
+    captions: Sequence[str] | None = None,
 ) -> None:
     """Write a grid of images as a PNG.
 
@@ -77,29 +84,71 @@ def image_grid(
       cols: number of columns.
       upscale: whole factor; None takes the smallest that makes an image 48 pixels wide.
       labels: one heading a column, for example class names; None: no headings.
+      captions: what stands under each image; None: nothing. What is too long is cut.
 
     Raises:
       ValueError: if the images do not fit, or there is not one label a column.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     if labels is not None and len(labels) != cols:
         raise Refused(
             f"{len(labels)} labels, expected {cols}, one a column; pass one heading a column."
         )
-    body = montage(images, rows, cols, upscale=upscale)
+    below = 0 if captions is None else _CAPTION
+    body = montage(images, rows, cols, upscale=upscale, below=below)
     margin, header = 8, 0 if labels is None else 20
     size = (body.shape[1] + 2 * margin, body.shape[0] + 2 * margin + header)
     picture = Image.new("RGB", size, "white")
     picture.paste(Image.fromarray(body), (margin, margin + header))
-    if labels is not None:
-        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-        step = (body.shape[1] + 4) / cols
-        for i, label in enumerate(labels):
-            centre = (margin + step * (i + 0.5) - 2, margin + header / 2 - 2)
-            draw.text(centre, str(label), fill=INK, font=font, anchor="mm")
+    draw, step = ImageDraw.Draw(picture), (body.shape[1] + 4) / cols
+    for i, label in enumerate(labels or ()):
+        centre = (margin + step * (i + 0.5) - 2, margin + header / 2 - 2)
+        text, font = _fitted(str(label), step)
+        draw.text(centre, text, fill=INK, font=font, anchor="mm")
+    down = (body.shape[0] + 4) / rows
+    for i, caption in enumerate(captions or ()):
+        row, column = divmod(i, cols)
+        centre = (margin + step * (column + 0.5) - 2, margin + header + down * (row + 1) - 11)
+        text, font = _fitted(caption, step)
+        draw.text(centre, text, fill=INK, font=font, anchor="mm")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
+
+
+def class_headings(
+    labels: Shaped[np.ndarray, " n"], cols: int, names: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return what `image_grid` writes at images of classes, each class's number and name.
+
+    Args:
+      labels: [n] classes of the images, row by row.
+      cols: number of columns.
+      names: of the classes, in the order of their numbers; None: they have none.
+
+    Returns:
+      Its argument `labels` where every column is of one class, else `captions`; {} without names.
+    """
+    if names is None:
+        return {}
+    words = [f"{label} {shown(names[label])}" for label in labels]
+    columns = [words[i::cols] for i in range(min(cols, len(words)))]
+    if len(columns) == cols and all(len(set(column)) == 1 for column in columns):
+        return {"labels": [column[0] for column in columns]}
+    return {"captions": words}
+
+
+def _fitted(text: str, width: float) -> tuple[str, Any]:
+    """Return a text and a font in which it is at most so wide: smaller, then cut."""
+    from PIL import ImageFont
+
+    for size in range(14, 8, -1):
+        font = ImageFont.load_default(size)
+        if font.getlength(text) <= width:
+            return text, font
+    while len(text) > 1 and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…", font
 
 
 def first_of_each_class(
@@ -225,7 +274,9 @@ def animate(
     most: int = 60,
     seconds: float = 0.2,
 ) -> None:
-    """Write picture files of one size as an endless GIF that rests on its last frame.
+    """Write picture files as an endless GIF that rests on its last frame.
+
+    A smaller picture is set below and to the right, on white.
 
     Args:
       frames: the files, in order.
@@ -245,6 +296,19 @@ def animate(
     for i in chosen:
         with Image.open(frames[i]) as picture:
             pictures.append(picture.convert("RGB"))
+    # Those of earlier releases have no names above them.
+    width, height = (max(picture.size[i] for picture in pictures) for i in (0, 1))
+    pictures = [_on_white(picture, (width, height)) for picture in pictures]
     milliseconds = [int(1000 * seconds)] * (len(pictures) - 1) + [int(10_000 * seconds)]
     first, *others = pictures
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def _on_white(picture: Any, size: tuple[int, int]) -> Any:
+    from PIL import Image
+
+    if picture.size == size:
+        return picture
+    canvas = Image.new("RGB", size, "white")
+    canvas.paste(picture, (size[0] - picture.size[0], size[1] - picture.size[1]))
+    return canvas

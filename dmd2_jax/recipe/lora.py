@@ -11,6 +11,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
+from dmd2_jax.recipe.classes import DataRecord, save_weights
 from dmd2_jax.recipe.open import Family, teacher_file
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import check_teacher
@@ -139,7 +140,12 @@ def _settings(distill: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export_student(
-    config: ConfigDict, family: Family, base: Params, own: Params, file: Path
+    config: ConfigDict,
+    family: Family,
+    base: Params,
+    own: Params,
+    file: Path,
+    record: DataRecord | None = None,
 ) -> None:
     """Write a student's weights, and its adapters beside them if it has any.
 
@@ -149,11 +155,12 @@ def export_student(
       base: the teacher's weights.
       own: the student's parameters in the training state.
       file: NAME.safetensors; the adapters go to NAME_lora.safetensors.
+      record: of the data; None: not known.
     """
     lora = lora_config(config, family)
     if lora is None:
-        family.save(own, file)
+        save_weights(family, own, file, record)
         return
-    family.save(merge(to_host(base), own, lora), file)
+    save_weights(family, merge(to_host(base), own, lora), file, record)
     tensors = to_lora_tensors(own, lora, family.tensor_name)
     write_safetensors(tensors, file.with_name(f"{file.stem}_lora.safetensors"))

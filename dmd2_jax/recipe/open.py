@@ -93,8 +93,10 @@ class Family(Protocol):
     def load(self, path: str | Path) -> Params:
         """Read weights with the original names."""
 
-    def save(self, params: Params, path: str | Path) -> None:
-        """Write weights with the original names."""
+    def save(
+        self, params: Params, path: str | Path, notes: Mapping[str, str] | None = None
+    ) -> None:
+        """Write weights with the original names; a file may say `notes` beside them."""
 
 
 class Recipe(NamedTuple):
@@ -320,11 +322,12 @@ def weights_file(path: str, name: str) -> Path:
         )
     if hub.is_hub_path(path):
         return hub.fetch(path)
-    file = Path(path) / name if Path(path).is_dir() else Path(path)
-    if file.is_file() and file != Path(path) and (told := unfinished(path)):
+    place = Path(path).expanduser()
+    file = place / name if place.is_dir() else place
+    if file.is_file() and file != place and (told := unfinished(place)):
         _warn_once(told)
-    if not file.is_file() and ((Path(path) / "unet").is_dir() or is_component(path)):
-        return Path(path)
+    if not file.is_file() and ((place / "unet").is_dir() or is_component(place)):
+        return place
     if not file.is_file():
         folder = f" or a run folder that holds {name}; finish its training first, or"
         raise Refused(

@@ -6,7 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Adapter
+from dmd2_jax.recipe.classes import check_same_names
 from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
 from dmd2_jax.recipe.open import Family, teacher_file
 from dmd2_jax.recipe.teacher import load_teacher
@@ -36,7 +38,7 @@ def read_teacher(config: ConfigDict, family: Family) -> tuple[Params, dict[str, 
     """
     file = teacher_file(config)
     weights = to_host(load_teacher(config, family))
-    return weights, {"path": str(file), "digest": params_digest(weights)}
+    return weights, {"path": str(file.absolute()), "digest": params_digest(weights)}
 
 
 def starting_weights(
@@ -44,6 +46,7 @@ def starting_weights(
     family: Family,
     config: ConfigDict | None = None,
     teacher: Mapping[str, str] | None = None,
+    dataset: Source | None = None,
 ) -> tuple[Params, Params] | None:
     """Read what generator and critic of another distillation have learned, to go on from.
 
@@ -53,19 +56,27 @@ def starting_weights(
       family: the networks.
       config: of the run that begins; None: whole networks.
       teacher: path and digest of the weights that adapters share.
+      dataset: of the run that begins; None: nothing is compared with it.
 
     Returns:
       Parameters of (generator, critic), or None for the teacher's.
 
     Raises:
-      ValueError: if there is no such run, its networks are others, or its adapters are of another
-        rank or base.
+      ValueError: if there is no such run, its networks are others, its adapters are of another
+        rank or base, or its classes have other numbers.
       CheckpointError: if no checkpoint of it is good.
     """
     if not place:
         return None
     folder, at, cycle = place.rpartition("@")
     folder = folder if at and cycle.isdecimal() else place
+    if folder != place and Path(place).is_dir():
+        if folder and Path(folder).is_dir():
+            raise Refused(
+                f"config.distill.start_from={place} is a folder and cycle {cycle} of {folder}, "
+                "expected one meaning; rename the folder."
+            )
+        folder = place
     command, values = read_run(folder)
     if command != "distill":
         raise Refused(
@@ -83,6 +94,8 @@ def starting_weights(
         generator, extra, step = checkpoints.restore_part("generator.params", shapes[0], step)
         if adapters[0] is not None and teacher is not None:
             check_teacher(extra.get("teacher"), teacher)
+        if dataset is not None and family.num_classes:
+            check_same_names(extra.get("data"), dataset, place, "or begin with another run")
         critic, _, step = checkpoints.restore_part("critic.params", shapes[1], step)
     print(f"generator and critic begin with the weights of {folder}, cycle {step}.", flush=True)
     return generator, critic

@@ -11,6 +11,7 @@ from typing import Any
 from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
+from dmd2_jax.run.places import found_again, recorded
 
 __all__ = [
     "RunFolderError",
@@ -71,7 +72,11 @@ def open_run(
     """
     folder = Path(workdir)
     _check_writable(folder, keep=not dry_run)
-    record: dict[str, Any] = {"command": command, "config": _normal(config)}
+    record: dict[str, Any] = {
+        "command": command,
+        "place": str(folder.absolute()),
+        "config": recorded(_normal(config)),
+    }
     resumed = (folder / "config.json").exists()
     used: list[dict[str, Any]] = []
     if resumed:
@@ -95,30 +100,34 @@ def open_run(
     return resumed
 
 
-def check_teacher(recorded: Mapping[str, str] | None, teacher: Mapping[str, str]) -> None:
+def check_teacher(before: Mapping[str, str] | None, teacher: Mapping[str, str]) -> None:
     """Refuse to go on with another teacher than a checkpoint was made with.
 
     Args:
-      recorded: `path` and `digest` of its weights, from the checkpoint; None where it has none.
+      before: `path` and `digest` of its weights, from the checkpoint; None where it has none.
       teacher: the same of the teacher at hand.
 
     Raises:
       RunFolderError: if the digests differ. The same weights at another place are fine, and said.
     """
-    if recorded is None or recorded == teacher:
+    if before is None or before == teacher:
         return
-    if recorded["digest"] != teacher["digest"]:
+    if before["digest"] != teacher["digest"]:
         raise RunFolderError(
             f"teacher {teacher['path']} has other weights (digest {teacher['digest']}) than the "
-            f"one of the run, {recorded['path']} (digest {recorded['digest']}), expected the "
+            f"one of the run, {before['path']} (digest {before['digest']}), expected the "
             f"same: a student cannot change its teacher; give the run's "
             f"config.teacher.weights, or choose another workdir."
         )
-    print(f"the teacher, {recorded['path']} before, is now {teacher['path']}: the same weights.")
+    if Path(before["path"]).absolute() == Path(teacher["path"]).absolute():
+        return
+    print(f"the teacher, {before['path']} before, is now {teacher['path']}: the same weights.")
 
 
 def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
-    """Return (command, config) of the run in `workdir`; keys of older releases are today's.
+    """Return (command, config) of the run in `workdir`.
+
+    Keys of older releases are today's, and paths lead to where things are (`run.places`).
 
     Raises:
       RunFolderError: if there is none, or its config.json cannot be read.
@@ -126,7 +135,7 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(workdir) / "config.json"
     try:
         record = read_json(path)
-        command, config = record["command"], record["config"]
+        command, config, place = record["command"], record["config"], record.get("place")
     except FileNotFoundError as error:
         raise RunFolderError(
             f"no run in workdir {workdir}, expected a config.json there; give the workdir of a "
@@ -137,7 +146,10 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
             f"{path} cannot be read ({error}), expected the record of a run; restore it from a "
             f"copy or choose another workdir."
         ) from error
-    return command, translated(config, str(path)) if isinstance(config, Mapping) else config
+    if not isinstance(config, Mapping):
+        return command, config
+    place = place if isinstance(place, str) else None
+    return command, found_again(translated(config, str(path)), Path(workdir), place)
 
 
 def check_free_space(folder: str | Path, needed: int, purpose: str) -> None:

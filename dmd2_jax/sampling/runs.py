@@ -20,6 +20,8 @@ from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.loop import CHECKPOINTS
+from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.integrity import params_digest, read_manifest, step_folders
 from dmd2_jax.typing import Params
 
 __all__ = ["Run", "checkpoint_params", "open_run", "read_run_folder"]
@@ -104,10 +106,14 @@ class Run(NamedTuple):
           CheckpointError: if there is no such checkpoint, or it is damaged.
         """
         if self.merged:
-            return load_teacher(self.config, self.family)
-        if self.file is not None:
-            return self.family.load(self.file)
-        return _restore(self, self.step)[0]
+            params = load_teacher(self.config, self.family)
+        elif self.file is not None:
+            params = self.family.load(self.file)
+        else:
+            return _restore(self, self.step)[0]
+        if self.which != self.trained and self.file == teacher_file(self.config):
+            _say_if_another(self, params)
+        return params
 
     def checkpoints(self) -> Sequence[int]:
         """Return the steps of the kept checkpoints."""
@@ -183,6 +189,21 @@ def read_run_folder(workdir: str | Path, *, dtype: str = "") -> Run:
         config.model.dtype = dtype
     trained = "teacher" if command == "train-teacher" else "student"
     return Run(Path(workdir), trained, config, build_family(config), trained)
+
+
+def _say_if_another(run: Run, teacher: Params) -> None:
+    """Say it where the teacher that was found is not the one that the student learned from."""
+    for folder in step_folders(run.workdir / CHECKPOINTS).values():
+        try:
+            recorded = read_manifest(folder)["extra"]["teacher"]["digest"]
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged, or of a release that recorded none
+        if recorded != params_digest(teacher):
+            say(
+                f"{run.file} has other weights than the teacher of the run in {run.workdir} had: "
+                "figures and pictures of the teacher are of these."
+            )
+        return
 
 
 def _check_network(run: Run, which: str, ema: float | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.pictures.curves import loss_curves
-from dmd2_jax.pictures.grids import animate, headed_rows, image_grid
+from dmd2_jax.pictures.grids import animate, class_headings, headed_rows, image_grid
 from dmd2_jax.recipe.open import Family, Recipe
 from dmd2_jax.run.metrics import METRICS, read_metrics
 from dmd2_jax.runtime.random import stream_key
@@ -73,7 +73,10 @@ def draw_progress(
         batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
     )
     pictures = {"grid": workdir / f"grid_{done:07d}.png"}
-    image_grid(_decoded(recipe, images), pictures["grid"], rows=rows, cols=columns)
+    names = recipe.dataset.class_names if recipe.family.num_classes else None
+    headings = class_headings(labels, columns, names)
+    pixels = _decoded(recipe, images)
+    image_grid(pixels, pictures["grid"], rows=rows, cols=columns, **headings)
     if reports := read_metrics(workdir / METRICS):  # none before the first `log.every`
         pictures["curves"] = workdir / "curves.png"
         loss_curves(reports, pictures["curves"], x_label=unit)

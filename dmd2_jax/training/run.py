@@ -9,6 +9,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import plain
+from dmd2_jax.data import Source
+from dmd2_jax.recipe.classes import (
+    check_resumed,
+    check_same_everywhere,
+    data_record,
+    read_record,
+    write_record,
+)
 from dmd2_jax.run.checkpoint import Keep, newest_extra
 from dmd2_jax.run.folder import check_teacher, open_run
 from dmd2_jax.run.loop import CHECKPOINTS, check_room
@@ -66,6 +74,7 @@ def open_training(
     command: str,
     shapes: PyTree,
     *,
+    dataset: Source,
     total: int,
     mesh: Mesh,
     teacher: Mapping[str, str] | None = None,
@@ -79,6 +88,7 @@ def open_training(
       workdir: the run folder.
       command: "train-teacher" or "distill".
       shapes: of the state.
+      dataset: the training examples.
       total: steps of the whole run.
       mesh: the devices; config.json records them.
       teacher: path and digest of the teacher's weights; None if there is none.
@@ -89,14 +99,21 @@ def open_training(
       True if the folder already held this run.
 
     Raises:
-      ValueError: if the disk has no room, the config, the teacher or the state's shapes are not
-        those of the run that is there, or a writer cannot be had.
+      ValueError: if the disk has no room, the config, the data, the teacher or the state's shapes
+        are not those of the run that is there, or a writer cannot be had.
     """
+    record = data_record(dataset)
+    check_same_everywhere(record)
 
     def check_saved() -> None:
         newest = newest_extra(workdir / CHECKPOINTS, shapes)
-        if newest is not None and teacher is not None:
+        if newest is None:
+            return
+        if teacher is not None:
             check_teacher(newest[1].get("teacher"), teacher)
+        # The folder's first: it has what a resumption was allowed to change.
+        recorded = read_record(workdir) or newest[1].get("data")
+        check_resumed(recorded, dataset, str(workdir), allow_change)
 
     def open_folder() -> bool:
         check_writers(config.log)
@@ -111,6 +128,8 @@ def open_training(
             dry_run=dry_run,
             devices=_devices(mesh),
         )
+        if not dry_run:
+            write_record(workdir, record)
         if resumed and not dry_run:
             clear_partial(workdir)
         return resumed

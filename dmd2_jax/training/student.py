@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import plain
 from dmd2_jax.distill import TrainState
+from dmd2_jax.recipe.classes import check_teacher_classes, data_record
 from dmd2_jax.recipe.distillation import (
     Distillation,
     initial_state,
@@ -24,11 +25,13 @@ from dmd2_jax.recipe.open import (
     open_recipe,
     parameter_table,
     sample_labels,
+    teacher_file,
 )
 from dmd2_jax.recipe.weights import read_teacher, starting_weights
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
+from dmd2_jax.run.places import recorded
 from dmd2_jax.runtime.distributed import in_step, is_first, on_first, put, to_host
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sampling.samplers import grid_labels, student_sampler
@@ -61,8 +64,8 @@ def train(
 
     Args:
       config: the whole config; `config.teacher.weights` is the teacher.
-      workdir: the run folder: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
-        scores_*.png, progress.gif, checkpoints/, student.safetensors and one
+      workdir: the run folder: config.json, data.json, metrics.jsonl, speed.jsonl, grid_*.png,
+        curves.png, scores_*.png, progress.gif, checkpoints/, student.safetensors and one
         student_ema_DECAY.safetensors for each average; with low-rank adapters these are merged,
         and the adapters alone are beside them as NAME_lora.safetensors.
       dry_run: check everything that can be checked before the first compilation, and stop.
@@ -79,13 +82,18 @@ def train(
     workdir = Path(workdir)
     recipe = open_recipe(config, config.distill.batch_size)
     job = open_student(recipe)
+    classes = recipe.family.num_classes
+    check_teacher_classes(teacher_file(config), recipe.dataset, classes, allow_change)
     base, teacher = read_teacher(config, recipe.family)
-    start = starting_weights(config.distill.start_from, recipe.family, config, teacher)
+    start = starting_weights(
+        config.distill.start_from, recipe.family, config, teacher, recipe.dataset
+    )
     resumed = open_training(
         config,
         workdir,
         "distill",
         job.state,
+        dataset=recipe.dataset,
         total=config.distill.cycles,
         mesh=recipe.mesh,
         teacher=teacher,
@@ -191,7 +199,11 @@ def _described(
         images_per_step=b * (1 + turns),
         updates_per_step=1 + turns,
         max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
-        record={"config": plain(config), "teacher": teacher},
+        record={
+            "config": recorded(plain(config)),
+            "teacher": teacher,
+            "data": data_record(recipe.dataset).to_json(),
+        },
         export=lambda state: _export(it, state, workdir),
         draw=_drawing(it, workdir),
         score=training_score(recipe, workdir, student_sampler(family, config), chosen),
@@ -264,9 +276,10 @@ def _versions(state: TrainState) -> tuple[Params, ...]:
 def _export(it: _Student, state: TrainState, workdir: Path) -> None:
     """Write the weights of the student and of its averages."""
     versions, config = to_host(_versions(state)), it.recipe.config
+    record = data_record(it.recipe.dataset)
 
     def write() -> None:
         for name, own in zip(student_files(config), versions, strict=True):
-            export_student(config, it.recipe.family, it.base, own, workdir / name)
+            export_student(config, it.recipe.family, it.base, own, workdir / name, record)
 
     on_first(write)

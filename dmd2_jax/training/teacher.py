@@ -14,11 +14,13 @@ from dmd2_jax import data
 from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
+from dmd2_jax.recipe.classes import data_record, save_weights
 from dmd2_jax.recipe.distillation import state_shapes
 from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe, parameter_table
 from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
+from dmd2_jax.run.places import recorded
 from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
 from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.random import stream_key
@@ -70,8 +72,8 @@ def train(
 
     Args:
       config: the whole config; `teacher`, `model`, `data`, `log`, `mesh` and `seed` count.
-      workdir: the run folder: config.json, metrics.jsonl, speed.jsonl, curves.png, grid_*.png,
-        progress.gif, checkpoints/, teacher.safetensors.
+      workdir: the run folder: config.json, data.json, metrics.jsonl, speed.jsonl, curves.png,
+        grid_*.png, progress.gif, checkpoints/, teacher.safetensors.
       dry_run: check everything that can be checked before the first compilation, and stop.
       profile: see `Job`.
       allow_change: keys of the config that may differ from those of the run that is resumed.
@@ -94,6 +96,7 @@ def train(
         workdir,
         "train-teacher",
         shapes,
+        dataset=recipe.dataset,
         total=config.teacher.steps,
         mesh=mesh,
         allow_change=allow_change,
@@ -122,7 +125,7 @@ def _described(
 ) -> Job:
     """Describe the run to the loop."""
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
-    root = jax.random.key(config.seed)
+    root, data_is = jax.random.key(config.seed), data_record(recipe.dataset)
 
     def make_state() -> TeacherState:
         with on_host():
@@ -139,7 +142,7 @@ def _described(
 
     def export(state: TeacherState) -> None:
         weights = to_host(state.ema)
-        on_first(lambda: family.save(weights, workdir / NAME))
+        on_first(lambda: save_weights(family, weights, workdir / NAME, data_is))
 
     sampler, b = teacher_sampler(family, config), config.teacher.batch_size
     return Job(
@@ -156,7 +159,7 @@ def _described(
         examples_per_step=b,
         images_per_step=b,
         max_skipped_in_a_row=config.optim.max_skipped_in_a_row,
-        record={"config": plain(config)},
+        record={"config": recorded(plain(config)), "data": data_is.to_json()},
         export=export,
         export_key="teacher_export_every",
         draw=_drawing(recipe, sampler, workdir),

@@ -89,20 +89,25 @@ def read_weights(path: str | os.PathLike) -> Weights:
         raise Refused(f"{path}: {error}") from None
 
 
-def write_weights(tensors: Tensors, path: str | os.PathLike) -> None:
+def write_weights(
+    tensors: Tensors, path: str | os.PathLike, notes: Mapping[str, str] | None = None
+) -> None:
     """Write tensors in the format that the suffix names, whole or not at all.
 
     Args:
       tensors: tensors by name.
       path: the file; .safetensors, or .bin, .pt, .pth for one that torch.load reads.
+      notes: what a .safetensors file is to say beside them; the others have no place for it.
 
     Raises:
       ValueError: if the suffix is another.
       OSError: if the disk refuses.
     """
     check_writable(path)
-    write = write_safetensors if Path(path).suffix == ".safetensors" else write_torch
-    write(tensors, path)
+    if Path(path).suffix == ".safetensors":
+        write_safetensors(tensors, path, notes)
+    else:
+        write_torch(tensors, path)
 
 
 def check_writable(path: str | os.PathLike) -> None:

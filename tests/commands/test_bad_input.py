@@ -255,7 +255,7 @@ def test_weights_that_are_missing_are_refused(
     [
         (["--num=0"], "--num=0, expected 1 or more"),
         (["--classes=3,10"], "expected class numbers in 0..9"),
-        (["--classes=three"], "expected numbers like 0,1,2"),
+        (["--classes=three"], "classes=three is no class, expected class numbers in 0..9"),
         (["--ema=0.5"], "expected one of optim.ema_decays=(0.9,)"),
         (["--weights=nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (["--out=no/such/folder/x.png"], "expected no/such/folder to exist"),

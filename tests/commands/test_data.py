@@ -1,6 +1,7 @@
 """`dmd2 data`: what it lists, checks, draws, writes and refuses."""
 
 import io
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd2_jax.data import array_record
 from tests.data.images import edm_files, encoded, picture, png, write_folder, write_zip
 from tests.data.test_arrays import Evil
 from tests.tiny import RECIPE, contents, dmd2, scratch, teacher_run
@@ -117,6 +119,29 @@ def test_data_writes_what_array_record_reads(
     counts = [int(row) for row in re.findall(r"^(?:train|test) +(\d+)", text, re.M)]
     assert sum(counts) == 39
     assert [path.name for path in out.parent.iterdir()] == ["shards"]
+
+
+def test_data_writes_the_names_of_the_classes_too(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": png(picture(i)) for i in range(2) for name in ("cat", "ant")}
+    source = words("image_folder", write_folder(tmp_path / "x", files))
+    none, out = "--config.data.test_fraction=0", tmp_path / "shards"
+    assert dmd2(*source, none, f"--write={out}") == 0
+    written = array_record.load(str(out), "train", 8)
+    assert written.class_names == ("ant", "cat")
+    assert written.listing == array_record.load(str(out), "train", 8).listing
+
+
+def test_array_record_of_tfds_by_an_earlier_release_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = words("image_folder", write_zip(tmp_path / "x.zip", edm_files([0, 1] * 4)))
+    out = tmp_path / "shards"
+    assert dmd2(*source, "--config.data.test_fraction=0", f"--write={out}") == 0
+    info = json.loads((out / "info.json").read_text()) | {"name": "tfds:imagenet_resized/64x64"}
+    del info["class_names"], info["listings"]
+    (out / "info.json").write_text(json.dumps(info))
+    assert array_record.load(str(out), "train", 8).class_names is None
+    assert "kept TFDS's numbers of the classes" in capsys.readouterr().err
 
 
 def test_data_without_a_test_split_are_checked_and_written(

@@ -143,15 +143,20 @@ def test_allow_change_of_a_key_that_is_not_there_is_refused(
     assert "did you mean 'optim.critic_lr'?" in capsys.readouterr().err
 
 
+def other_teacher(folder: Path) -> Path:
+    """The teacher's weights but for the last bit of some."""
+    tensors = load_file(teacher_run() / "teacher.safetensors")
+    tensors["model.out_conv.weight"] = np.nextafter(tensors["model.out_conv.weight"], np.float32(9))
+    save_file(tensors, folder / "other.safetensors")
+    return folder / "other.safetensors"
+
+
 def test_another_teacher_is_refused_and_the_same_one_elsewhere_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = copied(tmp_path, student_run())
-    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
+    moved, other = tmp_path / "moved.safetensors", other_teacher(tmp_path)
     shutil.copy(teacher_run() / "teacher.safetensors", moved)
-    tensors = load_file(moved)
-    tensors["model.out_conv.weight"] = np.nextafter(tensors["model.out_conv.weight"], np.float32(9))
-    save_file(tensors, other)
     before = contents(workdir)
     words = ("--config.distill.cycles=5", f"--config.teacher.weights={other}")
     for allowed in ((), ("--allow_change=teacher.weights",)):
@@ -160,6 +165,20 @@ def test_another_teacher_is_refused_and_the_same_one_elsewhere_is_not(
         assert contents(workdir) == before
     assert dmd2(*distill_words(workdir, f"--config.teacher.weights={moved}")) == 0
     assert f"is now {moved}: the same weights" in capsys.readouterr().out
+
+
+def test_sample_says_that_the_teacher_is_not_the_one_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = copied(tmp_path, student_run())
+    line = ("sample", f"--workdir={workdir}", "--which=teacher", "--num=4")
+    assert dmd2(*line, f"--out={tmp_path / 'x.png'}") == 0
+    assert "other weights" not in capsys.readouterr().err
+    record = json.loads((workdir / "config.json").read_text())
+    record["config"]["teacher"]["weights"] = str(other_teacher(tmp_path))
+    (workdir / "config.json").write_text(json.dumps(record))
+    assert dmd2(*line, f"--out={tmp_path / 'x.png'}") == 0
+    assert "has other weights than the teacher of the run" in capsys.readouterr().err
 
 
 def test_sample_from_a_checkpoint_is_as_from_the_export(tmp_path: Path) -> None:

@@ -24,6 +24,19 @@ def test_load_config_takes_a_path_or_a_bare_name() -> None:
     assert plain(load_config("digits")) == plain(by_path)
 
 
+def test_load_config_takes_a_bare_name_for_ours_and_says_where_another_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text("a file of data")
+    assert load_config("digits").name == "digits"
+    assert capsys.readouterr().err == ""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/digits.py").write_text("def get_config(): raise AssertionError")
+    assert load_config("digits").name == "digits"
+    assert "the one of this folder is --config=configs/digits.py" in capsys.readouterr().err
+
+
 def test_load_config_locks_it() -> None:
     with pytest.raises(AttributeError, match="locked"):
         load_config("digits").optim.generator_learning_rate = 1.0

@@ -60,6 +60,47 @@ def test_load_numbers_the_folders_of_classes_by_name(tmp_path: Path, write: Writ
     assert classes == 3
 
 
+def test_load_counts_folders_that_are_whole_numbers_by_value(tmp_path: Path) -> None:
+    write_folder(tmp_path, {f"{k}/x.png": png(picture(k)) for k in range(12)})
+    images, labels, _ = opened(tmp_path)
+    assert labels.tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+    np.testing.assert_array_equal(images, [picture(label) for label in labels])
+    source = image_folder.load(str(tmp_path), "all", 8)
+    assert source.class_names == tuple(map(str, range(12)))
+    assert source.formerly == "by spelling: 0, 1, 10, 11, ..."
+
+
+def test_load_numbers_other_folders_as_ever(tmp_path: Path) -> None:
+    write_folder(tmp_path, {f"{k:02}/x.png": png(picture(k)) for k in range(12)})
+    assert opened(tmp_path)[1].tolist() == list(range(12))
+    assert image_folder.load(str(tmp_path), "all", 8).formerly == ""
+
+
+def test_listing_is_of_names_classes_and_order(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": png(picture(i)) for i in range(4) for name in "ab"}
+
+    def digest(path: Path) -> str:
+        listing = image_folder.load(str(path), "train", 8, Options(test_fraction=0.25)).listing
+        assert listing is not None and sum(listing.counts) in (6, 7)
+        return listing.digest
+
+    folder = write_folder(tmp_path / "x", files)
+    first = digest(folder)
+    assert digest(write_zip(tmp_path / "y.zip", {f"y/{n}": b for n, b in files.items()})) == first
+    (folder / "b").rename(folder / "c")
+    assert digest(folder) != first
+    (folder / "c").rename(folder / "b")
+    assert digest(folder) == first
+    (folder / "a/0.png").rename(folder / "a/9.png")
+    assert digest(folder) != first
+
+
+def test_edms_numbers_have_no_names(tmp_path: Path) -> None:
+    source = image_folder.load(str(write_folder(tmp_path, edm_files(CLASSES))), "all", 8)
+    assert source.class_names is None
+    assert source.listing is not None and source.listing.counts == (3, 3, 3, 1)
+
+
 @BOTH
 def test_load_images_without_folders_are_one_class(tmp_path: Path, write: Write) -> None:
     files = {f"{i}.png": png(picture(i)) for i in range(3)}

@@ -41,6 +41,11 @@ def test_load_refuses_an_unknown_split():
         load(config(), "valid")
 
 
+def test_load_digits_refuses_a_path_which_it_would_not_read():
+    with pytest.raises(ValueError, match=r"data\.path=photos .*image_folder"):
+        load(config(path="photos"), "train")
+
+
 def test_load_digits_refuses_another_resolution():
     with pytest.raises(ValueError, match="resolution=32 for digits, expected 8"):
         load(config(resolution=32), "train")

@@ -67,6 +67,52 @@ def test_load_reads_both_formats_in_the_same_order() -> None:
     np.testing.assert_array_equal(one["image"], two["image"])
 
 
+SYNSETS = ("n02119789", "n01440764", "n02100735")
+"""As imagenet_resized has them: in an order of their own."""
+
+
+def named(tmp_path: Path, names: tuple[str, ...]) -> Path:
+    """The prepared data with names of their classes, as TFDS keeps them."""
+    shutil.copytree(PREPARED / "array_record", tmp_path / "array_record")
+    (tmp_path / "array_record/pair/1.0.0/label.labels.txt").write_text("\n".join(names) + "\n")
+    return tmp_path
+
+
+def test_load_counts_synsets_in_the_order_of_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = named(tmp_path, SYNSETS)
+    plain, source = opened("array_record", "pair"), opened("array_record", "pair", folder=folder)
+    assert source.class_names == tuple(sorted(SYNSETS))
+    opened("array_record", "pair", "test", folder)
+    (line,) = capsys.readouterr().err.splitlines()  # once
+    assert "not as TFDS does, 0 being n02119789" in line
+    every = np.arange(20)
+    theirs, ours = plain.examples(every)["label"], source.examples(every)["label"]
+    assert [SYNSETS[label] for label in theirs] == [source.class_names[label] for label in ours]
+    assert (theirs != ours).any()
+    assert source.formerly and not plain.formerly
+
+
+def test_load_keeps_the_numbers_of_other_names(tmp_path: Path) -> None:
+    source = opened("array_record", "pair", folder=named(tmp_path, ("owl", "ant", "n01440764")))
+    assert source.class_names == ("owl", "ant", "n01440764")
+    numbers(source)
+    assert opened("array_record", "pair").class_names is None
+
+
+def test_listing_changes_with_the_names_and_the_part(tmp_path: Path) -> None:
+    folder = named(tmp_path, SYNSETS)
+    listings = [
+        opened("array_record", "pair").listing,
+        opened("array_record", "pair", folder=folder).listing,
+        opened("array_record", "pair:train[:50%]", folder=folder).listing,
+        opened("array_record", "pair", "test", folder).listing,
+    ]
+    assert len({listing.digest for listing in listings if listing}) == 4
+    assert opened("array_record", "pair").listing == listings[0]
+
+
 def test_load_refuses_a_truncated_tfrecord(tmp_path: Path) -> None:
     shutil.copytree(PREPARED / "tfrecord", tmp_path / "tfrecord")
     (file,) = tmp_path.glob("tfrecord/pair/1.0.0/*train*")

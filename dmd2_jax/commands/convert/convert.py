@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
+from dmd2_jax.recipe.classes import save_weights, weights_record
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels, weights_file
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.sampling.runs import open_run
@@ -90,7 +91,7 @@ def convert(
     params = _params(family, weights, file, prefix)
     before = _forward(family, params)
     with whole_file(target) as partial:
-        family.save(params, partial)
+        save_weights(family, params, partial, weights_record(file))
         written = family.load(partial)
         _refuse_difference(target, params, written)
         if before.tobytes() != _forward(family, written).tobytes():

@@ -10,6 +10,7 @@ example:
   dmd2 data --config=digits
   dmd2 data --config=digits --config.data.name=image_folder \\
     --config.data.path=images.zip --config.model.resolution=64
+  dmd2 data --config=imagenet64 --classes
   dmd2 data --config=digits --write=shards
 
 writes --out, or the new folder --write: info.json and *.array_record. See docs/data.md.
@@ -37,6 +38,7 @@ class Options:
         default="raw",
         choices=("raw", "png"),
     )
+    classes: bool = flag("print the number and the name of every class too", default=False)
     overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -56,5 +58,5 @@ def run(options: Options) -> None:
     apply_overrides(config, options.overrides)
     if options.write:
         print(write_shards(config, options.write, encoding=options.encoding))
-    elif check_source(config, options.out):
+    elif check_source(config, options.out, classes=options.classes):
         print(f"first images: {options.out}")

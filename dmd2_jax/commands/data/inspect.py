@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from dmd2_jax import data
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch, Source, array_record, latents
+from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.data.reading.contract import NoSplitError
-from dmd2_jax.pictures.grids import image_grid
+from dmd2_jax.pictures.grids import class_headings, image_grid
 from dmd2_jax.recipe.open import aligned
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
@@ -30,6 +31,7 @@ _GRID = (8, 8)  # rows, columns
 _BAR = 40
 _LINES = 20  # of a histogram; more classes are shown in groups
 _LISTED = 50
+_NAME = 30  # letters of a class's name
 
 
 class Report(NamedTuple):
@@ -40,12 +42,14 @@ class Report(NamedTuple):
       counts: [num_classes] images of each class, sound ones only.
       corrupt: the names of the images that cannot be decoded.
       first: [m, h, w, c] the first images.
+      labels: [m] their classes.
     """
 
     name: str
     counts: Int[np.ndarray, " num_classes"]
     corrupt: list[str]
     first: np.ndarray
+    labels: Int[np.ndarray, " m"]
 
 
 def list_sources() -> str:
@@ -57,7 +61,7 @@ def list_sources() -> str:
     return "\n".join(["config.data.name is one of", *lines])
 
 
-def check_source(config: ConfigDict, out: str | Path) -> bool:
+def check_source(config: ConfigDict, out: str | Path, *, classes: bool = False) -> bool:
     """Read every image of each split; print counts, shapes, a histogram and what is corrupt.
 
     Of a cache of latents, compare every digest and print what it holds.
@@ -65,6 +69,7 @@ def check_source(config: ConfigDict, out: str | Path) -> bool:
     Args:
       config: `config.data` counts.
       out: the PNG file for the first images of the train split.
+      classes: whether the number and the name of every class are printed too.
 
     Returns:
       Whether there are images to draw, and they were.
@@ -78,9 +83,12 @@ def check_source(config: ConfigDict, out: str | Path) -> bool:
         return False
     sources = _open_splits(config)
     reports = [_read_through(source, split) for split, source in sources.items()]
-    rows = -(-len(reports[0].first) // _GRID[1])
-    image_grid(reports[0].first, out, rows=rows, cols=_GRID[1])
+    first, names = reports[0].first, sources["train"].class_names
+    headings = class_headings(reports[0].labels, _GRID[1], names)
+    image_grid(first, out, rows=-(-len(first) // _GRID[1]), cols=_GRID[1], **headings)
     print(_describe(sources["train"], reports), flush=True)
+    if classes:
+        print("\n".join(["", "classes:", *_class_lines(names)]), flush=True)
     corrupt = [name for report in reports for name in report.corrupt]
     worst = max(len(report.corrupt) for report in reports)
     allowed = config.data.get("max_corrupt", data.Options.max_corrupt)
@@ -136,7 +144,7 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
                         writer.add(image, int(label))
             splits[split] = writer.files
             left_out += len(source.corrupt)
-        write_json(partial / array_record.INFO, _info(first, encoding, splits))
+        write_json(partial / array_record.INFO, _info(sources, encoding, splits))
         partial.chmod(0o755)  # mkdtemp's is for its owner only
         os.replace(partial, target)
     except BaseException:
@@ -182,13 +190,16 @@ def _sound(source: Source, what: str) -> Iterator[Batch]:
 def _read_through(source: Source, split: str) -> Report:
     counts = np.zeros(source.num_classes, np.int64)
     first: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     wanted = _GRID[0] * _GRID[1]
     for batch in _sound(source, f"reading {split}"):
         counts += np.bincount(batch["label"], minlength=source.num_classes)
         if sum(len(images) for images in first) < wanted:
             first.append(batch["image"])
+            labels.append(batch["label"])
     corrupt = [name for _, name in sorted(source.corrupt.items())]
-    return Report(split, counts, corrupt, np.concatenate(first)[:wanted])
+    shown = (np.concatenate(parts)[:wanted] for parts in (first, labels))
+    return Report(split, counts, corrupt, *shown)
 
 
 def _describe(source: Source, reports: list[Report]) -> str:
@@ -203,8 +214,10 @@ def _describe(source: Source, reports: list[Report]) -> str:
         aligned(rows),
         "",
         "images of each class, train:",
-        histogram(reports[0].counts),
+        histogram(reports[0].counts, source.class_names),
     ]
+    if source.formerly:
+        lines += ["", f"earlier releases numbered the classes {source.formerly}"]
     corrupt = [name for report in reports for name in report.corrupt]
     if corrupt:
         lines += ["", "cannot be decoded:", *(f"  {name}" for name in corrupt[:_LISTED])]
@@ -213,14 +226,15 @@ def _describe(source: Source, reports: list[Report]) -> str:
     return "\n".join(lines)
 
 
-def histogram(counts: Int[np.ndarray, " n"]) -> str:
+def histogram(counts: Int[np.ndarray, " n"], names: Sequence[str] | None = None) -> str:
     """Draw counts as lines of text, the largest as a full bar.
 
     Args:
       counts: [n] of each class; many classes are drawn in groups, with the mean of each group.
+      names: of the classes; None: they have none.
 
     Returns:
-      Lines of class (or first and last class), count and bar.
+      Lines of class (or first and last class), name, count and bar.
     """
     group = -(-len(counts) // _LINES)
     rows, means = [], []
@@ -228,22 +242,45 @@ def histogram(counts: Int[np.ndarray, " n"]) -> str:
         part = counts[begin : begin + group]
         last = begin + len(part) - 1
         means.append(float(part.mean()))
-        rows.append([f"{begin}" if last == begin else f"{begin}-{last}", f"{part.mean():,.6g}"])
+        number = f"{begin}" if last == begin else f"{begin}-{last}"
+        rows.append([number, f"{part.mean():,.6g}", _range_name(names, begin, last)])
     most = max(*means, 1.0)
-    width = [max(len(row[i]) for row in rows) for i in range(2)]
+    width = [max(len(row[i]) for row in rows) for i in range(3)]
+    between = "  " if names is not None else ""
     return "\n".join(
-        f"  {name.rjust(width[0])}  {count.rjust(width[1])}  {'#' * round(_BAR * mean / most)}"
-        for (name, count), mean in zip(rows, means, strict=True)
+        f"  {number.rjust(width[0])}  {name.ljust(width[2])}{between}{count.rjust(width[1])}  "
+        f"{'#' * round(_BAR * mean / most)}"
+        for (number, count, name), mean in zip(rows, means, strict=True)
     )
 
 
-def _info(source: Source, encoding: str, splits: dict[str, list[tuple[str, int]]]) -> dict:
+def _class_lines(names: Sequence[str] | None) -> list[str]:
+    if names is None:
+        return ["  the data have no names of classes, numbers alone"]
+    return [f"  {number}  {shown(name)}" for number, name in enumerate(names)]
+
+
+def _range_name(names: Sequence[str] | None, first: int, last: int) -> str:
+    """Return the name of a class, or those of the first and the last of several."""
+    if names is None:
+        return ""
+    ends = dict.fromkeys((names[first], names[last]))
+    return " .. ".join(shown(name, _NAME) for name in ends)
+
+
+def _info(
+    sources: dict[str, Source], encoding: str, splits: dict[str, list[tuple[str, int]]]
+) -> dict:
+    source = sources["train"]
+    listings = {split: it.listing for split, it in sources.items()}
     return {
         "format": array_record.FORMAT,
         "name": source.name,
         "resolution": source.resolution,
         "channels": source.channels,
         "num_classes": source.num_classes,
+        "class_names": source.class_names,
+        "listings": {split: it.digest for split, it in listings.items() if it is not None},
         "encoding": encoding,
         "splits": splits,
     }

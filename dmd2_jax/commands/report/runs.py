@@ -10,6 +10,7 @@ import numpy as np
 from dmd2_jax.commands.report.markup import number
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
+from dmd2_jax.recipe.classes import read_record
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.metrics import read_metrics
 
@@ -40,6 +41,7 @@ class Run(NamedTuple):
       rows, speed: of metrics.jsonl and speed.jsonl; [] where there is none.
       figures: of metrics.json; {} where there is none.
       grids: step -> file of the sample grid.
+      classes: names of the classes in the order of their numbers; (): none are recorded.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Run(NamedTuple):
     speed: list[dict[str, Any]]
     figures: dict[str, Any]
     grids: dict[int, Path]
+    classes: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -124,7 +127,13 @@ def _read(name: str, workdir: str) -> Run:
         speed=_rows(folder / "speed.jsonl"),
         figures=_object(folder / "metrics.json"),
         grids=_grids(folder),
+        classes=_classes(folder),
     )
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    record = read_record(folder)
+    return () if record is None or record.class_names is None else record.class_names
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from dmd2_jax.commands.report.curve_section import x_label
 from dmd2_jax.commands.report.markup import Markup, joined, tag
 from dmd2_jax.commands.report.pictures import embed, evenly
 from dmd2_jax.commands.report.runs import Run
+from dmd2_jax.data.reading.classes import shown
 
 __all__ = ["sample_section"]
 
 _MOST = 24  # grids of a run
 _ALL = 64  # grids of all runs
 _BYTES = 6_000_000  # of all grids, as PNG
+_MOST_CLASSES = 1000
 
 
 def sample_section(runs: Sequence[Run]) -> Markup:
@@ -29,11 +31,30 @@ def sample_section(runs: Sequence[Run]) -> Markup:
         parts.append(tag("p", text))
     if len(steps) > 1:
         parts.append(_slider(steps, x_label(runs)))
+    if any(run.classes for run in runs):
+        parts.append(_classes(runs))
     columns = [
         _column(run, style, chosen[run.name], budget, several=len(runs) > 1)
         for style, run in enumerate(runs)
     ]
     return tag("section", *parts, tag("div", *columns, class_="columns"), id="samples")
+
+
+def _classes(runs: Sequence[Run]) -> Markup:
+    """Return which number is which class, once for runs that agree."""
+    lists: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        if run.classes:
+            lists.setdefault(run.classes, []).append(run.name)
+    parts = []
+    for names, whose in lists.items():
+        said = ", ".join(f"{i} {shown(name)}" for i, name in enumerate(names[:_MOST_CLASSES]))
+        left_out = len(names) - _MOST_CLASSES
+        said += f", and {left_out} more" if left_out > 0 else ""
+        of = "" if len(lists) == 1 and len(whose) == len(runs) else f" of {', '.join(whose)}"
+        summary = tag("summary", f"Which number is which class{of} ({len(names)})")
+        parts.append(tag("details", summary, tag("p", said)))
+    return joined(parts)
 
 
 def _slider(steps: list[int], unit: str) -> Markup:

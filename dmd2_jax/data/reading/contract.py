@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.classes import Listing
 from dmd2_jax.typing import Int
 
 __all__ = [
@@ -83,6 +84,18 @@ class Source(Examples, Protocol):
         """A digest that changes when any example does; None: unknown."""
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The name of each class in the order of the numbers; None: they have none."""
+
+    @property
+    def formerly(self) -> str:
+        """How earlier releases numbered the classes, where that was otherwise; "": as now."""
+
+    @property
+    def listing(self) -> Listing | None:
+        """What is listed, without reading an image; None: unknown."""
+
+    @property
     def corrupt(self) -> Mapping[int, str]:
         """Of each example found undecodable so far: its number -> its name and what is wrong."""
 
@@ -97,7 +110,14 @@ class SourceDefaults:
     has_images: bool = True
     text_encoders: tuple[str, ...] = ()
     identity: str | None = None
+    class_names: tuple[str, ...] | None = None
+    formerly: str = ""
     corrupt: Mapping[int, str] = MappingProxyType({})
+
+    @property
+    def listing(self) -> Listing | None:
+        """Nothing is known before the examples are read."""
+        return None
 
     def describe(self, index: int) -> str:
         """Return a name of an example for messages: its number."""

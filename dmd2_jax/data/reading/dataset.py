@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.classes import Listing, listing_of_labels, listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, NoSplitError, Source, SourceDefaults
 from dmd2_jax.typing import Array, Float, Int, PyTree, Shaped
 
@@ -29,6 +30,7 @@ class ImageDataset(SourceDefaults):
       labels: [n] int32, 0..num_classes-1.
       num_classes: how many classes there are, whether or not each occurs.
       name: the source, for messages and titles.
+      class_names: the name of each class in the order of the numbers; None: they have none.
 
     Raises:
       ValueError: if there are no images, or an array's type, rank, size or a label's range is
@@ -39,6 +41,7 @@ class ImageDataset(SourceDefaults):
     labels: np.ndarray
     num_classes: int
     name: str
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -87,6 +90,11 @@ class ImageDataset(SourceDefaults):
         """1 for grey, 3 for colour."""
         return self.images.shape[3]
 
+    @property
+    def listing(self) -> Listing:
+        """The classes in their order."""
+        return listing_of_labels(self.labels, self.num_classes)
+
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order."""
         # asarray: memory-mapped images are read here, not when the batch is used.
@@ -128,6 +136,13 @@ class Subset(SourceDefaults):
         """The whole's."""
         return self.source.num_classes
 
+    @property
+    def listing(self) -> Listing | None:
+        """The whole's, and which of its examples."""
+        whole = self.source.listing
+        chosen = np.asarray(self.indices, "<i8").tobytes().hex()
+        return None if whole is None else listing_of_parts([whole.digest, chosen])
+
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order."""
         return self.source.examples(self.indices[indices])
@@ -164,7 +179,7 @@ def to_memory(source: Source, limit: int = MEMORY_LIMIT) -> ImageDataset:
         for begin in range(0, len(source), 1024)
     ]
     images, labels = (np.concatenate([part[key] for part in parts]) for key in ("image", "label"))
-    return ImageDataset(images, labels, source.num_classes, source.name)
+    return ImageDataset(images, labels, source.num_classes, source.name, source.class_names)
 
 
 def inputs_of(batch: Batch) -> np.ndarray | None:

@@ -69,6 +69,12 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
             f"config.model.resolution={resolution}; set it to {dataset.resolution}."
         )
+    names = dataset.class_names
+    if names is not None and len(names) != dataset.num_classes:
+        raise Refused(
+            f"{dataset.name}: {len(names)} class_names, expected {dataset.num_classes}, as many as "
+            "num_classes; name each class, or none."
+        )
     if plugins.is_dotted(name):
         _check_first(dataset)
     return dataset

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.classes import Listing
 from dmd2_jax.data.reading.contract import Batch, Options, SourceDefaults
 from dmd2_jax.data.reading.decode import CorruptImageError, with_channels
 from dmd2_jax.typing import Int, Shaped
@@ -35,7 +36,7 @@ class DecodedSource(SourceDefaults):
     files alone. Beyond `max_corrupt` such images reading stops.
 
     Attributes:
-      name, resolution, channels, num_classes: see `Source`.
+      name, resolution, channels, num_classes, class_names, formerly: see `Source`.
       corrupt: number of each image found corrupt -> its name and what is wrong with it.
     """
 
@@ -51,6 +52,9 @@ class DecodedSource(SourceDefaults):
         options: Options,
         channels: int | None = None,
         read_many: Callable[[Int[np.ndarray, " n"]], Batch] | None = None,
+        class_names: Sequence[str] | None = None,
+        formerly: str = "",
+        listing: Callable[[], Listing] | None = None,
     ) -> None:
         """Make the source, looking at some images spread over it.
 
@@ -64,6 +68,8 @@ class DecodedSource(SourceDefaults):
           options: max_corrupt and workers count.
           channels: 1 or 3; None: 3 if any of the images looked at has colour.
           read_many: reads many sound ones at once, faster; may raise CorruptImageError.
+          class_names, formerly: see `Source`.
+          listing: makes the member of that name, when it is asked for.
 
         Raises:
           ValueError: if there are no images, or one that was looked at is refused.
@@ -76,6 +82,8 @@ class DecodedSource(SourceDefaults):
         self.corrupt: dict[int, str] = {}
         self._count, self._read, self._describe = count, read, describe
         self._read_many = read_many
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.formerly, self._list = formerly, listing
         self._max_corrupt = options.max_corrupt
         self._lock = threading.Lock()
         self._workers = options.workers or os.cpu_count() or 1
@@ -119,6 +127,11 @@ class DecodedSource(SourceDefaults):
     def describe(self, index: int) -> str:
         """Return the file of an image, for messages."""
         return self._describe(index)
+
+    @functools.cached_property
+    def listing(self) -> Listing | None:
+        """What is listed, without reading an image; None: unknown."""
+        return None if self._list is None else self._list()
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -160,9 +160,11 @@ class EdmFamily:
         except ValueError as error:
             raise Refused(f"{path}: {error}") from error
 
-    def save(self, params: Params, path: str | os.PathLike) -> None:
+    def save(
+        self, params: Params, path: str | os.PathLike, notes: Mapping[str, str] | None = None
+    ) -> None:
         """Write weights with the original names, whole or not at all, as the suffix says."""
-        write_weights(self.to_state_dict(params), path)
+        write_weights(self.to_state_dict(params), path, notes)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the network's tensors by their original names, buffers included."""

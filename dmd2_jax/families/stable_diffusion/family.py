@@ -18,6 +18,7 @@ config; `read` also reads the weights of a diffusers pipeline folder.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ from dmd2_jax.families.stable_diffusion.single_file import (
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
 from dmd2_jax.networks.published_config import square_side
+from dmd2_jax.runtime.distributed import say
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import (
@@ -78,6 +80,7 @@ PIPELINES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
 _PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PARTS = ("unet", "scheduler", "variant")
+_PREFIX, _INDEX = "published:", "model_index.json"
 _TOKENS = 77
 
 
@@ -262,10 +265,12 @@ class StableDiffusionFamily:
         except ValueError as error:
             raise Refused(f"{path}: {error}") from error
 
-    def save(self, params: Params, path: str | os.PathLike) -> None:
+    def save(
+        self, params: Params, path: str | os.PathLike, notes: Mapping[str, str] | None = None
+    ) -> None:
         """Write weights: to a file as its suffix says, else to a folder that diffusers loads."""
         if Path(path).suffix in SUFFIXES:
-            write_weights(self.to_state_dict(params), path)
+            write_weights(self.to_state_dict(params), path, notes)
         else:
             write_component(self.model, params, path)
 
@@ -289,7 +294,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
     if "unet" in model_config:
         unet_config, scheduler = model_config["unet"], model_config.get("scheduler", ())
     else:
-        unet_config, scheduler = _pipeline_configs(config.get("pipeline") or "")
+        unet_config, scheduler = _pipeline_configs(str(config.get("pipeline") or ""))
     for name, part in (("unet", unet_config), ("scheduler", scheduler)):
         if not isinstance(part, Mapping):
             file = "a U-Net's config.json" if name == "unet" else "a scheduler_config.json"
@@ -379,17 +384,29 @@ def open_folder(
 
 def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the configs of the U-Net and the scheduler that `model.pipeline` names."""
-    if pipeline in _PUBLISHED:
-        return _PUBLISHED[pipeline], SCHEDULER
-    if not pipeline or not Path(pipeline).is_dir():
+    folder, name = Path(pipeline).expanduser(), pipeline.removeprefix(_PREFIX)
+    if name in _PUBLISHED:
+        if name == pipeline and any((folder / part).exists() for part in ("unet", _INDEX)):
+            _say_once(folder.absolute(), name)
+        else:
+            return _PUBLISHED[name], SCHEDULER
+    if not pipeline or not folder.is_dir():
         raise Refused(
             f"model.pipeline={pipeline!r} is no folder, expected that of a diffusers pipeline, or "
             f"one of {sorted(_PUBLISHED)} for the published shapes; set `config.model.pipeline=`."
         )
     try:
-        return _folder_configs(Path(pipeline))
+        return _folder_configs(folder)
     except ValueError as error:
         raise Refused(f"{pipeline}: {error}") from error
+
+
+@functools.cache
+def _say_once(folder: Path, name: str) -> None:
+    say(
+        f"model.pipeline={name}: the folder {folder} is taken, not the published shapes, which are "
+        f"{_PREFIX}{name}."
+    )
 
 
 def _folder_configs(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

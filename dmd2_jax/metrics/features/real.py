@@ -1,5 +1,6 @@
 """The real images of a data set, in the features of a classifier that is trained on them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,12 +32,17 @@ class Reference(NamedTuple):
     fid_floor: float
 
 
-def open_reference(config: ConfigDict, cache: str | Path | None = None) -> Reference:
+def open_reference(
+    config: ConfigDict,
+    cache: str | Path | None = None,
+    check: Callable[[data.Source], object] | None = None,
+) -> Reference:
     """Load the data that a config names, and train its classifier.
 
     Args:
       config: `config.data` counts.
       cache: folder of classifiers that were trained before; None: none.
+      check: called with the training images before anything is read; raises where they will not do.
 
     Returns:
       The reference.
@@ -46,7 +52,10 @@ def open_reference(config: ConfigDict, cache: str | Path | None = None) -> Refer
       FileNotFoundError: if data files are missing.
     """
     side = config.model.resolution
-    train, test = (data.to_memory(data.load(config.data, s, side)) for s in ("train", "test"))
+    sources = [data.load(config.data, split, side) for split in ("train", "test")]
+    if check is not None:
+        check(sources[0])
+    train, test = map(data.to_memory, sources)
     classifier = train_classifier(train, test, cache_dir=cache)
     statistics, features = real_statistics(classifier, train, test)
     return Reference(classifier, statistics, real_fid_floor(features)[0])

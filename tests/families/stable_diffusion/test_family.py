@@ -216,6 +216,22 @@ def test_read_returns_what_was_saved(pipeline):
     assert read.image_shape == family.image_shape == (16, 16, 4)
 
 
+def test_build_takes_a_folder_that_is_called_as_the_published_shapes(pipeline, monkeypatch, capsys):
+    """Its diffusion may be another one, as that of a finetune."""
+    folder, family, _ = pipeline
+    folder.rename(folder.parent / "sdxl")
+    monkeypatch.chdir(folder.parent)
+    for name, shapes in (("sdxl", family), ("./sdxl", family)):
+        built = stable_diffusion.build({"pipeline": name, "resolution": 16})
+        assert built.tensor_shapes() == shapes.tensor_shapes()
+    assert "sdxl is taken, not the published shapes" in capsys.readouterr().err
+    published = stable_diffusion.build({"pipeline": "published:sdxl", "resolution": 128})
+    assert published.is_sdxl and not family.is_sdxl
+    # A folder that is no pipeline takes nothing.
+    (folder.parent / "sd15").mkdir()
+    assert len(stable_diffusion.build({"pipeline": "sd15"}).tensor_shapes()) == 686
+
+
 def test_load_reads_a_file_a_unet_and_a_pipeline(pipeline):
     folder, family, params = pipeline
     family.save(params, folder / "student.safetensors")
