@@ -1,6 +1,5 @@
 """A layer's variable: made where it is missing, and taken as it is where it is given."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +8,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array
 
 
-def weight(
-    layer: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], *more: Any
-) -> Array:
+def weight(layer: nn.Module, name: str, init: Any, shape: tuple[int, ...], *more: Any) -> Array:
     """Return `layer.param(name, init, shape, *more)`, without tracing `init` where it is not used.
 
     To compare shapes, Flax traces the initial value of every variable that a network is called
@@ -20,7 +17,8 @@ def weight(
     Args:
       layer: a module, within its call.
       name: of the variable.
-      init: (key, shape, *more) -> array.
+      init: (key, shape, *more) -> array; a NamedTuple that can be called, too, which mypy does not take
+        for a Callable.
       shape: of the variable.
       more: arguments of `init`.
 
