@@ -304,7 +304,13 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
             )
     class_of(unet_config, (UNET,))
     if "unet" in model_config and not config.get("resolution"):
-        config["resolution"] = square_side(unet_config.get("sample_size"))
+        side = square_side(unet_config.get("sample_size"))
+        if type(side) is not int:
+            raise Refused(
+                f"the latents' side is {side!r}, expected one number; set sample_size in the U-Net's "
+                "config.json, for example to 64 for SD 1.5 at 512 pixels."
+            )
+        config["resolution"] = side
     config = defaults().to_dict() | config
     refuse(
         list(unknown_faults(config, defaults(), "stable_diffusion")) or list(faults(config)),
