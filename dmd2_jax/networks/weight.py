@@ -17,7 +17,7 @@ def weight(layer: nn.Module, name: str, init: Any, shape: tuple[int, ...], *more
     Args:
       layer: a module, within its call.
       name: of the variable.
-      init: (key, shape, *more) -> array; a NamedTuple that is called, too, which mypy does not
+      init: (key, shape, *more) -> array; a NamedTuple that can be called, too, which mypy does not
         take for a Callable.
       shape: of the variable.
       more: arguments of `init`.

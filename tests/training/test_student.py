@@ -40,6 +40,7 @@ def test_distill_writes_the_run_folder() -> None:
         "checkpoints",
         "config.json",
         "curves.png",
+        "data.json",
         "exported.json",
         "grid_0000004.png",
         "metrics.jsonl",

@@ -145,6 +145,7 @@ def test_train_teacher_writes_the_run_folder() -> None:
         "checkpoints",
         "config.json",
         "curves.png",
+        "data.json",
         "exported.json",
         "grid_0000004.png",
         "grid_0000006.png",
