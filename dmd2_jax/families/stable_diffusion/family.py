@@ -307,8 +307,8 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
         side = square_side(unet_config.get("sample_size"))
         if type(side) is not int:
             raise Refused(
-                f"the latents' side is {side!r}, expected one number; set sample_size in the U-Net's "
-                "config.json, for example to 64 for SD 1.5 at 512 pixels."
+                f"the latents' side is {side!r}, expected one number; set sample_size in the "
+                "U-Net's config.json, for example to 64 for SD 1.5 at 512 pixels."
             )
         config["resolution"] = side
     config = defaults().to_dict() | config
