@@ -92,6 +92,15 @@ def test_every_naming_is_the_same_adapter(names, ends, notes, scale, shapes, ada
         assert got == scale
 
 
+def test_every_layer_has_its_own_alpha(shapes, adapters):
+    # diffusers 0.42.1 gives attention layers another layer's where they differ.
+    tensors = named(adapters, FLAT, *KOHYA)
+    for number, name in enumerate(FLAT):
+        tensors[f"{name}.alpha"] = np.float32(number + 1)
+    found = lora_layers(Weights(tensors), shapes, {})
+    assert [found[layer].scale for layer in LAYERS] == [(n + 1) / RANK for n in range(len(FLAT))]
+
+
 def test_old_attention_processors_are_todays_layers(shapes, adapters):
     down, up = adapters[f"{ATTENTION}.to_q"]
     tensors = {}
