@@ -62,6 +62,8 @@ EXTRAS = {
         *_TENSORFLOW,
     ],
     "plan": ["libtpu"],  # TPU's compiler, for `dmd2 plan --topology=v5e:4x4`; needs no TPU
+    # Run folders, data and all else on gs:// and s3://; etils and fsspec come with Orbax.
+    "cloud": ["gcsfs>=2026.9", "s3fs>=2026.9"],
     "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path
     # tensorboardX writes the event files, tensorboard shows them; neither needs TensorFlow.
     "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
@@ -73,6 +75,7 @@ EXTRAS = {
     "dev": [
         "beartype>=0.19",
         "equinox>=0.13",
+        "gcp-storage-emulator>=2026.7",  # a bucket on this machine
         "huggingface_hub>=1,<3",
         "mypy>=1.15",
         "nbformat>=5.10",
@@ -86,8 +89,8 @@ EXTRAS = {
     ],
 }
 # The tests read event files back, read small data sets that TFDS has prepared (which needs no
-# TensorFlow) and train on prompts (which needs no torch).
-EXTRAS["dev"] += EXTRAS["tensorboard"] + EXTRAS["text2image"]
+# TensorFlow), train on prompts (which needs no torch) and write to a bucket on this machine.
+EXTRAS["dev"] += EXTRAS["tensorboard"] + EXTRAS["text2image"] + EXTRAS["cloud"]
 EXTRAS["dev"] += [it for it in EXTRAS["tfds"] if it not in _TENSORFLOW and "grain" not in it]
 
 setup(

@@ -244,11 +244,24 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: Module
 
     def run(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> Any:
         others = {"overrides": overrides} if "overrides" in fields else {}
-        return module.run(flags.options_from(module.Options, arguments, **others))
+        options = flags.options_from(module.Options, arguments, **others)
+        if not plugins.is_dotted(name):  # whose paths may be anything
+            _check_places(options)
+        return module.run(options)
 
     resumes = getattr(module, "RESUMES", False)
     own = flags.flag_names(module.Options)
     return _Command(name, run, own, "overrides" in fields, resumes, several)
+
+
+def _check_places(options: Any) -> None:
+    """Refuse paths of places that nothing here reads or writes, before any work."""
+    from dmd2_jax.runtime.places import check_place
+    from dmd2_jax.weights.hub import is_hub_path
+
+    for path in flags.paths(options):
+        if not is_hub_path(path):  # which is for what reads weights to say
+            check_place(path)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from dmd2_jax.config.flags import comma_separated, flag, given
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import check_seed
 from dmd2_jax.config.text import check_text
+from dmd2_jax.runtime.places import has_folder, local, path_of
 
 if TYPE_CHECKING:
     from dmd2_jax.sampling.images import Conditions, Model, SampledImages
@@ -287,7 +288,9 @@ def _checked_out(options: Options) -> Path:
     """Refuse what would lie in a folder that does not exist, or is of no form."""
     from dmd2_jax.sampling.files import ENDINGS
 
-    out = Path(options.out)
+    out = path_of(options.out)
+    if out.suffix.lower() not in _PICTURES:
+        out = local(options.out)  # single images are made one by one, and read again
     if out.suffix and not (
         out.suffix.lower() in (*_PICTURES, *ENDINGS) or out.is_dir() or options.out.endswith("/")
     ):
@@ -296,13 +299,14 @@ def _checked_out(options: Options) -> Path:
             f"{', '.join(ENDINGS)} for single images, or a folder; rename it (a folder may end in "
             "/)."
         )
-    if not out.parent.is_dir():
+    if not has_folder(out.parent):
         raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
     return out
 
 
 def _is_grid(out: str | Path) -> bool:
-    return Path(out).suffix.lower() in _PICTURES and not Path(out).is_dir()
+    out = path_of(out)
+    return out.suffix.lower() in _PICTURES and not out.is_dir()
 
 
 def _images(

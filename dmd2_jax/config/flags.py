@@ -26,11 +26,13 @@ __all__ = [
     "flag_names",
     "given",
     "options_from",
+    "paths",
 ]
 
 _FLAG = "flag"
 _PLURAL = (tuple, list)
 _ARGUMENT = re.compile(r"`(\w+|config\.[\w.]+)=([^`]*)`")
+_PATHS = ("DIR", "FILE", "PATH", "PNG", "HTML", "JSON", "NPZ", "SRC", "DST")
 
 
 class _Flag(typing.NamedTuple):
@@ -229,6 +231,17 @@ def as_flags(message: str, names: Collection[str], *, keys: bool) -> str:
         return f"--{name}={value}" if value else f"--{name}"
 
     return _ARGUMENT.sub(typed, message)
+
+
+def paths(options: Any) -> list[str]:
+    """Return the values of an options object's fields that name a file or folder."""
+    found: list[str] = []
+    for field in dataclasses.fields(options):
+        declared = field.metadata.get(_FLAG)
+        if declared is not None and declared.metavar in _PATHS:
+            value = getattr(options, field.name)
+            found += value if isinstance(value, _PLURAL) else [value] if value else []
+    return found
 
 
 def given(options: Any, names: Sequence[str]) -> list[str]:

@@ -79,7 +79,8 @@ def read_text(path: str | Path) -> str:
       OSError: if it cannot be opened.
       Refused: if it is no text.
     """
-    return decode_text(Path(path).read_bytes(), str(path))
+    file = Path(path) if isinstance(path, str) else path  # which may be one of a bucket
+    return decode_text(file.read_bytes(), str(path))
 
 
 def read_json(path: str | Path) -> Any:

@@ -24,6 +24,7 @@ from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode
 from dmd2_jax.data.reading.records import ArrayRecords, Shard, open_writer
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Int, Shaped
 
 INFO = "info.json"
@@ -57,7 +58,7 @@ def load(
     """
     info = _read_info(path)
     check_split(split, info["splits"], "array_record")
-    folder = Path(path).expanduser()
+    folder = fetched(path).expanduser()
     shards = [
         Shard(str(folder / file), 0, count, count)
         for name, files in info["splits"].items()
@@ -185,7 +186,7 @@ class ShardWriter:
 
 def _read_info(path: str) -> dict[str, Any]:
     """Read and check info.json, whose class_names and listings earlier releases did not write."""
-    file = Path(path).expanduser() / INFO
+    file = fetched(path).expanduser() / INFO
     if not path or not file.is_file():
         raise Missing(
             f"config.data.path={path!r} has no {INFO}, expected a folder that `dmd2 data` "

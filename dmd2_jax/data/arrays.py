@@ -27,6 +27,7 @@ from dmd2_jax.data.reading.dataset import (
     split_indices,
 )
 from dmd2_jax.data.reading.npz import DAMAGE, read_npz, refused
+from dmd2_jax.runtime.fetched import fetched
 
 IMAGES, LABELS = ("images", "x", "image", "arr_0"), ("labels", "y", "label", "arr_1")
 """What the arrays of images and of labels may be called."""
@@ -75,7 +76,7 @@ def _read(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     form = "expected a .npz, or a folder with images.npy and labels.npy; see docs/data.md"
     if not path:
         raise Refused(f"config.data.path is empty, {form}.")
-    root = Path(path).expanduser()
+    root = fetched(path).expanduser()
     if not root.exists():
         raise Missing(f"config.data.path={path} does not exist, {form}.")
     if root.is_file():

@@ -6,12 +6,11 @@ The files, gzipped or plain, come from the Debian package dataset-fashion-mnist
 Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv 1708.07747.
 """
 
-from pathlib import Path
-
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.idx import Pair, read_pair
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import ImageDataset, check_split, pad_to, select_split
+from dmd2_jax.runtime.fetched import fetched
 
 RESOLUTIONS = (28, 32)  # as stored, and padded to a power of two for U-Nets
 CLASSES = (
@@ -73,7 +72,7 @@ def _find_files(path: str, splits: list[str]) -> dict[str, Pair]:
     )
     if not path:
         raise Refused(f"config.data.path is empty, expected a folder of IDX files; {remedy}")
-    folder = Path(path).expanduser()
+    folder = fetched(path).expanduser()
     found: dict[str, Pair] = {}
     missing = []
     for split in splits:

@@ -27,6 +27,7 @@ from dmd2_jax.data.reading.dataset import (
     select_split,
     split_indices,
 )
+from dmd2_jax.runtime.fetched import fetched
 
 MAX_BYTES = 2**30
 """Of one file's content: 20 times EMNIST. What a lying header can make us allocate."""
@@ -76,7 +77,7 @@ def _find_files(path: str) -> dict[str, Pair]:
     form = "expected a folder of NAME-images-idx3-ubyte and NAME-labels-idx1-ubyte files"
     if not path:
         raise Refused(f"config.data.path is empty, {form}; set it.")
-    folder = Path(path).expanduser()
+    folder = fetched(path).expanduser()
     found: dict[tuple[str, str], list[Path]] = {}
     for file in sorted(folder.glob("*idx*")):
         if (match := _NAME.fullmatch(file.name)) and file.is_file():

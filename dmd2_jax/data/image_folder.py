@@ -39,6 +39,7 @@ from dmd2_jax.data.reading.decode import (
 from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings, warn_of_left_out
 from dmd2_jax.data.reading.source import DecodedSource, listed
 from dmd2_jax.data.reading.zip_file import ZipFolder
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Shaped
 
 _LOG = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _places(path: str) -> dict[str, tuple[FileTree, str]]:
     """Find the splits: name -> (tree, the folder in it)."""
     if not path:
         raise Refused("config.data.path is empty, expected a folder or zip of images; set it.")
-    root = Path(path).expanduser()
+    root = fetched(path).expanduser()
     if root.is_dir():
         zips = {name: root / f"{name}.zip" for name in ("train", *TEST_NAMES)}
         there = {name: file for name, file in zips.items() if file.is_file()}

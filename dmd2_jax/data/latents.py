@@ -18,6 +18,7 @@ from dmd2_jax.data.reading.dataset import split_indices
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.data.reading.records import ArrayRecords, Shard
 from dmd2_jax.data.reading.sealed_shards import MANIFEST, Manifest, read_manifest, verify
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Int
 
 NULL_FILE = "null.safetensors"
@@ -47,12 +48,13 @@ def load(
         raise Refused(
             "config.data.path is empty, expected a folder that `dmd2 cache` wrote; set it."
         )
-    manifest = read_manifest(path)
-    verify(path, manifest, options.workers)
+    folder = fetched(path).expanduser()
+    manifest = read_manifest(folder)
+    verify(folder, manifest, options.workers)
     count = sum(entry.records for entry in manifest.shards)
     classes = np.zeros(count, np.int32)
     chosen = split_indices(classes, split, options.test_fraction, f"latents {path}")
-    return Latents(Path(path).expanduser(), manifest, chosen)
+    return Latents(folder, manifest, chosen)
 
 
 class Latents(SourceDefaults):

@@ -28,6 +28,8 @@ from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
 from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import in_bucket
 from dmd2_jax.typing import Shaped
 
 SPEC = "<name>[/<config>][:<split>]"
@@ -134,7 +136,7 @@ def _open_builder(name: str, path: str):
             lacks("the source tfds", "tensorflow_datasets", "tfds")
         ) from error
     try:
-        return read_only_builder.builder_from_files(name, data_dir=_expanded(path))
+        return read_only_builder.builder_from_files(name, data_dir=_data_dir(path, name))
     except registered.DatasetNotFoundError as error:
         raise Missing(
             f"tfds:{name} is not prepared in config.data.path={path or '(TFDS default)'}, expected "
@@ -143,8 +145,11 @@ def _open_builder(name: str, path: str):
         ) from error
 
 
-def _expanded(path: str) -> str | None:
-    return str(Path(path).expanduser()) if path else None
+def _data_dir(path: str, name: str) -> str | None:
+    """Return TFDS's data_dir on this machine; of one in a bucket this data set alone is copied."""
+    if in_bucket(path):
+        return str(fetched(f"{path.rstrip('/')}/{name}").parents[name.count("/")])
+    return str(fetched(path).expanduser()) if path else None
 
 
 def _open_records(name: str, kind: str, shards: list[Shard]) -> Records:

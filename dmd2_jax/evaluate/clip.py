@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -130,7 +129,7 @@ def open_clip(folder: str, texts: Sequence[str], mesh: Mesh, prefix: str = "") -
         settings = read_component_config(folder, "preprocessor_config.json")
         preparation = clip_preparation(settings)
     except ValueError as error:
-        raise Refused(f"{Path(folder)}: {error}") from error
+        raise Refused(f"{folder}: {error}") from error
     module = model.module
     if preparation.crop != module.vision.image_size:
         raise Refused(

@@ -35,6 +35,7 @@ from dmd2_jax.recipe.classes import check_same_names, read_record
 from dmd2_jax.recipe.open import check
 from dmd2_jax.run.folder import read_run, write_json
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling.images import Images, Prompts, SampledImages
 from dmd2_jax.sampling.runs import Run, read_run_folder
@@ -75,9 +76,9 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
             "%s will not be drawn: it is of FID, and %s is not.",
             out.with_name(CURVE), ",".join(options.metrics),
         )  # fmt: skip
-    if options.workdir and not Path(options.workdir).is_dir():
+    if options.workdir and not path_of(options.workdir).is_dir():
         read_run(options.workdir)  # which says what is missing
-    if not out.parent.is_dir():
+    if not has_folder(out.parent):
         raise Refused(f"`out={out}` lies in no folder, expected {out.parent}; create it.")
     run, config = _recipe(options)
     devices = jax.devices()
@@ -118,7 +119,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
 
 def figures_file(options: EvaluateOptions) -> Path:
     """Return the file that figures are written to."""
-    return Path(options.out or Path(options.workdir) / "metrics.json")
+    return path_of(options.out or path_of(options.workdir) / "metrics.json")
 
 
 def _check_one_written(options: EvaluateOptions) -> None:

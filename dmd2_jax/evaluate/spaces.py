@@ -34,6 +34,8 @@ from dmd2_jax.metrics.features.inception import inception_extractor, read_incept
 from dmd2_jax.metrics.features.real import Reference, open_reference
 from dmd2_jax.metrics.features.reference import read_reference, write_statistics
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.sampling.images import Images, whole_batch
 
 __all__ = [
@@ -144,7 +146,7 @@ def open_spaces(
                 "classes; use `features=inception`."
             )
         if cache is None and options.workdir:
-            cache = Path(options.workdir) / "classifier"
+            cache = path_of(options.workdir) / "classifier"
         reference = open_reference(config, cache, check)
         spaces.append(classifier_space(reference, names, mesh, batch_size))
     if PATCH in options.metrics:
@@ -237,7 +239,9 @@ def is_statistics(reference: str) -> bool:
     """Return whether a reference is an .npz of statistics; ADM's have images too."""
     if not reference.lower().endswith(".npz"):
         return False
-    return not holds_images(reference) or {"mu", "sigma"} <= npz_names(Path(reference).expanduser())
+    return not holds_images(reference) or {"mu", "sigma"} <= npz_names(
+        fetched(reference).expanduser()
+    )
 
 
 def _read_as_images(options: EvaluateOptions, needs: Sequence[frozenset[str]]) -> bool:

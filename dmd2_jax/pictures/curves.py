@@ -4,7 +4,6 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def loss_curves(
     Raises:
       ValueError: if there is nothing to draw.
     """
-    rows = list(read_metrics(Path(metrics)) if isinstance(metrics, (str, os.PathLike)) else metrics)
+    rows = list(read_metrics(metrics) if isinstance(metrics, (str, os.PathLike)) else metrics)
     curves = _curves(rows)
     if not curves:
         raise Refused(

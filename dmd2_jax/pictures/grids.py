@@ -6,7 +6,6 @@ Pillow and matplotlib are imported by the functions that need them.
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,9 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.pictures.figure import INK, pyplot, save
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import make_folder, path_of
+from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Array, Shaped
 
 _CAPTION = 14  # pixels of a line under an image
@@ -112,8 +114,9 @@ def image_grid(
         centre = (margin + step * (column + 0.5) - 2, margin + header + down * (row + 1) - 11)
         text, font = _fitted(caption, step)
         draw.text(centre, text, fill=INK, font=font, anchor="mm")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    make_folder(path_of(path).parent)
+    with whole_file(path) as partial:
+        picture.save(partial)
 
 
 def class_headings(
@@ -263,8 +266,9 @@ def headed_rows(
         picture.paste(Image.fromarray(body), (left, top))
         middle = (left - 10, top + body.shape[0] / 2)
         draw.text(middle, heading, fill=INK, font=font, anchor="rm")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    make_folder(path_of(path).parent)
+    with whole_file(path) as partial:
+        picture.save(partial)
 
 
 def animate(
@@ -294,14 +298,15 @@ def animate(
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
     pictures = []
     for i in chosen:
-        with Image.open(frames[i]) as picture:
+        with Image.open(fetched(frames[i])) as picture:
             pictures.append(picture.convert("RGB"))
     # Those of earlier releases have no names above them.
     width, height = (max(picture.size[i] for picture in pictures) for i in (0, 1))
     pictures = [_on_white(picture, (width, height)) for picture in pictures]
     milliseconds = [int(1000 * seconds)] * (len(pictures) - 1) + [int(10_000 * seconds)]
     first, *others = pictures
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    with whole_file(path) as partial:
+        first.save(partial, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def _on_white(picture: Any, size: tuple[int, int]) -> Any:

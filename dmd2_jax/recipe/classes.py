@@ -17,6 +17,7 @@ from dmd2_jax.data.reading.classes import Listing, listing_of_parts, shown
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.distributed import from_all, say
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import read_metadata
 
@@ -107,7 +108,7 @@ def read_record(workdir: str | Path) -> DataRecord | None:
     Raises:
       Refused: if it is damaged.
     """
-    file = Path(workdir) / RECORD
+    file = path_of(workdir) / RECORD
     value = _read_file(file)
     record = None if value is None else _from_json(value)
     if value is not None and record is None:

@@ -16,7 +16,7 @@ from dmd2_jax import data
 from dmd2_jax.config.check import validate
 from dmd2_jax.config.family import FAMILIES, family_names
 from dmd2_jax.config.load import from_plain
-from dmd2_jax.config.plugins import load_plugin
+from dmd2_jax.config.plugins import is_dotted, load_plugin
 from dmd2_jax.config.recorded import completed
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
@@ -26,6 +26,8 @@ from dmd2_jax.families.published.folder import is_component
 from dmd2_jax.losses.denoising import WEIGHTINGS
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import unfinished
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import check_place, path_of
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
 from dmd2_jax.typing import Array, Int, Key, Params, PyTree
 from dmd2_jax.weights import hub
@@ -48,6 +50,16 @@ __all__ = [
 
 
 _log = logging.getLogger(__name__)
+
+_PATHS = (
+    ("data", "path"),
+    ("data", "prompts"),
+    ("model", "pipeline"),
+    ("teacher", "weights"),
+    ("distill", "start_from"),
+    ("distill", "pairs"),
+)
+"""Keys of a config that name a file or folder."""
 
 
 class Family(Protocol):
@@ -229,6 +241,11 @@ def check(config: ConfigDict) -> None:
     Raises:
       Refused: naming every bad value.
     """
+    own_data = is_dotted(config.data.name.partition(":")[0])  # whose path may be anything
+    for group, key in _PATHS:
+        path = config[group].get(key, "")
+        if isinstance(path, str) and not hub.is_hub_path(path) and not (own_data and key == "path"):
+            check_place(path)
     sources = data.available()
     if data.is_known(config.data.name):
         sources.append(config.data.name)  # "tfds:mnist": what follows the colon is checked there
@@ -322,19 +339,19 @@ def weights_file(path: str, name: str) -> Path:
         )
     if hub.is_hub_path(path):
         return hub.fetch(path)
-    place = Path(path).expanduser()
+    place = path_of(path).expanduser()
     file = place / name if place.is_dir() else place
     if file.is_file() and file != place and (told := unfinished(place)):
         _warn_once(told)
     if not file.is_file() and ((place / "unet").is_dir() or is_component(place)):
-        return place
+        return fetched(place)
     if not file.is_file():
         folder = f" or a run folder that holds {name}; finish its training first, or"
         raise Refused(
             f"no weights at {file}, expected a file of weights{folder if name else ';'} give "
             "another path."
         )
-    return file
+    return fetched(file)
 
 
 @functools.cache

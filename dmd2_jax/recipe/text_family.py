@@ -15,6 +15,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.recipe.open import Family
+from dmd2_jax.runtime.places import path_of
 
 __all__ = [
     "TextFamily",
@@ -89,7 +90,7 @@ def base_pipeline(pipeline: str, family: TextFamily) -> PipelineIndex:
     Raises:
       Refused: if it is no pipeline's folder, or its own network is another one.
     """
-    if not Path(pipeline or "-").expanduser().is_dir():
+    if not path_of(pipeline or "-").expanduser().is_dir():
         raise Refused(
             f"the run's pipeline {pipeline!r} is no folder, expected that of a diffusers pipeline, "
             "whose text encoders and autoencoder are used; give the pipeline's folder."

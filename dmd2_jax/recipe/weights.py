@@ -1,7 +1,6 @@
 """The weights that a training begins with: the teacher's, or those of another distillation."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -17,6 +16,7 @@ from dmd2_jax.run.folder import check_teacher, read_run
 from dmd2_jax.run.loop import CHECKPOINTS
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.typing import Params
 
 __all__ = ["read_teacher", "starting_weights"]
@@ -70,8 +70,8 @@ def starting_weights(
         return None
     folder, at, cycle = place.rpartition("@")
     folder = folder if at and cycle.isdecimal() else place
-    if folder != place and Path(place).is_dir():
-        if folder and Path(folder).is_dir():
+    if folder != place and path_of(place).is_dir():
+        if folder and path_of(folder).is_dir():
             raise Refused(
                 f"config.distill.start_from={place} is a folder and cycle {cycle} of {folder}, "
                 "expected one meaning; rename the folder."
@@ -90,7 +90,7 @@ def starting_weights(
     shapes, step = [part_shapes(it, family) for it in adapters], None
     if folder != place:
         step = int(cycle)
-    with Checkpoints(Path(folder) / CHECKPOINTS, read_only=True) as checkpoints:
+    with Checkpoints(path_of(folder) / CHECKPOINTS, read_only=True) as checkpoints:
         generator, extra, step = checkpoints.restore_part("generator.params", shapes[0], step)
         if adapters[0] is not None and teacher is not None:
             check_teacher(extra.get("teacher"), teacher)

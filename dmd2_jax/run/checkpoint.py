@@ -32,6 +32,7 @@ from dmd2_jax.runtime.integrity import (
     some,
     step_folders,
 )
+from dmd2_jax.runtime.places import absolute, client_of, in_bucket, path_of, reaching
 from dmd2_jax.runtime.preemption import deferred
 from dmd2_jax.typing import Array, PyTree
 
@@ -78,7 +79,7 @@ class Checkpoints(Closing):
           ValueError: if keep < 1, or there are symbolic links in the directory.
         """
         keep = keep if isinstance(keep, Keep) else Keep(keep)
-        self.directory = Path(directory).absolute()
+        self.directory = absolute(directory)
         self._read_only = read_only
         refuse_links(self.directory)
         self._retention = Retention(self.directory, keep)
@@ -88,7 +89,8 @@ class Checkpoints(Closing):
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
             # Renamed first, removed by us: a process killed in the midst leaves no half a step.
-            todelete_subdir=None if read_only else _DISCARDED,
+            # (A bucket has no renaming; half a step is there without its mark, or not the newest.)
+            todelete_subdir=None if read_only or in_bucket(self.directory) else _DISCARDED,
         )
         self._sweep()
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -219,7 +221,7 @@ class Checkpoints(Closing):
 
     def _sweep(self) -> None:
         """Remove the checkpoints that are not to be kept."""
-        if not self._read_only and is_first():
+        if not self._read_only and is_first() and not in_bucket(self.directory):
             shutil.rmtree(self.directory / _DISCARDED, ignore_errors=True)
 
     def _attempt(self, step: int, template: PyTree) -> "Restored | str":
@@ -273,7 +275,7 @@ class Checkpoints(Closing):
                     if not target.exists():
                         break
                     target = self.directory / f"damaged-{step}.{number}"
-                (self.directory / str(step)).rename(target)
+                _move(self.directory / str(step), target)
                 moved = f" It is kept as {target.name}."
             _log.warning(
                 "checkpoint %d of %s is damaged: %s; falling back to step %d.%s",
@@ -294,6 +296,17 @@ class Checkpoints(Closing):
             f"permission to write; the earlier checkpoints {sound} are untouched: free some disk "
             f"(or lower log.keep) and run the same command again to resume."
         )
+
+
+def _move(folder: Path, target: Path) -> None:
+    if not in_bucket(folder):
+        folder.rename(target)
+        return
+    # A copy first: there is no renaming, and what clients call so may stop halfway.
+    client, key = client_of(folder)
+    with reaching(folder):
+        client.copy(key, client_of(target)[1], recursive=True)
+        client.rm(key, recursive=True)
 
 
 def state_bytes(state: PyTree) -> int:
@@ -322,8 +335,8 @@ def newest_extra(directory: str | Path, template: PyTree) -> tuple[int, dict[str
     Raises:
       ValueError: if the checkpoint is of another structure, or there are symbolic links.
     """
-    refuse_links(Path(directory))
-    for step, folder in step_folders(Path(directory)).items():
+    refuse_links(path_of(directory))
+    for step, folder in step_folders(path_of(directory)).items():
         try:
             manifest = read_manifest(folder)
         except ValueError:

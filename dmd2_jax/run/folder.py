@@ -12,6 +12,8 @@ from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.run.places import found_again, recorded
+from dmd2_jax.runtime.places import absolute, in_bucket, path_of, reaching
+from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
     "RunFolderError",
@@ -70,11 +72,11 @@ def open_run(
       RunFolderError: if the folder cannot be written, or holds a run of another command or
         config, or what is saved there does not fit. Nothing is written over.
     """
-    folder = Path(workdir)
+    folder = path_of(workdir)
     _check_writable(folder, keep=not dry_run)
     record: dict[str, Any] = {
         "command": command,
-        "place": str(folder.absolute()),
+        "place": str(absolute(folder)),
         "config": recorded(_normal(config)),
     }
     resumed = (folder / "config.json").exists()
@@ -132,7 +134,7 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
     Raises:
       RunFolderError: if there is none, or its config.json cannot be read.
     """
-    path = Path(workdir) / "config.json"
+    path = path_of(workdir) / "config.json"
     try:
         record = read_json(path)
         command, config, place = record["command"], record["config"], record.get("place")
@@ -149,20 +151,23 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(config, Mapping):
         return command, config
     place = place if isinstance(place, str) else None
-    return command, found_again(translated(config, str(path)), Path(workdir), place)
+    config = translated(config, str(path))
+    return command, config if in_bucket(workdir) else found_again(config, Path(workdir), place)
 
 
 def check_free_space(folder: str | Path, needed: int, purpose: str) -> None:
     """Refuse to start where the disk cannot hold what will be written.
 
     Args:
-      folder: any existing folder of the disk, or a path below one.
+      folder: any existing folder of the disk, or a path below one; a bucket has room.
       needed: bytes.
       purpose: what they are for, named in the error.
 
     Raises:
       RunFolderError: if fewer bytes are free.
     """
+    if in_bucket(folder):
+        return
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -176,15 +181,30 @@ def check_free_space(folder: str | Path, needed: int, purpose: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON so that a reader sees the old file or the new one, never half of one."""
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, target)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _check_bucket(folder: Path) -> None:
+    """Refuse a place in a bucket that cannot be written to, or that cannot hold checkpoints."""
+    if not os.fspath(folder).startswith("gs://"):
+        raise RunFolderError(
+            f"workdir {folder} cannot hold checkpoints, which Orbax writes to gs:// and to disks, "
+            "expected gs://BUCKET/... or a folder of this machine; choose another workdir, and "
+            "copy it when it is finished."
+        )
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        with reaching(folder):
+            probe.write_text("")
+            probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"workdir: {error}") from error
 
 
 def write_exported(workdir: str | Path, step: int) -> None:
     """Record which step the weights that lie in a run folder are of."""
-    write_json(Path(workdir) / _EXPORTED, {"step": step})
+    write_json(path_of(workdir) / _EXPORTED, {"step": step})
 
 
 def unfinished(workdir: str | Path) -> str:
@@ -194,7 +214,7 @@ def unfinished(workdir: str | Path) -> str:
       workdir: the run folder. Runs of older releases recorded no step: their newest checkpoint
         tells. What cannot be told counts as finished.
     """
-    folder, record = Path(workdir), Path(workdir) / _EXPORTED
+    folder, record = path_of(workdir), path_of(workdir) / _EXPORTED
     try:
         command, config = read_run(folder)
         group, key, unit = _LENGTHS[command]
@@ -211,6 +231,9 @@ def unfinished(workdir: str | Path) -> str:
 
 
 def _check_writable(folder: Path, keep: bool) -> None:
+    if in_bucket(folder):
+        _check_bucket(folder)
+        return
     existed = folder.exists()
     probe = folder
     try:

@@ -18,6 +18,7 @@ from dmd2_jax.run.metrics import METRICS, Progress, plain_value, read_metrics
 from dmd2_jax.run.speed import Stopwatch
 from dmd2_jax.run.writers import Writers
 from dmd2_jax.runtime.distributed import is_first, put, say
+from dmd2_jax.runtime.places import in_bucket, path_of
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.profiler import Profiler
@@ -101,7 +102,7 @@ def _steps(
             draw_key=f"log.{job.draw_key}",
             waited=lambda: batches.waited,
         )
-        window, saver = Window(extra.get("window")), _Saver(checkpoints, describe)
+        window, saver = Window(extra.get("window")), _Saver(checkpoints, describe, writers.sync)
         pictures = _Pictures(job, writers)
         judge = job.judge if is_first() else None
         if judge is not None and start:
@@ -143,11 +144,14 @@ def _steps(
                     _export(job, state, done)
             if due.draw:
                 with watch.spending("drawing"):
+                    writers.sync()  # which the curves are drawn from
                     pictures.draw(state, done)
             with watch.spending("saving"):
                 saver.step(done, state, metrics, values, window, due)
             if due.report:
                 writers.speed(done, watch.report())
+            if due.save:
+                writers.sync()
             if due.stop and not due.last:
                 checkpoints.wait()
                 raise Interrupted(
@@ -201,8 +205,13 @@ class _Saver:
     Such a row may be the end of the run: until it is over, the checkpoints stay those from before.
     """
 
-    def __init__(self, checkpoints: Checkpoints, describe: Callable[[int], dict[str, Any]]) -> None:
-        self._checkpoints, self._describe = checkpoints, describe
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        describe: Callable[[int], dict[str, Any]],
+        before: Callable[[], object],
+    ) -> None:
+        self._checkpoints, self._describe, self._before = checkpoints, describe, before
         self._due = False
 
     def step(
@@ -222,6 +231,7 @@ class _Saver:
         extra = self._describe(done)
         extra["metrics"] = {name: plain_value(value) for name, value in values.items()}
         extra["window"] = window.to_json()
+        self._before()  # the metrics up to here are to be there as soon as the state is
         self._checkpoints.save(done, state, extra)
         self._due = False
 
@@ -237,7 +247,9 @@ def check_room(workdir: str | Path, state: PyTree, keep: int) -> None:
     Raises:
       RunFolderError: if there is too little room for those that are not there yet.
     """
-    present = len(list((Path(workdir) / CHECKPOINTS).glob("[0-9]*")))
+    if in_bucket(workdir):
+        return
+    present = len(list((path_of(workdir) / CHECKPOINTS).glob("[0-9]*")))
     missing = max(1, keep + 1 - present)
     size = state_bytes(state)
     check_free_space(workdir, missing * size, f"{missing} more checkpoints of {size / 1e6:,.1f} MB")

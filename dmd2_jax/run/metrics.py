@@ -15,7 +15,9 @@ from tqdm import tqdm
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
+from dmd2_jax.runtime.places import in_bucket, path_of
 from dmd2_jax.runtime.summaries import Average, Histogram
+from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = ["METRICS", "MetricsWriter", "Progress", "plain_value", "read_metrics"]
 
@@ -24,22 +26,57 @@ METRICS = "metrics.jsonl"
 """The file of a run folder that holds its reports."""
 
 
+_UPLOAD_SECONDS = 30.0
+"""Between two uploads of a growing file to a bucket."""
+
+
+class _Growing(Closing):
+    """A text file of a bucket, which cannot be appended to: uploaded whole as it grows.
+
+    A kill loses what came after the last upload.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path, self._lines = path, [text]
+        self._uploaded = time.monotonic()
+        self._changed = False
+
+    def write(self, text: str) -> None:
+        self._lines.append(text)
+        self._changed = True
+
+    def flush(self) -> None:
+        if time.monotonic() - self._uploaded >= _UPLOAD_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        if self._changed:
+            with whole_file(self._path) as partial:
+                partial.write_text("".join(self._lines))
+            self._uploaded, self._changed = time.monotonic(), False
+
+    def close(self) -> None:
+        self.sync()
+
+
 class MetricsWriter(Closing):
     """Append one JSON object a line to `metrics.jsonl`, each flushed as it is written.
 
     Opening drops the lines beyond `resumed_step` (they belong to work that will be done again)
-    and a last line cut short by a kill, so that a resumed file equals an uninterrupted one.
+    and a last line cut short by a kill, so that a resumed file equals an uninterrupted one. In a
+    bucket lines are uploaded every half a minute, and by `sync`.
     """
 
     def __init__(self, workdir: str | Path, resumed_step: int = 0, name: str = METRICS) -> None:
         """Open WORKDIR/`name` for the steps after `resumed_step`."""
-        self.path = Path(workdir) / name
+        self.path, text = path_of(workdir) / name, ""
         if self.path.exists():
             kept = [row for row in read_metrics(self.path) if row["step"] <= resumed_step]
-            temporary = self.path.with_suffix(".jsonl.tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            os.replace(temporary, self.path)
-        self._file = self.path.open("a")
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            with whole_file(self.path) as partial:
+                partial.write_text(text)
+        self._bucket = _Growing(self.path, text) if in_bucket(self.path) else None
+        self._file = self._bucket or self.path.open("a")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line.
@@ -54,15 +91,20 @@ class MetricsWriter(Closing):
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Have all lines where they are to be, as they are on a disk at any time."""
+        if self._bucket is not None:
+            self._bucket.sync()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl, ignoring a last line that was cut short."""
     rows = []
-    lines = Path(path).read_text().splitlines()
+    lines = path_of(path).read_text().splitlines()
     for number, line in enumerate(lines):
         try:
             rows.append(json.loads(line))

@@ -18,6 +18,9 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.metrics import MetricsWriter, plain_value
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import in_bucket, path_of
+from dmd2_jax.runtime.platform import user_cache
 from dmd2_jax.runtime.summaries import Histogram, histogram_edges
 
 __all__ = ["Writers", "check_writers"]
@@ -69,7 +72,7 @@ class Writers(Closing):
         self, workdir: str | Path, *, resumed_step: int = 0, log: Mapping[str, Any] | None = None
     ) -> None:
         """Open the files, and the displays that `log` (see `check_writers`) asks for."""
-        workdir, log = Path(workdir), log or {}
+        workdir, log = path_of(workdir), log or {}
         self._boards: list[_Board] = []
         self._metrics = self._speed = None
         if not is_first():
@@ -102,6 +105,12 @@ class Writers(Closing):
         """
         for board in self._boards:
             board.images(step, pictures or {})
+
+    def sync(self) -> None:
+        """Have the lines of both files where they are to be; see `MetricsWriter.sync`."""
+        for file in (self._metrics, self._speed):
+            if file is not None:
+                file.sync()
 
     def close(self) -> None:
         """Close all."""
@@ -139,7 +148,7 @@ class _TensorBoard:
         from PIL import Image
 
         for name, path in pictures.items():
-            pixels = np.asarray(Image.open(path).convert("RGB"))
+            pixels = np.asarray(Image.open(fetched(path)).convert("RGB"))
             self._writer.add_image(name, pixels, step, dataformats="HWC")
         self._writer.flush()
 
@@ -164,7 +173,7 @@ class _WeightsAndBiases:
             name=workdir.name,
             id=name.read_text().strip(),
             resume="allow",
-            dir=str(workdir),
+            dir=str(user_cache() / "wandb" if in_bucket(workdir) else workdir),
             config=json.loads(record.read_text()) if record.exists() else {},
         )
 
@@ -177,7 +186,7 @@ class _WeightsAndBiases:
 
     def images(self, step: int, pictures: Mapping[str, Path]) -> None:
         if pictures:
-            shown = {name: self._wandb.Image(str(path)) for name, path in pictures.items()}
+            shown = {name: self._wandb.Image(str(fetched(path))) for name, path in pictures.items()}
             self._run.log(shown, step=step)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.distributed import to_host
+from dmd2_jax.runtime.places import in_bucket
 from dmd2_jax.typing import PyTree
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "some",
     "step_folders",
 ]
+
+_COMMITTED = "commit_success.txt"
+"""Orbax's mark of a finished step in a bucket."""
 
 Manifest = dict[str, Any]
 """{"arrays": {path: {shape, dtype, digest}}, "extra": anything JSON holds, "seal": digest}."""
@@ -140,6 +144,8 @@ def step_folders(directory: Path) -> dict[int, Path]:
     if not directory.is_dir():
         return {}
     entries = [entry for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir()]
+    if in_bucket(directory):  # where a step has its name from its first file on
+        entries = [entry for entry in entries if (entry / _COMMITTED).exists()]
     return {int(entry.name): entry for entry in sorted(entries, key=lambda e: -int(e.name))}
 
 
@@ -150,6 +156,8 @@ def some(names: list[str], most: int = 3) -> str:
 
 
 def _links(directory: Path) -> Iterator[Path]:
+    if in_bucket(directory):
+        return  # which has none
     if directory.is_symlink():
         yield directory
         return

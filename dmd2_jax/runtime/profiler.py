@@ -1,5 +1,7 @@
 """A trace of a few steps of a run for a profiler, on demand."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -7,6 +9,8 @@ from typing import Self
 import jax
 
 from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.places import in_bucket, path_of
+from dmd2_jax.runtime.whole_file import upload_folder
 
 __all__ = ["Profiler"]
 
@@ -24,14 +28,17 @@ class Profiler:
 
     def __init__(self, folder: str | Path, span: tuple[int, int] | None, *, unit: str) -> None:
         """Trace `span` = (steps to let pass, steps to trace); None traces nothing."""
-        self._folder, self._span, self._unit = Path(folder), span, unit
+        self._folder, self._span, self._unit = path_of(folder), span, unit
+        self._traced = self._folder
         self._taken = 0
         self._running = False
 
     def step(self, number: int) -> jax.profiler.StepTraceAnnotation:
         """Return what marks step `number` in a trace; begins the trace if it is time."""
         if self._span is not None and self._taken == self._span[0]:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            if in_bucket(self._folder):
+                self._traced = Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(self._traced, create_perfetto_trace=True)
             self._running = True
         return jax.profiler.StepTraceAnnotation(self._unit, step_num=number)
 
@@ -66,6 +73,9 @@ class Profiler:
     def _stop(self) -> None:
         jax.profiler.stop_trace()
         self._running = False
+        if self._traced != self._folder:
+            upload_folder(self._traced, self._folder)
+            shutil.rmtree(self._traced, ignore_errors=True)
         say(
             f"profile written to {self._folder}. To look at it: `tensorboard --logdir "
             f"{self._folder}` with the tensorboard-plugin-profile package, or open the "

@@ -1,12 +1,19 @@
-"""Write a file or a folder whole or not at all."""
+"""Write a file or a folder whole or not at all, on this machine or in a bucket.
+
+In a bucket a file appears when all of it has arrived, so one upload is enough; a folder is none
+there, and its files come one after the other, those that say what it is last.
+"""
 
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["clear_partial", "whole_file", "whole_folder"]
+from dmd2_jax.runtime.places import in_bucket, local, path_of, upload
+
+__all__ = ["clear_partial", "upload_folder", "whole_file", "whole_folder"]
 
 
 @contextlib.contextmanager
@@ -17,12 +24,18 @@ def whole_file(target: str | os.PathLike) -> Iterator[Path]:
       target: the file; replaced if it exists, left alone if the body or the disk fails.
 
     Yields:
-      A path in the same folder, with the same suffix.
+      A path of this machine with the same suffix, in the same folder if that is of this machine.
 
     Raises:
-      OSError: if the disk refuses.
+      OSError: if the disk or the bucket refuses.
     """
-    target = Path(target)
+    if in_bucket(target):
+        with tempfile.TemporaryDirectory() as scratch:
+            partial = Path(scratch, path_of(target).name)
+            yield partial
+            upload(partial, target)
+        return
+    target = local(target)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         yield partial
@@ -42,12 +55,17 @@ def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
         fails.
 
     Yields:
-      A new folder beside it.
+      A new folder, beside it if that is of this machine.
 
     Raises:
-      OSError: if the disk refuses, or the target is not empty.
+      OSError: if the disk or the bucket refuses, or the target is not empty.
     """
-    target = Path(target).absolute()
+    if in_bucket(target):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            upload_folder(Path(scratch), target)
+        return
+    target = local(target).absolute()
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -61,11 +79,29 @@ def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def upload_folder(folder: Path, target: str | os.PathLike) -> None:
+    """Put the files of a folder of this machine into a bucket, its own .json last.
+
+    Raises:
+      OSError: if the bucket refuses.
+    """
+    for path in sorted(folder.rglob("*"), key=_describes):
+        if path.is_file():
+            upload(path, path_of(target) / path.relative_to(folder).as_posix())
+
+
 def clear_partial(folder: Path) -> None:
     """Remove what `whole_file` left in a folder when its process was killed.
 
     Args:
       folder: one that nobody else writes to at the moment.
     """
+    if in_bucket(folder):
+        return
     for left in folder.glob(".*.partial.*"):
         left.unlink(missing_ok=True)
+
+
+def _describes(path: Path) -> tuple[bool, int, str]:
+    """Order files so that those are last which say what a folder is: its own .json."""
+    return path.suffix == ".json", -len(path.parts), str(path)

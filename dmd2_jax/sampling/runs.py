@@ -22,6 +22,7 @@ from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.loop import CHECKPOINTS
 from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.integrity import params_digest, read_manifest, step_folders
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.typing import Params
 
 __all__ = ["Run", "checkpoint_params", "open_run", "read_run_folder"]
@@ -188,7 +189,7 @@ def read_run_folder(workdir: str | Path, *, dtype: str = "") -> Run:
         config = config.copy_and_resolve_references()
         config.model.dtype = dtype
     trained = "teacher" if command == "train-teacher" else "student"
-    return Run(Path(workdir), trained, config, build_family(config), trained)
+    return Run(path_of(workdir), trained, config, build_family(config), trained)
 
 
 def _say_if_another(run: Run, teacher: Params) -> None:

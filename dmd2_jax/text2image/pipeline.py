@@ -24,6 +24,7 @@ from dmd2_jax.families.published.folder import (
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import AUTOENCODERS, PipelineIndex, read_pipeline_index
 from dmd2_jax.networks.published_config import square_side
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.text2image.image_latents import (
     Autoencoder,
     decode_latents,
@@ -154,7 +155,7 @@ def open_decoder(
     Raises:
       ValueError: if the autoencoder is damaged or of a class that is not built here.
     """
-    folder = Path(pipeline).expanduser() / "vae"
+    folder = path_of(pipeline).expanduser() / "vae"
     if not pipeline or not folder.is_dir():
         return None
     there = variant if variant and has_variant(folder, variant) else None
@@ -202,7 +203,7 @@ def open_pipeline(
         damaged.
     """
     index = folder if isinstance(folder, PipelineIndex) else read_pipeline_index(folder)
-    vae_folder = index.part("vae") if vae is None else Path(vae).expanduser()
+    vae_folder = index.part("vae") if vae is None else path_of(vae).expanduser()
     for part in (name for pair in index.text_parts for name in pair):
         index.part(part)
     scheduler = read_scheduler_config(index)

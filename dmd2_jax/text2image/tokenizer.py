@@ -15,6 +15,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data import MissingPackageError
 from dmd2_jax.networks.clip import ClipText
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Int
 
 __all__ = ["Tokenizer", "Tokens", "open_tokenizer", "warn_of_cut"]
@@ -82,7 +83,7 @@ def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
       MissingPackageError: if transformers is not installed.
       ValueError: if a file is missing or damaged, or the vocabulary is not the encoder's.
     """
-    folder = Path(folder)
+    folder = fetched(folder)
     backend = _read(str(folder.resolve()))
     largest = max(backend.get_vocab().values())
     if largest >= encoder.vocabulary:

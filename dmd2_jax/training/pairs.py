@@ -25,7 +25,9 @@ from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.distributed import on_first
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.places import make_folder, path_of
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.whole_file import clear_partial, whole_file
 from dmd2_jax.sampling.samplers import sample_images, sample_noise, teacher_sampler
@@ -67,7 +69,7 @@ class PairPool(NamedTuple):
 
 def pairs_folder(recipe: Recipe, workdir: Path) -> Path:
     """Return where the pairs of a run are: `config.distill.pairs`, or by default in its folder."""
-    return Path(recipe.config.distill.pairs or workdir / "teacher_pairs")
+    return path_of(recipe.config.distill.pairs or workdir / "teacher_pairs")
 
 
 def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: bool) -> PairPool:
@@ -108,7 +110,7 @@ def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: boo
     per_file, number = _per_file(recipe), made_with["number"]
     files = {
         part: [
-            np.load(folder / f"{part}_{i:05d}.npy", mmap_mode="r", allow_pickle=False)
+            np.load(fetched(folder / f"{part}_{i:05d}.npy"), mmap_mode="r", allow_pickle=False)
             for i in range(-(-number // per_file))
         ]
         for part in _PARTS
@@ -141,7 +143,7 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
     """
     recipe = open_recipe(config, config.distill.batch_size)
     teacher_params = load_teacher(config, recipe.family)
-    number, folder = config.distill.regression_pairs, Path(out)
+    number, folder = config.distill.regression_pairs, path_of(out)
     size = number * 8 * int(np.prod(recipe.family.image_shape)) / 1e6
     what = f"{number:,} pairs, {size:,.1f} MB"
     if dry_run:
@@ -190,7 +192,7 @@ def _claim(folder: Path, made_with: dict[str, Any]) -> bool:
             return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         return False
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(index, made_with)
     return True
 
@@ -233,7 +235,7 @@ def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
     if not file.exists():
         return False
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.load(fetched(file), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         _log.warning("%s is damaged (%s); making it again.", file, error)
         return False

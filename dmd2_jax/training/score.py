@@ -14,6 +14,7 @@ from dmd2_jax.metrics.features.moments import FeatureStatistics, fid
 from dmd2_jax.metrics.features.real import open_reference
 from dmd2_jax.recipe.open import Recipe
 from dmd2_jax.runtime.distributed import from_all, on_first, to_host
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling.images import Classes, Model, SampledImages, whole_batch
 from dmd2_jax.sampling.samplers import Sampler
@@ -50,7 +51,7 @@ def training_score(
     config, family = recipe.config, recipe.family
     if not config.log.evaluate_every:
         return None
-    cache = Path(workdir) / "classifier"
+    cache = path_of(workdir) / "classifier"
     reference = on_first(lambda: open_reference(config, cache))
     if reference is None:  # the first has put the classifier there by now
         reference = open_reference(config, cache)

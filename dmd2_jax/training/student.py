@@ -33,6 +33,7 @@ from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
 from dmd2_jax.runtime.distributed import in_step, is_first, on_first, put, to_host
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sampling.samplers import grid_labels, student_sampler
 from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_cycle
@@ -79,7 +80,7 @@ def train(
       ValueError: if the config, the data, the weights or the folder is refused.
       Interrupted: if asked to stop; the run is then saved.
     """
-    workdir = Path(workdir)
+    workdir = path_of(workdir)
     recipe = open_recipe(config, config.distill.batch_size)
     job = open_student(recipe)
     classes = recipe.family.num_classes

@@ -23,6 +23,7 @@ from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
 from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
 from dmd2_jax.runtime.offload import on_host
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import (
     batch_sharding,
@@ -85,7 +86,7 @@ def train(
       ValueError: if the config, the data or the folder is refused.
       Interrupted: if asked to stop; the run is then saved.
     """
-    workdir = Path(workdir)
+    workdir = path_of(workdir)
     recipe = open_recipe(config, config.teacher.batch_size)
     family, mesh = recipe.family, recipe.mesh
     _check_objective(recipe)

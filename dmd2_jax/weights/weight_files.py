@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.weights.recorded_module import NoNetworkError, entries, module_tensors, tensor_of
 from dmd2_jax.weights.stand_ins import Record
 from dmd2_jax.weights.state_dict import (
@@ -81,7 +82,8 @@ def read_weights(path: str | os.PathLike) -> Weights:
     Raises:
       ValueError: if the file is missing, damaged, hostile, or holds no network.
     """
-    if Path(path).suffix == ".safetensors":
+    path = fetched(path)
+    if path.suffix == ".safetensors":
         return Weights(read_safetensors(path), notes=read_metadata(path))
     try:
         return _weights(read_torch(path))

@@ -32,6 +32,7 @@ from dmd2_jax.run.folder import open_run, write_json
 from dmd2_jax.run.loop import DivergedError
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
@@ -70,7 +71,7 @@ def ablate(options: Options) -> dict[str, Any]:
         can be known, before anything is trained.
       Interrupted: if asked to stop; what is finished and what is begun are then saved.
     """
-    workdir = Path(options.workdir)
+    workdir = path_of(options.workdir)
     ablation = load_ablation(options.config, options.overrides)
     runs = _chosen(ablation, options, workdir)
     table = _read(workdir, ablation)

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from dmd2_jax.families.published.folder import read_component, read_component_co
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.text2image.image_latents import Autoencoder, latent_shape
 from dmd2_jax.text2image.pipeline import own_resolution
 from dmd2_jax.text2image.text_encoder import (
@@ -118,7 +118,7 @@ def open_inputs(options: Options) -> CacheInputs:
     index = read_pipeline_index(options.pipeline, options.variant)
     captioned = open_captions(options.images) if options.images else None
     texts = captioned.captions if captioned else read_prompts(options.prompts).texts
-    vae_folder = Path(options.vae).expanduser() if options.vae else index.part("vae")
+    vae_folder = path_of(options.vae).expanduser() if options.vae else index.part("vae")
     vae_params = None
     expected, dtype = index.expected("vae"), DTYPES[options.vae_dtype]
     if captioned:

@@ -24,6 +24,7 @@ from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
 from dmd2_jax.recipe.open import aligned, parameter_table
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.places import make_folder
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
@@ -86,7 +87,7 @@ def make_cache(options: Options) -> str:
 
 def _write(work: CacheInputs, folder: ShardFolder) -> None:
     """Write the shards that are not there yet, then what seals them."""
-    folder.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.folder)
     clear_partial(folder.folder)
     reader = _Reader(work, sum(len(entry.left_out) for entry in folder.finished.values()))
     batches = [

@@ -13,6 +13,7 @@ from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
 from dmd2_jax.recipe.classes import save_weights, weights_record
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels, weights_file
+from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.typing import Params, PyTree
@@ -85,14 +86,14 @@ def convert(
         target exists or is of another format.
       OSError: if the disk refuses, or the file read back is not what was written.
     """
-    target = Path(target)
+    target = path_of(target)
     _check_target(target, force)
     file, weights, family = _open(source, config, which, ema)
     params = _params(family, weights, file, prefix)
     before = _forward(family, params)
     with whole_file(target) as partial:
         save_weights(family, params, partial, weights_record(file))
-        written = family.load(partial)
+        written, size = family.load(partial), partial.stat().st_size
         _refuse_difference(target, params, written)
         if before.tobytes() != _forward(family, written).tobytes():
             raise OSError(
@@ -100,7 +101,7 @@ def convert(
                 "the same bits; check the machine's memory and try again."
             )
     count = sum(leaf.size for leaf in jax.tree.leaves(params["params"]))
-    size, output = target.stat().st_size, float(np.abs(before).mean())
+    output = float(np.abs(before).mean())
     names = len(family.tensor_shapes())
     return Converted(file, weights.key, target, names, count, size, output)
 
@@ -122,7 +123,7 @@ def recipe_lines(source: str) -> str:
 
 def _check_target(target: Path, force: bool) -> None:
     check_writable(target)
-    if not target.parent.is_dir():
+    if not has_folder(target.parent):
         raise Refused(f"{target} lies in no folder, expected {target.parent} to exist; create it.")
     if target.exists() and not force:
         raise Refused(
@@ -135,7 +136,7 @@ def _open(
     source: str, config: ConfigDict | None, which: str | None, ema: float | None
 ) -> tuple[Path, Weights, Family]:
     """Return the source's file, what it holds, and the network that its config describes."""
-    if Path(source).is_dir():
+    if path_of(source).is_dir():
         if config is not None:
             raise Refused(
                 f"--config given with the run folder {source}, which holds its own; leave it away."

@@ -1,10 +1,7 @@
 """Look at a data source end to end, or write it as array_record: `dmd2 data`."""
 
 import contextlib
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -21,6 +18,8 @@ from dmd2_jax.pictures.grids import class_headings, image_grid
 from dmd2_jax.recipe.open import aligned
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.places import make_folder, path_of
+from dmd2_jax.runtime.whole_file import whole_folder
 from dmd2_jax.typing import Int
 
 __all__ = ["check_source", "histogram", "list_sources", "write_shards"]
@@ -123,7 +122,7 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
             "config.data.name='latents' has no images, expected a source of images; a cache of "
             "latents is written by `dmd2 cache` and copied by copying its folder."
         )
-    target = Path(folder)
+    target = path_of(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Refused(
             f"--write={folder} exists and is not empty, expected a new folder; nothing is ever "
@@ -132,11 +131,10 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
     sources = _open_splits(config)
     first = sources["train"]
     size = sum(map(len, sources.values())) * first.resolution**2 * first.channels
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     check_free_space(target.parent, size, "the shards")
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    try:
-        splits, left_out = {}, 0
+    splits, left_out = {}, 0
+    with whole_folder(target) as partial:
         for split, source in sources.items():
             with array_record.ShardWriter(partial, split, encoding) as writer:
                 for batch in _sound(source, f"writing {split}"):
@@ -145,13 +143,8 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
             splits[split] = writer.files
             left_out += len(source.corrupt)
         write_json(partial / array_record.INFO, _info(sources, encoding, splits))
-        partial.chmod(0o755)  # mkdtemp's is for its owner only
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        total = sum(file.stat().st_size for file in partial.iterdir())
     counts = {split: sum(count for _, count in files) for split, files in splits.items()}
-    total = sum(file.stat().st_size for file in target.iterdir())
     corrupt = f" ({left_out} corrupt ones left out)" if left_out else ""
     return (
         f"{target}: {counts['train']:,} train and {counts.get('test', 0):,} test images{corrupt}, "

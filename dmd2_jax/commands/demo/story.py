@@ -19,6 +19,7 @@ from dmd2_jax.metrics.features.real import Reference, open_reference
 from dmd2_jax.pictures.grids import class_rows, first_of_each_class
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels
 from dmd2_jax.run.folder import write_json
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling.images import Classes, Model, SampledImages
 from dmd2_jax.sampling.samplers import Sampler, sample_images, student_sampler, teacher_sampler
@@ -54,7 +55,7 @@ def demonstrate(
       Interrupted: if asked to stop; the run is then saved.
     """
     start = time.perf_counter()
-    workdir = Path(workdir)
+    workdir = path_of(workdir)
     recipe = load_config(recipe_file)
     apply_overrides(recipe, {"teacher.weights": str(workdir / "teacher"), **overrides})
     check(recipe)

@@ -32,6 +32,7 @@ from dmd2_jax.recipe.open import weights_file
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, pipeline_family, text_family
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import check_free_space
+from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_folder
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.text2image.pipeline import read_scheduler_config
@@ -129,13 +130,13 @@ def _write_lora(student: _Student, scheduler: dict[str, Any], out: Path, names: 
 
 
 def _check_out(out: str | Path) -> Path:
-    out = Path(out).expanduser()
+    out = path_of(out).expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise Refused(
             f"--out={out} is there and is not empty, expected a new folder; choose another, or "
             "remove it."
         )
-    if not out.absolute().parent.is_dir():
+    if not has_folder(out.parent):
         raise Refused(f"--out={out} lies in no folder, expected {out.parent} to exist; create it.")
     return out
 

@@ -13,6 +13,8 @@ from dmd2_jax.config.text import read_json
 from dmd2_jax.recipe.classes import read_record
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.metrics import read_metrics
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import in_bucket, path_of
 
 __all__ = ["MOST_RUNS", "ReportError", "Run", "Series", "flat", "read_runs"]
 
@@ -78,7 +80,7 @@ def read_runs(workdirs: Sequence[str]) -> list[Run]:
             f"got {len(workdirs)} of --workdir, expected 1 to {MOST_RUNS} runs on one page; "
             "write several pages."
         )
-    folders = [Path(workdir).resolve() for workdir in workdirs]
+    folders = [path_of(it) if in_bucket(it) else Path(it).resolve() for it in workdirs]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:
             raise ReportError(
@@ -109,7 +111,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(name: str, workdir: str) -> Run:
-    folder = Path(workdir)
+    folder = path_of(workdir)
     command, nested = read_run(folder)
     record = _object(folder / "config.json")
     if not isinstance(nested, Mapping) or not isinstance(command, str):
@@ -175,6 +177,6 @@ def _grids(folder: Path) -> dict[int, Path]:
     found = {}
     for path in folder.iterdir():
         match = _GRID.fullmatch(path.name)
-        if match and path.is_file() and not path.is_symlink():
-            found[int(match[1])] = path
+        if match and path.is_file() and (in_bucket(path) or not path.is_symlink()):
+            found[int(match[1])] = fetched(path)
     return dict(sorted(found.items()))

@@ -10,6 +10,7 @@ from dmd2_jax.commands.report.page import page
 from dmd2_jax.commands.report.runs import ReportError, read_runs
 from dmd2_jax.commands.report.sample_section import sample_section
 from dmd2_jax.commands.report.speed_section import speed_section
+from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = ["LARGEST", "ReportError", "write_report"]
@@ -32,13 +33,13 @@ def write_report(workdirs: Sequence[str], out: str | Path) -> Path:
       ReportError: if the page cannot be named so, or a folder's files make none.
       RunFolderError: if a folder holds no run.
     """
-    out = Path(out)
+    out = path_of(out)
     if out.suffix not in (".html", ".htm"):
         raise ReportError(f"--out={out} names no page, expected a name that ends in .html; add it.")
-    if out.is_dir() or not out.absolute().parent.is_dir():
+    if out.is_dir() or not has_folder(out.parent):
         raise ReportError(
             f"--out={out} cannot be a file, expected one in a folder that exists; create "
-            f"{out.absolute().parent} or give another name."
+            f"{out.parent} or give another name."
         )
     runs = read_runs(workdirs)
     sections = (

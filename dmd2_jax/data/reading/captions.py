@@ -37,6 +37,7 @@ from dmd2_jax.data.reading.parquet import read_columns
 from dmd2_jax.data.reading.source import listed
 from dmd2_jax.data.reading.text_lines import KEYS, json_lines, text_key, text_of
 from dmd2_jax.data.reading.zip_file import ZipFolder
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Shaped
 
 __all__ = ["CaptionedImages", "Picture", "crop_to", "open_captions"]
@@ -137,7 +138,7 @@ def open_captions(path: str | Path) -> CaptionedImages:
       ValueError: if an image lacks its caption, a caption its image, a line or text is damaged, or
         there are no images; the message names the file.
     """
-    root = Path(path).expanduser()
+    root = fetched(path).expanduser()
     if not root.exists():
         raise Missing(
             f"{path} does not exist, expected a folder or zip of images with captions; mind the "

@@ -19,6 +19,7 @@ from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.config.text import check_text
 from dmd2_jax.data.reading.parquet import read_columns
 from dmd2_jax.data.reading.text_lines import json_lines, text_key, text_lines, text_of
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Int
 
 __all__ = ["ENDINGS", "Prompts", "read_prompts"]
@@ -64,7 +65,7 @@ def read_prompts(path: str | Path) -> Prompts:
       MissingPackageError: if a .parquet is given and pyarrow is not installed.
       ValueError: if the file is of another kind or damaged, naming the line; or without a prompt.
     """
-    file = Path(path).expanduser()
+    file = fetched(path).expanduser()
     if not file.is_file():
         raise Missing(
             f"{path} does not exist, expected a file of prompts ({', '.join(ENDINGS)}); mind the "

@@ -25,7 +25,9 @@ import numpy as np
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.records import open_writer
 from dmd2_jax.run.folder import write_json
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import sealed
+from dmd2_jax.runtime.places import make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
@@ -165,7 +167,7 @@ class ShardFolder:
           OSError: if the disk refuses.
         """
         target = self.folder / _file(number, self.count)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         if not (self.folder / PLAN).exists():
             write_json(self.folder / PLAN, sealed({}, {"format": FORMAT, "plan": self.plan}))
         with whole_file(target) as partial:
@@ -229,7 +231,7 @@ def claim(folder: str | Path, plan: Mapping[str, Any], count: int) -> ShardFolde
       ValueError: if it holds something else, or the shards of another plan; the message says what
         differs.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     plan = json.loads(json.dumps(plan))  # as it is read back
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
@@ -258,7 +260,7 @@ def read_manifest(folder: str | Path) -> Manifest:
       FileNotFoundError: if there is none.
       ValueError: if it is damaged or of another format.
     """
-    file = Path(folder).expanduser() / MANIFEST
+    file = path_of(folder).expanduser() / MANIFEST
     if not file.is_file():
         unfinished = file.with_name(PLAN).is_file()
         remedy = "let `dmd2 cache` finish it" if unfinished else "write one by `dmd2 cache`"
@@ -301,7 +303,7 @@ def verify(folder: str | Path, manifest: Manifest, workers: int = 0) -> None:
     Raises:
       ValueError: naming the files that are missing or damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder).expanduser()
     expected = {entry.file: entry.digest for entry in manifest.shards} | dict(manifest.files)
 
     def fault(name: str) -> str:
@@ -324,7 +326,7 @@ def verify(folder: str | Path, manifest: Manifest, workers: int = 0) -> None:
 
 def file_digest(path: Path) -> str:
     """Return the BLAKE2b digest of a file."""
-    with open(path, "rb") as file:
+    with fetched(path).open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

@@ -23,6 +23,8 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.model import CLASSES, PublishedClass, PublishedModel
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import Tensors, write_safetensors
@@ -78,7 +80,7 @@ def read_component(
         tensors = read_component_tensors(folder, model.kind.file_stem, variant)
         return model.spelled_as(tensors), model.from_tensors(tensors)
     except ValueError as error:
-        raise Refused(f"{Path(folder)}: {error}") from error
+        raise Refused(f"{folder}: {error}") from error
 
 
 def write_component(
@@ -103,8 +105,8 @@ def write_component(
       OSError: if the disk refuses.
     """
     tensors = cast_tensors(model.to_tensors(params), dtype)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = path_of(folder)
+    make_folder(folder)
     text = json.dumps(dict(model.config), indent=2, sort_keys=True) + "\n"
     with whole_file(folder / "config.json") as partial:
         partial.write_text(text)
@@ -121,7 +123,7 @@ def read_component_config(folder: str | os.PathLike, name: str = "config.json") 
     Raises:
       ValueError: if there is none, or it is no JSON object.
     """
-    return _read_json(Path(folder) / name)
+    return _read_json(path_of(folder) / name)
 
 
 def read_component_tensors(
@@ -137,7 +139,7 @@ def read_component_tensors(
     Raises:
       ValueError: if there are no weights, if there is a choice, or if a file is damaged.
     """
-    folder = Path(folder)
+    folder = fetched(folder)
     if variant is None:
         variant = _only_variant(folder, stem)
     names = _file_names(stem, variant)
@@ -155,14 +157,14 @@ def read_component_tensors(
 
 def has_variant(folder: str | os.PathLike, variant: str) -> bool:
     """Return whether a component's folder has weights of a variant."""
-    folder = Path(folder)
+    folder = path_of(folder)
     stems = {stem for pair in _BIN.items() for stem in pair}
     return any((folder / name).is_file() for stem in stems for name in _file_names(stem, variant))
 
 
 def is_component(folder: str | os.PathLike) -> bool:
     """Return whether a folder holds weights of a network of diffusers, such as unet_ema/."""
-    return any(Path(folder).glob("diffusion_pytorch_model*"))
+    return any(path_of(folder).glob("diffusion_pytorch_model*"))
 
 
 def _file_names(stem: str, variant: str | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.folder import has_variant
+from dmd2_jax.runtime.fetched import fetched
 
 __all__ = ["AUTOENCODERS", "PIPELINES", "PipelineIndex", "read_pipeline_index"]
 
@@ -93,7 +94,7 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
       ValueError: if it is damaged, of another pipeline, or says that a part was left out or is of
         another class.
     """
-    file = Path(folder).expanduser() / INDEX
+    file = fetched(folder).expanduser() / INDEX
     if file.parent.is_file():
         raise Refused(
             f"{folder} is one file, expected the folder of a diffusers pipeline, which has the "

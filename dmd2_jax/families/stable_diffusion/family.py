@@ -54,6 +54,8 @@ from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
 from dmd2_jax.networks.published_config import square_side
 from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import (
@@ -253,7 +255,7 @@ class StableDiffusionFamily:
         Raises:
           ValueError: if they cannot be read or do not fit; the message names the path.
         """
-        path = Path(path)
+        path = fetched(path)
         try:
             if path.is_dir():
                 stem = CLASSES[UNET].file_stem
@@ -269,7 +271,7 @@ class StableDiffusionFamily:
         self, params: Params, path: str | os.PathLike, notes: Mapping[str, str] | None = None
     ) -> None:
         """Write weights: to a file as its suffix says, else to a folder that diffusers loads."""
-        if Path(path).suffix in SUFFIXES:
+        if path_of(path).suffix in SUFFIXES:
             write_weights(self.to_state_dict(params), path, notes)
         else:
             write_component(self.model, params, path)
@@ -382,15 +384,15 @@ def open_folder(
     """Build the family of a diffusers pipeline folder as `read` does, reading no weights."""
     options = {"resolution": resolution, "dtype": dtype, "remat": remat, "variant": variant}
     try:
-        unet, schedule = _folder_configs(Path(folder))
+        unet, schedule = _folder_configs(path_of(folder))
         return build({"unet": unet, "scheduler": schedule} | options)
     except ValueError as error:
-        raise Refused(f"{Path(folder)}: {error}") from error
+        raise Refused(f"{folder}: {error}") from error
 
 
 def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the configs of the U-Net and the scheduler that `model.pipeline` names."""
-    folder, name = Path(pipeline).expanduser(), pipeline.removeprefix(_PREFIX)
+    folder, name = path_of(pipeline).expanduser(), pipeline.removeprefix(_PREFIX)
     if name in _PUBLISHED:
         if name == pipeline and any((folder / part).exists() for part in ("unet", _INDEX)):
             _say_once(folder.absolute(), name)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,9 @@ from dmd2_jax.data.reading.dataset import ImageDataset, class_counts, to_model, 
 from dmd2_jax.data.reading.stream import batch_at
 from dmd2_jax.metrics.features.moments import FeatureStatistics, feature_statistics, fid
 from dmd2_jax.networks.classifier import ConvClassifier
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import make_folder, path_of
+from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Array, Float, Int, Params, Shaped
 
 _LOG = logging.getLogger(__name__)
@@ -166,7 +168,7 @@ def train_classifier(
     path = None
     if cache_dir is not None:
         digest = _content_hash(dataset_train, dataset_test, seed, training)
-        path = Path(cache_dir) / f"classifier_{digest}.npz"
+        path = path_of(cache_dir) / f"classifier_{digest}.npz"
     init = functools.partial(_init, module, dataset_train.images.shape[1:])
     template = jax.eval_shape(init, np.uint32(seed))
     params = _read_cache(path, template) if path else None
@@ -271,7 +273,7 @@ def _read_cache(path: Path, template: Params) -> Params | None:
         return None
     expected = traverse_util.flatten_dict(template, sep="/")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(fetched(path), allow_pickle=False) as archive:
             if set(archive.files) != set(expected):
                 raise Refused("other tensors than this network has")
             weights = {name: archive[name] for name in expected}
@@ -289,10 +291,9 @@ def _write_cache(path: Path, params: Params) -> None:
     """Write weights so that a reader sees all of the file or none of it."""
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, **flat)
-        os.replace(file.name, path)
+        make_folder(path.parent)
+        with whole_file(path) as partial:
+            np.savez(partial, **flat)
     except OSError as error:  # the cache only saves time: a full disk need not end the run
         _LOG.warning("could not keep the classifier in %s (%s).", path, error)
 

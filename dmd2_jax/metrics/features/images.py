@@ -27,6 +27,7 @@ from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings
 from dmd2_jax.data.reading.npz import npz_names, open_npz
 from dmd2_jax.data.reading.source import CorruptDataError, DecodedSource
 from dmd2_jax.data.reading.zip_file import ZipFolder
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.typing import Int
 
@@ -107,7 +108,7 @@ def open_images(path: str | os.PathLike) -> Source:
       FileNotFoundError: if there is nothing at `path`.
       ValueError: if there are no images, or the layout or an image is refused.
     """
-    root = Path(path).expanduser()
+    root = fetched(path).expanduser()
     if not root.exists():
         raise Missing(
             f"images {str(path)!r} do not exist, expected a folder, zip or .npz of images; mind "
@@ -134,7 +135,7 @@ def open_images(path: str | os.PathLike) -> Source:
 
 def holds_images(path: str | os.PathLike) -> bool:
     """Return whether a .npz has images, by the names of its arrays."""
-    return bool(npz_names(Path(path).expanduser()) & set(arrays.IMAGES))
+    return bool(npz_names(fetched(path).expanduser()) & set(arrays.IMAGES))
 
 
 class _ArrayImages(SourceDefaults):

@@ -26,6 +26,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.features.extractor import Extractor, FeatureSet
 from dmd2_jax.metrics.features.images import Sized
 from dmd2_jax.metrics.features.moments import Moments
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = ["ReferenceStatistics", "read_reference", "read_statistics", "write_statistics"]
@@ -193,6 +194,7 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
 
 def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Return the entries that we know, of the kinds they should be."""
+    path = fetched(path)
     with zipfile.ZipFile(path) as archive:
         known = {f"{name}.npy" for name in ("mu", "sigma", *_NOTES)}  # there may be images too
         sizes = [info.file_size for info in archive.infolist() if info.filename in known]

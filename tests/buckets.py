@@ -1,0 +1,87 @@
+"""A bucket on this machine, which the real clients reach: gcsfs, etils and TensorStore."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from typing import Any
+from unittest import mock
+
+BUCKET = "gs://a-bucket"
+
+
+@contextlib.contextmanager
+def emulated_bucket() -> Iterator[str]:
+    """Serve an empty bucket; set what leads this process, and those it starts, to it."""
+    from gcp_storage_emulator import server
+
+    for _, handlers in server.HANDLERS:
+        for method, handler in handlers.items():
+            handlers[method] = _as_google(handler)
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    served = server.create_server("127.0.0.1", port, True, BUCKET.removeprefix("gs://"))
+    variables = {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        # gcsfs would ask Google which kind of bucket it is.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+    # A killed client leaves connections broken, which the server would print.
+    with (
+        mock.patch.dict(os.environ, variables),
+        mock.patch("socketserver.BaseServer.handle_error"),
+        served,
+    ):
+        yield BUCKET
+
+
+def contents(place: str) -> dict[str, bytes]:
+    """Return every object below a place of the bucket."""
+    import fsspec
+
+    client, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    return {name.removeprefix(f"{root}/"): client.cat_file(name) for name in client.find(root)}
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _as_google(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what TensorStore relies on and the emulator lacks: generations, and writes if unchanged.
+
+    Without them every second read of what it has written fails ("Malformed StorageGeneration").
+    """
+    if hasattr(handler, "__wrapped__"):
+        return handler
+
+    @functools.wraps(handler)
+    def handle(request: Any, response: Any, storage: Any) -> None:
+        bucket, query = request.params.get("bucket_name"), request.query
+        if "ifGenerationMatch" in query and "name" in query:
+            there = _generation(storage, bucket, query["name"][0])
+            if there != query["ifGenerationMatch"][0]:
+                response.status = HTTPStatus.PRECONDITION_FAILED
+                return
+        handler(request, response, storage)
+        if request.method == "GET" and "object_id" in request.params:
+            response["x-goog-generation"] = _generation(
+                storage, bucket, request.params["object_id"]
+            )
+
+    return handle
+
+
+def _generation(storage: Any, bucket: str, name: str) -> str:
+    from gcp_storage_emulator.exceptions import NotFound
+
+    try:
+        return storage.get_file_obj(bucket, name)["generation"]
+    except NotFound:
+        return "0"

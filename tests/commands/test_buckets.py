@@ -1,0 +1,141 @@
+"""The commands with a bucket in place of folders, through the clients that users have."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.buckets import contents, emulated_bucket
+from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, distill_words, dmd2, refused, teacher_run
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("gcp_storage_emulator")
+
+ROOT = Path(__file__).resolve().parents[2]
+T = f"--config={RECIPE}"
+RESULTS = ("metrics.jsonl", "teacher.safetensors", "grid_0000006.png")
+"""What does not depend on where a run lies, nor on what it went through."""
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, emulated_bucket() as place:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def teacher(bucket):
+    """A teacher in the bucket, whose process was killed after its first checkpoint."""
+    workdir = f"{bucket}/runs/teacher"
+    words = ["train-teacher", T, f"--workdir={workdir}"]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": UNOPTIMISED,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dmd2_jax.main", *words, "--config.log.checkpoint_every=1"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    while process.poll() is None:
+        if "checkpoints/1/commit_success.txt" in contents(workdir):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    _, said = process.communicate()
+    there = contents(workdir)
+    assert "checkpoints/1/commit_success.txt" in there, said.decode()
+    assert b'"step": 1' in there["metrics.jsonl"]
+    assert dmd2(*words) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_in_a_bucket_ends_as_one_on_a_disk(teacher):
+    there, peace = contents(teacher), teacher_run()
+    for name in RESULTS:
+        assert there[name] == (peace / name).read_bytes()
+
+
+def test_a_finished_run_leaves_no_probe_or_partial_file_in_a_bucket(teacher):
+    names = {name for name in contents(teacher) if not name.startswith("checkpoints/")}
+    assert names == {file.name for file in teacher_run().iterdir() if file.is_file()}
+
+
+def test_a_damaged_checkpoint_of_a_bucket_is_set_aside(bucket, teacher, caplog):
+    import fsspec
+
+    workdir = f"{bucket}/runs/damaged"
+    client, root = fsspec.core.url_to_fs(workdir, use_listings_cache=False)
+    for name, content in contents(teacher).items():
+        client.pipe_file(f"{root}/{name}", content)
+    newest = max(int(name.split("/")[1]) for name in contents(teacher) if "checkpoints/" in name)
+    client.pipe_file(f"{root}/checkpoints/{newest}/meta/metadata", b"{}")
+    assert dmd2("train-teacher", T, f"--workdir={workdir}", "--config.teacher.steps=7") == 0
+    assert f"checkpoint {newest} of {workdir}/checkpoints is damaged" in caplog.text
+    there = contents(workdir)
+    assert f"checkpoints/damaged-{newest}/meta/metadata" in there
+    assert there["metrics.jsonl"].count(b"\n") == 7
+
+
+def test_commands_read_a_bucket_and_write_to_it(bucket, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = f"{bucket}/out"
+    assert dmd2("report", f"--workdir={teacher}", f"--out={out}/report.html") == 0
+    assert dmd2("sample", f"--workdir={teacher}", "--num=4", f"--out={out}/x.png") == 0
+    assert dmd2("convert", teacher, f"{out}/teacher.bin") == 0
+    assert dmd2("convert", T, f"{out}/teacher.bin", f"{out}/teacher.safetensors") == 0
+    assert dmd2("evaluate", f"--workdir={teacher}", f"--out={out}/figures.json") == 0
+    there = contents(out)
+    names = {"report.html", "x.png", "teacher.bin", "teacher.safetensors", "figures.json"}
+    assert set(there) == names
+    assert there["teacher.safetensors"] == contents(teacher)["teacher.safetensors"]
+    assert b"grid" in there["report.html"] and there["x.png"].startswith(b"\x89PNG")
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_a_bucket_are_those_that_were_written_there(bucket, tmp_path, monkeypatch):
+    from dmd2_jax import data
+    from dmd2_jax.config.load import load_config
+
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("array_record")
+    assert dmd2("data", T, f"--write={bucket}/digits") == 0
+    config = load_config(str(RECIPE))
+    digits = data.load(config.data, "train", 8)
+    config.data.name, config.data.path = "array_record", f"{bucket}/digits"
+    again = data.load(config.data, "train", 8)
+    numbers = range(0, len(digits), 97)
+    assert len(again) == len(digits)
+    for name, array in digits.examples(list(numbers)).items():
+        assert (again.examples(list(numbers))[name] == array).all()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_distillation_in_a_bucket_equals_one_on_a_disk(bucket, teacher, tmp_path):
+    workdir = f"{bucket}/runs/student"
+    pairs = "--config.distill.regression_weight=0.25"
+    assert dmd2(*distill_words(tmp_path / "disk", pairs)) == 0
+    there = ["distill", T, f"--workdir={workdir}", f"--config.teacher.weights={teacher}", pairs]
+    assert dmd2(*there) == 0
+    found = contents(workdir)
+    for name in ("student.safetensors", "metrics.jsonl", "teacher_pairs/x_0_00000.npy"):
+        assert found[name] == (tmp_path / "disk" / name).read_bytes()
+
+
+def test_a_bucket_that_is_not_there_is_refused(bucket, capsys):
+    message = refused(capsys, "train-teacher", T, "--workdir=gs://no-such-bucket/run", "--dry_run")
+    assert "gs://no-such-bucket/run is not there, or its bucket is not" in message
+
+
+def test_checkpoints_in_s3_are_refused_by_name(capsys, bucket):
+    message = refused(capsys, "train-teacher", T, "--workdir=s3://a-bucket/run", "--dry_run")
+    assert "Orbax writes to gs:// and to disks" in message
