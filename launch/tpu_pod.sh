@@ -28,7 +28,7 @@ options, before NAME:
   --gcloud=FLAG       a further flag for gcloud, such as --gcloud=--tunnel-through-iap; repeatable
   --dry_run           print the commands and start nothing
 
-The work folder must be one that all hosts see: a file share or a mounted bucket. Run the same line
+The work folder must be one that all hosts see: a file share or a bucket, gs://... Run the same line
 again to resume. A slice that does not exist yet: launch/queued_resource.sh.
 TEXT
 }

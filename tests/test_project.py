@@ -43,6 +43,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "text2image",
         "tfds",
         "hub",
+        "cloud",
         "plan",
         "tensorboard",
         "clu",

@@ -19,7 +19,7 @@ from dmd2_jax.run.metrics import MetricsWriter, plain_value
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.fetched import fetched
-from dmd2_jax.runtime.places import in_bucket, path_of
+from dmd2_jax.runtime.places import in_bucket, make_folder, path_of
 from dmd2_jax.runtime.platform import user_cache
 from dmd2_jax.runtime.summaries import Histogram, histogram_edges
 
@@ -168,12 +168,14 @@ class _WeightsAndBiases:
         if not name.exists():
             name.write_text(uuid.uuid4().hex[:12])
         record = workdir / "config.json"
+        folder = user_cache() / "wandb" if in_bucket(workdir) else workdir
+        make_folder(folder)
         self._run = self._wandb.init(
             project=project,
             name=workdir.name,
             id=name.read_text().strip(),
             resume="allow",
-            dir=str(user_cache() / "wandb" if in_bucket(workdir) else workdir),
+            dir=str(folder),
             config=json.loads(record.read_text()) if record.exists() else {},
         )
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.refused import Missing, Refused, lacks
 
 __all__ = [
     "absolute",
@@ -72,10 +72,7 @@ def check_place(path: str | os.PathLike) -> None:
     if not rest:
         raise Refused(f"{text} names no bucket, expected {scheme}://BUCKET/...; add it.")
     if not _installed(_CLIENTS[scheme]):
-        raise Refused(
-            f"{text} needs {_CLIENTS[scheme]}, which is not installed; install dmd2_jax with its "
-            "extra `cloud` (pip install 'dmd2_jax[cloud]'), or give a path of this machine."
-        )
+        raise Refused(f"{lacks(text, _CLIENTS[scheme], 'cloud')}, or give a path of this machine.")
 
 
 def local(path: str | os.PathLike) -> Path:

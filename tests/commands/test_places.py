@@ -44,6 +44,8 @@ def test_a_place_that_cannot_be_reached_is_refused_before_work(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dmd2_jax.runtime.places._installed", lambda package: False)
     message = refused(capsys, *(word.replace("@", f"{scheme}://bucket/x") for word in words))
-    expected = "extra `cloud`" if scheme == "gs" else "expected a path of this machine, gs://BUCKET"
+    expected = (
+        "dmd2_jax[cloud]" if scheme == "gs" else "expected a path of this machine, gs://BUCKET"
+    )
     assert f"{scheme}://bucket/x" in message and expected in message
     assert not list(tmp_path.iterdir())
