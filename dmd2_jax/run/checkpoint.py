@@ -23,6 +23,7 @@ from dmd2_jax.run.parts import part_entries, read_part
 from dmd2_jax.run.retention import Keep, Retention
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import from_all, is_first
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import (
     array_entries,
     mismatches,
@@ -32,7 +33,14 @@ from dmd2_jax.runtime.integrity import (
     some,
     step_folders,
 )
-from dmd2_jax.runtime.places import absolute, client_of, in_bucket, path_of, reaching
+from dmd2_jax.runtime.places import (
+    absolute,
+    client_of,
+    holds_checkpoints,
+    in_bucket,
+    path_of,
+    reaching,
+)
 from dmd2_jax.runtime.preemption import deferred
 from dmd2_jax.typing import Array, PyTree
 
@@ -79,6 +87,8 @@ class Checkpoints(Closing):
           ValueError: if keep < 1, or there are symbolic links in the directory.
         """
         keep = keep if isinstance(keep, Keep) else Keep(keep)
+        if read_only and not holds_checkpoints(directory):
+            directory = fetched(directory)
         self.directory = absolute(directory)
         self._read_only = read_only
         refuse_links(self.directory)

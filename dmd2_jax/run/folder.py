@@ -12,7 +12,7 @@ from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.run.places import found_again, recorded
-from dmd2_jax.runtime.places import absolute, in_bucket, path_of, reaching
+from dmd2_jax.runtime.places import absolute, holds_checkpoints, in_bucket, path_of, reaching
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
@@ -187,7 +187,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def _check_bucket(folder: Path) -> None:
     """Refuse a place in a bucket that cannot be written to, or that cannot hold checkpoints."""
-    if not os.fspath(folder).startswith("gs://"):
+    if not holds_checkpoints(folder):
         raise RunFolderError(
             f"workdir {folder} cannot hold checkpoints, which Orbax writes to gs:// and to disks, "
             "expected gs://BUCKET/... or a folder of this machine; choose another workdir, and "

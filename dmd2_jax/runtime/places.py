@@ -24,6 +24,7 @@ __all__ = [
     "check_place",
     "client_of",
     "has_folder",
+    "holds_checkpoints",
     "in_bucket",
     "local",
     "make_folder",
@@ -116,6 +117,11 @@ def make_folder(path: str | os.PathLike) -> None:
     """
     if not in_bucket(path):
         Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def holds_checkpoints(path: str | os.PathLike) -> bool:
+    """Return whether Orbax can read and write at a path: it knows disks and gs://."""
+    return not in_bucket(path) or os.fspath(path).startswith("gs://")
 
 
 def has_folder(path: str | os.PathLike) -> bool:
