@@ -75,7 +75,10 @@ EXTRAS = {
     "dev": [
         "beartype>=0.19",
         "equinox>=0.13",
-        "gcp-storage-emulator>=2026.7",  # a bucket on this machine
+        "gcp-storage-emulator>=2026.7",  # buckets on this machine
+        "moto[s3]>=5.1",
+        "flask",
+        "flask-cors",
         "huggingface_hub>=1,<3",
         "mypy>=1.15",
         "nbformat>=5.10",
@@ -89,7 +92,7 @@ EXTRAS = {
     ],
 }
 # The tests read event files back, read small data sets that TFDS has prepared (which needs no
-# TensorFlow), train on prompts (which needs no torch) and write to a bucket on this machine.
+# TensorFlow), train on prompts (which needs no torch) and write to buckets on this machine.
 EXTRAS["dev"] += EXTRAS["tensorboard"] + EXTRAS["text2image"] + EXTRAS["cloud"]
 EXTRAS["dev"] += [it for it in EXTRAS["tfds"] if it not in _TENSORFLOW and "grain" not in it]
 

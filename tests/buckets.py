@@ -1,4 +1,4 @@
-"""A bucket on this machine, which the real clients reach: gcsfs, etils and TensorStore."""
+"""Buckets on this machine, which the real clients reach: gcsfs, s3fs, etils and TensorStore."""
 
 import contextlib
 import functools
@@ -35,6 +35,29 @@ def emulated_bucket() -> Iterator[str]:
         served,
     ):
         yield BUCKET
+
+
+@contextlib.contextmanager
+def emulated_s3() -> Iterator[str]:
+    """Serve an empty bucket of s3://; see `emulated_bucket`."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    port = _free_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    served = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    with mock.patch.dict(os.environ, variables):
+        served.start()
+        try:
+            fsspec.filesystem("s3", use_listings_cache=False).mkdir("s3-bucket")
+            yield "s3://s3-bucket"
+        finally:
+            served.stop()
 
 
 def contents(place: str) -> dict[str, bytes]:

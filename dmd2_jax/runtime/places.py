@@ -173,11 +173,15 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+# Where TensorFlow is installed, etils would take its client, which knows no s3://. It decides so
+# once, at the first path that it is given: Orbax's may be that.
+if any(map(_installed, _CLIENTS.values())):
+    os.environ.setdefault("EPATH_USE_TF", "0")
+
+
 @functools.cache
 def _set_up() -> None:
     """Have one client for all, which asks the bucket what there is and not its own memory."""
-    # Where TensorFlow is installed, etils would take its client.
-    os.environ.setdefault("EPATH_USE_TF", "0")
     import fsspec
 
     for scheme in _CLIENTS:

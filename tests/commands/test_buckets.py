@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.buckets import contents, emulated_bucket
+from tests.buckets import contents, emulated_bucket, emulated_s3
 from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, distill_words, dmd2, refused, teacher_run
 
 pytest.importorskip("gcsfs")
@@ -134,6 +134,36 @@ def test_a_distillation_in_a_bucket_equals_one_on_a_disk(bucket, teacher, tmp_pa
 def test_a_bucket_that_is_not_there_is_refused(bucket, capsys):
     message = refused(capsys, "train-teacher", T, "--workdir=gs://no-such-bucket/run", "--dry_run")
     assert "gs://no-such-bucket/run is not there, or its bucket is not" in message
+
+
+def test_a_run_copied_to_s3_is_read_and_written_beside(tmp_path, monkeypatch):
+    import fsspec
+
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with emulated_s3() as place:
+        run, out = f"{place}/runs/teacher", f"{place}/out"
+        client, root = fsspec.core.url_to_fs(run, use_listings_cache=False)
+        client.put(f"{teacher_run()}/", root, recursive=True)
+        assert dmd2("report", f"--workdir={run}", f"--out={out}/report.html") == 0
+        last = "--checkpoint=6"
+        assert dmd2("sample", f"--workdir={run}", "--num=4", last, f"--out={out}/x.png") == 0
+        weights = f"--weights={run}/teacher.safetensors"
+        words = ["sample", f"--workdir={teacher_run()}", weights, "--num=4"]
+        assert dmd2(*words, f"--out={out}/y.png") == 0
+        found = contents(out)
+    assert set(found) == {"report.html", "x.png", "y.png"}
+    assert found["x.png"] == found["y.png"]  # of the same weights, one exported, one of a state
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_clients_are_not_those_of_tensorflow():
+    """It is installed with the extra tfds, and knows no s3://."""
+    from etils.epath import gpath
+
+    assert not gpath._is_tf_installed()
 
 
 def test_checkpoints_in_s3_are_refused_by_name(capsys, bucket):
