@@ -65,7 +65,9 @@ def contents(place: str) -> dict[str, bytes]:
     import fsspec
 
     client, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
-    return {name.removeprefix(f"{root}/"): client.cat_file(name) for name in client.find(root)}
+    # A command that runs may have removed what was listed.
+    found = client.cat(client.find(root), on_error="omit")
+    return {name.removeprefix(f"{root}/"): content for name, content in found.items()}
 
 
 def _free_port() -> int:
