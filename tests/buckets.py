@@ -65,8 +65,9 @@ def contents(place: str) -> dict[str, bytes]:
     import fsspec
 
     client, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    names = client.find(root)
     # A command that runs may have removed what was listed.
-    found = client.cat(client.find(root), on_error="omit")
+    found = client.cat(names, on_error="omit") if names else {}
     return {name.removeprefix(f"{root}/"): content for name, content in found.items()}
 
 
