@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.buckets import contents, emulated_bucket, emulated_s3
-from tests.tiny import RECIPE, UNOPTIMISED, cache_folder, distill_words, dmd2, refused, teacher_run
+from tests.compiling import flags
+from tests.tiny import RECIPE, cache_folder, distill_words, dmd2, refused, teacher_run
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
@@ -36,10 +37,10 @@ def teacher(bucket):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": UNOPTIMISED,
+        "XLA_FLAGS": flags(),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "dmd2_jax.main", *words, "--config.log.checkpoint_every=1"],
+        [sys.executable, "-m", "dmd2_jax.commands.main", *words, "--config.log.checkpoint_every=1"],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
