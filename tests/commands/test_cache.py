@@ -372,7 +372,8 @@ def test_cache_names_the_image_that_cannot_be_decoded(
     bad = Path(shutil.copytree(photos(), tmp_path / "photos"))
     (bad / "5.png").write_bytes(b"no image")
     said = refused(capsys, *words("sd15", tmp_path / "c", f"--images={bad}"))
-    assert re.search(r"photos/5\.png: no PNG or JPEG.*--max_left_out=0", said)
+    reason = r"no image of a kind that is read \(PNG, .*cannot identify image file\. More than"
+    assert re.search(rf"photos/5\.png: {reason} --max_left_out=0", said)
 
 
 def test_cache_goes_on_without_an_image_where_it_is_told(

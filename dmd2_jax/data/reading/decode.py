@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -33,6 +34,8 @@ _ENDINGS = {
 
 _COLOUR_ALONE = ("WEBP", "AVIF", "GIF")
 """Formats that grey images are written to as colour ones."""
+
+_PYTHON_OBJECT = re.compile(r" ?<_io\.BytesIO object at \w+>")  # of Pillow's words for a file
 
 # All that Pillow raises for bytes that are no image, or a damaged one.
 _DAMAGE = (
@@ -257,4 +260,4 @@ def _refused(name: str, got: str, remedy: str) -> ImageRefusedError:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {_PYTHON_OBJECT.sub('', str(error))}"

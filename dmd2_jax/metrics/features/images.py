@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -39,8 +38,6 @@ __all__ = [
     "image_batches",
     "open_images",
 ]
-
-_PYTHON_OBJECT = re.compile(r" ?<_io\.BytesIO object at \w+>")  # of Pillow's words for a file
 
 
 class ImageFiles(SourceDefaults):
@@ -87,7 +84,7 @@ class ImageFiles(SourceDefaults):
         found = list(self._source.corrupt.values())
         if found:
             raise Refused(
-                f"cannot read {reading.listed(_plain(found))}, expected sound images, as every "
+                f"cannot read {reading.listed(found)}, expected sound images, as every "
                 f"image of {self._path} counts; copy it again, or take it away."
             )
 
@@ -165,16 +162,10 @@ def _first_width(tree: FileTree) -> int:
     try:
         return image_size(tree.read(name, MAX_BYTES))[0]
     except (CorruptImageError, OSError, Refused) as error:
-        (reason,) = _plain([str(error)])
         raise Refused(
-            f"{tree.place}/{name} cannot be read ({reason}), expected an image; remove it or copy "
+            f"{tree.place}/{name} cannot be read ({error}), expected an image; remove it or copy "
             "it again."
         ) from error
-
-
-def _plain(reasons: list[str]) -> list[str]:
-    """Return Pillow's words without the name of a Python object, which tells nobody anything."""
-    return [_PYTHON_OBJECT.sub("", reason) for reason in reasons]
 
 
 @contextlib.contextmanager
