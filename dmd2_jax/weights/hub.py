@@ -4,6 +4,7 @@ The library huggingface_hub downloads, caches (HF_HOME) and obeys HF_HUB_OFFLINE
 where such a path is given.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -26,8 +27,11 @@ def is_hub_path(path: str) -> bool:
     return path.startswith(_SCHEME)
 
 
+@functools.cache
 def fetch(path: str) -> Path:
     """Return a local copy of a file of the Hub, from the cache or the network.
+
+    A process asks once for a path: it works with one file where a branch moves meanwhile.
 
     Args:
       path: hf://owner/repository/file, the file in a folder or not, with or without @revision.

@@ -17,6 +17,7 @@ from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.typing import Params, PyTree
+from dmd2_jax.weights.hub import is_hub_path
 from dmd2_jax.weights.weight_files import Weights, check_writable, read_weights
 
 __all__ = ["Converted", "convert", "recipe_lines"]
@@ -136,7 +137,7 @@ def _open(
     source: str, config: ConfigDict | None, which: str | None, ema: float | None
 ) -> tuple[Path, Weights, Family]:
     """Return the source's file, what it holds, and the network that its config describes."""
-    if path_of(source).is_dir():
+    if not is_hub_path(source) and path_of(source).is_dir():
         if config is not None:
             raise Refused(
                 f"--config given with the run folder {source}, which holds its own; leave it away."
