@@ -17,12 +17,13 @@ from dmd2_jax.weights.state_dict import from_torch, to_torch
 __all__ = ["load_teacher", "lora_file"]
 
 
-def load_teacher(config: ConfigDict, family: Family) -> Params:
+def load_teacher(config: ConfigDict, family: Family, found: Path | None = None) -> Params:
     """Read the weights of a config's teacher, with `teacher.lora` merged into them.
 
     Args:
       config: the whole config.
       family: the networks.
+      found: the file of its weights, where it has been found already.
 
     Raises:
       ValueError: if there are none, or they or the adapters are not the family's.
@@ -30,7 +31,7 @@ def load_teacher(config: ConfigDict, family: Family) -> Params:
     file, scale = lora_file(config), config.teacher.get("lora_scale", 1.0)
     if not math.isfinite(scale):
         raise Refused(f"config.teacher.lora_scale={scale}, expected a number; try 1.0.")
-    params = family.load(teacher_file(config))
+    params = family.load(found or teacher_file(config))
     return params if file is None else _merged(params, family, file, scale)
 
 

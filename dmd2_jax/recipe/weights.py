@@ -1,6 +1,7 @@
 """The weights that a training begins with: the teacher's, or those of another distillation."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -22,12 +23,15 @@ from dmd2_jax.typing import Params
 __all__ = ["read_teacher", "starting_weights"]
 
 
-def read_teacher(config: ConfigDict, family: Family) -> tuple[Params, dict[str, str]]:
+def read_teacher(
+    config: ConfigDict, family: Family, found: Path | None = None
+) -> tuple[Params, dict[str, str]]:
     """Read the weights of a config's teacher, and say which they are.
 
     Args:
       config: the whole config.
       family: the networks.
+      found: the file of its weights, where it has been found already.
 
     Returns:
       The weights, on the host: the devices shall hold them only where the mesh says. And their
@@ -36,8 +40,8 @@ def read_teacher(config: ConfigDict, family: Family) -> tuple[Params, dict[str, 
     Raises:
       ValueError: if there are none, or they are not the family's.
     """
-    file = teacher_file(config)
-    weights = to_host(load_teacher(config, family))
+    file = found or teacher_file(config)
+    weights = to_host(load_teacher(config, family, file))
     return weights, {"path": str(file.absolute()), "digest": params_digest(weights)}
 
 

@@ -83,9 +83,9 @@ def train(
     workdir = path_of(workdir)
     recipe = open_recipe(config, config.distill.batch_size)
     job = open_student(recipe)
-    classes = recipe.family.num_classes
-    check_teacher_classes(teacher_file(config), recipe.dataset, classes, allow_change)
-    base, teacher = read_teacher(config, recipe.family)
+    file, classes = teacher_file(config), recipe.family.num_classes
+    check_teacher_classes(file, recipe.dataset, classes, allow_change)
+    base, teacher = read_teacher(config, recipe.family, file)
     start = starting_weights(
         config.distill.start_from, recipe.family, config, teacher, recipe.dataset
     )

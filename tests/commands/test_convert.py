@@ -174,9 +174,9 @@ def test_convert_writes_nothing_that_reads_back_otherwise(
 
         honest = weight_files.write_safetensors
 
-        def flip(tensors: dict, path: Path) -> None:
+        def flip(tensors: dict, path: Path, notes: dict | None = None) -> None:
             name = sorted(tensors)[0]
-            honest({**tensors, name: np.nextafter(tensors[name], np.float32(9))}, path)
+            honest({**tensors, name: np.nextafter(tensors[name], np.float32(9))}, path, notes)
 
         monkeypatch.setattr(weight_files, "write_safetensors", flip)
     else:
