@@ -5,40 +5,19 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from dmd2_jax.families.published.scheduler import recorded_times
-from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
 from dmd2_jax.sampling.samplers import sample_noise
 from dmd2_jax.weights.state_dict import read_safetensors
 from dmd2_jax.weights.weight_files import write_weights
+from tests.exports import TIMES, student_file, words
 from tests.pipelines import CAPTIONS, diffusers_pipeline, drawn, lcm_images, tiny_pipeline
 from tests.tiny import contents, dmd2, refused, scratch
 
-TIMES = (999, 749, 499, 249)
 PROMPTS = (CAPTIONS[3], CAPTIONS[18])
-
-
-@functools.cache
-def student_file(kind: str) -> Path:
-    """Weights of a student: those of the teacher, each a little changed."""
-    family, params = stable_diffusion.read(tiny_pipeline(kind))
-    random = np.random.RandomState(0)
-    changed = jax.tree.map(
-        lambda x: x * (1 + 0.3 * random.standard_normal(x.shape).astype(np.float32)), params
-    )
-    file = scratch() / "student.safetensors"
-    family.save(changed, file)
-    return file
-
-
-def words(kind: str, out: Path, *more: str) -> list[object]:
-    times = f"--times={','.join(map(str, TIMES))}"
-    base = [f"--weights={student_file(kind)}", f"--pipeline={tiny_pipeline(kind)}", times]
-    return ["export", *base, f"--out={out}", *more]
 
 
 @functools.cache

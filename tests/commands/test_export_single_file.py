@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.weights.state_dict import read_safetensors
-from tests.commands.test_export import student_file, words
+from tests.exports import student_file, words
 from tests.pipelines import diffusers_pipeline, tiny_pipeline
 from tests.sampling.test_zero_snr import pipeline as v_zero_snr
 from tests.tiny import dmd2, refused, scratch

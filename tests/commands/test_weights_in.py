@@ -12,7 +12,7 @@ from dmd2_jax.families import stable_diffusion
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
 from dmd2_jax.recipe.open import weights_file
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
-from tests.commands.test_export import student_file, words
+from tests.exports import student_file, words
 from tests.pipelines import tiny_pipeline
 from tests.sampling.test_zero_snr import pipeline as v_zero_snr
 from tests.tiny import dmd2, refused

@@ -20,7 +20,7 @@ from dmd2_jax.run.folder import open_run
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling import runs
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
-from tests.commands.test_export import TIMES, student_file
+from tests.exports import TIMES, student_file
 from tests.pipelines import CAPTIONS, diffusers_pipeline, tiny_pipeline
 from tests.tiny import dmd2, get_config, refused, scratch
 
