@@ -2,6 +2,7 @@
 
 import functools
 import re
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ from dmd2_jax.runtime.sharding import (
 from tests.distill import toy
 
 CYCLES = 5
+JAXLIB = ".".join(metadata.version("jaxlib").split(".")[:2])  # the compiler's release
 TURNS = 2
 CLASSES = 4
 BATCH = 16
@@ -333,10 +335,11 @@ def test_fsdp_cycle_in_parts_gathers_once_for_all_parts_but_in_simulated_steps()
     network, head = (
         split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
     )
-    # As for a one-step student, once more for the rollouts of the critic's samples; and in the
-    # generator's turn for each part and simulated step that is run, of two: in the branch.
-    simulated = 2 * 2 * network
-    gathered = 5 * network + head + TURNS * (network + head) + simulated + LOGITS
+    # As for a one-step student; and by jaxlib 0.10 once more for the rollouts of the critic's samples,
+    # and in the generator's turn for each part and simulated step that is run, of two: in the branch.
+    # What is gathered for the turns serves the rollouts too by jaxlib 0.12.
+    rollouts = network + 2 * 2 * network if JAXLIB == "0.10" else []
+    gathered = 4 * network + head + TURNS * (network + head) + rollouts + LOGITS
     assert found["all-gather"] == Collective(len(gathered), sum(gathered))
     # The norm of gradients that are split is one for all parts.
     assert found["all-reduce"].number == (2 * 3 + 1) * (1 + TURNS)
@@ -357,9 +360,10 @@ def test_tensor_parallel_cycle_has_the_collectives_it_had() -> None:
     numbers = {
         kind: it.number for kind, it in collectives("few_step_data_2_fsdp_2_tensor_2").items()
     }
+    gathered, reduced = (688, 70) if JAXLIB == "0.10" else (656, 67)
     assert numbers == {
-        "all-gather": 688,
-        "all-reduce": 70,
+        "all-gather": gathered,
+        "all-reduce": reduced,
         "all-to-all": 375,
         "collective-permute": 118,
     }
