@@ -335,9 +335,9 @@ def test_fsdp_cycle_in_parts_gathers_once_for_all_parts_but_in_simulated_steps()
     network, head = (
         split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
     )
-    # As for a one-step student; and by jaxlib 0.10 once more for the rollouts of the critic's samples,
-    # and in the generator's turn for each part and simulated step that is run, of two: in the branch.
-    # What is gathered for the turns serves the rollouts too by jaxlib 0.12.
+    # As for a one-step student; and by jaxlib 0.10 once more for the rollouts of the critic's
+    # samples, and in the generator's turn for each part and simulated step that is run, of two: in
+    # the branch. By jaxlib 0.12 what is gathered for the turns serves the rollouts too.
     rollouts = network + 2 * 2 * network if JAXLIB == "0.10" else []
     gathered = 4 * network + head + TURNS * (network + head) + rollouts + LOGITS
     assert found["all-gather"] == Collective(len(gathered), sum(gathered))

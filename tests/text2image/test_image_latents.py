@@ -73,7 +73,7 @@ def test_latent_shape_is_the_encoders(config) -> None:
     "dtype, message",
     [
         (jnp.float16, "overflow float16, of which its publisher warns: run it in float32"),
-        (jnp.bfloat16, r"overflow bfloat16.*--vae_dtype=float32"),
+        (jnp.bfloat16, r"overflow bfloat16.*`vae_dtype=float32`"),
         (jnp.float32, "its weights are damaged"),
     ],
 )
