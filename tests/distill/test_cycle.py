@@ -352,9 +352,8 @@ def test_microbatches_equal_one_large_batch(name):
     with jax.enable_x64(True):
         config = toy.config(**VARIANTS[name])
         players = toy.players()
-        double = functools.partial(jax.tree.map, lambda x: _doubled(x))
-        state, teacher, batch = double((make_state(config), TEACHER, make_batch(config)))
-        draws = double(draw_cycle(jax.random.key(7), config, toy.SCHEDULE))
+        state, teacher, batch = doubled((make_state(config), TEACHER, make_batch(config)))
+        draws = doubled(draw_cycle(jax.random.key(7), config, toy.SCHEDULE))
         whole, metrics = one_program(state, teacher, batch, draws, players=players, config=config)
         assert whole.critic.params["in"].dtype == jnp.float64
         parts = dataclasses.replace(config, microbatches=4)
@@ -379,5 +378,8 @@ def test_no_network_call_takes_more_than_a_microbatch(name):
     assert sizes == {config.batch_size // 4}
 
 
-def _doubled(x):
-    return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+def doubled(tree):
+    """Return a tree's numbers in double precision."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
