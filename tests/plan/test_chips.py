@@ -49,7 +49,7 @@ def test_topology_refuses_a_slice_that_is_not_sold(name: str) -> None:
 def test_topology_takes_large_slices_of_cubes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    with pytest.raises(ValueError, match="v5p:4x4x12 needs TPU's compiler"):
+    with pytest.raises(ValueError, match="v5p:4x4x12 needs the package libtpu"):
         topology("v5p:4x4x12")
 
 
