@@ -1,6 +1,7 @@
 """The text of a compiled program, as computations of instructions.
 
-Read are the forms of `compiled.as_text()` and of the files that XLA's `--xla_dump_to` writes.
+Read are the forms of `compiled.as_text()` and of the files that XLA's `--xla_dump_to` writes, which
+jaxlib 0.12 writes with `%name#2` for the third element of a tuple.
 """
 
 import math
@@ -86,9 +87,19 @@ def read_text(text: str) -> tuple[Computations, str | None]:
         if not opcode:
             continue
         shape, rest = found[3][: opcode.start()], found[3][opcode.end() - 1 :]
-        operands = re.findall(r"%([\w.\-]+)", _arguments(rest))
+        operands = re.findall(r"%([\w.\-]+(?:#\d+)?)", _arguments(rest))
+        for operand in operands:
+            _add_element(current, operand)
         current[found[2]] = Instruction(opcode[1], _arrays(shape), operands, rest, bool(found[1]))
     return computations, entry
+
+
+def _add_element(instructions: dict[str, Instruction], operand: str) -> None:
+    """Add what `name#2` stands for: the instruction that takes it out of the tuple."""
+    name, _, index = operand.partition("#")
+    if index and operand not in instructions and name in instructions:
+        arrays = instructions[name].arrays[int(index) : int(index) + 1]
+        instructions[operand] = Instruction("get-tuple-element", arrays, [name], "", False)
 
 
 def _arguments(rest: str) -> str:

@@ -387,6 +387,30 @@ def test_read_program_counts_slices_once_as_their_own_bytes(form: str) -> None:
     assert read_program(text).num_bytes == pytest.approx(2 * x + (6 + 5 + 1) * w, abs=100)
 
 
+def test_read_program_reads_elements_of_tuples_in_both_spellings() -> None:
+    # jaxlib 0.12.0.1 returns the first and dumps the second.
+    text = """
+%body (t: (s32[], f32[64,128], f32[5,128])) -> (s32[], f32[64,128], f32[5,128]) {
+  %t = (s32[], f32[64,128]{1,0}, f32[5,128]{1,0}) parameter(0)
+  %get.0 = s32[] get-tuple-element(%t), index=0
+  %get.1 = f32[64,128]{1,0} get-tuple-element(%t), index=1
+  %get.2 = f32[5,128]{1,0} get-tuple-element(%t), index=2
+  %add = f32[64,128]{1,0} add(%get.1, %get.1)
+  ROOT %u = (s32[], f32[64,128]{1,0}, f32[5,128]{1,0}) tuple(%get.0, %add, %get.2)
+}
+
+ENTRY %main (s: (s32[], f32[64,128], f32[5,128])) -> (s32[], f32[64,128], f32[5,128]) {
+  %s = (s32[], f32[64,128]{1,0}, f32[5,128]{1,0}) parameter(0)
+  ROOT %w = (s32[], f32[64,128]{1,0}, f32[5,128]{1,0}) while(%s), body=%body, TRIPS
+}
+""".replace("TRIPS", 'backend_config={"known_trip_count":{"n":"7"}}')
+    dumped = re.sub(r"  %get\.\d = .*\n", "", text)
+    dumped = re.sub(r"%get\.(\d)", r"%t#\1", dumped)
+    assert "%t#1" in dumped
+    for written in (text, dumped):
+        assert read_program(written).num_bytes == 7 * 3 * 4 * 64 * 128
+
+
 def test_read_program_counts_of_stacked_arrays_what_a_loop_reads_and_writes_of_them() -> None:
     def f(stacked):
         return jax.lax.scan(lambda c, x: (c, jnp.sin(x) + c), jnp.float32(1), stacked)[1]
