@@ -7,7 +7,6 @@ the source that was written. Needs the package array_record (`pip install 'dmd2_
 no TensorFlow.
 """
 
-import functools
 import json
 import os
 from pathlib import Path
@@ -23,7 +22,7 @@ from dmd2_jax.data.reading.dataset import check_split
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
 from dmd2_jax.data.reading.records import ArrayRecords, Shard, open_writer
 from dmd2_jax.data.reading.source import DecodedSource
-from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.distributed import say_once
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Int, Shaped
 
@@ -68,7 +67,7 @@ def load(
     images = _Images(ArrayRecords(shards), info)
     names = info["class_names"]
     if names is None and info["name"].startswith("tfds:"):
-        _say_once(str(folder), info["name"])
+        _say_numbers(str(folder), info["name"])
     return DecodedSource(
         info["name"],
         len(images.records),
@@ -86,9 +85,8 @@ def load(
     )
 
 
-@functools.cache
-def _say_once(folder: str, name: str) -> None:
-    say(
+def _say_numbers(folder: str, name: str) -> None:
+    say_once(
         f"{folder}: written of {name} by a release that kept TFDS's numbers of the classes, which "
         "for synsets are not ImageNet's; `dmd2 data --write` of the same data numbers them so."
     )

@@ -13,7 +13,6 @@ n01440764 ...): they count in the order of their names, as in ILSVRC, folders an
 TFDS has another order in imagenet_resized, in which not one class agrees.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
 from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords
 from dmd2_jax.data.reading.source import DecodedSource
-from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.distributed import say_once
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import in_bucket
 from dmd2_jax.typing import Shaped
@@ -81,7 +80,7 @@ def load(
     builder = _open_builder(name, path)
     keys = _keys(name, builder.info.features)
     if keys.formerly:
-        _say_once(name, keys.formerly)
+        _say_numbers(name, keys.formerly)
     instructions = _instructions(name, builder.info.splits, train or "train")
     wanted = [part for part in instructions if split in (part, "all") or "test" not in instructions]
     shards = [
@@ -194,9 +193,8 @@ def _keys(name: str, features) -> _Keys:
     )
 
 
-@functools.cache
-def _say_once(name: str, formerly: str) -> None:
-    say(
+def _say_numbers(name: str, formerly: str) -> None:
+    say_once(
         f"tfds:{name}: its classes are synsets and count in the order of their names, as in "
         f"ILSVRC, folders and EDM's weights; not {formerly}."
     )

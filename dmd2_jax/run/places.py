@@ -6,13 +6,12 @@ releases recorded paths as they were typed: those are looked for in the working 
 in the folders that the run folder is in, the nearest first.
 """
 
-import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.distributed import say_once
 
 __all__ = ["PUBLISHED", "found_again", "recorded"]
 
@@ -67,7 +66,7 @@ def found_again(config: Mapping[str, Any], workdir: Path, place: str | None) -> 
         for candidate in _candidates(path, workdir, place):
             if _is_there(key, candidate):
                 if path.is_absolute() or candidate != _absolute(path):
-                    _say_once(f"{workdir}: its {key}={value} is found at {candidate}.")
+                    say_once(f"{workdir}: its {key}={value} is found at {candidate}.")
                 return f"{candidate}{end}"
         return value
 
@@ -116,8 +115,3 @@ def _is_there(key: str, path: Path) -> bool:
     if key != _PIPELINE:
         return path.exists()
     return (path / "unet").is_dir() or (path / "model_index.json").is_file()
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    say(text)

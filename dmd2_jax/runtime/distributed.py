@@ -4,6 +4,7 @@ Processes talk through the store of JAX's coordination service, not through the 
 text, and a process may wait in it for as long as another one draws pictures.
 """
 
+import functools
 import itertools
 import json
 import logging
@@ -35,6 +36,7 @@ __all__ = [
     "on_first",
     "put",
     "say",
+    "say_once",
     "to_host",
 ]
 
@@ -173,6 +175,12 @@ def say(text: str) -> None:
     """Print to standard error, once a run."""
     if is_first():
         print(text, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Say what a process may find several times; see `say`."""
+    say(text)
 
 
 def from_all(value: Any) -> list[Any]:

@@ -18,7 +18,6 @@ config; `read` also reads the weights of a diffusers pipeline folder.
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +52,7 @@ from dmd2_jax.families.stable_diffusion.single_file import (
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
 from dmd2_jax.networks.published_config import square_side
-from dmd2_jax.runtime.distributed import say
+from dmd2_jax.runtime.distributed import say_once
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.typing import Array, Float, Int, Key, Params
@@ -395,7 +394,7 @@ def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, An
     folder, name = path_of(pipeline).expanduser(), pipeline.removeprefix(_PREFIX)
     if name in _PUBLISHED:
         if name == pipeline and any((folder / part).exists() for part in ("unet", _INDEX)):
-            _say_once(folder.absolute(), name)
+            _say_taken(folder.absolute(), name)
         else:
             return _PUBLISHED[name], SCHEDULER
     if not pipeline or not folder.is_dir():
@@ -409,9 +408,8 @@ def _pipeline_configs(pipeline: str) -> tuple[Mapping[str, Any], Mapping[str, An
         raise Refused(f"{pipeline}: {error}") from error
 
 
-@functools.cache
-def _say_once(folder: Path, name: str) -> None:
-    say(
+def _say_taken(folder: Path, name: str) -> None:
+    say_once(
         f"model.pipeline={name}: the folder {folder} is taken, not the published shapes, which are "
         f"{_PREFIX}{name}."
     )
