@@ -27,6 +27,7 @@ def emulated_bucket() -> Iterator[str]:
         "TENSORSTORE_GCS_HTTP_URL": url,
         # gcsfs would ask Google which kind of bucket it is.
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        "DMD2_OWNER_SECONDS": "3",
     }
     # A killed client leaves connections broken, which the server would print.
     with (
@@ -49,6 +50,7 @@ def emulated_s3() -> Iterator[str]:
         "AWS_ACCESS_KEY_ID": "any",
         "AWS_SECRET_ACCESS_KEY": "any",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "DMD2_OWNER_SECONDS": "3",
     }
     served = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     with mock.patch.dict(os.environ, variables):

@@ -12,13 +12,21 @@ from dmd2_jax.config.recorded import completed, translated
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.run.places import found_again, recorded
-from dmd2_jax.runtime.places import absolute, holds_checkpoints, in_bucket, path_of, reaching
+from dmd2_jax.runtime.places import (
+    absolute,
+    holds_checkpoints,
+    in_bucket,
+    make_folder,
+    path_of,
+    reaching,
+)
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
     "RunFolderError",
     "check_free_space",
     "check_teacher",
+    "check_writable",
     "open_run",
     "read_run",
     "unfinished",
@@ -69,11 +77,10 @@ def open_run(
       True if the folder already held this run, which is then to be resumed.
 
     Raises:
-      RunFolderError: if the folder cannot be written, or holds a run of another command or
-        config, or what is saved there does not fit. Nothing is written over.
+      RunFolderError: if the folder holds a run of another command or config, or what is saved
+        there does not fit. Nothing is written over.
     """
     folder = path_of(workdir)
-    _check_writable(folder, keep=not dry_run)
     record: dict[str, Any] = {
         "command": command,
         "place": str(absolute(folder)),
@@ -98,6 +105,7 @@ def open_run(
         used.append({"after_step": _newest_step(folder) or 0, **devices})
     record |= {"devices": used} if used else {}
     if not dry_run:
+        make_folder(folder)
         write_json(folder / "config.json", record)
     return resumed
 
@@ -230,7 +238,16 @@ def unfinished(workdir: str | Path) -> str:
     )
 
 
-def _check_writable(folder: Path, keep: bool) -> None:
+def check_writable(folder: Path, *, keep: bool) -> None:
+    """Refuse a run folder that cannot be written to.
+
+    Args:
+      folder: it, on this machine or in a bucket.
+      keep: make it if it is not there; otherwise the disk is left as it was.
+
+    Raises:
+      RunFolderError: if it cannot be written to or created.
+    """
     if in_bucket(folder):
         _check_bucket(folder)
         return

@@ -7,7 +7,9 @@ there, and its files come one after the other, those that say what it is last.
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def whole_file(target: str | os.PathLike) -> Iterator[Path]:
             upload(partial, target)
         return
     target = local(target)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    partial = target.with_name(f".{target.stem}.{_writer()}.partial{target.suffix}")
     try:
         yield partial
         with partial.open("rb") as file:
@@ -66,7 +68,7 @@ def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
             upload_folder(Path(scratch), target)
         return
     target = local(target).absolute()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{_writer()}.partial")
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -100,6 +102,12 @@ def clear_partial(folder: Path) -> None:
         return
     for left in folder.glob(".*.partial.*"):
         left.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    """Return who writes, as no other machine, process or thread that shares the disk is called."""
+    host = socket.gethostname().replace(os.sep, "_")
+    return f"{host}.{os.getpid()}.{threading.get_ident()}"
 
 
 def _describes(path: Path) -> tuple[bool, int, str]:

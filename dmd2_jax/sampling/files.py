@@ -27,6 +27,7 @@ from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.data.reading.decode import decode_image, encode_png
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.owner import holds_nothing, owned
 from dmd2_jax.runtime.preemption import Interrupted, stoppable
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.sampling.images import SampledImages
@@ -73,6 +74,19 @@ def write_samples(
         if (folder / _RECORD).is_file():
             shutil.rmtree(folder)
         return False
+    with owned(folder):
+        return _fill(images, folder, out, made_of, captions)
+
+
+def _fill(
+    images: SampledImages,
+    folder: Path,
+    out: Path,
+    made_of: Mapping[str, Any],
+    captions: Sequence[str] | None,
+) -> bool:
+    """Make what lacks in a folder, and one file of it where that is wanted; see `write_samples`."""
+    packed = folder != out
     _claim(folder, made_of)
     lacking = np.array([not _is_whole(folder / _name(i)) for i in range(len(images))])
     if (folder / _LABELS).exists() and not (packed or lacking.any()):
@@ -100,12 +114,11 @@ def _claim(folder: Path, made_of: Mapping[str, Any]) -> None:
     if record.is_file():
         _check_same(folder, read_json(record), made_of)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not holds_nothing(folder):
         raise Refused(
             f"{folder} is there and was not made by `dmd2 sample`, expected a new or empty folder; "
             "choose another."
         )
-    folder.mkdir(exist_ok=True)
     write_json(record, made_of)
 
 

@@ -27,7 +27,8 @@ from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.distributed import on_first
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import params_digest
-from dmd2_jax.runtime.places import make_folder, path_of
+from dmd2_jax.runtime.owner import check_free, holds_nothing, owned
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.whole_file import clear_partial, whole_file
 from dmd2_jax.sampling.samplers import sample_images, sample_noise, teacher_sampler
@@ -100,13 +101,16 @@ def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: boo
                 file.unlink(missing_ok=True)
             claimed = _claim(folder, made_with)
         if not claimed:
-            raise Refused(
-                f"{folder} holds something else, or pairs made otherwise, expected pairs of "
-                f"{made_with}; give another folder, or the config that they were made with."
-            )
+            raise _of_others(folder, made_with)
         _write(recipe, teacher_params, folder)
 
-    on_first(make_files)
+    def make_alone() -> None:
+        if _holds(folder, made_with) and not _missing(recipe, folder):
+            return  # nothing is written: other runs may read there too
+        with owned(folder):
+            make_files()
+
+    on_first(make_alone)
     per_file, number = _per_file(recipe), made_with["number"]
     files = {
         part: [
@@ -147,6 +151,10 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
     size = number * 8 * int(np.prod(recipe.family.image_shape)) / 1e6
     what = f"{number:,} pairs, {size:,.1f} MB"
     if dry_run:
+        made_with = _made_with(recipe, teacher_params)
+        if not (_holds(folder, made_with) or holds_nothing(folder)):
+            raise _of_others(folder, made_with)
+        check_free(folder)
         check_free_space(folder, int(size * 1e6), "teacher pairs")
         return f"dry run: {what}; {folder}: {'there' if folder.exists() else 'new'}."
     try:
@@ -184,17 +192,39 @@ def _per_file(recipe: Recipe) -> int:
 
 def _claim(folder: Path, made_with: dict[str, Any]) -> bool:
     """Begin or recognise a folder of pairs; False: it has others, or something else."""
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            return read_json(index) == made_with
-        except ValueError:
-            return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if (folder / _INDEX).is_file():
+        return _holds(folder, made_with)
+    if not holds_nothing(folder):
         return False
-    make_folder(folder)
-    write_json(index, made_with)
+    write_json(folder / _INDEX, made_with)
     return True
+
+
+def _holds(folder: Path, made_with: dict[str, Any]) -> bool:
+    """Return whether a folder is one of these very pairs, finished or not."""
+    index = folder / _INDEX
+    try:
+        return index.is_file() and read_json(index) == made_with
+    except ValueError:
+        return False
+
+
+def _of_others(folder: Path, made_with: dict[str, Any]) -> Refused:
+    return Refused(
+        f"{folder} holds something else, or pairs made otherwise, expected pairs of {made_with}; "
+        "give another folder, or the config that they were made with."
+    )
+
+
+def _missing(recipe: Recipe, folder: Path) -> list[int]:
+    """Return the numbers of the files that are missing or damaged."""
+    number, per_file = recipe.config.distill.regression_pairs, _per_file(recipe)
+    shape, missing = tuple(recipe.family.image_shape), []
+    for i in range(-(-number // per_file)):
+        expected = (min(per_file, number - i * per_file), *shape)
+        if not all(_is_whole(folder / f"{part}_{i:05d}.npy", expected) for part in _PARTS):
+            missing.append(i)
+    return missing
 
 
 def _write(recipe: Recipe, teacher_params: Params, folder: Path) -> None:
@@ -202,13 +232,7 @@ def _write(recipe: Recipe, teacher_params: Params, folder: Path) -> None:
     number, per_file = recipe.config.distill.regression_pairs, _per_file(recipe)
     shape = tuple(recipe.family.image_shape)
     clear_partial(folder)
-    missing = []
-    for i in range(-(-number // per_file)):
-        expected = (min(per_file, number - i * per_file), *shape)
-        if not all(_is_whole(folder / f"{part}_{i:05d}.npy", expected) for part in _PARTS):
-            missing.append(i)
-    if not missing:
-        return
+    missing = _missing(recipe, folder)
     check_free_space(folder, len(missing) * per_file * 8 * int(np.prod(shape)), "teacher pairs")
     sampler, seed = teacher_sampler(recipe.family, recipe.config), _seed(recipe)
     done = number - len(missing) * per_file

@@ -1,6 +1,7 @@
 """What both trainings share before their loop: the run folder, and what may change at a resume."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from dmd2_jax.recipe.classes import (
     write_record,
 )
 from dmd2_jax.run.checkpoint import Keep, newest_extra
-from dmd2_jax.run.folder import check_teacher, open_run
+from dmd2_jax.run.folder import check_teacher, check_writable, open_run
 from dmd2_jax.run.loop import CHECKPOINTS, check_room
 from dmd2_jax.run.writers import check_writers
 from dmd2_jax.runtime.distributed import from_first, say
+from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.typing import PyTree
 
@@ -68,6 +70,7 @@ def may_differ(config: ConfigDict, command: str) -> tuple[str, ...]:
     return (*_MAY_DIFFER, *unused)
 
 
+@contextlib.contextmanager
 def open_training(
     config: ConfigDict,
     workdir: Path,
@@ -80,8 +83,10 @@ def open_training(
     teacher: Mapping[str, str] | None = None,
     allow_change: Sequence[str] = (),
     dry_run: bool = False,
-) -> bool:
+) -> Iterator[bool]:
     """Claim a run folder, or recognise the run that is there, before anything is compiled.
+
+    No other process can have it until the body ends.
 
     Args:
       config: the whole config.
@@ -95,12 +100,13 @@ def open_training(
       allow_change: keys of the config that may differ from those of the run that is resumed.
       dry_run: check only, leaving the disk as it was.
 
-    Returns:
+    Yields:
       True if the folder already held this run.
 
     Raises:
-      ValueError: if the disk has no room, the config, the data, the teacher or the state's shapes
-        are not those of the run that is there, or a writer cannot be had.
+      ValueError: if another process has the folder, the disk has no room, the config, the data,
+        the teacher or the state's shapes are not those of the run that is there, or a writer
+        cannot be had.
     """
     record = data_record(dataset)
     check_same_everywhere(record)
@@ -118,6 +124,11 @@ def open_training(
     def open_folder() -> bool:
         check_writers(config.log)
         check_room(workdir, shapes, keep(config).most(total))
+        check_writable(workdir, keep=not dry_run)
+        if dry_run:
+            check_free(workdir)
+        else:  # before anything is read that another one may be changing
+            until_the_end.enter_context(owned(workdir))
         resumed = open_run(
             workdir,
             command,
@@ -134,7 +145,8 @@ def open_training(
             clear_partial(workdir)
         return resumed
 
-    return from_first(open_folder)
+    with contextlib.ExitStack() as until_the_end:
+        yield from_first(open_folder)
 
 
 def say_devices(mesh: Mesh) -> None:

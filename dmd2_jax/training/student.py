@@ -89,7 +89,7 @@ def train(
     start = starting_weights(
         config.distill.start_from, recipe.family, config, teacher, recipe.dataset
     )
-    resumed = open_training(
+    with open_training(
         config,
         workdir,
         "distill",
@@ -100,15 +100,15 @@ def train(
         teacher=teacher,
         allow_change=allow_change,
         dry_run=dry_run,
-    )
-    say_devices(recipe.mesh)
-    print(_table(job.state, job.teacher), flush=True)
-    if dry_run:
-        trace(job)
-        print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
-        return None
-    run_loop(_described(_Student(recipe, job, base, start), workdir, teacher, profile))
-    return workdir / student_files(config)[0]
+    ) as resumed:
+        say_devices(recipe.mesh)
+        print(_table(job.state, job.teacher), flush=True)
+        if dry_run:
+            trace(job)
+            print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
+            return None
+        run_loop(_described(_Student(recipe, job, base, start), workdir, teacher, profile))
+        return workdir / student_files(config)[0]
 
 
 def open_student(recipe: Recipe) -> Distillation:

@@ -92,7 +92,7 @@ def train(
     _check_objective(recipe)
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
     shardings = state_shardings(recipe)
-    resumed = open_training(
+    with open_training(
         config,
         workdir,
         "train-teacher",
@@ -102,18 +102,18 @@ def train(
         mesh=mesh,
         allow_change=allow_change,
         dry_run=dry_run,
-    )
-    step = compile_step(recipe)
-    say_devices(mesh)
-    _say_unused(config)
-    print(parameter_table({"teacher": shapes.params}), flush=True)
-    if dry_run:
-        x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
-        jax.eval_shape(step, shapes, x_0, cond, jax.random.key(0))
-        print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
-        return None
-    run_loop(_described(recipe, workdir, in_step(step), shapes, shardings, profile))
-    return workdir / NAME
+    ) as resumed:
+        step = compile_step(recipe)
+        say_devices(mesh)
+        _say_unused(config)
+        print(parameter_table({"teacher": shapes.params}), flush=True)
+        if dry_run:
+            x_0, cond = jax.eval_shape(lambda: teacher_batch(recipe, 0))
+            jax.eval_shape(step, shapes, x_0, cond, jax.random.key(0))
+            print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
+            return None
+        run_loop(_described(recipe, workdir, in_step(step), shapes, shardings, profile))
+        return workdir / NAME
 
 
 def _described(

@@ -9,6 +9,7 @@ from dmd2_jax.run.folder import (
     RunFolderError,
     check_free_space,
     check_teacher,
+    check_writable,
     open_run,
     read_run,
     unfinished,
@@ -129,11 +130,11 @@ def test_open_run_refuses_checkpoints_of_unknown_origin(tmp_path: Path) -> None:
         open_run(tmp_path, "distill", CONFIG)
 
 
-def test_open_run_refuses_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_check_writable_refuses_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    for dry_run in (False, True):
+    for keep in (False, True):
         with pytest.raises(RunFolderError, match="cannot be created .* choose another workdir"):
-            open_run(tmp_path / "file" / "run", "distill", CONFIG, dry_run=dry_run)
+            check_writable(tmp_path / "file" / "run", keep=keep)
     assert (tmp_path / "file").read_text() == "in the way"
 
 

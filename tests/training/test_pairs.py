@@ -106,6 +106,13 @@ def test_make_pairs_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"x_0_of_mine.npy": b"mine"}
 
 
+def test_dry_run_refuses_what_the_command_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").touch()
+    assert "holds something else" in refused(capsys, *words(tmp_path, "--dry_run"))
+
+
 def test_make_pairs_refuses_samples_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"samples 0\.\.7 are not finite"):
         made(tmp_path, jax.tree.map(lambda p: p * np.nan, teacher()))

@@ -32,6 +32,7 @@ from dmd2_jax.run.folder import open_run, write_json
 from dmd2_jax.run.loop import DivergedError
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.training import student as train_student
@@ -77,11 +78,14 @@ def ablate(options: Options) -> dict[str, Any]:
     table = _read(workdir, ablation)
     _check(ablation, runs, workdir, tracing=options.dry_run)
     if options.dry_run:
+        check_free(workdir)
         done = sum(run.key in _current(ablation, table) for run in runs)
         print(f"dry run: {len(runs)} runs can be made, {done} of them finished: {workdir}.")
         return table
     try:
-        _finish(ablation, runs, table, workdir)
+        with owned(workdir):
+            table = _read(workdir, ablation)  # which another process may have written meanwhile
+            _finish(ablation, runs, table, workdir)
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped outside of training; {workdir / _TABLE} has what is finished. The same "

@@ -24,7 +24,7 @@ from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
 from dmd2_jax.recipe.open import aligned, parameter_table
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.metrics import Progress
-from dmd2_jax.runtime.places import make_folder
+from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.prefetch import Prefetch
 from dmd2_jax.runtime.random import stream_key
@@ -57,11 +57,20 @@ def make_cache(options: Options) -> str:
       OSError: if the disk refuses.
     """
     work, out = open_inputs(options), options.out
+    if options.dry_run:
+        check_free(out)
+        return _fill(work, out, dry_run=True)
+    with owned(out):
+        return _fill(work, out, dry_run=False)
+
+
+def _fill(work: CacheInputs, out: str, *, dry_run: bool) -> str:
+    """Write what is not there yet; see `make_cache`."""
     folder = claim(out, work.plan(), work.shards)
     missing = [n for n in range(work.shards) if n not in folder.finished]
     size = sum(len(batch.numbers) for n in missing for batch in _of(work, n)) * work.layout.size
     check_free_space(out, size, "the cache")
-    if options.dry_run:
+    if dry_run:
         return _describe(work, folder, size)
     if folder.complete:
         folder.clear()
@@ -87,7 +96,6 @@ def make_cache(options: Options) -> str:
 
 def _write(work: CacheInputs, folder: ShardFolder) -> None:
     """Write the shards that are not there yet, then what seals them."""
-    make_folder(folder.folder)
     clear_partial(folder.folder)
     reader = _Reader(work, sum(len(entry.left_out) for entry in folder.finished.values()))
     batches = [

@@ -27,6 +27,7 @@ from dmd2_jax.data.reading.records import open_writer
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import sealed
+from dmd2_jax.runtime.owner import holds_nothing
 from dmd2_jax.runtime.places import make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 
@@ -245,7 +246,7 @@ def claim(folder: str | Path, plan: Mapping[str, Any], count: int) -> ShardFolde
             entry = _sound_entry(folder / _file(number, count))
             if entry is not None:
                 finished[number] = entry
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif not holds_nothing(folder):
         raise Refused(
             f"{folder} exists, holds no {PLAN} or {MANIFEST} and is not empty, expected a new "
             "folder or one that this command began; nothing is written over: choose another."
