@@ -30,7 +30,7 @@ from dmd2_jax.config.flags import comma_separated, flag, given
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import check_seed
 from dmd2_jax.config.text import check_text
-from dmd2_jax.runtime.places import has_folder, local, path_of
+from dmd2_jax.runtime.places import has_folder, path_of
 
 if TYPE_CHECKING:
     from dmd2_jax.sampling.images import Conditions, Model, SampledImages
@@ -289,8 +289,6 @@ def _checked_out(options: Options) -> Path:
     from dmd2_jax.sampling.files import ENDINGS
 
     out = path_of(options.out)
-    if out.suffix.lower() not in _PICTURES:
-        out = local(options.out)  # single images are made one by one, and read again
     if out.suffix and not (
         out.suffix.lower() in (*_PICTURES, *ENDINGS) or out.is_dir() or options.out.endswith("/")
     ):

@@ -35,8 +35,9 @@ LOCK, LEASE = ".owner", ".owner.json"
 _BEATS = 6
 """Renewals that may fail to come before a lease is nobody's."""
 
-_SHARED = ("9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gfs", "glusterfs", "gpfs", "lustre")
-_SHARED += ("ncpfs", "nfs", "ocfs2", "smb", "virtiofs", "vboxsf")
+_SHARED = tuple(
+    "9p afs beegfs ceph cifs fuse gfs glusterfs gpfs lustre ncpfs nfs ocfs2 smb vboxsf virtiofs".split()
+)
 """How the names of file systems begin that several machines may have, or that another serves."""
 
 

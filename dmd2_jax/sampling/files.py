@@ -9,6 +9,7 @@ All three begin as a folder of PNGs, each written whole: a killed command is giv
 those that lack. What they are made of is noted, and another model's images are never added.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,9 +28,12 @@ from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.data.reading.decode import decode_image, encode_png
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.owner import holds_nothing, owned
+from dmd2_jax.runtime.places import in_bucket, upload
+from dmd2_jax.runtime.platform import user_cache
 from dmd2_jax.runtime.preemption import Interrupted, stoppable
-from dmd2_jax.runtime.whole_file import whole_file
+from dmd2_jax.runtime.whole_file import upload_folder, whole_file
 from dmd2_jax.sampling.images import SampledImages
 from dmd2_jax.typing import Shaped
 
@@ -53,7 +57,8 @@ def write_samples(
 
     Args:
       images: what to make.
-      out: a folder, or a file ending in .zip or .npz; new, or begun by the same call.
+      out: a folder, or a file ending in .zip or .npz; new, or begun by the same call. What goes
+        to a bucket is made in the user's cache first.
       made_of: what of the flags decides how the images look, for JSON. It is noted beside the
         digests of weights and conditions, and compared with what was noted before.
 
@@ -65,8 +70,37 @@ def write_samples(
       Interrupted: at Ctrl-C or SIGTERM.
       OSError: if the disk refuses.
     """
-    captions = images.captions()
     made_of = json.loads(json.dumps({**made_of, **images.identity()}))  # as it is read back
+    return (
+        _write_through(images, out, made_of) if in_bucket(out) else _make_at(images, out, made_of)
+    )
+
+
+def _write_through(images: SampledImages, out: Path, made_of: Mapping[str, Any]) -> bool:
+    """Make the images on this machine, where they are read again, and upload what is complete."""
+    packed = out.suffix.lower() in ENDINGS
+    if packed and out.exists():
+        _check_same(out, _comment(fetched(out)), made_of)
+        return False
+    if not packed and not holds_nothing(out):
+        _check_begun(out, made_of)
+        if (out / _LABELS).exists():
+            return False
+    name = hashlib.sha256(os.fspath(out).encode()).hexdigest()[:16]
+    here = user_cache() / "samples" / name / out.name
+    here.parent.mkdir(parents=True, exist_ok=True)
+    _make_at(images, here, made_of)
+    if packed:
+        upload(here, out)
+    else:
+        upload_folder(here, out)
+    shutil.rmtree(here.parent)
+    return True
+
+
+def _make_at(images: SampledImages, out: Path, made_of: Mapping[str, Any]) -> bool:
+    """Write what is not there yet on this machine; see `write_samples`."""
+    captions = images.captions()
     packed = out.suffix.lower() in ENDINGS
     folder = out.with_name(f"{out.name}.parts") if packed else out
     if packed and out.exists():
@@ -110,16 +144,20 @@ def _fill(
 
 def _claim(folder: Path, made_of: Mapping[str, Any]) -> None:
     """Begin or recognise a folder of samples."""
-    record = folder / _RECORD
-    if record.is_file():
-        _check_same(folder, read_json(record), made_of)
-        return
-    if not holds_nothing(folder):
+    if holds_nothing(folder):
+        write_json(folder / _RECORD, made_of)
+    else:
+        _check_begun(folder, made_of)
+
+
+def _check_begun(folder: Path, made_of: Mapping[str, Any]) -> None:
+    """Refuse a folder that does not hold, wholly or in part, what is to be made."""
+    if not (folder / _RECORD).exists():
         raise Refused(
             f"{folder} is there and was not made by `dmd2 sample`, expected a new or empty folder; "
             "choose another."
         )
-    write_json(record, made_of)
+    _check_same(folder, read_json(folder / _RECORD), made_of)
 
 
 def _check_same(place: Path, there: Any, made_of: Mapping[str, Any]) -> None:

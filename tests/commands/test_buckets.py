@@ -102,6 +102,24 @@ def test_commands_read_a_bucket_and_write_to_it(bucket, teacher, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_single_images_go_to_a_bucket_and_are_made_once(bucket, teacher, tmp_path, capsys):
+    words = ["sample", f"--workdir={teacher}", "--num=4"]
+    for name in ("images", "images.npz"):
+        assert dmd2(*words, f"--out={bucket}/single/{name}") == 0
+        assert dmd2(*words, f"--out={tmp_path}/{name}") == 0
+        capsys.readouterr()
+        assert dmd2(*words, f"--out={bucket}/single/{name}") == 0
+        assert "which were there already" in capsys.readouterr().out
+        other = refused(capsys, *words, "--seed=7", f"--out={bucket}/single/{name}")
+        assert "holds what was made otherwise" in other
+    there = contents(f"{bucket}/single")
+    assert there == {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
+
+
 def test_data_of_a_bucket_are_those_that_were_written_there(bucket, tmp_path, monkeypatch):
     from dmd2_jax import data
     from dmd2_jax.config.load import load_config
