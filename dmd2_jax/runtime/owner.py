@@ -35,9 +35,8 @@ LOCK, LEASE = ".owner", ".owner.json"
 _BEATS = 6
 """Renewals that may fail to come before a lease is nobody's."""
 
-_SHARED = tuple(
-    "9p afs beegfs ceph cifs fuse gfs glusterfs gpfs lustre ncpfs nfs ocfs2 smb vboxsf virtiofs".split()
-)
+_SHARED: tuple[str, ...] = ("9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gfs", "glusterfs")
+_SHARED += ("gpfs", "lustre", "ncpfs", "nfs", "ocfs2", "smb", "vboxsf", "virtiofs")
 """How the names of file systems begin that several machines may have, or that another serves."""
 
 
