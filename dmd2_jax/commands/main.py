@@ -93,25 +93,31 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--config.{next(iter(overrides))} given to `dmd2 {command.name}`, which "
                 "takes none, or takes its config from the run folder; leave it away."
             )
+        # Before JAX is imported: the process that supervises needs none of it.
+        place = _place(command, arguments)
     except Refused as error:
         return _refuse(str(error))
-    return _run(command, arguments, overrides)
+    return _run(command, arguments, overrides, place)
 
 
-def _run(command: _Command, arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+def _run(
+    command: _Command, arguments: argparse.Namespace, overrides: Mapping[str, str], place: Any
+) -> int:
     """Call the command, turning what the user can mend into a message and an exit code."""
     from jax.errors import JaxRuntimeError
 
     from dmd2_jax.run.checkpoint import CheckpointError
     from dmd2_jax.run.loop import DivergedError
-    from dmd2_jax.runtime.distributed import PeerError
+    from dmd2_jax.runtime.distributed import PeerError, join
     from dmd2_jax.runtime.platform import no_device, prepare_backend
     from dmd2_jax.runtime.preemption import Interrupted, stoppable
     from dmd2_jax.runtime.supervisor import LOST
 
-    together = False
+    together = place is not None
     try:
-        together = _joined(command, arguments)
+        if place is not None:
+            prepare_backend()
+            join(place)
         # What cannot be resumed has not done what it was asked when it is stopped. Processes that
         # have joined hear SIGTERM in the training loop, together.
         resumable = command.resumes and not together
@@ -148,25 +154,20 @@ def _run(command: _Command, arguments: argparse.Namespace, overrides: Mapping[st
     return 0
 
 
-def _joined(command: _Command, arguments: argparse.Namespace) -> bool:
-    """Join the other processes of the run, if there are any; return whether there are."""
-    from dmd2_jax.runtime.distributed import JoinError, Place, find_place, join
-    from dmd2_jax.runtime.platform import prepare_backend
+def _place(command: _Command, arguments: argparse.Namespace) -> Any:
+    """Return this process's place among several, None if it is alone; several are supervised."""
+    from dmd2_jax.runtime.processes import JoinError, Place, find_place
     from dmd2_jax.runtime.supervisor import supervise
 
-    names = Place._fields
-    place = find_place(Place(*(getattr(arguments, name, None) for name in names)))
-    if place is None:
-        return False
-    if not command.several:
+    place = find_place(Place(*(getattr(arguments, name, None) for name in Place._fields)))
+    if place is not None and not command.several:
         raise JoinError(
             f"`dmd2 {command.name}` is the work of one process, got an environment of "
             f"several (DMD2_COORDINATOR or DMD2_DISTRIBUTED), expected none; unset them."
         )
-    supervise(_AGAIN)
-    prepare_backend()
-    join(place)
-    return True
+    if place is not None:
+        supervise(_AGAIN)
+    return place
 
 
 def _refuse(message: str) -> int:

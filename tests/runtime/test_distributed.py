@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 
 from dmd2_jax.runtime.distributed import (
-    JoinError,
-    Place,
-    find_place,
     from_all,
     from_first,
     on_first,
     put,
     to_host,
 )
+from dmd2_jax.runtime.processes import JoinError, Place, find_place
 
 ALL = {"DMD2_COORDINATOR": "host:1234", "DMD2_NUM_PROCESSES": "4", "DMD2_PROCESS_ID": "3"}
 
@@ -89,7 +87,8 @@ def test_put_and_to_host_keep_the_numbers() -> None:
 JOINING = """
 import os, signal, sys, time
 from dmd2_jax.runtime import distributed
-from dmd2_jax.runtime.distributed import JoinError, Place, join
+from dmd2_jax.runtime.distributed import join
+from dmd2_jax.runtime.processes import JoinError, Place
 from dmd2_jax.runtime.supervisor import supervise
 supervise("Do it again.")
 if sys.argv[3] == "dies" and sys.argv[2] == "0":  # when all have come, and before they agree
