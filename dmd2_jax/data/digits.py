@@ -4,6 +4,9 @@ Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI (
 inside scikit-learn (`sklearn.datasets.load_digits`): no download, no path.
 """
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
@@ -46,11 +49,23 @@ def load(
             f"config.model.resolution={resolution} for digits, expected {RESOLUTION}; set it to "
             f"{RESOLUTION} or choose another config.data.name."
         )
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    images = np.round(raw.images * (255.0 / MAX_GREY)).astype(np.uint8)[..., None]
-    labels = raw.target.astype(np.int32)
+    pixels, labels = np.split(_table(), [RESOLUTION**2], axis=1)
+    images = np.round(pixels * (255.0 / MAX_GREY)).astype(np.uint8)
+    images, labels = images.reshape(-1, RESOLUTION, RESOLUTION, 1), labels[:, 0].astype(np.int32)
     test = held_out(labels, TEST_FRACTION)
     splits = {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
     return ImageDataset(*select_split(splits, split, "digits"), NUM_CLASSES, "digits")
+
+
+def _table() -> np.ndarray:
+    """Return [n, 65], pixels and digit, as load_digits does, whose import takes a second."""
+    found = importlib.util.find_spec("sklearn")
+    places = found.submodule_search_locations if found is not None else None
+    for place in places or ():
+        file = Path(place, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # a release that keeps it elsewhere
+
+    raw = load_digits()
+    return np.column_stack([raw.data, raw.target])

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,15 @@ def test_load_digits_rescales_the_grey_values():
     values, counts = np.unique(dataset.images, return_counts=True)
     np.testing.assert_array_equal(values, np.round(np.arange(17) * 255 / 16))
     np.testing.assert_array_equal(counts, np.unique(raw, return_counts=True)[1])
+
+
+def test_load_digits_reads_the_table_of_scikit_learn(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    np.testing.assert_array_equal(digits._table(), np.column_stack([raw.data, raw.target]))
+    monkeypatch.setattr(Path, "is_file", lambda path: False)  # where it lies elsewhere
+    np.testing.assert_array_equal(digits._table()[:, -1], raw.target)
 
 
 def test_load_digits_splits_are_disjoint_and_complete():
