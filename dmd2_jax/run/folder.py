@@ -27,6 +27,7 @@ __all__ = [
     "check_free_space",
     "check_teacher",
     "check_writable",
+    "exported_step",
     "open_run",
     "read_run",
     "unfinished",
@@ -215,19 +216,33 @@ def write_exported(workdir: str | Path, step: int) -> None:
     write_json(path_of(workdir) / _EXPORTED, {"step": step})
 
 
+def exported_step(workdir: str | Path) -> int | None:
+    """Return which step the weights that lie in a run folder are of; None: that cannot be told.
+
+    Args:
+      workdir: the run folder. Runs of older releases recorded no step: their newest checkpoint
+        tells.
+    """
+    folder = path_of(workdir)
+    try:
+        if not (folder / _EXPORTED).exists():
+            return _newest_step(folder)
+        return int(read_json(folder / _EXPORTED)["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def unfinished(workdir: str | Path) -> str:
     """Return what a run folder's weights lack to be the finished run's, as a sentence; "" if none.
 
     Args:
-      workdir: the run folder. Runs of older releases recorded no step: their newest checkpoint
-        tells. What cannot be told counts as finished.
+      workdir: the run folder. What cannot be told counts as finished.
     """
-    folder, record = path_of(workdir), path_of(workdir) / _EXPORTED
+    folder, step = path_of(workdir), exported_step(workdir)
     try:
         command, config = read_run(folder)
         group, key, unit = _LENGTHS[command]
         total = int(config[group][key])
-        step = json.loads(record.read_text())["step"] if record.exists() else _newest_step(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     if step is None or step >= total:

@@ -11,9 +11,11 @@ import pytest
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
 from dmd2_jax.sampling.samplers import sample_noise
+from dmd2_jax.version import __version__
 from dmd2_jax.weights.state_dict import read_safetensors
 from dmd2_jax.weights.weight_files import write_weights
 from tests.exports import TIMES, student_file, words
+from tests.hub import TOKEN, hub_here
 from tests.pipelines import CAPTIONS, diffusers_pipeline, drawn, lcm_images, tiny_pipeline
 from tests.tiny import contents, dmd2, refused, scratch
 
@@ -146,6 +148,32 @@ def test_export_writes_a_base_of_pickles_and_programs_as_plain_data(tmp_path: Pa
         tiny_pipeline("sd15") / "text_encoder" / weights.name
     ).items():
         np.testing.assert_array_equal(got[name], tensor)
+
+
+def test_dry_run_writes_nothing_and_push_sends_what_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "student"
+    out.parent.mkdir()
+    line = words("sd15", out, "--push=ada/sd-four-step", "--license=mit", "--private")
+    with hub_here(tmp_path / "cache") as hub:
+        assert dmd2(*line, "--dry_run") == 0
+        said = capsys.readouterr().out
+        assert f"dry run, nothing is written: {out}: StableDiffusionPipeline with LCM" in said
+        assert list(out.parent.iterdir()) == [] and hub.files == {}
+        assert "--license=free-beer" not in refused(capsys, *line, "--license=free-beer")
+        assert list(out.parent.iterdir()) == [] and hub.files == {}
+        assert dmd2(*line) == 0
+        said = capsys.readouterr().out
+        assert said.endswith(f"licence: mit\npushed to {hub.address}/ada/sd-four-step\n")
+    assert hub.files == {"ada/sd-four-step": contents(out)} and hub.private["ada/sd-four-step"]
+    assert hub.messages == [
+        "StableDiffusionPipeline with LCMScheduler, steps at 999, 749, 499, 249, by dmd2_jax "
+        f"{__version__}"
+    ]
+    card = (out / "README.md").read_text()
+    assert 'StableDiffusionPipeline.from_pretrained("ada/sd-four-step")' in card
+    assert TOKEN not in said + card
 
 
 # --- what is refused ---

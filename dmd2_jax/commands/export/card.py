@@ -1,37 +1,97 @@
-"""The README.md of an export: what it is, and which program opens it with which sampler."""
+"""The README.md of an export: what it is, which program opens it and how, how it was made.
+
+Its header is the one that the Hugging Face Hub reads.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import yaml
 
+from dmd2_jax.commands.export.origin import Origin, hub_file
+from dmd2_jax.commands.export.record import Record
 from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler, recorded_times
+from dmd2_jax.version import __version__
 
-__all__ = ["KINDS", "model_card"]
+__all__ = ["KINDS", "Card", "header", "model_card"]
 
 KINDS = ("pipeline", "peft", "kohya", "single_file")
 """What an export may be."""
 
 _LORA = ("peft", "kohya")
+_NO_PLACE = "this folder"
+_TAGS = {
+    "StableDiffusionPipeline": ["stable-diffusion", "stable-diffusion-diffusers"],
+    "StableDiffusionXLPipeline": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
+}
 
 
-def model_card(
-    base: PipelineIndex, scheduler: Mapping[str, Any], kind: str = "pipeline", file: str = ""
-) -> str:
-    """Return the README.md of an export.
+class Card(NamedTuple):
+    """What a README.md tells.
 
-    Args:
+    Attributes:
       base: the teacher's pipeline.
       scheduler: of the student, from `student_scheduler`; or of a teacher.
+      origin: what is known of the base.
       kind: one of `KINDS`.
       file: its name, of adapters or a single file.
+      dtype: of the U-Net's tensors.
+      record: what the run tells; by default there is none.
+      place: where it will be on the Hub, owner/name; "": nowhere.
     """
-    times = list(recorded_times(scheduler) or ())
-    head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "---", ""]
-    parts = [_what(times), "## diffusers", _diffusers(base, scheduler, kind, file, times)]
-    parts += ["## ComfyUI, A1111, Forge", _others(scheduler, kind, file, times)]
-    return "\n".join([*head, "\n\n".join(parts), ""])
+
+    base: PipelineIndex
+    scheduler: Mapping[str, Any]
+    origin: Origin
+    kind: str = "pipeline"
+    file: str = ""
+    dtype: str = "float32"
+    record: Record = Record()
+    place: str = ""
+
+    @property
+    def times(self) -> list[int]:
+        """Those of the student; []: it is a teacher."""
+        return list(recorded_times(self.scheduler) or ())
+
+
+def header(card: Card) -> str:
+    """Return the YAML of a README.md that the Hub reads, between its lines of dashes."""
+    licence = card.origin.licence
+    tags = ["text-to-image", *_TAGS[card.base.class_name], "dmd2_jax"]
+    tags += ["dmd2", "distillation", "few-step"] if card.times else []
+    tags += ["lora"] if card.kind in _LORA else []
+    said: dict[str, Any] = {"license": licence.id}
+    said |= {"license_name": licence.name} if licence.name else {}
+    said |= {"license_link": licence.link} if licence.link else {}
+    said |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    if card.origin.hub:
+        relation = "adapter" if card.kind in _LORA else "finetune"
+        said |= {"base_model": card.origin.hub, "base_model_relation": relation}
+    said["tags"] = tags
+    return f"---\n{yaml.safe_dump(said, sort_keys=False)}---\n"
+
+
+def model_card(card: Card) -> str:
+    """Return the README.md of an export."""
+    parts = [f"# {_title(card)}", _what(card.times), _origin(card.origin, card.record)]
+    parts += ["## diffusers", _diffusers(card)]
+    parts += [
+        "## ComfyUI, A1111, Forge",
+        _others(card.scheduler, card.kind, card.file, card.times),
+    ]
+    if card.record.figures:
+        parts += ["## Measured", f"```\n{card.record.figures}\n```", _measured(card.record)]
+    parts += ["## How it was made", _made(card)]
+    return f"{header(card)}\n" + "\n\n".join(parts) + "\n"
+
+
+def _title(card: Card) -> str:
+    steps = len(card.times)
+    what = f"{steps} step{'s' if steps > 1 else ''}" if steps else "trained further"
+    return f"{card.place.rpartition('/')[2] or card.origin.name}: {what}"
 
 
 def _what(times: list[int]) -> str:
@@ -39,32 +99,68 @@ def _what(times: list[int]) -> str:
         return "A pipeline with a U-Net trained by dmd2_jax."
     return (
         f"A student of {len(times)} step{'s' if len(times) > 1 else ''} at "
-        f"{', '.join(map(str, times))}, distilled by distribution matching (DMD2, arXiv "
-        "2405.14867) with dmd2_jax. The guidance is in its weights; the licence of its teacher's "
-        "weights applies."
+        f"{', '.join(map(str, times))}, distilled by distribution matching (DMD2, "
+        "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867)) with dmd2_jax. The guidance is in "
+        "its weights: it takes none when it samples."
     )
 
 
-def _diffusers(
-    base: PipelineIndex, scheduler: Mapping[str, Any], kind: str, file: str, times: list[int]
-) -> str:
-    name, sampler = base.class_name, scheduler["_class_name"]
+def _origin(origin: Origin, record: Record) -> str:
+    base = f"[{origin.name}](https://huggingface.co/{origin.hub})" if origin.hub else origin.name
+    said = [f"Base: {base}."]
+    if record.teachers:
+        said.append(f"The teacher's weights are of {', '.join(record.teachers)}.")
+    licence = origin.licence
+    named = licence.name or licence.id
+    link = f" ({licence.link})" if licence.link else ""
+    said.append(
+        {
+            "you": f"Licence: {named}.",
+            "base": f"Licence: {named}{link}, as that of the base.",
+            "": "Licence: that of the teacher's weights applies; it is not recorded here, so "
+            "look it up where they come from.",
+        }[licence.said_by]
+    )
+    return " ".join(said)
+
+
+def _diffusers(card: Card) -> str:
+    name, sampler = card.base.class_name, card.scheduler["_class_name"]
+    times, place = card.times, card.place or _NO_PLACE
+    base = card.origin.hub or "the base pipeline"
     steps = (
         f"timesteps={times}" if sampler == "LCMScheduler" else f"num_inference_steps={len(times)}"
     )
     call = f'pipe("a red fox", {steps}, guidance_scale=0)' if times else 'pipe("a red fox")'
-    lines = [f'pipe = {name}.from_pretrained("this folder")']
-    if kind != "pipeline":
-        settings = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+    lines = [f'pipe = {name}.from_pretrained("{place}")']
+    if card.kind != "pipeline":
+        settings = {key: value for key, value in card.scheduler.items() if not key.startswith("_")}
         lines = [
-            f'pipe = {name}.from_pretrained("the base pipeline")',
-            'pipe.load_lora_weights("this folder")',
+            f'pipe = {name}.from_pretrained("{base}")',
+            f'pipe.load_lora_weights("{place}")',
         ]
-        if kind == "single_file":
-            lines = [f'pipe = {name}.from_single_file("{file}", config="the base pipeline")']
+        if card.kind == "single_file":
+            file = hub_file(card.place, card.file) if card.place else card.file
+            lines = [f'pipe = {name}.from_single_file("{file}", config="{base}")']
         lines += [f"pipe.scheduler = diffusers.{sampler}(**{settings})"]
     code = ["```python", "import diffusers", f"from diffusers import {name}", "", *lines]
     return "\n".join([*code, f"image = {call}.images[0]", "```"])
+
+
+def _measured(record: Record) -> str:
+    return (
+        f"By `dmd2 evaluate`: {record.measured}. A distance compares with others that were "
+        "measured in the same way, and with nothing else."
+    )
+
+
+def _made(card: Card) -> str:
+    rows = [*card.record.settings]
+    rows += [("file", "adapters, float32" if card.kind in _LORA else card.dtype)]
+    rows += [("scheduler", card.scheduler["_class_name"])]
+    rows += [("steps at", _listed(card.times))] if card.times else []
+    rows += [("exported by", f"dmd2_jax {__version__}")]
+    return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
 
 
 def _others(scheduler: Mapping[str, Any], kind: str, file: str, times: list[int]) -> str:

@@ -87,6 +87,30 @@ class Options:
         "of the U-Net's file", default="float32", choices=("float32", "bfloat16", "float16")
     )
 
+    license: str = flag(
+        "in README.md, an identifier of the Hub's such as apache-2.0; default: the base's, else "
+        "other",
+        default="",
+        metavar="ID",
+        group="README.md",
+    )
+    base_model: str = flag(
+        "the base's name on the Hub; default: known where the pipeline lies in the Hub's cache",
+        default="",
+        metavar="OWNER/NAME",
+        group="README.md",
+    )
+    push: str = flag(
+        "send the folder, and nothing else, to this repository of the Hugging Face Hub",
+        default="",
+        metavar="OWNER/NAME",
+        group="the Hub",
+    )
+    private: bool = flag("make a new repository private", default=False, group="the Hub")
+    dry_run: bool = flag(
+        "check all of it, the Hub too, say what would be written, and stop", default=False
+    )
+
     def __post_init__(self) -> None:
         if bool(self.workdir) == bool(self.weights):
             raise Refused(
@@ -124,6 +148,11 @@ class Options:
             raise Refused(
                 f"--lora with --dtype={self.dtype}, which is of a whole U-Net, expected one: "
                 "adapters are small and written as float32; leave --dtype away."
+            )
+        if self.private and not self.push:
+            raise Refused(
+                "--private without --push, expected the repository that is meant; add "
+                "--push=owner/name."
             )
         if self.scheduler not in ("", *_SCHEDULERS):
             raise Refused(

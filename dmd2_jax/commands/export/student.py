@@ -1,13 +1,13 @@
 """A student as a diffusers pipeline folder, or as a LoRA file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from dmd2_jax.commands.export.card import model_card
+from dmd2_jax.commands.export.card import Card, header, model_card
 from dmd2_jax.commands.export.command import Options
 from dmd2_jax.commands.export.folder import (
     LORA_FILE,
@@ -16,6 +16,9 @@ from dmd2_jax.commands.export.folder import (
     write_lora,
     write_pipeline,
 )
+from dmd2_jax.commands.export.origin import Licence, read_origin
+from dmd2_jax.commands.export.push import check_header, check_push, push
+from dmd2_jax.commands.export.record import Record, read_record
 from dmd2_jax.commands.export.single_file import SINGLE_FILE, write_single_file
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.lora import check_lora_tensors
@@ -32,17 +35,20 @@ from dmd2_jax.recipe.open import weights_file
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, pipeline_family, text_family
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import check_free_space
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_folder
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.text2image.pipeline import read_scheduler_config
 from dmd2_jax.typing import Params
+from dmd2_jax.version import __version__
 from dmd2_jax.weights.state_dict import Tensors
 from dmd2_jax.weights.weight_files import read_weights
 
 __all__ = ["export"]
 
 _PEFT = re.compile(r"\.lora_[AB]\.weight$")
+_LORA = ("peft", "kohya")
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -52,36 +58,62 @@ class _Student(NamedTuple):
     Attributes:
       base: the teacher's pipeline.
       family: the U-Net.
-      params: its weights; None: adapters alone are asked for.
       times: the student's; (): it is a teacher.
+      load: reads its weights, whole.
       file: of the adapters.
       rank: of the adapters; None: not known.
+      record: what the run tells of it.
     """
 
     base: PipelineIndex
     family: TextFamily
-    params: Params | None
     times: tuple[int, ...]
+    load: Callable[[], Params]
     file: Path = Path()
     rank: int | None = None
+    record: Record = Record()
 
 
 def export(options: Options) -> str:
-    """Write a student so that diffusers loads it, whole or not at all.
+    """Write a student so that diffusers loads it, whole or not at all; push it if that is asked.
 
     Args:
       options: what to write, and where.
 
     Returns:
-      What was written, and how to use it.
+      What was written, and how to use it; of a dry run, what would be.
 
     Raises:
       FileNotFoundError: if the pipeline is missing.
-      ValueError: if the run, the weights or the pipeline are refused, or the folder is not empty.
-      OSError: if the disk refuses.
+      ValueError: if the run, the weights or the pipeline are refused, the folder is not empty, or
+        the Hub would not take it; before anything is written.
+      OSError: if the disk or the Hub refuses.
     """
+    replaces = check_push(options.push, private=options.private) if options.push else False
     out = _check_out(options.out)
     student = _from_run(options) if options.workdir else _from_file(options)
+    card = _card(student, options)
+    if options.push:
+        check_header(options.push, header(card))
+    tensors = _adapters(student) if options.lora else {}
+    if not options.lora:
+        size = state_bytes(student.family.param_shapes()) * _ITEM_BYTES[options.dtype] // 4
+        check_free_space(out.parent, size + copied_bytes(student.base), "the pipeline")
+    what = f"{out}: {_described(card, len(tensors) // 2)}"
+    if options.dry_run:
+        return _told("dry run, nothing is written: " + what, student, card, replaces)
+    with whole_folder(out) as folder:
+        _write(student, card, tensors, folder)
+    said = _told(what, student, card, False)
+    if options.push:
+        message = f"{_described(card, len(tensors) // 2)}, by dmd2_jax {__version__}"
+        address = push(fetched(out), options.push, private=options.private, message=message)
+        return f"{said}\npushed to {address}"
+    return f"{said}\n{_use(out, card)}"
+
+
+def _card(student: _Student, options: Options) -> Card:
+    """Return what the README.md tells, with the student's scheduler."""
     scheduler = read_scheduler_config(student.base)
     if student.times:
         scheduler = student_scheduler(scheduler, student.times, options.scheduler or "lcm")
@@ -90,42 +122,72 @@ def export(options: Options) -> str:
             f"--scheduler={options.scheduler} of a teacher's run, expected none: it keeps its "
             "pipeline's; leave --scheduler away."
         )
-    if student.params is None:
-        return _write_lora(student, scheduler, out, options.lora)
-    size = state_bytes(student.params) * _ITEM_BYTES[options.dtype] // 4
-    check_free_space(out.parent, size + copied_bytes(student.base), "the pipeline")
-    steps = f", steps at {', '.join(map(str, student.times))}" if student.times else ""
-    with whole_folder(out) as folder:
-        if options.single_file:
-            unet = student.family.model.to_tensors(student.params)
-            diffusion = read_scheduler(scheduler)
-            write_single_file(student.base, unet, diffusion, folder, dtype=options.dtype)
-            card = model_card(student.base, scheduler, "single_file", SINGLE_FILE)
-        else:
-            model, params = student.family.model, student.params
-            write_pipeline(student.base, model, params, scheduler, folder, dtype=options.dtype)
-            card = model_card(student.base, scheduler)
-        (folder / "README.md").write_text(card)
-    if options.single_file:
-        return (
-            f"{out}: {SINGLE_FILE} of the original names{steps}\n"
-            "use it in ComfyUI, A1111 or Forge with the sampler that README.md there names"
-        )
-    return (
-        f"{out}: {student.base.class_name} with {scheduler['_class_name']}{steps}\n"
-        f"use it with: dmd2 sample --pipeline={out} --prompt='...', or in Python by README.md there"
+    origin = read_origin(student.base, base_model=options.base_model, licence=options.license)
+    if student.record.teachers and origin.licence.said_by == "base":
+        origin = origin._replace(licence=Licence())  # which is the pipeline's, not the teacher's
+    kind = options.lora or ("single_file" if options.single_file else "pipeline")
+    file = {"pipeline": "", "single_file": SINGLE_FILE}.get(kind, LORA_FILE)
+    return Card(
+        student.base,
+        scheduler,
+        origin,
+        kind,
+        file,
+        options.dtype,
+        student.record,
+        options.push,
     )
 
 
-def _write_lora(student: _Student, scheduler: dict[str, Any], out: Path, names: str) -> str:
-    tensors = _adapters(student)
-    with whole_folder(out) as folder:
-        write_lora(tensors, folder, names)
-        card = model_card(student.base, scheduler, names, LORA_FILE)
-        (folder / "README.md").write_text(card)
+def _write(student: _Student, card: Card, tensors: Tensors, folder: Path) -> None:
+    """Write the files of an export into an empty folder."""
+    base, model = student.base, student.family.model
+    if card.kind in _LORA:
+        write_lora(tensors, folder, card.kind)
+    elif card.kind == "single_file":
+        unet, diffusion = model.to_tensors(student.load()), read_scheduler(card.scheduler)
+        write_single_file(base, unet, diffusion, folder, dtype=card.dtype)
+    else:
+        write_pipeline(base, model, student.load(), card.scheduler, folder, dtype=card.dtype)
+    (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def _described(card: Card, adapters: int) -> str:
+    """Say in a line what an export is."""
+    steps = f", steps at {', '.join(map(str, card.times))}" if card.times else ""
+    if card.kind in _LORA:
+        return f"{adapters} adapters, {card.file}"
+    if card.kind == "single_file":
+        return f"{card.file} of the original names{steps}"
+    return f"{card.base.class_name} with {card.scheduler['_class_name']}{steps}"
+
+
+def _told(what: str, student: _Student, card: Card, replaces: bool) -> str:
+    """Say what an export is, and what of its README.md the user may want to know or to mend."""
+    said, licence = [what], card.origin.licence
+    named = licence.name or licence.id
+    said.append(
+        {
+            "you": f"licence: {named}",
+            "base": f"licence: {named}, as README.md of the base says",
+            "": f"licence: {named}, as none is known of its teacher's weights; --license says one",
+        }[licence.said_by]
+    )
+    if student.record.stale:
+        said.append(f"no figures in README.md: {student.record.stale}; `dmd2 evaluate` measures")
+    if replaces:
+        said.append(f"{card.place} is there: files of the same names will be replaced, others stay")
+    return "\n".join(said)
+
+
+def _use(out: Path, card: Card) -> str:
+    """Say how an export is used."""
+    if card.kind in _LORA:
+        return f"use it with: pipe.load_lora_weights({str(out)!r}), see README.md there"
+    if card.kind == "single_file":
+        return "use it in ComfyUI, A1111 or Forge with the sampler that README.md there names"
     return (
-        f"{out}: {len(tensors) // 2} adapters, {LORA_FILE}\n"
-        f"use it with: pipe.load_lora_weights({str(out)!r}), see README.md there"
+        f"use it with: dmd2 sample --pipeline={out} --prompt='...', or in Python by README.md there"
     )
 
 
@@ -157,7 +219,7 @@ def _from_run(options: Options) -> _Student:
     distill = run.config.distill
     times = tuple(int(t) for t in distill.student_times) if run.which == "student" else ()
     if not options.lora:
-        return _Student(base, family, run.load(), times)
+        return _Student(base, family, times, run.load, record=read_record(run, base.folder))
     if not (times and distill.lora_rank):
         raise Refused(
             f"--lora of {options.workdir}, which trained a whole network, expected a distillation "
@@ -171,7 +233,8 @@ def _from_run(options: Options) -> _Student:
         )
     name = f"{Path(run.file or '').stem}_lora.safetensors"
     file = weights_file(str(options.workdir), name)
-    return _Student(base, family, None, times, file, distill.lora_rank)
+    rank, record = distill.lora_rank, read_record(run, base.folder)
+    return _Student(base, family, times, run.load, file, rank, record)
 
 
 def _from_file(options: Options) -> _Student:
@@ -179,9 +242,7 @@ def _from_file(options: Options) -> _Student:
     index = read_pipeline_index(options.pipeline, options.variant)
     family = pipeline_family(index)
     file, times = weights_file(options.weights, ""), tuple(options.times)
-    if options.lora:
-        return _Student(index, family, None, times, file)
-    return _Student(index, family, family.load(file), times)
+    return _Student(index, family, times, lambda: family.load(file), file)
 
 
 def _adapters(student: _Student) -> Tensors:

@@ -1,0 +1,155 @@
+"""What a run says of the weights that are exported: how they were trained, what was measured."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
+from dmd2_jax.evaluate.sets import by_set
+from dmd2_jax.evaluate.table import metrics_table
+from dmd2_jax.run.folder import exported_step
+from dmd2_jax.runtime.places import in_bucket, path_of
+from dmd2_jax.sampling.runs import Run
+from dmd2_jax.weights.hub import is_hub_path
+
+__all__ = ["Record", "read_record"]
+
+_FIGURES = "metrics.json"
+_FLOOR = "real_fid_floor"
+_MEASURED_BY = {
+    "seed": "seed",
+    "reference": "against",
+    "extractor": "features",
+    "clip": "CLIP",
+}
+"""Keys of metrics.json of a whole measurement -> what a card calls them."""
+
+
+class Record(NamedTuple):
+    """What a card tells of a run.
+
+    Attributes:
+      settings: (what, value) of its training.
+      teachers: files of the teacher's weights and adapters that are not the base pipeline's own.
+      figures: a table of `dmd2 evaluate`; "": these weights were not measured.
+      measured: how, in one line.
+      stale: why figures that are there are not of these weights; "": there are none, or they are.
+    """
+
+    settings: tuple[tuple[str, str], ...] = ()
+    teachers: tuple[str, ...] = ()
+    figures: str = ""
+    measured: str = ""
+    stale: str = ""
+
+
+def read_record(run: Run, base: Path) -> Record:
+    """Return what a run says of the weights that are meant.
+
+    Args:
+      run: the run, with the network that is exported.
+      base: the folder of the pipeline that has everything else.
+
+    Raises:
+      Refused: if its metrics.json is damaged.
+    """
+    config = run.config
+    settings = _student(config) if run.which == "student" else _teacher(config)
+    rows = (("recipe", config.name), *_lengths(run), *settings, ("seed", str(config.seed)))
+    others = [config.teacher.weights, config.teacher.get("lora", "")]
+    teachers = tuple(_short(it) for it in others if it and not _is_of(it, base))
+    return Record(rows, teachers)._replace(**_measured(run))
+
+
+def _is_of(path: str, base: Path) -> bool:
+    """Return whether weights are those of the pipeline itself."""
+    if is_hub_path(path):
+        return False
+    file, folder = path_of(path).expanduser().absolute(), base.absolute()
+    return file == folder or folder in file.parents
+
+
+def _short(path: str) -> str:
+    """Return what of a path is no matter of this disk alone."""
+    return path if is_hub_path(path) else Path(path).name
+
+
+def _lengths(run: Run) -> Iterator[tuple[str, str]]:
+    step = run.step if run.step is not None else exported_step(run.workdir)
+    done = "" if step is None else f"{step:,} of "
+    if run.trained == "student":
+        distill = run.config.distill
+        turns = f"each a generator turn and {distill.critic_turns} of the critic"
+        yield "cycles", f"{done}{distill.cycles:,}, {turns}"
+    else:
+        yield "training steps", f"{done}{run.config.teacher.steps:,}"
+    if run.which == "student":
+        kept = "the last weights" if run.ema is None else f"the average of decay {run.ema:g}"
+        yield "weights", kept
+
+
+def _student(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    distill, optim = config.distill, config.optim
+    yield "batch size", str(distill.batch_size)
+    yield "learning rate", f"generator {optim.generator_lr:g}, critic {optim.critic_lr:g}"
+    yield "teacher's guidance", "none" if distill.guidance is None else f"{distill.guidance:g}"
+    yield "distribution matching", _weight(distill.dm_weight)
+    yield "GAN", _weight(distill.gan_generator_weight)
+    if len(distill.student_times) > 1:
+        simulated = distill.backward_simulation
+        yield "inputs in training", "its own, simulated" if simulated else "noised real latents"
+    if distill.lora_rank:
+        yield "adapters", f"rank {distill.lora_rank}, alpha {distill.lora_alpha:g}"
+
+
+def _teacher(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    yield "batch size", str(config.teacher.batch_size)
+    yield "learning rate", f"{config.teacher.lr:g}"
+    yield "average", f"decay {config.teacher.ema_decay:g}"
+
+
+def _weight(value: float | None) -> str:
+    return "none" if value is None else f"weight {value:g}"
+
+
+def _measured(run: Run) -> dict[str, str]:
+    """Return what `dmd2 evaluate` found of these weights, and of the teacher beside them."""
+    file = run.workdir / _FIGURES
+    if not file.is_file():
+        return {}
+    try:
+        figures = read_json(file)
+        sets = by_set(figures)
+    except (OSError, ValueError, AttributeError) as error:
+        raise Refused(
+            f"{file} cannot be read ({error}), expected what `dmd2 evaluate` wrote; measure again, "
+            "or remove it for a README.md without figures."
+        ) from error
+    name = _set_of(run)
+    if name not in sets:
+        return {"stale": f"{file} has no figures of {name}"}
+    here = run.file is not None and not in_bucket(run.workdir)
+    if here and run.file.stat().st_mtime > file.stat().st_mtime:
+        return {"stale": f"{file} is older than {run.file.name}: its figures are of other weights"}
+    wanted = [it for it in ("teacher", name) if it in sets]
+    shown = {f"{it}_{key}": value for it in wanted for key, value in sets[it].items()}
+    shown |= {_FLOOR: figures[_FLOOR]} if figures.get(_FLOOR) is not None else {}
+    return {"figures": metrics_table(shown), "measured": _how(figures, sets[name])}
+
+
+def _set_of(run: Run) -> str:
+    """Return what metrics.json calls these weights."""
+    name = run.which if run.ema is None else f"{run.which}_ema_{run.ema:g}"
+    return name if run.step is None else f"{name}_checkpoint_{run.step}"
+
+
+def _how(figures: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    said = [f"{own['num_samples']:,} images"]
+    for key, name in _MEASURED_BY.items():
+        value = figures.get(key)
+        if value not in (None, ""):
+            said.append(f"{name} {_short(value) if str(value).startswith('/') else value}")
+    return ", ".join(said)
