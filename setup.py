@@ -35,6 +35,7 @@ BASE = [
     "pillow>=11",
     "matplotlib>=3.9",
     "tqdm>=4.66",
+    "pyyaml>=6",
 ]
 
 _TENSORFLOW = [
@@ -107,13 +108,33 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["dmd2_jax", "dmd2_jax.*"]), *RECIPES],
     package_dir=RECIPES,
+    package_data={"dmd2_jax": ["py.typed"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dmd2 = dmd2_jax.commands.main:main"]},
+    keywords=[
+        "diffusion models",
+        "distillation",
+        "distribution matching",
+        "few-step sampling",
+        "jax",
+        "flax",
+        "tpu",
+    ],
+    project_urls={"Paper": "https://arxiv.org/abs/2405.14867"},
     classifiers=[
         "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
     ],
 )

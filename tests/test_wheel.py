@@ -44,6 +44,19 @@ def test_wheel_holds_every_recipe_under_our_own_name_alone(site: Path) -> None:
     assert names == {"dmd2_jax"}
 
 
+def test_wheel_says_that_it_has_types_and_what_it_is(site: Path) -> None:
+    assert (site / "dmd2_jax" / "py.typed").is_file()
+    (told,) = site.glob("*.dist-info/METADATA")
+    lines = told.read_text().partition("\n\n")[0].splitlines()
+    version = (ROOT / "dmd2_jax" / "version.py").read_text().split('"')[-2]
+    wanted = (
+        f"Version: {version}",
+        "License: Apache-2.0",
+        "Classifier: Typing :: Typed",
+    )
+    assert set(wanted) <= set(lines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagenet64_resume_gan", "configs/imagenet64_resume_gan.py"])
 def test_wheel_finds_its_recipe_and_not_a_users_package_of_that_name(

@@ -159,9 +159,11 @@ def test_dry_run_writes_nothing_and_push_sends_what_is_written(
     with hub_here(tmp_path / "cache") as hub:
         assert dmd2(*line, "--dry_run") == 0
         said = capsys.readouterr().out
-        assert f"dry run, nothing is written: {out}: StableDiffusionPipeline with LCM" in said
+        assert f"dry run: {out}: StableDiffusionPipeline with LCM" in said
+        assert "push: to ada/sd-four-step, which is new" in said
         assert list(out.parent.iterdir()) == [] and hub.files == {}
-        assert "--license=free-beer" not in refused(capsys, *line, "--license=free-beer")
+        said = refused(capsys, *line, "--license=free-beer")
+        assert "the Hub refuses the header of README.md" in said and "correct --license" in said
         assert list(out.parent.iterdir()) == [] and hub.files == {}
         assert dmd2(*line) == 0
         said = capsys.readouterr().out

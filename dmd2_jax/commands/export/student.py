@@ -89,7 +89,7 @@ def export(options: Options) -> str:
         the Hub would not take it; before anything is written.
       OSError: if the disk or the Hub refuses.
     """
-    replaces = check_push(options.push, private=options.private) if options.push else False
+    there = bool(options.push) and check_push(options.push, private=options.private)
     out = _check_out(options.out)
     student = _from_run(options) if options.workdir else _from_file(options)
     card = _card(student, options)
@@ -101,10 +101,10 @@ def export(options: Options) -> str:
         check_free_space(out.parent, size + copied_bytes(student.base), "the pipeline")
     what = f"{out}: {_described(card, len(tensors) // 2)}"
     if options.dry_run:
-        return _told("dry run, nothing is written: " + what, student, card, replaces)
+        return "\n".join(["dry run: " + what, *_told(card), *_to_hub(card, there)])
     with whole_folder(out) as folder:
         _write(student, card, tensors, folder)
-    said = _told(what, student, card, False)
+    said = "\n".join([what, *_told(card)])
     if options.push:
         message = f"{_described(card, len(tensors) // 2)}, by dmd2_jax {__version__}"
         address = push(fetched(out), options.push, private=options.private, message=message)
@@ -162,22 +162,29 @@ def _described(card: Card, adapters: int) -> str:
     return f"{card.base.class_name} with {card.scheduler['_class_name']}{steps}"
 
 
-def _told(what: str, student: _Student, card: Card, replaces: bool) -> str:
-    """Say what an export is, and what of its README.md the user may want to know or to mend."""
-    said, licence = [what], card.origin.licence
+def _told(card: Card) -> list[str]:
+    """Say what of a README.md the user may want to know or to mend."""
+    licence, stale = card.origin.licence, card.record.stale
     named = licence.name or licence.id
-    said.append(
-        {
-            "you": f"licence: {named}",
-            "base": f"licence: {named}, as README.md of the base says",
-            "": f"licence: {named}, as none is known of its teacher's weights; --license says one",
-        }[licence.said_by]
-    )
-    if student.record.stale:
-        said.append(f"no figures in README.md: {student.record.stale}; `dmd2 evaluate` measures")
-    if replaces:
-        said.append(f"{card.place} is there: files of the same names will be replaced, others stay")
-    return "\n".join(said)
+    why = {
+        "you": "",
+        "base": ", as README.md of the base says",
+        "": ", as README.md of the base says none; --license says one",
+    }
+    said = [f"licence: {named}{why[licence.said_by]}"]
+    if card.record.teachers and not licence.said_by:
+        said = [
+            f"licence: {named}, as the teacher's weights are not the base's; --license says one"
+        ]
+    return said + ([f"no figures in README.md: {stale}; `dmd2 evaluate` measures"] if stale else [])
+
+
+def _to_hub(card: Card, there: bool) -> list[str]:
+    """Say what becomes of a repository."""
+    if not card.place:
+        return []
+    becomes = "which is there: files of the same names are replaced, others stay"
+    return [f"push: to {card.place}, {becomes if there else 'which is new'}"]
 
 
 def _use(out: Path, card: Card) -> str:
