@@ -84,7 +84,7 @@ def model_card(card: Card) -> str:
     ]
     if card.record.figures:
         parts += ["## Measured", f"```\n{card.record.figures}\n```", _measured(card.record)]
-    parts += ["## How it was made", _made(card)]
+    parts += ["## Details", _details(card)]
     return f"{header(card)}\n" + "\n\n".join(parts) + "\n"
 
 
@@ -154,7 +154,7 @@ def _measured(record: Record) -> str:
     )
 
 
-def _made(card: Card) -> str:
+def _details(card: Card) -> str:
     rows = [*card.record.settings]
     rows += [("file", "adapters, float32" if card.kind in _LORA else card.dtype)]
     rows += [("scheduler", card.scheduler["_class_name"])]
@@ -167,13 +167,13 @@ def _others(scheduler: Mapping[str, Any], kind: str, file: str, times: list[int]
     """Return what the programs with a window do with it."""
     if kind == "pipeline":
         return (
-            "They do not open this folder. Export it again with `--single_file`, or, of adapters, "
-            "with `--lora=kohya`."
+            "They do not open this folder. From the same run `dmd2 export --single_file` writes "
+            "one file for them, and of adapters `--lora=kohya`."
         )
     if kind == "peft":
         return (
-            "ComfyUI finds none of the attention layers by these names. Export it again with "
-            "`--lora=kohya`."
+            "ComfyUI finds none of the attention layers by these names. From the same run `dmd2 "
+            "export --lora=kohya` writes those that it knows."
         )
     place = {
         "kohya": f"{file}: `models/loras` of ComfyUI, `models/Lora` of A1111 and Forge; strength "

@@ -1,7 +1,8 @@
-"""Write a student as a diffusers pipeline folder, or as a LoRA file.
+"""Write a student as a diffusers folder, a LoRA or one file, and share it on the Hub.
 
 Write a text-to-image student so that diffusers loads it: a folder with its U-Net, a
-scheduler with its times, and everything else copied from its teacher's pipeline.
+scheduler with its times, and everything else copied from its teacher's pipeline. (Of a run
+of classes, such as digits, `dmd2 convert` writes the weights.)
 
 examples:
   dmd2 export --workdir=runs/sdxl --out=student
@@ -11,14 +12,18 @@ examples:
   dmd2 export --workdir=runs/sdxl --out=student --single_file --dtype=float16
   dmd2 export --weights=student.safetensors --pipeline=sdxl --times=999,749,499,249 \\
       --out=student
+  dmd2 export --workdir=runs/sdxl --out=student --push=ada/sdxl-four-step --private
 
 then, in Python (README.md in the folder has the lines):
   pipe = StableDiffusionXLPipeline.from_pretrained('student')
   pipe('a red fox', timesteps=[999, 749, 499, 249], guidance_scale=0)
 or: dmd2 sample --pipeline=student --prompt='a red fox'
 
-Only .json, .txt and .safetensors are written, and a README.md that says which program opens
-them, with which sampler and steps; the folder appears whole or not at all.
+Only .json, .txt and .safetensors are written, and a README.md: a model card with the base and
+its licence, the run's settings, its figures if `dmd2 evaluate` measured them, and which
+program opens the files with which sampler and steps. The folder appears whole or not at all.
+--push sends it to the Hugging Face Hub, as whom `hf auth login` or HF_TOKEN says; that, the
+name and the header of the card are checked before any work.
 See docs/text_to_image.md.
 """
 
@@ -28,8 +33,13 @@ import dataclasses
 from dmd2_jax.config.flags import flag
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["Options", "run"]
+__all__ = ["GROUPS", "Options", "run"]
 
+GROUPS = {
+    "the Hub": "the folder goes to the Hugging Face Hub, and nothing else of the run (extra [hub])"
+}
+
+_WHAT, _AS, _CARD, _HUB = "what is exported", "how it is written", "README.md", "the Hub"
 _LORA = ("peft", "kohya")
 _SCHEDULERS = ("lcm", "ddim")  # families.published.scheduler.STUDENT_SCHEDULERS imports jax
 
@@ -52,63 +62,90 @@ class Options:
     """
 
     out: str = flag("the folder; new or empty", metavar="DIR")
-    workdir: str = flag("the run of a distillation", default="", metavar="DIR")
-    weights: str = flag("a student's weights, and no --workdir", default="", metavar="FILE")
-    pipeline: str = flag("the teacher's pipeline; default: the run's", default="", metavar="DIR")
+    workdir: str = flag("the run of a distillation", default="", metavar="DIR", group=_WHAT)
+    ema: float | None = flag(
+        "the student's average of this decay; default: the student itself",
+        default=None,
+        metavar="DECAY",
+        group=_WHAT,
+    )
+    checkpoint: int | None = flag(
+        "of the run; default: its latest export", default=None, metavar="STEP", group=_WHAT
+    )
+    weights: str = flag(
+        "a student's weights, in place of --workdir; with --pipeline and --times",
+        default="",
+        metavar="FILE",
+        group=_WHAT,
+    )
+    pipeline: str = flag(
+        "the folder of the teacher's pipeline; default: the run's",
+        default="",
+        metavar="DIR",
+        group=_WHAT,
+    )
     variant: str = flag(
         "of the pipeline's weights, such as fp16; default: the run's, or the full or the only one",
         default="",
         metavar="NAME",
+        group=_WHAT,
     )
     times: tuple[int, ...] = flag(
-        "the student's, with --weights", default=(), metavar="999,749", parse=_times
+        "of the student's steps, with --weights",
+        default=(),
+        metavar="999,749",
+        parse=_times,
+        group=_WHAT,
     )
-    ema: float | None = flag("the student's average of this decay", default=None, metavar="DECAY")
-    checkpoint: int | None = flag(
-        "of the run; default: its latest export", default=None, metavar="STEP"
+    lora: str = flag(
+        "the adapters alone: by peft's names for load_lora_weights, the default, or by kohya's, "
+        "which ComfyUI and A1111 know too",
+        default="",
+        choices=_LORA,
+        const=_LORA[0],
+        group=_AS,
+    )
+    single_file: bool = flag(
+        "one file of the original names, for ComfyUI, A1111 and Forge", default=False, group=_AS
     )
     scheduler: str = flag(
         "LCMScheduler, which takes the student's steps, or DDIMScheduler, which takes those of a "
         "one-step student at 999; default: lcm, of a teacher its pipeline's",
         default="",
         choices=_SCHEDULERS,
-    )
-    lora: str = flag(
-        "write the adapters alone: by peft's names for load_lora_weights, the default, or by "
-        "kohya's, which ComfyUI and A1111 know too",
-        default="",
-        choices=_LORA,
-        const=_LORA[0],
-    )
-    single_file: bool = flag(
-        "write one file of the original names, for ComfyUI, A1111 and Forge", default=False
+        group=_AS,
     )
     dtype: str = flag(
-        "of the U-Net's file", default="float32", choices=("float32", "bfloat16", "float16")
+        "of the U-Net's file",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        group=_AS,
     )
-
     license: str = flag(
-        "in README.md, an identifier of the Hub's such as apache-2.0; default: the base's, else "
-        "other",
+        "an identifier that the Hub knows, such as apache-2.0, openrail++ or other; default: the "
+        "one that the base's README.md names, else other",
         default="",
         metavar="ID",
-        group="README.md",
+        group=_CARD,
     )
     base_model: str = flag(
         "the base's name on the Hub; default: known where the pipeline lies in the Hub's cache",
         default="",
         metavar="OWNER/NAME",
-        group="README.md",
+        group=_CARD,
     )
     push: str = flag(
-        "send the folder, and nothing else, to this repository of the Hugging Face Hub",
+        "a repository, made if it is not there; files of the same names are replaced",
         default="",
         metavar="OWNER/NAME",
-        group="the Hub",
+        group=_HUB,
     )
-    private: bool = flag("make a new repository private", default=False, group="the Hub")
+    private: bool = flag(
+        "make it private; refused where it is there and public", default=False, group=_HUB
+    )
     dry_run: bool = flag(
-        "check all of it, the Hub too, say what would be written, and stop", default=False
+        "check all but the numbers of the weights, say what would be written and pushed, and stop",
+        default=False,
     )
 
     def __post_init__(self) -> None:
@@ -117,11 +154,13 @@ class Options:
                 f"got --workdir={self.workdir!r} and --weights={self.weights!r}, expected one of "
                 "them: the run of a distillation, or a file of its weights."
             )
-        if self.weights and not (self.pipeline and self.times):
+        needed = {"--pipeline=DIR": self.pipeline, "--times=999,749,499,249": self.times}
+        missing = [it for it, value in needed.items() if not value]
+        if self.weights and missing:
             raise Refused(
-                f"--weights={self.weights} with --pipeline={self.pipeline!r} and --times="
-                f"{','.join(map(str, self.times))!r}, expected both: the teacher's pipeline, and "
-                "the student's times such as --times=999,749,499,249."
+                f"--weights={self.weights} without {' and '.join(missing)}, expected both: the "
+                "teacher's pipeline, and the times of the student's steps; add "
+                f"{'them' if len(missing) > 1 else 'it'}."
             )
         if self.workdir and self.times:
             raise Refused(

@@ -99,15 +99,16 @@ def _client(name: str) -> Any:
 def _check_name(name: str) -> None:
     from huggingface_hub.utils import validate_repo_id
 
+    wrong = "" if name.count("/") == 1 else "not one slash"
     try:
-        if name.count("/") != 1:
-            raise ValueError("it has no owner" if "/" not in name else "it has several slashes")
         validate_repo_id(name)
     except ValueError as error:  # HFValidationError is one
+        wrong = wrong or str(error)
+    if wrong:
         raise Refused(
-            f"`push={name}` is no name of a repository ({_reason(error)}), expected owner/name "
-            "such as ada/sdxl-four-step; correct it."
-        ) from error
+            f"`push={name}` is no name of a repository ({wrong}), expected owner/name such as "
+            "ada/sdxl-four-step; correct it."
+        )
 
 
 def _check_account(name: str, client: Any) -> None:

@@ -104,8 +104,8 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     if not file.is_file():
         raise Missing(
             f"{folder} has no {INDEX}, expected the folder of a diffusers pipeline (unet/, vae/, "
-            "text_encoder/, tokenizer/ ...); give the folder that save_pretrained wrote or that "
-            "was downloaded."
+            "text_encoder/, tokenizer/ ...); give the folder that save_pretrained wrote, or that "
+            "`hf download OWNER/NAME` fetches and names."
         )
     try:
         index = read_json(file)
