@@ -214,9 +214,10 @@ def test_figures_of_other_weights_are_left_out_and_it_is_said(tmp_path: Path) ->
     assert other.figures == "" and "has no figures of student_ema_0.5" in other.stale
 
 
-def test_damaged_figures_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("figures", [[1], FIGURES | {"student_num_samples": "many"}])
+def test_damaged_figures_are_refused(figures: Any, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="expected what `dmd2 evaluate` wrote"):
-        read_record(run(tmp_path / "run", figures=[1]), tmp_path)
+        read_record(run(tmp_path / "run", figures=figures), tmp_path)
 
 
 def test_teacher_of_other_weights_is_named(tmp_path: Path) -> None:

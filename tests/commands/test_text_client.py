@@ -48,6 +48,9 @@ def student_run(kind: str, *more: str) -> Path:
 def test_distilled_student_makes_our_images_in_diffusers(kind: str) -> None:
     out = scratch() / "student"
     assert dmd2("export", f"--workdir={student_run(kind)}", f"--out={out}") == 0
+    card = (out / "README.md").read_text()
+    assert "| cycles | 2 of 2, each" in card and f"Base: {tiny_pipeline(kind).name}." in card
+    assert str(tiny_pipeline(kind)) not in card and "teacher's weights are of" not in card
     images, noise = ours(out)
     pipe = diffusers_pipeline(out)
     expected = lcm_images(pipe, PROMPTS, noise, timesteps=list(TIMES))

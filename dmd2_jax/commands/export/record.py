@@ -24,6 +24,7 @@ _MEASURED_BY = {
     "reference": "against",
     "extractor": "features",
     "clip": "CLIP",
+    "clip_prefix": "its prefix",
 }
 """Keys of metrics.json of a whole measurement -> what a card calls them."""
 
@@ -121,19 +122,21 @@ def _measured(run: Run) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        figures = read_json(file)
-        sets = by_set(figures)
-    except (OSError, ValueError, AttributeError) as error:
+        return _figures(run, file, read_json(file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(
             f"{file} cannot be read ({error}), expected what `dmd2 evaluate` wrote; measure again, "
             "or remove it for a README.md without figures."
         ) from error
-    name = _set_of(run)
+
+
+def _figures(run: Run, file: Path, figures: Mapping[str, Any]) -> dict[str, str]:
+    sets, name = by_set(figures), _set_of(run)
     if name not in sets:
         return {"stale": f"{file} has no figures of {name}"}
-    here = run.file is not None and not in_bucket(run.workdir)
-    if here and run.file.stat().st_mtime > file.stat().st_mtime:
-        return {"stale": f"{file} is older than {run.file.name}: its figures are of other weights"}
+    weights = None if in_bucket(run.workdir) else run.file
+    if weights is not None and weights.stat().st_mtime > file.stat().st_mtime:
+        return {"stale": f"{file} is older than {weights.name}: its figures are of other weights"}
     wanted = [it for it in ("teacher", name) if it in sets]
     shown = {f"{it}_{key}": value for it in wanted for key, value in sets[it].items()}
     shown |= {_FLOOR: figures[_FLOOR]} if figures.get(_FLOOR) is not None else {}
