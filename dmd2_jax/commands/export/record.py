@@ -62,7 +62,7 @@ def read_record(run: Run, base: Path) -> Record:
     rows = (("recipe", config.name), *_lengths(run), *settings, ("seed", str(config.seed)))
     others = [config.teacher.weights, config.teacher.get("lora", "")]
     teachers = tuple(_short(it) for it in others if it and not _is_of(it, base))
-    return Record(rows, teachers)._replace(**_measured(run))
+    return Record(rows, teachers, *_measured(run))
 
 
 def _is_of(path: str, base: Path) -> bool:
@@ -116,11 +116,15 @@ def _weight(value: float | None) -> str:
     return "none" if value is None else f"weight {value:g}"
 
 
-def _measured(run: Run) -> dict[str, str]:
-    """Return what `dmd2 evaluate` found of these weights, and of the teacher beside them."""
+def _measured(run: Run) -> tuple[str, str, str]:
+    """Return what `dmd2 evaluate` found of these weights, and of the teacher beside them.
+
+    Returns:
+      (figures, measured, stale), as a `Record` has them.
+    """
     file = run.workdir / _FIGURES
     if not file.is_file():
-        return {}
+        return "", "", ""
     try:
         return _figures(run, file, read_json(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -130,17 +134,17 @@ def _measured(run: Run) -> dict[str, str]:
         ) from error
 
 
-def _figures(run: Run, file: Path, figures: Mapping[str, Any]) -> dict[str, str]:
+def _figures(run: Run, file: Path, figures: Mapping[str, Any]) -> tuple[str, str, str]:
     sets, name = by_set(figures), _set_of(run)
     if name not in sets:
-        return {"stale": f"{file} has no figures of {name}"}
+        return "", "", f"{file} has no figures of {name}"
     weights = None if in_bucket(run.workdir) else run.file
     if weights is not None and weights.stat().st_mtime > file.stat().st_mtime:
-        return {"stale": f"{file} is older than {weights.name}: its figures are of other weights"}
+        return "", "", f"{file} is older than {weights.name}: its figures are of other weights"
     wanted = [it for it in ("teacher", name) if it in sets]
     shown = {f"{it}_{key}": value for it in wanted for key, value in sets[it].items()}
     shown |= {_FLOOR: figures[_FLOOR]} if figures.get(_FLOOR) is not None else {}
-    return {"figures": metrics_table(shown), "measured": _how(figures, sets[name])}
+    return metrics_table(shown), _how(figures, sets[name]), ""
 
 
 def _set_of(run: Run) -> str:
