@@ -71,8 +71,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if name not in self.hub.files:
                 return self._say(404, {}, {"X-Error-Code": "RepoNotFound"})
             return self._say(200, {"id": name, "private": self.hub.private[name], "sha": _COMMIT})
-        _, owner, repository, _, _, *rest = path.split("/")  # .../resolve/main/FILE
-        data = self.hub.files[f"{owner}/{repository}"]["/".join(rest)]
+        name, _, file = path.removeprefix("/").partition("/resolve/main/")
+        data = self.hub.files.get(name, {}).get(file)
+        if data is None:
+            return self._say(404, {})
         etag = hashlib.sha256(data).hexdigest()
         return self._say(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": _COMMIT})
 

@@ -160,7 +160,7 @@ def test_dry_run_writes_nothing_and_push_sends_what_is_written(
         assert dmd2(*line, "--dry_run") == 0
         said = capsys.readouterr().out
         assert f"dry run: {out}: StableDiffusionPipeline with LCM" in said
-        assert "push: to ada/sd-four-step, which is new" in said
+        assert "push: to ada/sd-four-step, which is new: private\n" in said
         assert list(out.parent.iterdir()) == [] and hub.files == {}
         said = refused(capsys, *line, "--license=free-beer")
         assert "the Hub refuses the header of README.md" in said and "correct --license" in said

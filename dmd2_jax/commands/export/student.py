@@ -101,7 +101,7 @@ def export(options: Options) -> str:
         check_free_space(out.parent, size + copied_bytes(student.base), "the pipeline")
     what = f"{out}: {_described(card, len(tensors) // 2)}"
     if options.dry_run:
-        return "\n".join(["dry run: " + what, *_told(card), *_to_hub(card, there)])
+        return "\n".join(["dry run: " + what, *_told(card), *_to_hub(card, there, options.private)])
     with whole_folder(out) as folder:
         _write(student, card, tensors, folder)
     said = "\n".join([what, *_told(card)])
@@ -179,12 +179,14 @@ def _told(card: Card) -> list[str]:
     return said + ([f"no figures in README.md: {stale}; `dmd2 evaluate` measures"] if stale else [])
 
 
-def _to_hub(card: Card, there: bool) -> list[str]:
+def _to_hub(card: Card, there: bool, private: bool) -> list[str]:
     """Say what becomes of a repository."""
     if not card.place:
         return []
-    becomes = "which is there: files of the same names are replaced, others stay"
-    return [f"push: to {card.place}, {becomes if there else 'which is new'}"]
+    seen = "private" if private else "public, unless its owner has new ones private"
+    made = f"which is new: {seen}"
+    kept = "which is there: files of the same names are replaced, others stay"
+    return [f"push: to {card.place}, {kept if there else made}"]
 
 
 def _use(out: Path, card: Card) -> str:
