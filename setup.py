@@ -65,7 +65,7 @@ EXTRAS = {
     "plan": ["libtpu"],  # TPU's compiler, for `dmd2 plan --topology=v5e:4x4`; needs no TPU
     # Run folders, data and all else on gs:// and s3://; etils and fsspec come with Orbax.
     "cloud": ["gcsfs>=2026.9", "s3fs>=2026.9"],
-    "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path
+    "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path, exports pushed
     # tensorboardX writes the event files, tensorboard shows them; neither needs TensorFlow.
     "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
     # For a training loop of your own that writes its metrics with CLU, which needs TensorFlow.

@@ -130,7 +130,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         there = name in self.hub.files
         if not there:
-            self.hub.make(name, private=asked.get("visibility") == "private")
+            # as clients of 2.x, and of 1.x, say it
+            private = asked.get("visibility") == "private" or asked.get("private", False)
+            self.hub.make(name, private=private)
         self._say(409 if there else 200, {"url": f"{self.hub.address}/{name}"})
 
     def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
