@@ -3,7 +3,7 @@
 The folder holds info.json and {train,test}-00000-of-00002.array_record, .... A record is the
 class, 4 bytes, least first, and then the image: its bytes [h, w, c] as they are ("raw", the
 fastest to read) or a PNG ("png", the smallest). Splits and the names of the classes are those of
-the source that was written. Needs the package array_record (`pip install 'dmd2_jax[tfds]'`), and
+the source that was written. Needs the package array_record (the extra `[tfds]`), and
 no TensorFlow.
 """
 

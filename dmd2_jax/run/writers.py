@@ -4,6 +4,7 @@ metrics.jsonl holds what is a function of config, seed and data; speed.jsonl wha
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.refused import Refused, pip_install
 from dmd2_jax.run.metrics import MetricsWriter, plain_value
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
@@ -26,8 +27,8 @@ from dmd2_jax.runtime.summaries import Histogram, histogram_edges
 __all__ = ["Writers", "check_writers"]
 
 _NEEDS = {
-    "tensorboard": (("tensorboardX",), "pip install 'dmd2_jax[tensorboard]'"),
-    "wandb_project": (("wandb",), "pip install wandb"),
+    "tensorboard": (("tensorboardX",), functools.partial(pip_install, "tensorboard")),
+    "wandb_project": (("wandb",), lambda: "pip install wandb"),
 }
 
 
@@ -55,7 +56,7 @@ def check_writers(log: Mapping[str, Any]) -> None:
         if log.get(key) and missing:
             raise Refused(
                 f"log.{key}={log[key]!r} needs {' and '.join(modules)}, expected all installed but "
-                f"{' and '.join(missing)} cannot be imported; run `{remedy}`, or leave log.{key} "
+                f"{' and '.join(missing)} cannot be imported; run `{remedy()}`, or leave log.{key} "
                 f"away."
             )
 

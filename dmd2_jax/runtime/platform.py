@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jaxlib.version
 
+from dmd2_jax.config.refused import pip_install
+
 CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "-individual_convolution"}
 """XLA's options for this package's programs on CPU: name -> value."""
 
@@ -85,7 +87,7 @@ def no_device(error: BaseException) -> str:
             "update the failing one with jax, uninstall it, or set JAX_PLATFORMS=cpu."
         )
     extra = next((_EXTRAS[one] for one in asked.split(",") if one in _EXTRAS), "")
-    remedy = f"`pip install -U 'dmd2_jax[{extra}]'`, look whether the driver sees the device, or "
+    remedy = f"`{pip_install(extra)}`, look whether the driver sees the device, or "
     return (
         f"JAX_PLATFORMS={asked!r}, but JAX finds no such device here"
         f"{f' ({why})' if why else ''}, expected one with its driver and JAX's plug-in for it; "
@@ -105,7 +107,7 @@ def plugin_fault(version: Callable[[str], str | None]) -> str:
         return ""
     return (
         f"{' and '.join(wrong)} with jaxlib {jaxlib.version.__version__}, expected one version of "
-        f"all: JAX leaves the GPU out, wholly or in part; `pip install -U 'dmd2_jax[gpu]'`."
+        f"all: JAX leaves the GPU out, wholly or in part; `{pip_install('gpu')}`."
     )
 
 

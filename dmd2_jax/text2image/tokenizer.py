@@ -1,6 +1,6 @@
 """CLIP's tokenizer out of a pipeline's folder: prompts to token numbers.
 
-Needs transformers (`pip install 'dmd2_jax[text2image]'`); nothing is ever downloaded.
+Needs transformers (the extra `[text2image]`); nothing is ever downloaded.
 """
 
 import functools

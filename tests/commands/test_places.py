@@ -2,6 +2,7 @@
 
 import pytest
 
+from dmd2_jax.config.refused import pip_install
 from tests.tiny import RECIPE, refused
 
 T = f"--config={RECIPE}"
@@ -45,7 +46,7 @@ def test_a_place_that_cannot_be_reached_is_refused_before_work(
     monkeypatch.setattr("dmd2_jax.runtime.places._installed", lambda package: False)
     message = refused(capsys, *(word.replace("@", f"{scheme}://bucket/x") for word in words))
     expected = (
-        "dmd2_jax[cloud]" if scheme == "gs" else "expected a path of this machine, gs://BUCKET"
+        pip_install("cloud") if scheme == "gs" else "expected a path of this machine, gs://BUCKET"
     )
     assert f"{scheme}://bucket/x" in message and expected in message
     assert not list(tmp_path.iterdir())

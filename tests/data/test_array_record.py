@@ -1,6 +1,7 @@
 """Shards that `dmd2 data --write` writes: reading, damage, and an info.json that lies."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import dmd2_jax.data as data
+from dmd2_jax.config.refused import pip_install
 from dmd2_jax.data import Options, array_record
 from tests.data.images import picture
 
@@ -166,7 +168,7 @@ def test_load_without_the_package_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "array_record.python", None)
-    with pytest.raises(ValueError, match=r"pip install 'dmd2_jax\[tfds\]'"):
+    with pytest.raises(ValueError, match=re.escape(pip_install("tfds"))):
         loaded(folder)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd2_jax.config.refused import pip_install
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.run.writers import Writers, check_writers
 from dmd2_jax.runtime.summaries import Average, Histogram
@@ -61,7 +63,7 @@ def test_writers_drop_the_rows_beyond_the_resumed_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("log", "missing", "remedy"),
     [
-        ({"tensorboard": True}, "tensorboardX", r"pip install 'dmd2_jax\[tensorboard\]'"),
+        ({"tensorboard": True}, "tensorboardX", re.escape(pip_install("tensorboard"))),
         ({"wandb_project": "dmd"}, "wandb", "pip install wandb"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from dmd2_jax.config.refused import pip_install
 from dmd2_jax.runtime import platform
 from dmd2_jax.runtime.platform import flags_for, only_cpu, prepare_backend
 from tests.tiny import RECIPE, dmd2
@@ -220,7 +221,7 @@ def test_plugin_fault_names_what_does_not_fit(present: dict[str, str], expected:
     told = platform.plugin_fault(present.get)
     assert told.startswith(expected)
     assert bool(told) == bool(expected)
-    assert not told or "pip install -U 'dmd2_jax[gpu]'" in told
+    assert not told or pip_install("gpu") in told
 
 
 def test_failing_plugin_is_said_in_one_line() -> None:
@@ -266,4 +267,4 @@ def test_accelerator_that_is_not_there_is_refused_with_its_extra(
         jax.config.update("jax_platforms", before)
     (line,) = [it for it in capsys.readouterr().err.splitlines() if it.startswith("dmd2: ")]
     assert f"JAX_PLATFORMS='{asked}', but JAX finds no such device here" in line
-    assert f"dmd2_jax[{'gpu' if asked == 'cuda' else 'tpu'}]" in line
+    assert pip_install("gpu" if asked == "cuda" else "tpu") in line

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dmd2_jax.config.refused import pip_install
 from dmd2_jax.weights import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -68,7 +70,7 @@ def test_fetch_without_network_names_the_file_to_download(fetched):
 
 def test_fetch_without_the_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(hub.HubError, match=r"pip install 'dmd2_jax\[hub\]'") as caught:
+    with pytest.raises(hub.HubError, match=re.escape(pip_install("hub"))) as caught:
         hub.fetch("hf://one/repository/model.bin")
     assert "download model.bin of one/repository by hand" in str(caught.value)
 

@@ -2,7 +2,7 @@
 
     .txt       a handwritten seven
     .jsonl     {"prompt": "a handwritten seven"}, or "text", or "caption"
-    .parquet   a column called so; needs pyarrow (`pip install 'dmd2_jax[text2image]'`)
+    .parquet   a column called so; needs pyarrow (the extra `[text2image]`)
 
 Texts are UTF-8, or UTF-16 with its byte-order mark; space around one is removed. Empty ones are
 left out and counted, duplicates are kept: a prompt that stands there twice is drawn twice as often.

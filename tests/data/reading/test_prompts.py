@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax import data
+from dmd2_jax.config.refused import pip_install
 from dmd2_jax.data.reading.prompts import read_prompts
 
 TEXTS = ["a red fox", "écran 数字", "a red fox"]
@@ -143,5 +145,5 @@ def test_read_prompts_names_the_extra_without_pyarrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"pip install 'dmd2_jax\[text2image\]'"):
+    with pytest.raises(ImportError, match=re.escape(pip_install("text2image"))):
         read_prompts(write(tmp_path / "p.parquet", b""))
