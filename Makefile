@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test install install-dev lint typecheck pytest format clean
+.PHONY: help demo test docs install install-dev install-docs lint typecheck pytest format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -26,14 +26,19 @@ demo: install ## train a digits teacher, distil it to one step, write runs/demo 
 # The other checks take the moments in which pytest leaves a core idle; they speak when it has ended.
 test: install-dev ## every check that CI runs
 	@said=$$(mktemp); \
-	$(MAKE) --no-print-directory lint typecheck >"$$said" 2>&1 & checks=$$!; \
+	$(MAKE) --no-print-directory lint typecheck docs >"$$said" 2>&1 & checks=$$!; \
 	$(MAKE) --no-print-directory pytest; tests=$$?; \
 	wait $$checks; checks=$$?; cat "$$said"; rm -f "$$said"; \
 	exit $$((tests | checks))
 
+docs: install-docs ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 install: $(VENV)/.installed ## create the environment and install the package
 
 install-dev: $(VENV)/.installed-dev ## the same with the tools of development
+
+install-docs: $(VENV)/.installed-docs ## the same with what builds the documentation
 
 lint: install-dev ## ruff: rules and format; shellcheck
 	$(BIN)/ruff check .
@@ -55,7 +60,7 @@ format: install-dev ## rewrite the files as ruff and nbstripout like them
 
 clean: ## remove the environment and every cache; runs/ stays
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The first candidate that runs and is new enough wins (a pyenv shim of a missing version does not
@@ -82,4 +87,9 @@ $(VENV)/.installed: setup.py | $(BIN)/pip
 $(VENV)/.installed-dev: setup.py | $(BIN)/pip
 	@echo "installing dmd2_jax[dev] into $(VENV) (a minute or two and 2 GB, once)"
 	@$(PIP) install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: setup.py | $(BIN)/pip
+	@echo "installing dmd2_jax[docs] into $(VENV) (a minute or two and 1 GB, once)"
+	@$(PIP) install --quiet --editable ".[docs]"
 	@touch $@ $(VENV)/.installed

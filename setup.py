@@ -70,6 +70,8 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
     # For a training loop of your own that writes its metrics with CLU, which needs TensorFlow.
     "clu": ["clu>=0.0.12", *_TENSORFLOW],
+    # `make docs`: the site; equations become MathML, which needs no script.
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "latex2mathml>=3.78"],
     "benchmarks": ["torch>=2.5"],
     # Tests against diffusers' own pipelines; without these they are skipped.
     "parity": ["torch>=2.5", "peft>=0.17", "accelerate>=1"],
@@ -94,6 +96,7 @@ EXTRAS = {
 }
 # The tests read event files back, read small data sets that TFDS has prepared (which needs no
 # TensorFlow), train on prompts (which needs no torch) and write to buckets on this machine.
+EXTRAS["dev"] += EXTRAS["docs"]  # CI builds the site
 EXTRAS["dev"] += EXTRAS["tensorboard"] + EXTRAS["text2image"] + EXTRAS["cloud"]
 EXTRAS["dev"] += [it for it in EXTRAS["tfds"] if it not in _TENSORFLOW and "grain" not in it]
 

@@ -47,6 +47,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "plan",
         "tensorboard",
         "clu",
+        "docs",
         "benchmarks",
         "parity",
         "dev",
@@ -132,6 +133,7 @@ def test_setup_refuses_the_python_that_the_tools_do_not_target(metadata):
     [
         ("demo", "--editable .", "-m dmd2_jax.commands.main demo"),
         ("test", '--editable ".[dev]"', "-m pytest"),
+        ("docs", '--editable ".[docs]"', "mkdocs build --strict"),
     ],
 )
 def test_make_sets_up_before_it_runs(tmp_path, target, install, last):
@@ -146,20 +148,27 @@ def test_make_sets_up_before_it_runs(tmp_path, target, install, last):
 @needs_make
 def test_make_test_runs_every_check():
     commands = run_make("-n", "test").stdout
-    for check in ("ruff check .", "ruff format --check .", "nbstripout --verify", "/mypy"):
+    for check in (
+        "ruff check .",
+        "ruff format --check .",
+        "nbstripout --verify",
+        "/mypy",
+        "mkdocs build",
+    ):
         assert check in commands
 
 
 @needs_make
-@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "python"])
+@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "mkdocs", "python"])
 def test_make_test_fails_with_any_of_its_checks_and_speaks_in_order(tmp_path, failing):
     (tmp_path / "bin").mkdir()
-    for name in ("ruff", "shellcheck", "nbstripout", "mypy", "python", "pip"):
+    for name in ("ruff", "shellcheck", "nbstripout", "mypy", "mkdocs", "python", "pip"):
         tool = tmp_path / "bin" / name
         tool.write_text(f"#!/bin/sh\necho ran {name}\n[ {name} != '{failing}' ]\n")
         tool.chmod(0o755)
-    (tmp_path / ".installed-dev").touch()
-    os.utime(tmp_path / ".installed-dev", (2**32, 2**32))
+    for stamp in (".installed-dev", ".installed-docs"):
+        (tmp_path / stamp).touch()
+        os.utime(tmp_path / stamp, (2**32, 2**32))
     result = run_make("test", f"VENV={tmp_path}")
     assert (result.returncode != 0) is bool(failing)
     said = result.stdout.split("\n")
