@@ -211,40 +211,44 @@ def config_page() -> str:
         "key, its default, its meaning. A recipe states its difference from these; on the command "
         "line it is `--config.KEY=VALUE`, and None is written None.\n"
     )
+    told = _comments(inspect.getsource(defaults.get_config), "config")
     base = defaults.get_config()
-    told = _comments(inspect.getsource(defaults), "config.")
-    for group in ("", *(key for key in base if not isinstance(base[key], str | int))):
-        if group != "model":
-            values = base[group] if group else {k: base[k] for k in ("name", "seed")}
-            text += _keys(f"config.{group}" if group else "config", group, values, told)
+    for group in dict.fromkeys(key.rpartition(".")[0] for key in told):
+        keys = [key for key in told if key.rpartition(".")[0] == group]
+        values = base[group] if group else base
+        text += _keys(f"config.{group}".rstrip("."), keys, values, told)
     for name in family.family_names():
-        model = family.model_defaults(name)
         file = ROOT / "dmd2_jax" / "families" / name / "settings.py"
-        told = _comments(file.read_text(), "model.")
+        told = _comments(file.read_text(), "model")
         told = {f"model.{key}": said for key, said in told.items()}
-        text += _keys(f"config.model of the family {name}", "model", model, told)
+        heading = f"config.model of the family {name}"
+        text += _keys(heading, list(told), family.model_defaults(name), told)
     return text
 
 
-def _keys(heading: str, group: str, values: Any, told: dict[str, str]) -> str:
+def _keys(heading: str, keys: list[str], values: Any, told: dict[str, str]) -> str:
     text = f"\n## {heading}\n\n| key | default | |\n|---|---|---|\n"
-    for key in values:
-        name = f"{group}.{key}" if group else key
-        text += f"| `{name}` | `{values[key]!r}` | {_cell(told.get(name, ''))} |\n"
+    for key in keys:
+        text += f"| `{key}` | `{values[key.rpartition('.')[2]]!r}` | {_cell(told[key])} |\n"
     return text
 
 
-def _comments(source: str, prefix: str) -> dict[str, str]:
-    """Return what the comments beside and above the lines `PREFIX KEY = VALUE` say, by key."""
+def _comments(source: str, name: str) -> dict[str, str]:
+    """Return the keys that lines `NAME.KEY = VALUE` set, with the comments beside and above them.
+
+    What sets a key to a group or to a placeholder is followed by its values.
+    """
     told: dict[str, str] = {}
     above: list[str] = []
+    line_of = re.compile(name + r"\.([\w.]+) = ((?:\"[^\"]*\"|[^#\"])*)(?:# (.*))?$")
     for line in map(str.strip, source.splitlines()):
         if line.startswith("#"):
             above.append(line.removeprefix("#").strip())
             continue
-        found = re.match(re.escape(prefix) + r"([\w.]+) = (?:\"[^\"]*\"|[^#])*(?:# (.*))?$", line)
-        if found and (said := " ".join([*above, found[2] or ""]).strip()):
-            told[found[1]] = said
+        found = line_of.match(line)
+        if found and not found[2].startswith(("ConfigDict", "model_defaults")):
+            said = " ".join([*above, found[3] or ""]).strip()
+            told[found[1]] = said or told.get(found[1], "")
         above = []
     return told
 
