@@ -39,6 +39,17 @@ _LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?\)")
 _MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put pages that the navigation does not name at the end of their part of it."""
+    named = re.findall(r"[\w/]+\.md", str(config.nav))
+    parts = {next(iter(it)): next(iter(it.values())) for it in config.nav or ()}
+    for part, folder in (("Tutorials", "tutorials/"), ("How to", "")):
+        for file in sorted((ROOT / "docs" / folder).glob("*.md")):
+            if f"{folder}{file.name}" not in named:
+                parts[part].append(f"{folder}{file.name}")
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that no file of docs/ holds."""
     made = {
@@ -168,7 +179,9 @@ def commands_page() -> str:
         "# Commands\n\nMade of the commands' own options, which `dmd2 COMMAND --help` shows too.\n"
     )
     names = {name: name for name in plugins.available(COMMANDS, but=("main",))}
-    names |= {name: f"{name}.command" for name in plugins.available(COMMANDS, packages=True)}
+    for name in plugins.available(COMMANDS, packages=True):
+        if (ROOT / "dmd2_jax" / "commands" / name / "command.py").is_file():
+            names[name] = f"{name}.command"
     for name in sorted(names):
         module = importlib.import_module(f"{COMMANDS}.{names[name]}")
         said = inspect.cleandoc(module.__doc__ or "")

@@ -124,7 +124,7 @@ def takes_flags(command: str, words: list[str]) -> None:
             has_value = value and not value.isupper() and "..." not in value
             accept("", {flag.removeprefix("--config."): value} if has_value else {}, flag)
         elif flag.startswith("--") and "KEY" not in flag:
-            assert flag in names, f"dmd2 {command} has no {flag}"
+            assert f"--{flag[2:].replace('-', '_')}" in names, f"dmd2 {command} has no {flag}"
 
 
 def accept(recipe: str, overrides: dict[str, str], key: str = "", whole: bool = False) -> None:
@@ -189,8 +189,7 @@ def test_every_pip_install_is_one_that_works_from_a_clone(extras: dict[str, list
             for it in given:
                 name = re.match(r"(?:dmd2_jax|\.)\[([\w,]+)\]", it)
                 assert not name or {*name[1].split(",")} <= {*extras, "NAME"}, f"{page}: {line}"
-                is_ours = it.startswith((".", "dist/dmd2_jax-")) or " @ git+" in it
-                assert is_ours or it in ("wandb", "equinox", "jax[cuda13]"), f"{page}: {line}"
+                assert not it.startswith("dmd2_jax") or " @ " in it, f"{page}: {line}"
     assert found >= 10
 
 

@@ -152,7 +152,7 @@ def names_in(file: Path) -> set[str]:
 
 def test_texts_name_modules_that_there_are() -> None:
     """Programs that tests start, and docs, are strings, which no import and no linter checks."""
-    kinds = ("tests/**/*.py", "docs/*.md", "notebooks/*.ipynb", "benchmarks/*.py", "README.md")
+    kinds = ("tests/**/*.py", "docs/**/*.md", "notebooks/*.ipynb", "benchmarks/*.py", "README.md")
     found = {
         f"{file.relative_to(ROOT)}: {name}"
         for kind in kinds
