@@ -148,6 +148,7 @@ def test_make_sets_up_before_it_runs(tmp_path, target, install, last):
 @needs_make
 def test_make_test_runs_every_check():
     commands = run_make("-n", "test").stdout
+    assert re.search(r"mkdocs build --strict$", commands, re.M)  # --quiet would hide warnings
     for check in (
         "ruff check .",
         "ruff format --check .",

@@ -141,7 +141,7 @@ def ddim(
       key: random key to draw them from.
 
     Returns:
-      x at times[-1] [b, ...], dtype of `noise`, from n calls of x0_fn.
+      x at the last of times, [b, ...], dtype of `noise`, from n calls of x0_fn.
 
     Raises:
       ValueError: if times is not decreasing, eta is outside [0, 1], or eta > 0 without exactly
@@ -190,7 +190,7 @@ def euler_flow(
       times: [n + 1], decreasing from at most 1, the last >= 0; see `sampling_times`.
 
     Returns:
-      x at times[-1] [b, ...], dtype of `noise`, from n calls of x0_fn.
+      x at the last of times, [b, ...], dtype of `noise`, from n calls of x0_fn.
 
     Raises:
       ValueError: if times is not decreasing or leaves [0, 1].
