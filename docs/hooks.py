@@ -22,7 +22,9 @@ from typing import Any
 
 import latex2mathml.converter
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
 
 from dmd2_jax.config import defaults, family, plugins
 
@@ -74,7 +76,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links to files of the repository lead to their pages."""
     if page.file.src_uri == "recipes.md":
         markdown += recipes_text()
@@ -89,14 +91,24 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
     return _LINK.sub(rewritten, markdown)
 
 
-def on_page_content(html_text: str = "", **others: Any) -> str:
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Draw the equations."""
 
     def drawn(found: re.Match[str]) -> str:
         display = "block" if found[1] == "div" else "inline"
         return latex2mathml.converter.convert(html.unescape(found[2]), display=display)
 
-    return _MATH.sub(drawn, others.get("html", html_text))
+    return _MATH.sub(drawn, content)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse a page that loads something from elsewhere."""
+    loaded = re.findall(
+        r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*', output
+    )
+    if loaded:
+        raise PluginError(f"{page.file.src_uri} loads {loaded}, expected nothing from elsewhere.")
+    return output
 
 
 def _targets(page: str, text: str) -> Iterator[Path]:
