@@ -8,6 +8,7 @@
 - Equations become MathML, which browsers draw without a script.
 """
 
+import ast
 import dataclasses
 import html
 import importlib
@@ -172,7 +173,7 @@ def recipes_text() -> str:
     files = sorted((ROOT / "configs").glob("*.py")) + sorted((ROOT / "configs").glob("*/*.py"))
     for file in files:
         path = file.relative_to(ROOT).as_posix()
-        said = inspect.cleandoc(importlib.import_module(path[:-3].replace("/", ".")).__doc__ or "")
+        said = ast.get_docstring(ast.parse(file.read_text())) or ""
         text += f"\n### {path}\n\n{said}\n\n[The file](../{path})\n"
     return text
 

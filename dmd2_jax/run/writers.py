@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from dmd2_jax.runtime.summaries import Histogram, histogram_edges
 
 __all__ = ["Writers", "check_writers"]
 
-_NEEDS = {
+_NEEDS: dict[str, tuple[tuple[str, ...], Callable[[], str]]] = {
     "tensorboard": (("tensorboardX",), functools.partial(pip_install, "tensorboard")),
     "wandb_project": (("wandb",), lambda: "pip install wandb"),
 }
