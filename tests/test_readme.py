@@ -41,6 +41,10 @@ def test_library_example_is_short_and_imports_from_one_place():
     assert set(re.findall(r"from (\S+) import", example)) == {"dmd2_jax", "my_model"}
 
 
+def test_readme_is_read_in_a_few_minutes():
+    assert len(README.splitlines()) <= 120
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
         assert (Path(__file__).parents[1] / target).exists(), target
