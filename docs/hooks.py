@@ -159,6 +159,7 @@ def _shown(target: Path) -> str:
     if target.suffix == ".md":
         return unsearched + text
     if target.suffix == ".ipynb":
+        text = re.sub(r"!\[([^\]]*)\]\(https?:[^)]*\)", r"\1", text)  # a badge is of elsewhere
         cells = [(it["cell_type"], "".join(it["source"])) for it in json.loads(text)["cells"]]
         return unsearched + "\n\n".join(
             code if kind == "markdown" else f"~~~~python\n{code}\n~~~~" for kind, code in cells
