@@ -11,6 +11,8 @@ DEMO_ARGS ?=
 BIN := $(VENV)/bin
 TRY := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Python compiles a module when it is imported: all 17,000 of them take pip most of a minute.
+INSTALL := $(PIP) install --quiet --no-compile --editable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -82,15 +84,15 @@ $(BIN)/pip:
 
 $(VENV)/.installed: setup.py | $(BIN)/pip
 	@echo "installing dmd2_jax into $(VENV) (a minute or two and 1 GB, once)"
-	@$(PIP) install --quiet --editable .
+	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/.installed-dev: setup.py | $(BIN)/pip
 	@echo "installing dmd2_jax[dev] into $(VENV) (a minute or two and 2 GB, once)"
-	@$(PIP) install --quiet --editable ".[dev]"
+	@$(INSTALL) ".[dev]"
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs
 
 $(VENV)/.installed-docs: setup.py | $(BIN)/pip
 	@echo "installing dmd2_jax[docs] into $(VENV) (a minute or two and 1 GB, once)"
-	@$(PIP) install --quiet --editable ".[docs]"
+	@$(INSTALL) ".[docs]"
 	@touch $@ $(VENV)/.installed
