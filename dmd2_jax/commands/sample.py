@@ -53,7 +53,7 @@ _NOTED = (
     *("dtype", "vae_dtype", "variant"),
 )
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-_CLASSES_NUM, _PROMPT_NUM, _PROMPT_BATCH = 100, 1, 4
+_CLASSES_NUM, _PROMPT_NUM = 100, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +273,10 @@ def _of_prompts(
 ) -> Path:
     """Write a grid: a row a prompt, or about a square of one image each."""
     from dmd2_jax.sampling.images import Prompts
+    from dmd2_jax.sampling.prompts import PROMPT_BATCH
 
     each = _PROMPT_NUM if options.num is None else options.num
-    batch_size = _PROMPT_BATCH if options.batch_size is None else options.batch_size
+    batch_size = PROMPT_BATCH if options.batch_size is None else options.batch_size
     assert model.pipeline is not None  # which a model of prompts has
     conditions = Prompts(model.pipeline, texts, each=each, negative=options.negative)
     columns = each if each > 1 else math.isqrt(len(texts) - 1) + 1

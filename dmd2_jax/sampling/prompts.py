@@ -23,10 +23,25 @@ from dmd2_jax.sampling.runs import Run
 from dmd2_jax.sampling.samplers import Sampler, ddim_sampler, few_step_sampler
 from dmd2_jax.text2image.pipeline import TextToImage, open_pipeline
 
-__all__ = ["PromptSettings", "pipeline_model", "pipeline_sampler", "run_models"]
+__all__ = [
+    "PROMPT_BATCH",
+    "STUDENT_STEPS",
+    "TEACHER_STEPS",
+    "PromptSettings",
+    "is_few_step",
+    "pipeline_model",
+    "pipeline_models",
+    "pipeline_sampler",
+    "run_models",
+]
+
+PROMPT_BATCH = 4
+"""Images at a time, where nobody says otherwise."""
+
+TEACHER_STEPS, STUDENT_STEPS = 50, 4
+"""Of a pipeline where nobody says otherwise: DDIM's, and those of an LCM without recorded times."""
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-_TEACHER_STEPS, _STUDENT_STEPS = 50, 4
 
 
 @dataclass(frozen=True)
@@ -87,9 +102,8 @@ def pipeline_sampler(
     Raises:
       ValueError: if the settings do not suit it.
     """
-    times = recorded_times(scheduler)
+    times, few = recorded_times(scheduler), is_few_step(scheduler)
     name = scheduler.get("_class_name")
-    few = times is not None or name == "LCMScheduler"
     if settings.which == "student" and not few:
         raise Refused(
             f"which=student of a pipeline with {name}, expected LCMScheduler or the times that "
@@ -97,14 +111,19 @@ def pipeline_sampler(
         )
     if few and settings.which != "teacher":
         if times is None:
-            times = tuple(lcm_times(scheduler, settings.steps or _STUDENT_STEPS).tolist())
+            times = tuple(lcm_times(scheduler, settings.steps or STUDENT_STEPS).tolist())
         return _student_steps(denoiser, times, settings)
     return ddim_sampler(
         denoiser,
         scheduler,
-        steps=settings.steps or _TEACHER_STEPS,
+        steps=settings.steps or TEACHER_STEPS,
         guidance=guidance if settings.guidance is None else settings.guidance,
     )
+
+
+def is_few_step(scheduler: Mapping[str, Any]) -> bool:
+    """Return whether a pipeline says, by its scheduler's settings, that it is a few-step student."""
+    return recorded_times(scheduler) is not None or scheduler.get("_class_name") == "LCMScheduler"
 
 
 def pipeline_model(folder: str | Path, settings: PromptSettings) -> Model:
@@ -118,16 +137,40 @@ def pipeline_model(folder: str | Path, settings: PromptSettings) -> Model:
       FileNotFoundError: if there is no pipeline.
       ValueError: if a setting or a part of the pipeline is refused.
     """
+    return pipeline_models(folder, settings)(settings)
+
+
+def pipeline_models(
+    folder: str | Path, settings: PromptSettings
+) -> Callable[[PromptSettings], Model]:
+    """Open a pipeline's folder once, to be sampled in several ways; reads no weights.
+
+    Args:
+      folder: of a diffusers pipeline.
+      settings: what is opened: dtype, autoencoder and variant.
+
+    Returns:
+      Settings -> how to sample it by their which, steps and guidance.
+
+    Raises:
+      FileNotFoundError: if there is no pipeline.
+      ValueError: if a part of the pipeline is refused.
+    """
     index = read_pipeline_index(folder, settings.variant)
     family = pipeline_family(index, dtype=settings.dtype or "float32")
     pipeline = _open_pipeline(index, settings, family.image_shape[0])
-    sampler = pipeline_sampler(
-        family.denoiser, pipeline.scheduler, settings, default_guidance(index)
-    )
-    return Model(family, sampler, lambda: family.load(index.folder), pipeline)
+
+    def model(chosen: PromptSettings) -> Model:
+        guidance = default_guidance(index)
+        sampler = pipeline_sampler(family.denoiser, pipeline.scheduler, chosen, guidance)
+        return Model(family, sampler, lambda: family.load(index.folder), pipeline)
+
+    return model
 
 
-def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callable[[Run], Model]:
+def run_models(
+    run: Run, settings: PromptSettings, pipeline: str = ""
+) -> Callable[..., Model]:
     """Open the pipeline of a run of prompts once, for any of the run's networks.
 
     A student takes its config's times; a teacher DDIM, with the config's steps and guidance where
@@ -139,7 +182,8 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
       pipeline: folder of the pipeline that has everything but the U-Net; "": the run's.
 
     Returns:
-      The run with one of its networks -> how to sample that; reads no weights.
+      The run with one of its networks, and steps and guidance if they are others -> how to sample
+      that; reads no weights.
 
     Raises:
       FileNotFoundError: if the pipeline is missing.
@@ -155,12 +199,13 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
     if settings.variant:
         index = index._replace(variant=settings.variant)
     opened = _open_pipeline(index, settings, family.image_shape[0])
-    samplers: dict[str, Sampler] = {}  # one each: they are compiled once
+    samplers: dict[tuple[str, PromptSettings], Sampler] = {}  # one each: they are compiled once
 
-    def model(chosen: Run) -> Model:
-        if chosen.which not in samplers:
-            samplers[chosen.which] = _run_sampler(chosen, opened, settings)
-        return Model(family, samplers[chosen.which], chosen.load, opened)
+    def model(chosen: Run, settings: PromptSettings = settings) -> Model:
+        key = (chosen.which, settings)
+        if key not in samplers:
+            samplers[key] = _run_sampler(chosen, opened, settings)
+        return Model(family, samplers[key], chosen.load, opened)
 
     return model
 
