@@ -66,6 +66,7 @@ EXTRAS = {
     # Run folders, data and all else on gs:// and s3://; etils and fsspec come with Orbax.
     "cloud": ["gcsfs>=2026.9", "s3fs>=2026.9"],
     "hub": ["huggingface_hub>=1,<3"],  # weights by hf:// path, exports pushed
+    "serve": ["gradio>=6.31,<7"],  # the page of `dmd2 serve`
     # tensorboardX writes the event files, tensorboard shows them; neither needs TensorFlow.
     "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
     # For a training loop of your own that writes its metrics with CLU, which needs TensorFlow.
@@ -95,9 +96,11 @@ EXTRAS = {
     ],
 }
 # The tests read event files back, read small data sets that TFDS has prepared (which needs no
-# TensorFlow), train on prompts (which needs no torch) and write to buckets on this machine.
+# TensorFlow), train on prompts (which needs no torch), write to buckets on this machine, and look
+# at the page of `dmd2 serve`.
 EXTRAS["dev"] += EXTRAS["docs"]  # CI builds the site
 EXTRAS["dev"] += EXTRAS["tensorboard"] + EXTRAS["text2image"] + EXTRAS["cloud"]
+EXTRAS["dev"] += EXTRAS["serve"]
 EXTRAS["dev"] += [it for it in EXTRAS["tfds"] if it not in _TENSORFLOW and "grain" not in it]
 
 setup(

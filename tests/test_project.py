@@ -45,6 +45,7 @@ def test_setup_extras_are_the_documented_ones(metadata):
         "hub",
         "cloud",
         "plan",
+        "serve",
         "tensorboard",
         "clu",
         "docs",
@@ -67,7 +68,7 @@ def test_messages_speak_of_extras_that_there_are_in_the_same_words(metadata):
         named |= set(re.findall(r"the extra `?\[(\w+)\]", text))
         if file.name != "refused.py":
             assert set(re.findall(r"pip install \S*\w", text)) <= {"pip install wandb"}, file
-    assert {"plan", "hub", "tfds", "text2image", "tensorboard", "gpu"} <= named
+    assert {"plan", "hub", "serve", "tfds", "text2image", "tensorboard", "gpu"} <= named
     assert named <= set(metadata["extras_require"])
 
 

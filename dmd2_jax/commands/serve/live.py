@@ -20,11 +20,11 @@ __all__ = ["Live", "Seen"]
 
 _SHOWN = (
     *("fid", "class_accuracy", "generator_loss", "critic_loss", "dm_loss", "denoising_loss"),
-    *("gan_generator_loss", "gan_critic_loss", "logits_real", "logits_fake", "grad_norm", "lr"),
+    *("gan_generator_loss", "gan_critic_loss", "regression_loss", "grad_norm", "lr"),
 )
-"""What the curves are of, where it is reported; logits share a panel."""
+"""What the curves are of, where it is reported."""
 
-_MOST_CURVES = 7
+_MOST_CURVES = 6
 _WIDEST = 1200  # pixels of a picture on the page
 _COUNTED = {"train-teacher": ("teacher", "steps", "step"), "distill": ("distill", "cycles", "cycle")}
 

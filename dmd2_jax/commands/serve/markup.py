@@ -73,4 +73,6 @@ def _text(text: str) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
+    if value < 0.1:
+        return f"{1000 * value:.2g} ms"
+    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"

@@ -37,13 +37,12 @@ def page(drawer: Drawer, live: Live | None) -> gr.Blocks:
         with gr.Row(elem_id="drawing"):
             with gr.Column(scale=1, min_width=260, elem_id="asked"):
                 fields, draw, following = _controls(drawer.subject.offer)
-            with gr.Column(scale=4, min_width=320):
                 said = gr.HTML(said_html(""), elem_id="said")
-                with gr.Row():
-                    columns = {
-                        network: gr.HTML(empty_html(network), elem_id=network, min_width=240)
-                        for network in drawer.subject.offer.networks
-                    }
+            with gr.Column(scale=4, min_width=320), gr.Row():
+                columns = {
+                    network: gr.HTML(empty_html(network), elem_id=network, min_width=240)
+                    for network in drawer.subject.offer.networks
+                }
         outputs = [said, *columns.values()]
 
         def drawn(*values: Any) -> Iterator[list[Any]]:
@@ -68,15 +67,15 @@ def _controls(offer: Offer) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     """Make the fields of a request, as far as there is a choice, and the two buttons."""
     fields: dict[str, Any] = {}
     if offer.of_prompts:
-        fields["what"] = gr.Textbox(label="Prompt", lines=3, max_lines=6, autofocus=True)
+        fields["what"] = gr.Textbox(label="Prompt", lines=3, max_lines=6, elem_id="what")
     elif offer.classes:
         choices = [("all, by turns", ""), *offer.classes]
         fields["what"] = gr.Dropdown(
-            choices, value="", label="Class", info="its number or its name",
+            choices, value="", label="Class", info="its number or its name", elem_id="what",
             allow_custom_value=True, filterable=True,
         )  # fmt: skip
     with gr.Row():
-        fields["seed"] = gr.Number(value=0, label="Seed", min_width=110)
+        fields["seed"] = gr.Number(value=0, label="Seed", elem_id="seed", min_width=110)
         fields["num"] = gr.Number(
             value=1 if offer.of_prompts else 4, label="Pictures", minimum=1, maximum=MOST,
             precision=0, min_width=90,
@@ -149,7 +148,7 @@ def _watch(live: Live, seen: Seen, top: gr.HTML, title: str) -> None:
     with gr.Row(elem_id="run"):
         with gr.Column(scale=2, min_width=280):
             grid = gr.HTML(picture_html(seen.grid, seen.grid_words, "sample grid"), elem_id="grid")
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=5, min_width=320):
             curves = gr.HTML(
                 picture_html(seen.curves, seen.curves_words, "curves"), elem_id="curves"
             )

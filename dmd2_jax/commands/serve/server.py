@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import logging
 import os
 import socket
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data.reading.contract import MissingPackageError
 
-__all__ = ["Door", "application", "check_gradio", "listening", "quiet_gradio", "serve"]
+__all__ = ["Door", "check_gradio", "listening", "prepared", "quiet_gradio", "serve"]
 
 _POLICY = "; ".join(
     (
@@ -31,7 +32,7 @@ _POLICY = "; ".join(
 _LEAST_BYTES = 1
 """An upload may have: the page has none."""
 
-_PATIENCE = 2
+_PATIENCE = 1
 """Seconds that open connections are given at the end; a browser holds one as long as it is open."""
 
 
@@ -117,7 +118,7 @@ def quiet_gradio() -> Iterator[None]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def application(blocks: Any, style: str, port: int) -> Any:
+def _application(blocks: Any, style: str, port: int) -> Any:
     """Return the ASGI application of a page, which no browser lets load from other hosts.
 
     Args:
@@ -171,19 +172,31 @@ class _OwnHostOnly:
         await self._app(scope, receive, with_policy)
 
 
-def serve(blocks: Any, style: str, door: Door) -> None:
-    """Serve a page until Ctrl-C.
+def prepared(blocks: Any, style: str, port: int) -> Any:
+    """Return uvicorn's server of a page, which serves it at any socket.
 
     Args:
       blocks: Gradio's.
       style: CSS.
-      door: where.
+      port: that it is served at.
     """
     import uvicorn
 
-    app = application(blocks, style, door.port)
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: Any = None) -> None:
+            # A browser holds its connection until it is cut off, which uvicorn tells at length.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
+
+    app = _application(blocks, style, port)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE)
+    return Server(config)
+
+
+def serve(blocks: Any, style: str, door: Door) -> None:
+    """Serve a page until Ctrl-C; see `prepared`."""
+    server = prepared(blocks, style, door.port)
     print(f"the page is at {door.address}; Ctrl-C ends it.", flush=True)
     # Ctrl-C is how it ends, and no failure; uvicorn passes it on when it has closed.
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[door.listener])
+        server.run(sockets=[door.listener])

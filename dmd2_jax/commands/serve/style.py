@@ -4,12 +4,14 @@ __all__ = ["STYLE"]
 
 STYLE = """
 .gradio-container { max-width: 78rem !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0 !important; }
 #top h1 { font-size: 1.5rem; font-weight: 600; margin: 0.6rem 0 0.1rem; }
 #top p { color: var(--body-text-color-subdued); margin: 0 0 0.6rem;
          font-variant-numeric: tabular-nums; }
-.gradio-container h2 { font-size: 1.15rem; font-weight: 600; margin: 1.4rem 0 0.2rem;
-                       padding-top: 0.9rem; border-top: 1px solid var(--border-color-primary); }
+.gradio-container h2 { font-size: 1.15rem; font-weight: 600; margin: 1.4rem 0 0;
+                       padding-top: 1rem; border-top: 1px solid var(--border-color-primary); }
 .gradio-container h3 { font-size: 1rem; font-weight: 600; margin: 0 0 0.5rem; }
+#draw, #next { white-space: nowrap; font-size: 1rem; padding: 0.5rem 0.6rem; }
 .gradio-container p { overflow-wrap: anywhere; }
 .soft { color: var(--body-text-color-subdued); }
 .silent { display: none; }
