@@ -122,7 +122,7 @@ def pipeline_sampler(
 
 
 def is_few_step(scheduler: Mapping[str, Any]) -> bool:
-    """Return whether a pipeline says, by its scheduler's settings, that it is a few-step student."""
+    """Return whether a pipeline's scheduler_config.json says that it is a few-step student."""
     return recorded_times(scheduler) is not None or scheduler.get("_class_name") == "LCMScheduler"
 
 
@@ -168,9 +168,7 @@ def pipeline_models(
     return model
 
 
-def run_models(
-    run: Run, settings: PromptSettings, pipeline: str = ""
-) -> Callable[..., Model]:
+def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callable[..., Model]:
     """Open the pipeline of a run of prompts once, for any of the run's networks.
 
     A student takes its config's times; a teacher DDIM, with the config's steps and guidance where

@@ -26,7 +26,10 @@ _SHOWN = (
 
 _MOST_CURVES = 6
 _WIDEST = 1200  # pixels of a picture on the page
-_COUNTED = {"train-teacher": ("teacher", "steps", "step"), "distill": ("distill", "cycles", "cycle")}
+_COUNTED = {
+    "train-teacher": ("teacher", "steps", "step"),
+    "distill": ("distill", "cycles", "cycle"),
+}
 
 
 class Seen(NamedTuple):

@@ -26,8 +26,8 @@ def said_html(words: str, *, fault: bool = False) -> str:
 
 def empty_html(network: str, why: str = "") -> str:
     """Return the column of a network that has drawn nothing, and why if there is a reason."""
-    words = f'<p class="fault">{_text(why)}</p>' if why else '<p class="soft">Nothing drawn yet.</p>'
-    return f"{_heading(network)}{words}"
+    kind, words = ("fault", why) if why else ("soft", "Nothing drawn yet.")
+    return f'{_heading(network)}<p class="{kind}">{_text(words)}</p>'
 
 
 def drawn_html(network: str, drawn: Drawn, seed: int) -> str:

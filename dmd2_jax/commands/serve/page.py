@@ -82,7 +82,8 @@ def _controls(offer: Offer) -> tuple[dict[str, Any], gr.Button, gr.Button]:
         )  # fmt: skip
     if offer.averages:
         averages = [(f"its average of decay {decay:g}", f"{decay:g}") for decay in offer.averages]
-        fields["ema"] = gr.Dropdown([("itself", _ITSELF), *averages], value=_ITSELF, label="Student")
+        choices = [("itself", _ITSELF), *averages]
+        fields["ema"] = gr.Dropdown(choices, value=_ITSELF, label="Student")
     for network, steps in offer.steps.items():
         fields["steps"] = gr.Number(
             value=steps, label=f"Steps of the {network}", minimum=1, precision=0, min_width=110

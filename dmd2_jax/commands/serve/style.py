@@ -18,7 +18,7 @@ STYLE = """
 .wait, .fault { margin: 0 0 0.6rem; padding: 0.5rem 0.8rem; border-radius: 6px;
                 background: var(--background-fill-secondary); }
 .fault { border-left: 4px solid #b3520a; }
-.pictures { display: grid; gap: 8px; max-width: 24rem;
+.pictures { display: grid; gap: 8px; max-width: 19.5rem;
             grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
 .pictures figure { margin: 0; }
 .pictures img { width: 100%; border-radius: 4px; display: block; }

@@ -79,9 +79,7 @@ class Tab:
             " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self._call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, selector: str, text: str) -> None:
         """Write into a field in place of what is there, and leave it by Enter."""
@@ -140,8 +138,9 @@ def browser(profile: Path) -> Iterator[Callable[[], Tab]]:
     reading, its_out = os.pipe()
     # The numbers that the browser expects; sh may take no larger ones than 9.
     script = f'exec "$@" 3<&{its_in} 4>&{its_out}'
+    words = [*_WORDS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
-        ["bash", "-c", script, "bash", BROWSER, *_WORDS, f"--user-data-dir={profile}", "about:blank"],
+        ["bash", "-c", script, "bash", BROWSER, *words],
         pass_fds=(its_in, its_out),
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -71,7 +71,8 @@ def test_damaged_files_are_said(run: Path) -> None:
     (run / "grid_0000002.png").write_bytes(b"\x89PNG half")
     (run / "metrics.jsonl").write_text(json.dumps(["no", "report"]) + "\n")
     seen = Live(str(run)).look()
-    assert seen.grid is None and seen.grid_words == "grid_0000002.png cannot be shown: no whole PNG."
+    assert seen.grid is None
+    assert seen.grid_words == "grid_0000002.png cannot be shown: no whole PNG."
     assert seen.curves is None and "no object with a number as step" in seen.curves_words
 
 
