@@ -12,7 +12,7 @@ STYLE = """
                        padding-top: 1rem; border-top: 1px solid var(--border-color-primary); }
 .gradio-container h3 { font-size: 1rem; font-weight: 600; margin: 0 0 0.5rem; }
 #draw, #next { white-space: nowrap; font-size: 1rem; padding: 0.5rem 0.6rem; }
-.gradio-container p { overflow-wrap: anywhere; }
+.gradio-container p, .gradio-container h1 { overflow-wrap: anywhere; }
 .soft { color: var(--body-text-color-subdued); }
 .silent { display: none; }
 .wait, .fault { margin: 0 0 0.6rem; padding: 0.5rem 0.8rem; border-radius: 6px;

@@ -24,7 +24,7 @@ _WORDS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
     *("--no-first-run", "--disable-background-networking", "--disable-dev-shm-usage"),
 )
-_PATIENCE = 120.0
+_PATIENCE = 60.0
 
 
 class Tab:
@@ -61,9 +61,9 @@ class Tab:
         return answer["result"].get("value")
 
     def wait(self, script: str, *, patience: float = _PATIENCE) -> Any:
-        """Wait until an expression is true; return its value."""
+        """Wait until an expression is true; return its value. What it looks at may not be there yet."""
         end = time.monotonic() + patience
-        while not (value := self.value(script)):
+        while not (value := self.value(f"(() => {{ try {{ return {script} }} catch {{}} }})()")):
             text = "in vain: {}\n{}\n{}"
             assert time.monotonic() < end, text.format(
                 script, self.value("document.body.innerText"), self.said
@@ -72,11 +72,12 @@ class Tab:
         return value
 
     def click(self, selector: str) -> None:
-        """Click an element with the mouse."""
+        """Click an element with the mouse, as soon as nothing covers it."""
         x, y = self.wait(
-            f"(() => {{ const it = document.querySelector({json.dumps(selector)}); if (!it) return;"
+            f"(() => {{ const it = document.querySelector({json.dumps(selector)});"
             " it.scrollIntoView({block: 'center'}); const box = it.getBoundingClientRect();"
-            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            " const at = [box.x + box.width / 2, box.y + box.height / 2];"
+            " return it.contains(document.elementFromPoint(...at)) && at; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
