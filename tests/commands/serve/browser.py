@@ -61,7 +61,7 @@ class Tab:
         return answer["result"].get("value")
 
     def wait(self, script: str, *, patience: float = _PATIENCE) -> Any:
-        """Wait until an expression is true; return its value. What it looks at may not be there yet."""
+        """Wait until an expression is true, and what it looks at is there; return its value."""
         end = time.monotonic() + patience
         while not (value := self.value(f"(() => {{ try {{ return {script} }} catch {{}} }})()")):
             text = "in vain: {}\n{}\n{}"
