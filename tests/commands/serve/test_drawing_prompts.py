@@ -70,3 +70,16 @@ def test_run_of_prompts_draws_its_teacher_before_it_has_a_student(
 def test_pipeline_of_a_run_of_classes_is_refused() -> None:
     with pytest.raises(Refused, match="which draws classes"):
         open_run_folder(str(teacher_run()), pipeline=str(tiny_pipeline("sd15")))
+
+
+def test_page_of_prompts_has_their_fields(drawer: Drawer) -> None:
+    pytest.importorskip("gradio", reason="needs the extra [serve]")
+    from dmd2_jax.commands.serve.page import page
+    from dmd2_jax.commands.serve.server import quiet_gradio
+
+    with quiet_gradio():
+        blocks = page(drawer, None).blocks.values()
+    fields = {it.label: it.value for it in blocks if getattr(it, "label", None)}
+    assert {"Prompt", "Away from (negative prompt)"} <= fields.keys() and "Class" not in fields
+    assert fields["Steps of the teacher"] == 50 and fields["Guidance of the teacher"] == 7.5
+    assert fields["Pictures"] == 1
