@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.pictures.figure import FAINT, INK, LINE, pyplot, save
+from dmd2_jax.pictures.figure import FAINT, INK, LINE, new_figure, save
 
 __all__ = ["checkpoint_curve"]
 
@@ -33,7 +33,8 @@ def checkpoint_curve(
         raise Refused("got no checkpoints to draw, expected at least one; measure some.")
     steps = sorted(values)
     best = min(steps, key=lambda step: values[step])
-    figure, axes = pyplot().subplots(figsize=(6.4, 3.8), dpi=100)
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
     axes.plot(steps, [values[step] for step in steps], color=LINE, marker="o", markersize=4)
     axes.plot([best], [values[best]], color=LINE, marker="o", markersize=9, fillstyle="none")
     axes.annotate(

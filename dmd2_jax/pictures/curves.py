@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.pictures.figure import FAINT, INK, LINE, pyplot, save
+from dmd2_jax.pictures.figure import FAINT, INK, LINE, new_figure, save
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.summaries import histogram_edges
 
@@ -75,9 +75,8 @@ def loss_curves(
     cols = min(3 if len(panels) <= 9 else 4, len(panels))
     panel_rows = math.ceil(len(panels) / cols)
     width, height = 4.2 * cols, 2.6 * panel_rows
-    figure, grid = pyplot().subplots(
-        panel_rows, cols, figsize=(width, height), squeeze=False, dpi=100
-    )
+    figure = new_figure(width, height)
+    grid = figure.subplots(panel_rows, cols, squeeze=False)
     for axes, (title, draw) in zip(grid.flat, panels.items(), strict=False):
         axes.margins(x=0.02)
         draw(axes)
@@ -167,8 +166,10 @@ def _several(axes, curves: dict[str, Series], colours: dict[str, str]) -> None:
 
 def _levels(axes, x: np.ndarray, y: np.ndarray) -> None:
     """Draw one curve for each bin of the noise levels, from dark (least noise) to light."""
+    from matplotlib import colormaps
+
     bins = y.shape[1]
-    colours = pyplot().get_cmap("viridis")(np.linspace(0.0, 0.88, bins))
+    colours = colormaps["viridis"](np.linspace(0.0, 0.88, bins))
     for i in range(bins):
         there = np.isfinite(y[:, i])
         if there.any():

@@ -13,7 +13,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.data.reading.dataset import to_uint8
-from dmd2_jax.pictures.figure import INK, pyplot, save
+from dmd2_jax.pictures.figure import INK, new_figure, save
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
@@ -214,7 +214,8 @@ def class_rows(
     dpi, side, heading_px, top_px = 100, 16, 34, 64 if title else 30
     width = max(body.shape[1] for body in bodies) + 2 * side
     height = sum(body.shape[0] + heading_px for body in bodies) + top_px + side
-    figure = pyplot().figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
+    figure = new_figure(width / dpi, height / dpi, dpi)
+    figure.set_facecolor("white")
     if title:
         figure.text(0.5, 1 - 20 / height, title, ha="center", va="center", size=13, color=INK)
     y = top_px  # pixels from the top: axes are placed by hand so that pixels stay square

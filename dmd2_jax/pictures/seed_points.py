@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.pictures.figure import FAINT, INK, LINE, pyplot, save
+from dmd2_jax.pictures.figure import FAINT, INK, LINE, new_figure, save
 
 __all__ = ["seed_points"]
 
@@ -32,7 +32,8 @@ def seed_points(
     """
     if not any(values.values()):
         raise Refused("got no runs to draw, expected at least one; finish some.")
-    drawing, axes = pyplot().subplots(figsize=(6.4, 1.4 + 0.45 * len(values)), dpi=100)
+    drawing = new_figure(6.4, 1.4 + 0.45 * len(values))
+    axes = drawing.subplots()
     for place, runs in enumerate(values.values()):
         if not runs:
             continue

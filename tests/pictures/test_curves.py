@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dmd2_jax.pictures import curves
+from dmd2_jax.pictures.figure import new_figure
 
 
 def test_curves_leave_out_what_is_no_finite_number():
@@ -90,16 +91,15 @@ def test_panels_group_what_belongs_together_in_the_order_of_reading():
 
 
 def test_loss_curves_draws_one_curve_for_each_level_that_has_samples():
-    axes = curves.pyplot().figure().add_subplot()
+    axes = new_figure(6.4, 4.8).add_subplot()
     curves._levels(axes, *curves._lists(rows_of_a_run())["dm_grad_norm_by_level"])
     drawn = {line.get_label(): set(line.get_ydata()) for line in axes.lines}
     expected = {"0-20 %": {1.0}, "20-40 %": {2.0}, "60-80 %": {3.0}, "80-100 %": {4.0}}
     assert drawn == expected
-    curves.pyplot().close(axes.figure)
 
 
 def test_heat_map_shows_where_the_logits_are():
-    axes = curves.pyplot().figure().add_subplot()
+    axes = new_figure(6.4, 4.8).add_subplot()
     x, y = curves._lists(rows_of_a_run(3))["logits_real_histogram"]
     curves._heat_map(axes, x, y)
     (mesh,) = axes.collections
@@ -109,7 +109,6 @@ def test_heat_map_shows_where_the_logits_are():
     corners = np.asarray(mesh.get_coordinates())
     np.testing.assert_array_equal(corners[0, :, 0], [0, 10, 20, 30])
     np.testing.assert_allclose(corners[:, 0, 1], np.linspace(-5, 5, 21), atol=1e-9)
-    curves.pyplot().close(axes.figure)
 
 
 def test_loss_curves_names_what_is_always_zero_instead_of_drawing_it(tmp_path, monkeypatch):
@@ -120,14 +119,12 @@ def test_loss_curves_names_what_is_always_zero_instead_of_drawing_it(tmp_path, m
     assert [text.get_text() for text in figure.texts] == ["always 0: skipped updates"]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert "skipped updates" not in titles and "generator loss" in titles
-    curves.pyplot().close(figure)
 
 
 def test_loss_curves_draws_a_long_run_with_few_points(tmp_path):
-    axes = curves.pyplot().figure().add_subplot()
+    axes = new_figure(6.4, 4.8).add_subplot()
     x = np.arange(20_000.0)
     curves._single(axes, x, 3.0 * x)
     for line in axes.lines:
         assert len(line.get_xdata()) == 400
         np.testing.assert_allclose(line.get_ydata()[100:-100], 3 * line.get_xdata()[100:-100])
-    curves.pyplot().close(axes.figure)
