@@ -203,9 +203,9 @@ def run(options: Options) -> Path:
 
 
 def _of_classes(options: Options, run: "Run") -> Path:
+    from dmd2_jax.data.reading.class_choice import chosen_classes
     from dmd2_jax.data.reading.classes import shown
     from dmd2_jax.recipe.classes import read_record
-    from dmd2_jax.sampling.class_choice import chosen_classes
     from dmd2_jax.sampling.images import Classes, Model
     from dmd2_jax.sampling.samplers import student_sampler, teacher_sampler
 

@@ -35,6 +35,7 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "digits"  # a file of dmd2_jax/data, or tfds:<name>; `dmd2 data` lists them
     config.data.path = ""  # where the files lie, for sources that read files
+    config.data.classes = ()  # names or numbers of those that are read, and count anew; (): all
     config.data.prompts = ""  # text to image: a cache of the student's prompts; "": the data's own
     config.data.test_fraction = 0.1  # of each class, held out where the data have no test split
     config.data.max_corrupt = 10  # undecodable images that are replaced before reading stops

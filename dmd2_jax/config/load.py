@@ -226,6 +226,8 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
             return float(text)
         if kind in (tuple, list):
             expected = f"a tuple like {current!r}"
+            if key == "data.classes":
+                return tuple(_class(item) for item in _items(text))
             return _parse_tuple(
                 text, current, words=key.startswith(("mesh.", "distill.lora", "distill.objectives"))
             )
@@ -237,10 +239,9 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
 
 
 def _parse_tuple(text: str, current: Sequence[Any], words: bool) -> tuple[Any, ...]:
-    stripped = text.strip().strip("()[]").strip()
-    items = [item.strip() for item in stripped.split(",") if item.strip()]
     values = [
-        i if words and i.replace(".", "").isidentifier() else ast.literal_eval(i) for i in items
+        i if words and i.replace(".", "").isidentifier() else ast.literal_eval(i)
+        for i in _items(text)
     ]
     if any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
         raise ValueError
@@ -249,6 +250,18 @@ def _parse_tuple(text: str, current: Sequence[Any], words: bool) -> tuple[Any, .
     if any(isinstance(value, float) for value in values) and current:
         raise ValueError
     return tuple(values)
+
+
+def _items(text: str) -> list[str]:
+    stripped = text.strip().strip("()[]").strip()
+    return [item.strip() for item in stripped.split(",") if item.strip()]
+
+
+def _class(item: str) -> str | int:
+    """Read a class's number or name; names of folders may be anything, quoted or not."""
+    if item[:1] in "'\"" and item[-1:] == item[:1] and len(item) > 1:
+        return item[1:-1]
+    return int(item) if item.isascii() and item.isdecimal() and str(int(item)) == item else item
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[Any, type, bool]]]:

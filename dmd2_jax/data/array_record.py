@@ -20,7 +20,7 @@ from dmd2_jax.data.reading.classes import listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, Options
 from dmd2_jax.data.reading.dataset import check_split
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
-from dmd2_jax.data.reading.records import ArrayRecords, Shard, open_writer
+from dmd2_jax.data.reading.records import ArrayRecords, Shard, labels_of, open_writer
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.runtime.distributed import say_once
 from dmd2_jax.runtime.fetched import fetched
@@ -82,6 +82,7 @@ def load(
         listing=lambda: listing_of_parts(
             [*((Path(shard.path).name, shard.total) for shard in shards), info["listings"], names]
         ),
+        labels=lambda: labels_of(images.records, np.arange(len(images.records)), images.label),
     )
 
 
@@ -103,10 +104,13 @@ class _Images(NamedTuple):
             batch = self.read_raw(np.array([i]))
             return batch["image"][0], int(batch["label"][0])
         (record,) = self.records.read(np.array([i]))
+        label, name = self.label(record), self.records.describe(i)
+        return decode_image(record[LABEL_BYTES:], name, self.info["resolution"]), label
+
+    def label(self, record: bytes) -> int:
         label = int.from_bytes(record[:LABEL_BYTES], "little")
         self._check_label(label)
-        name = self.records.describe(i)
-        return decode_image(record[LABEL_BYTES:], name, self.info["resolution"]), label
+        return label
 
     def read_raw(self, indices: Int[np.ndarray, " n"]) -> Batch:
         side, channels = self.info["resolution"], self.info["channels"]

@@ -109,6 +109,7 @@ def load(
         class_names=class_names,
         formerly=_formerly(class_names),
         listing=lambda: listing_of_files(zip(names, labels.tolist(), strict=True), num_classes),
+        labels=lambda: labels,
     )
 
 

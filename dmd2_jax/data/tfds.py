@@ -24,7 +24,7 @@ from dmd2_jax.data.reading.classes import are_synsets, in_order, listing_of_part
 from dmd2_jax.data.reading.contract import MissingPackageError, Options
 from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
-from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords
+from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords, labels_of
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.runtime.distributed import say_once
 from dmd2_jax.runtime.fetched import fetched
@@ -121,6 +121,7 @@ def load(
                 keys.names,
             ]
         ),
+        labels=lambda: labels_of(records, chosen, lambda record: _parse(record, keys)[1]),
     )
 
 

@@ -101,6 +101,17 @@ def test_load_keeps_the_numbers_of_other_names(tmp_path: Path) -> None:
     assert opened("array_record", "pair").class_names is None
 
 
+def test_classes_are_chosen_by_synset_without_decoding(tmp_path: Path) -> None:
+    folder = named(tmp_path, SYNSETS)
+    whole = opened("array_record", "pair", folder=folder).examples(np.arange(20))
+    values = {"name": "tfds:pair", "path": str(folder / "array_record"), "classes": (SYNSETS[0],)}
+    source = data.load(ConfigDict(values), "train", 8)
+    there = whole["label"] == 2  # the last of the three in the order of their names
+    batch = source.examples(np.arange(len(source)))
+    np.testing.assert_array_equal(batch["image"], whole["image"][there])
+    assert source.class_names == (SYNSETS[0],) and not batch["label"].any()
+
+
 def test_listing_changes_with_the_names_and_the_part(tmp_path: Path) -> None:
     folder = named(tmp_path, SYNSETS)
     listings = [

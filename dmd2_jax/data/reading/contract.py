@@ -99,6 +99,9 @@ class Source(Examples, Protocol):
     def corrupt(self) -> Mapping[int, str]:
         """Of each example found undecodable so far: its number -> its name and what is wrong."""
 
+    def known_labels(self) -> Int[np.ndarray, " n"] | None:
+        """Return every example's class without decoding its image, damaged: -1; None: unknown."""
+
     def describe(self, index: int) -> str:
         """Return the name of an example for messages, its file for instance."""
 
@@ -117,6 +120,10 @@ class SourceDefaults:
     @property
     def listing(self) -> Listing | None:
         """Nothing is known before the examples are read."""
+        return None
+
+    def known_labels(self) -> Int[np.ndarray, " n"] | None:
+        """Nothing is known of the classes before the examples are read."""
         return None
 
     def describe(self, index: int) -> str:

@@ -95,6 +95,10 @@ class ImageDataset(SourceDefaults):
         """The classes in their order."""
         return listing_of_labels(self.labels, self.num_classes)
 
+    def known_labels(self) -> Int[np.ndarray, " n"]:
+        """Return the labels."""
+        return self.labels
+
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order."""
         # asarray: memory-mapped images are read here, not when the batch is used.

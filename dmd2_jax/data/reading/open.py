@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config import plugins
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.contract import Options, Source, completed
+from dmd2_jax.data.reading.some_classes import SomeClasses
 
 __all__ = ["available", "is_known", "load", "summaries"]
 
@@ -41,8 +42,9 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
 
     Args:
       data_config: `config.data`: name (a file of dmd2_jax/data or a dotted module of your own, and
-        its spec after a colon), path (where the files lie, for sources that read files) and, by the
-        defaults of `Options` where they are missing, test_fraction, max_corrupt and workers.
+        its spec after a colon), path (where the files lie, for sources that read files), classes
+        (those that are read; missing or (): all) and, by the defaults of `Options` where they are
+        missing, test_fraction, max_corrupt and workers.
       split: "train", "test" or "all".
       resolution: pixels, the model's; sources pad to it or refuse, none resizes.
 
@@ -69,6 +71,8 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
             f"config.model.resolution={resolution}; set it to {dataset.resolution}."
         )
+    if classes := data_config.get("classes", ()):
+        dataset = SomeClasses(dataset, classes)
     names = dataset.class_names
     if names is not None and len(names) != dataset.num_classes:
         raise Refused(

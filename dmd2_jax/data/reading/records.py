@@ -1,10 +1,11 @@
 """Records at any position of sharded array_record and TFRecord files, without TensorFlow."""
 
 import collections
+import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.typing import Int
 
 _MAX_RECORD = 2**30
+_BLOCK = 256  # records that are in memory at a time while their classes are read
 _FRAME = 12  # of a TFRecord: 8 bytes of length and 4 of its checksum; 4 more follow the data
 
 
@@ -150,6 +152,28 @@ class TFRecords(_Shards):
                 file.seek(int(start) + _FRAME)
                 out.append(file.read(int(end - start) - _FRAME - 4))
         return out
+
+
+def labels_of(
+    records: Records, indices: Int[np.ndarray, " n"], label: Callable[[bytes], int]
+) -> Int[np.ndarray, " n"]:
+    """Return the class of each of these records, -1 of one that is damaged.
+
+    Args:
+      records: the whole.
+      indices: which of them.
+      label: the class of one; may raise CorruptImageError.
+    """
+    found = np.full(len(indices), -1, np.int32)
+    for begin in range(0, len(indices), _BLOCK):
+        block = indices[begin : begin + _BLOCK]
+        try:
+            found[begin : begin + len(block)] = [label(record) for record in records.read(block)]
+        except CorruptImageError:  # one by one, to find which
+            for i, index in enumerate(block, begin):
+                with contextlib.suppress(CorruptImageError):
+                    found[i] = label(records.read(np.array([index]))[0])
+    return found
 
 
 def open_writer(path: Path) -> Any:

@@ -55,6 +55,7 @@ class DecodedSource(SourceDefaults):
         class_names: Sequence[str] | None = None,
         formerly: str = "",
         listing: Callable[[], Listing] | None = None,
+        labels: Callable[[], Int[np.ndarray, " n"]] | None = None,
     ) -> None:
         """Make the source, looking at some images spread over it.
 
@@ -70,6 +71,7 @@ class DecodedSource(SourceDefaults):
           read_many: reads many sound ones at once, faster; may raise CorruptImageError.
           class_names, formerly: see `Source`.
           listing: makes the member of that name, when it is asked for.
+          labels: makes `known_labels`, when they are asked for.
 
         Raises:
           ValueError: if there are no images, or one that was looked at is refused.
@@ -83,7 +85,7 @@ class DecodedSource(SourceDefaults):
         self._count, self._read, self._describe = count, read, describe
         self._read_many = read_many
         self.class_names = None if class_names is None else tuple(class_names)
-        self.formerly, self._list = formerly, listing
+        self.formerly, self._list, self._labels = formerly, listing, labels
         self._max_corrupt = options.max_corrupt
         self._lock = threading.Lock()
         self._workers = options.workers or os.cpu_count() or 1
@@ -123,6 +125,10 @@ class DecodedSource(SourceDefaults):
             for _ in self._pool.map(lambda pair: fill(*pair), itertools.pairwise(borders)):
                 pass
         return {"image": images, "label": labels}
+
+    def known_labels(self) -> Int[np.ndarray, " n"] | None:
+        """Return every image's class without decoding it; see `Source`."""
+        return None if self._labels is None else self._labels()
 
     def describe(self, index: int) -> str:
         """Return the file of an image, for messages."""

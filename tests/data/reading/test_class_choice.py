@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmd2_jax.sampling.class_choice import chosen_classes
+from dmd2_jax.data.reading.class_choice import chosen_classes
 
 NAMES = ("ant", "cat", "dog")
 
@@ -21,7 +21,7 @@ def test_chosen_classes_takes_a_number_that_is_a_name_alone() -> None:
     [
         (["dogg"], NAMES, r"classes=dogg is no class.*0\.\.2 or their names.*nearest.* are 'dog'"),
         (["3"], NAMES, r"classes=3 is no class, expected class numbers in 0\.\.2 or their names"),
-        (["cat"], None, r"classes=cat is no class.*0\.\.2 \(the run records no names\)"),
+        (["cat"], None, r"classes=cat is no class.*0\.\.2 \(no names are recorded\)"),
         (["1"], ("0", "2", "1"), r"classes=1 means two: number 1 is '2'.*has number 2.*#1 or #2"),
         ([], NAMES, "names none"),
         (["-1"], None, r"0\.\.2"),
