@@ -85,6 +85,8 @@ EXTRAS = {
         "flask-cors",
         "huggingface_hub>=1,<3",
         "mypy>=1.15",
+        "ipykernel>=7",  # the notebooks are executed as Jupyter does
+        "nbclient>=0.10.2",
         "nbformat>=5.10",
         "nbstripout>=0.8",
         "pre-commit>=4",
