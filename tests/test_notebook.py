@@ -5,6 +5,7 @@ Each has one cell of parameters, whose values a test replaces; nothing else of a
 
 import ast
 import functools
+import json
 import os
 import re
 import runpy
@@ -17,21 +18,29 @@ import pytest
 import setuptools
 from PIL import Image
 
-from tests import captioned
-from tests.compiling import flags
+from dmd2_jax import data
+from dmd2_jax.config.load import load_config
+from examples.captioned_digits.make import NAMES as DIGITS
+from tests import tiny
+from tests.training.test_text_training import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("digits", "small_imagenet", "text_to_image", "own_loop")
 each_notebook = pytest.mark.parametrize("name", NAMES)
 nbformat = pytest.importorskip("nbformat", reason="needs the extra dev")
 
-SMALL = {
-    **{"model.model_channels": "8", "model.channel_mult": "1", "model.num_blocks": "1"},
-    **{"model.attention_resolutions": "()", "teacher.steps": "2", "teacher.batch_size": "8"},
-    **{"teacher.sampler_steps": "2", "distill.cycles": "2", "distill.batch_size": "8"},
-    **{"distill.critic_turns": "2", "distill.gan_head_channels": "8", "log.grid_every": "1"},
-    **{"log.teacher_grid_every": "2", "evaluate.batch_size": "32"},
-}
+
+def settings(recipe: str, **more: str) -> dict[str, str]:
+    """Return what makes a recipe the tests' tiny one, whose compiled programs are there already."""
+    known, small = load_config(recipe).to_dict(), tiny.get_config().to_dict()
+    changed = {
+        f"{group}.{key}": str(value)
+        for group in ("model", "teacher", "distill", "optim", "mesh", "log", "evaluate")
+        for key, value in small[group].items()
+        if value != known[group][key]
+    }
+    grids = {"log.grid_every": "2", "log.teacher_grid_every": "6"}
+    return changed | grids | {key.replace("__", "."): value for key, value in more.items()}
 
 
 def opened(name: str) -> Any:
@@ -60,7 +69,7 @@ def executed(name: str, folder: Path, values: Mapping[str, Any]) -> Any:
     pytest.importorskip("ipykernel", reason="needs the extra dev")
     notebook = with_parameters(opened(name), {"RUNS": str(folder / "runs"), **values})
     changed = {
-        **{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(), "PYTHONPATH": str(ROOT)},
+        **{"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         **{"IPYTHONDIR": str(folder / "ipython"), "HF_HUB_OFFLINE": "1"},
     }
     env = {key: it for key, it in os.environ.items() if key != "MPLBACKEND"} | changed
@@ -107,7 +116,7 @@ def test_notebook_says_why_before_each_cell(name: str) -> None:
 
 @pytest.mark.slow
 def test_digits_notebook_shows_its_result(tmp_path: Path) -> None:
-    done = executed("digits", tmp_path, {"SETTINGS": SMALL})
+    done = executed("digits", tmp_path, {"SETTINGS": settings("digits")})
     # the data, the course of the run, teacher, student, the losses
     assert pictures(done) == 5
     assert "times cheaper" in said(done)
@@ -117,33 +126,27 @@ def test_digits_notebook_shows_its_result(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_small_imagenet_notebook_trains_on_a_folder_of_images(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    for name in ("cat", "dog", "owl"):
+    digits = data.load(tiny.get_config().data, "train", 8)
+    for number, name in enumerate((*DIGITS, "none")):
         (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    data = {"DATA": "image_folder", "DATA_PATH": str(tmp_path / "photos")}
-    small = SMALL | {
-        "model.resolution": "8",
-        "model.dtype": "float32",
-        "evaluate.num_samples": "60",
-    }
-    classes = {"CLASSES": ("owl", "cat"), "SETTINGS": small, "ON_DRIVE": False}
-    done = executed("small_imagenet", tmp_path, data | classes)
+        for i in np.flatnonzero(digits.labels == number % 10)[:12]:
+            Image.fromarray(digits.images[i, :, :, 0]).save(tmp_path / "photos" / name / f"{i}.png")
+    values = {"DATA": "image_folder", "DATA_PATH": str(tmp_path / "photos"), "ON_DRIVE": False}
+    chosen = {"CLASSES": DIGITS, "SETTINGS": settings("imagenet64_small")}
+    done = executed("small_imagenet", tmp_path, values | chosen)
     # photographs, the teacher's losses, the course, teacher, student, FIDs
     assert pictures(done) == 6
-    assert "teacher" in said(done) and "±" in said(done)
-    record = (tmp_path / "runs" / "student" / "data.json").read_text()
-    assert '"cat"' in record and '"owl"' in record and '"dog"' not in record
+    assert "student" in said(done) and "±" in said(done)
+    record = json.loads((tmp_path / "runs" / "student" / "data.json").read_text())
+    assert record["class_names"] == sorted(DIGITS)
 
 
 @pytest.mark.slow
 def test_text_to_image_notebook_makes_a_lora_of_a_folder(tmp_path: Path) -> None:
     small = {"distill.cycles": "2", "distill.batch_size": "2", "distill.critic_turns": "2"}
     small |= {"distill.lora_rank": "2", "model.dtype": "float32", "model.scan_layers": "False"}
-    small |= {"model.remat": "none"}
-    values = {"PIPELINE": str(captioned.made() / "pipeline"), "ON_DRIVE": False, "SETTINGS": small}
+    small |= {"model.remat": "none", "mesh.data": "1"}
+    values = {"PIPELINE": str(pipeline()), "ON_DRIVE": False, "SETTINGS": small}
     prompts = {"PROMPTS": ["a handwritten seven", "the digit one"]}
     done = executed("text_to_image", tmp_path, values | prompts)
     in_diffusers = "pip install torch peft" not in said(done)
