@@ -80,7 +80,7 @@ class SomeClasses(SourceDefaults):
         if whole is None:
             return None
         counts = listing_of_labels(self._labels, self.num_classes).counts
-        return Listing(listing_of_parts([whole.digest, *self.class_names]).digest, counts)
+        return Listing(listing_of_parts([whole.digest, *(self.class_names or ())]).digest, counts)
 
     def known_labels(self) -> Int[np.ndarray, " n"]:
         """Return every example's class."""
