@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import check_seed
 from dmd2_jax.config.text import check_text
+from dmd2_jax.data.reading.class_choice import chosen_classes
 from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.recipe.classes import read_record
@@ -17,7 +18,6 @@ from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, default_guida
 from dmd2_jax.run.folder import unfinished
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import absolute, path_of
-from dmd2_jax.sampling.class_choice import chosen_classes
 from dmd2_jax.sampling.images import Classes, Conditions, Model, Prompts
 from dmd2_jax.sampling.prompts import (
     PROMPT_BATCH,
