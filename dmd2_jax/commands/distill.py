@@ -8,8 +8,8 @@ writes into --workdir: config.json, data.json, metrics.jsonl, speed.jsonl, curve
   grid_*.png, scores_*.png, progress.gif, checkpoints/, student.safetensors and one
   student_ema_DECAY.safetensors for each average.
 
-The same command again resumes where the run stopped. Ctrl-C saves first; so does
-SIGTERM. A folder that holds a run of another config is refused, unless what differs
+The same command again, or --workdir alone, resumes where the run stopped. Ctrl-C saves
+first; so does SIGTERM. A folder that holds a run of another config is refused, unless what differs
 is named by --allow_change. docs/durability.md has the details.
 """
 

@@ -40,7 +40,8 @@ _OVERRIDES = """
 every value of the config can be changed on the command line, by its name:
   --config.optim.generator_lr=1e-4   --config.distill.student_times=80,20
   --config.distill.gan_generator_weight=None
-dmd2_jax/config/defaults.py lists and explains them all.
+dmd2_jax/config/defaults.py lists and explains them all. A dash in a name is an underscore:
+--dry-run is --dry_run.
 """
 
 _PROCESSES = (
@@ -56,6 +57,7 @@ class _Command(NamedTuple):
 
     Attributes:
       name: as it is typed.
+      parser: of its flags.
       run: (arguments, changes to the config) -> what the command does.
       flags: the names of those that are its own.
       overrides: whether --config.KEY=VALUE can be given.
@@ -64,6 +66,7 @@ class _Command(NamedTuple):
     """
 
     name: str
+    parser: argparse.ArgumentParser
     run: Callable[[argparse.Namespace, Mapping[str, str]], Any]
     flags: frozenset[str]
     overrides: bool
@@ -85,9 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     try:
         overrides, words = parse_overrides(sys.argv[1:] if argv is None else argv)
+        words = flags.spelt(words)
+        if words and not plugins.is_dotted(words[0]):
+            words[0] = words[0].replace("_", "-")
         parser, command = _parser(words[0] if words else "")
-        arguments = parser.parse_args(words)
+        arguments, unknown = parser.parse_known_args(words)
         assert command is not None  # or else the parser has ended the process
+        if unknown:
+            near = flags.nearest_flag(unknown[0], command.flags)
+            command.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         if overrides and not command.overrides:
             raise Refused(
                 f"--config.{next(iter(overrides))} given to `dmd2 {command.name}`, which "
@@ -204,6 +213,12 @@ def _parser(chosen: str) -> tuple[argparse.ArgumentParser, _Command | None]:
                 "command's flags; decorate it with @dataclasses.dataclass(frozen=True)."
             )
         command = _add_command(commands, chosen, module)
+    if chosen and not chosen.startswith("-") and command is None:
+        near = plugins.nearest(chosen.replace("-", "_"), [it.replace("-", "_") for it in files])
+        raise Refused(
+            f"invalid choice: {chosen!r}, expected one of the commands {', '.join(files)}"
+            f"{near.replace('_', '-') or '; `dmd2 --help` says what they do.'}"
+        )
     return parser, command
 
 
@@ -252,7 +267,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: Module
 
     resumes = getattr(module, "RESUMES", False)
     own = flags.flag_names(module.Options)
-    return _Command(name, run, own, "overrides" in fields, resumes, several)
+    return _Command(name, parser, run, own, "overrides" in fields, resumes, several)
 
 
 def _check_places(options: Any) -> None:

@@ -6,8 +6,8 @@ example:
 writes into --workdir: config.json, data.json, metrics.jsonl, speed.jsonl, curves.png,
   grid_*.png, progress.gif, checkpoints/, teacher.safetensors (the moving average of the weights).
 
-The same command again resumes where the run stopped. Ctrl-C saves first; so does
-SIGTERM. A folder that holds a run of another config is refused, unless what differs
+The same command again, or --workdir alone, resumes where the run stopped. Ctrl-C saves
+first; so does SIGTERM. A folder that holds a run of another config is refused, unless what differs
 is named by --allow_change. docs/durability.md has the details.
 """
 
@@ -15,9 +15,14 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmd2_jax.config.flags import flag
-from dmd2_jax.config.load import allowed_changes, apply_overrides, load_config
+from dmd2_jax.config.load import allowed_changes, apply_overrides, as_recipe, load_config
+from dmd2_jax.config.refused import Refused
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 __all__ = ["Options", "run", "train_by"]
 
@@ -38,8 +43,12 @@ def _span(text: str) -> tuple[int, int]:
 class Options:
     """What `dmd2 train-teacher` and `dmd2 distill` are asked for."""
 
-    config: str = flag("a recipe: configs/digits.py, or digits", metavar="FILE")
     workdir: str = flag("the run folder", metavar="DIR")
+    config: str = flag(
+        "a recipe: configs/digits.py, or digits; default: that of the run in DIR",
+        default="",
+        metavar="FILE",
+    )
     allow_change: tuple[str, ...] = flag(
         "keys of the config that may differ from the resumed run's: optim.critic_lr,data",
         default=(),
@@ -78,7 +87,7 @@ def train_by(train: Callable[..., Path | None], what: str, options: Options) -> 
     Returns:
       The file of weights; None of a dry run.
     """
-    config = load_config(options.config)
+    config = load_config(options.config) if options.config else _of_run(options.workdir, what)
     apply_overrides(config, options.overrides)
     path = train(
         config,
@@ -90,3 +99,24 @@ def train_by(train: Callable[..., Path | None], what: str, options: Options) -> 
     if path is not None:
         print(f"{what}: {path}")
     return path
+
+
+def _of_run(workdir: str, what: str) -> "ConfigDict":
+    """Return the config of the run that a folder holds, which is to go on."""
+    from dmd2_jax.run.folder import read_run
+    from dmd2_jax.runtime.places import path_of
+
+    command = "train-teacher" if what == "teacher" else "distill"
+    if not (path_of(workdir) / "config.json").exists():
+        raise Refused(
+            f"no --config, and no run in --workdir={workdir} to go on with, expected one of them; "
+            f"begin a run with --config=configs/digits.py or another recipe."
+        )
+    found, values = read_run(workdir)
+    if found != command:
+        raise Refused(
+            f"workdir {workdir} holds a run of `{found}`, expected one of `{command}`; "
+            f"`dmd2 {found} --workdir={workdir}` goes on with it, and --config=RECIPE with "
+            f"another --workdir begins a {what}."
+        )
+    return as_recipe(values)

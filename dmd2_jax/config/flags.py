@@ -14,8 +14,10 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from dmd2_jax.config.plugins import nearest
 
 __all__ = [
     "add_flags",
@@ -25,8 +27,10 @@ __all__ = [
     "flag",
     "flag_names",
     "given",
+    "nearest_flag",
     "options_from",
     "paths",
+    "spelt",
 ]
 
 _FLAG = "flag"
@@ -185,6 +189,33 @@ def count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from 1")
     return int(text)
+
+
+def spelt(words: Sequence[str]) -> list[str]:
+    """Return a command line with the names of its flags as they are declared: dry-run as dry_run.
+
+    Values stay as they are, and so does all after a lone `--`.
+    """
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    for place, word in enumerate(words[:end]):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            words[place] = f"--{name[2:].replace('-', '_')}{equals}{value}"
+    return words
+
+
+def nearest_flag(word: str, names: Iterable[str]) -> str:
+    """Return "; did you mean --dry_run?" of a flag that there is not, or nothing.
+
+    Args:
+      word: as it was typed.
+      names: of the flags that there are, without dashes.
+    """
+    if not word.startswith("--"):
+        return ""
+    found = nearest(word.partition("=")[0][2:], [*names])
+    return re.sub("'([^']+)'", r"--\1", found)
 
 
 def options_from(options: type, arguments: argparse.Namespace, **others: Any) -> Any:

@@ -19,15 +19,17 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from dmd2_jax.config import defaults
 from dmd2_jax.config.family import choose_family
 from dmd2_jax.config.plugins import nearest
-from dmd2_jax.config.recorded import MOVED, moved_in
+from dmd2_jax.config.recorded import MOVED, completed, moved_in
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_text
 
 __all__ = [
     "allowed_changes",
     "apply_overrides",
+    "as_recipe",
     "call_recipe",
     "from_plain",
     "load_config",
@@ -108,7 +110,7 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split `--config.a.b=v` and `--config.a.b v` off a command line.
+    """Split `--config.a.b=v` and `--config.a.b v` off a command line; a-b is the key a_b.
 
     Args:
       arguments: the command line after the program's name.
@@ -134,7 +136,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
                     f"--config.{key} has no value, expected --config.{key}=VALUE; add one."
                 )
             text = following
-        overrides[key] = text
+        overrides[key.replace("-", "_")] = text
     return overrides, others
 
 
@@ -210,6 +212,23 @@ def from_plain(values: Mapping[str, Any]) -> ConfigDict:
         return tuple(value) if isinstance(value, list) else value
 
     return ConfigDict(restored(values)).lock()
+
+
+def as_recipe(values: Mapping[str, Any]) -> ConfigDict:
+    """Return a run's config so that overrides apply to it as to the recipe that made it.
+
+    JSON's null says nothing of what else a key takes: types are those of the base of all recipes.
+
+    Args:
+      values: of config.json, from `run.folder.read_run`.
+    """
+    config = from_plain(completed(values))
+    try:
+        base = defaults.get_config(config.model.family).unlock()
+        base.update(config)
+    except (Refused, AttributeError, TypeError, ValueError):  # `validate` says what is wrong
+        return config
+    return base.lock()
 
 
 def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any:

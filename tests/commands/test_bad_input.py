@@ -284,10 +284,17 @@ def test_sample_refuses_the_student_of_a_teachers_run(capsys: pytest.CaptureFixt
     [
         ([], "COMMAND"),
         (["distil"], "invalid choice: 'distil'"),
-        (["distill"], "--config, --workdir"),
+        (["distil"], "did you mean 'distill'?"),
+        (["train_techer"], "did you mean 'train-teacher'?"),
+        (["my-command"], "`dmd2 --help` says what they do"),
+        (["distill"], "arguments are required: --workdir"),
+        (["distill", "--workdir=x"], "no --config, and no run in --workdir=x"),
+        (["train_teacher", "--workdir=x"], "begin a run with --config=configs/digits.py"),
         (["distill", "--config=nowhere.py", "--workdir=x"], "--config=nowhere.py is no file"),
         (["distill", "--config=digits", "--workdir=x", "--config.seed"], "has no value"),
         (["distill", "--config=digits", "--workdir=x", "--dryrun"], "--dryrun"),
+        (["distill", "--workdir=x", "--dryrun"], "did you mean --dry_run?"),
+        (["sample", "--workdir=x", "--batchsize=4"], "did you mean --batch_size?"),
     ],
 )
 def test_command_lines_are_refused(

@@ -14,7 +14,9 @@ from dmd2_jax.config.flags import (
     flag,
     flag_names,
     given,
+    nearest_flag,
     options_from,
+    spelt,
 )
 
 
@@ -161,3 +163,22 @@ def test_flag_names_leaves_out_places_and_what_is_no_flag() -> None:
 def test_as_flags_writes_what_can_be_typed(keys: bool, typed: str) -> None:
     said = "`seed=-1` with `workdir=`, expected `num=1`; set `config.mesh.data=8`, see `dmd2`."
     assert as_flags(said, {"seed", "workdir"}, keys=keys) == typed
+
+
+def test_spelt_writes_names_of_flags_with_underscores_and_leaves_values_alone() -> None:
+    words = ["make-pairs", "--dry-run", "--num-x=a-b", "--prompt", "a-b", "--", "--not-a-flag"]
+    expected = ["make-pairs", "--dry_run", "--num_x=a-b", "--prompt", "a-b", "--", "--not-a-flag"]
+    assert spelt(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--dryrun", "; did you mean --dry_run?"),
+        ("--sed=1", "; did you mean --seed?"),
+        ("--zzz", ""),
+        ("stray", ""),
+    ],
+)
+def test_nearest_flag_names_what_may_be_meant(word: str, said: str) -> None:
+    assert nearest_flag(word, ["seed", "dry_run", "workdir"]) == said

@@ -9,6 +9,7 @@ from dmd2_jax.config import defaults
 from dmd2_jax.config.load import (
     allowed_changes,
     apply_overrides,
+    as_recipe,
     from_plain,
     load_config,
     parse_overrides,
@@ -116,6 +117,21 @@ def test_parse_overrides_takes_both_spellings() -> None:
     )
     assert overrides == {"optim.eps": "1e-6", "seed": "-3"}
     assert others == ["distill", "--workdir", "x"]
+
+
+def test_parse_overrides_takes_dashes_in_names_alone() -> None:
+    overrides, _ = parse_overrides(["--config.optim.critic-lr=1e-4", "--config.name", "a-b"])
+    assert overrides == {"optim.critic_lr": "1e-4", "name": "a-b"}
+
+
+def test_as_recipe_takes_overrides_as_the_recipe_does() -> None:
+    config = load_config("digits")
+    made = as_recipe(json.loads(json.dumps(plain(config))))
+    assert plain(made) == plain(config)
+    apply_overrides(made, {"distill.guidance": "2", "distill.student_times": "80,2"})
+    assert made.distill.guidance == 2.0 and made.distill.student_times == (80.0, 2.0)
+    apply_overrides(made, {"distill.guidance": "None"})
+    assert made.distill.guidance is None
 
 
 @pytest.mark.parametrize("words", [["--config.seed"], ["--config.seed", "--workdir=x"]])
