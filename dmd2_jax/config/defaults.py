@@ -133,6 +133,7 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.log.keep_best = 0  # and the m of lowest FID
     config.log.evaluate_every = 0  # cycles between measurements of FID, each saved; 0: never
     config.log.tensorboard = False  # True: event files in WORKDIR/tensorboard too
+    config.log.clu = False  # True: CLU's writer, with TensorFlow, in WORKDIR/clu
     config.log.wandb_project = ""  # a Weights & Biases project to report to; "": none
 
     config.evaluate = ConfigDict()

@@ -1,4 +1,4 @@
-"""Where a run's metrics and pictures go: files always, TensorBoard and Weights & Biases on request.
+"""Where a run's metrics and pictures go: files always, TensorBoard, CLU and W&B on request.
 
 metrics.jsonl holds what is a function of config, seed and data; speed.jsonl what the clock says.
 """
@@ -28,6 +28,7 @@ __all__ = ["Writers", "check_writers"]
 
 _NEEDS: dict[str, tuple[tuple[str, ...], Callable[[], str]]] = {
     "tensorboard": (("tensorboardX",), functools.partial(pip_install, "tensorboard")),
+    "clu": (("clu", "tensorflow"), functools.partial(pip_install, "clu")),
     "wandb_project": (("wandb",), lambda: "pip install wandb"),
 }
 
@@ -46,7 +47,7 @@ def check_writers(log: Mapping[str, Any]) -> None:
     """Refuse a log config that asks for writers which are not installed.
 
     Args:
-      log: `config.log`; its `tensorboard` and `wandb_project` count.
+      log: `config.log`; its `tensorboard`, `clu` and `wandb_project` count.
 
     Raises:
       ValueError: naming what to install.
@@ -82,6 +83,8 @@ class Writers(Closing):
         self._speed = MetricsWriter(workdir, resumed_step, "speed.jsonl")
         if log.get("tensorboard"):
             self._boards.append(_TensorBoard(workdir / "tensorboard"))
+        if log.get("clu"):
+            self._boards.append(_Clu(workdir / "clu"))
         if log.get("wandb_project"):
             self._boards.append(_WeightsAndBiases(workdir, log["wandb_project"]))
 
@@ -146,12 +149,37 @@ class _TensorBoard:
         self._writer.flush()
 
     def images(self, step: int, pictures: Mapping[str, Path]) -> None:
-        from PIL import Image
-
         for name, path in pictures.items():
-            pixels = np.asarray(Image.open(fetched(path)).convert("RGB"))
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
+            self._writer.add_image(name, _pixels(path), step, dataformats="HWC")
         self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Clu:
+    """CLU's writer: event files by TensorFlow, and whatever else CLU writes where it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        tensorflow = importlib.import_module("tensorflow")
+        # It would take the GPUs' memory, though it only writes files.
+        tensorflow.config.experimental.set_visible_devices([], "GPU")
+        writers = importlib.import_module("clu.metric_writers")
+        self._writer = writers.create_default_writer(str(folder))
+
+    def write(self, step: int, scalars: dict[str, float], histograms: dict[str, Any]) -> None:
+        if scalars:
+            self._writer.write_scalars(step, scalars)
+        shown = {name: _values(counts) for name, counts in histograms.items() if counts.any()}
+        if shown:
+            arrays = {name: values for name, (values, _) in shown.items()}
+            self._writer.write_histograms(step, arrays, {name: n for name, (_, n) in shown.items()})
+        self._writer.flush()
+
+    def images(self, step: int, pictures: Mapping[str, Path]) -> None:
+        if pictures:
+            self._writer.write_images(step, {n: _pixels(p)[None] for n, p in pictures.items()})
+            self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -196,6 +224,12 @@ class _WeightsAndBiases:
         self._run.finish()
 
 
+def _pixels(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(fetched(path)).convert("RGB"))
+
+
 def _is_histogram(value: Any) -> bool:
     return isinstance(value, Histogram)
 
@@ -228,3 +262,17 @@ def _buckets(counts: np.ndarray) -> dict[str, Any]:
         "bucket_limits": edges[1:].tolist(),
         "bucket_counts": counts.tolist(),
     }
+
+
+def _values(counts: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return values whose histogram in so many equal buckets has these counts, and that number.
+
+    CLU takes values and counts them itself, from the least to the largest: those stand at the ends
+    of the outermost bins that hold something, the others in the middle of theirs.
+    """
+    edges, full = histogram_edges(len(counts)), np.flatnonzero(counts)
+    first, last = full[0], full[-1]
+    places = 0.5 * (edges[1:] + edges[:-1])
+    if first < last:
+        places[first], places[last] = edges[first], edges[last + 1]
+    return np.repeat(places, counts), int(last - first + 1)

@@ -64,6 +64,8 @@ def test_writers_drop_the_rows_beyond_the_resumed_step(tmp_path: Path) -> None:
     ("log", "missing", "remedy"),
     [
         ({"tensorboard": True}, "tensorboardX", re.escape(pip_install("tensorboard"))),
+        ({"clu": True}, "clu", re.escape(pip_install("clu"))),
+        ({"clu": True}, "tensorflow", re.escape(pip_install("clu"))),
         ({"wandb_project": "dmd"}, "wandb", "pip install wandb"),
     ],
 )
@@ -138,29 +140,80 @@ def test_wandb_finds_its_run_again_and_leaves_the_mode_to_the_environment(
     assert "mode" not in first  # WANDB_MODE=offline would lose against an argument
 
 
-def test_tensorboard_files_hold_scalars_histograms_and_pictures(tmp_path: Path) -> None:
+def events(folder: Path) -> dict:
+    """Return what the one event file of a folder holds: tag -> (step, plug-in, array)."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util import tensor_util
 
-    with Writers(tmp_path, log={"tensorboard": True}) as writers:
-        writers.write(5, METRICS)
-        writers.images(5, {"grid": picture(tmp_path)})
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    found = {
-        value.tag: (event.step, value.metadata.plugin_data.plugin_name, value.tensor)
+    (file,) = folder.iterdir()
+    return {
+        value.tag: (
+            event.step,
+            value.metadata.plugin_data.plugin_name,
+            tensor_util.make_ndarray(value.tensor),
+        )
         for event in EventFileLoader(str(file)).Load()
         for value in event.summary.value
     }
+
+
+def check_events(found: dict) -> None:
+    """Check that they are METRICS, and a picture, of step 5."""
     for tag in ("loss", "by_level/0"):
-        step, kind, tensor = found[tag]
-        assert (step, kind, tensor_util.make_ndarray(tensor)) == (5, "scalars", 0.5)
+        assert found[tag] == (5, "scalars", 0.5)
     assert "by_level/1" not in found  # there was nothing to say
-    step, kind, tensor = found["logits_histogram"]
-    buckets = tensor_util.make_ndarray(tensor)  # left edge, right edge, count
+    step, kind, buckets = found["logits_histogram"]  # left edge, right edge, count
     assert (step, kind) == (5, "histograms")
     np.testing.assert_array_equal(buckets, [[0, 0.5, 1], [0.5, 1, 0], [1, 1.5, 3]])
-    step, kind, tensor = found["grid"]
-    width, height, encoded = tensor_util.make_ndarray(tensor)
+    step, kind, (width, height, encoded) = found["grid"]
     assert (step, kind, int(width), int(height)) == (5, "images", 6, 4)
     pixels = np.asarray(Image.open(io.BytesIO(encoded)))
     np.testing.assert_array_equal(pixels, np.full((4, 6, 3), 200))
+
+
+def test_tensorboard_files_hold_scalars_histograms_and_pictures(tmp_path: Path) -> None:
+    with Writers(tmp_path, log={"tensorboard": True}) as writers:
+        writers.write(5, METRICS)
+        writers.images(5, {"grid": picture(tmp_path)})
+    check_events(events(tmp_path / "tensorboard"))
+
+
+def test_clu_writes_the_same_with_tensorflow(tmp_path: Path) -> None:
+    pytest.importorskip("clu", reason="CLU is not installed: the extra clu has it")
+    pytest.importorskip("tensorflow", reason="CLU writes by TensorFlow: the extra clu has it")
+    with Writers(tmp_path, log={"clu": True}) as writers:
+        writers.write(5, METRICS)
+        writers.images(5, {"grid": picture(tmp_path)})
+    found = events(tmp_path / "clu")
+    tag = next(name for name in found if name.startswith("grid"))
+    check_events(found | {"grid": found[tag]})
+
+
+def test_clu_gets_values_whose_histogram_is_ours_and_tensorflow_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list = []
+
+    class FakeWriter:
+        def __getattr__(self, name: str):
+            return lambda *values: calls.append((name, *values))
+
+    experimental = types.SimpleNamespace(set_visible_devices=lambda *it: calls.append(("tf", *it)))
+    tensorflow = types.ModuleType("tensorflow")
+    tensorflow.config = types.SimpleNamespace(experimental=experimental)
+    clu = types.ModuleType("clu.metric_writers")
+    clu.create_default_writer = lambda folder: calls.append(("open", folder)) or FakeWriter()
+    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", clu)
+    with Writers(tmp_path, log={"clu": True}) as writers:
+        writers.write(5, METRICS)
+        writers.speed(5, {"images_per_second": 7.0})
+    hidden, opened, scalars, histograms, *others = calls
+    assert hidden == ("tf", [], "GPU") and opened == ("open", str(tmp_path / "clu"))
+    assert scalars == ("write_scalars", 5, {"loss": 0.5, "by_level/0": 0.5})
+    name, step, values, buckets = histograms
+    assert (name, step, buckets) == ("write_histograms", 5, {"logits_histogram": 3})
+    counts, edges = np.histogram(values["logits_histogram"], 3)
+    assert counts.tolist() == [1, 0, 3] and edges.tolist() == [0, 0.5, 1, 1.5]
+    speed = ("write_scalars", 5, {"speed/images_per_second": 7.0})
+    assert others == [("flush",), speed, ("flush",), ("close",)]
