@@ -14,7 +14,8 @@ example:
   dmd2 evaluate --pipeline=student --prompts=prompts.txt --metrics=clip_score,diversity \\
       --clip=clip-vit-base-patch32 --features=inception --inception_weights=...
 
-prints one table and writes metrics.json into --workdir, or where --out says; with
+prints one table and writes metrics.json and compared.png (real images and those of each network)
+into --workdir; with --out the figures alone, where it says; with
 --all_checkpoints also fid_checkpoints.png beside it. Images go by in batches on all devices and
 are never all in memory; several metrics share one pass. FID of few images is too large:
 NAME_fid_bias in metrics.json says by about how much. A metric of your own is a dotted module:
@@ -43,7 +44,13 @@ def run(options: Options) -> dict[str, Any]:
 
     metrics = evaluate(options)
     file = figures_file(options)
-    print(metrics_table(metrics, options.metrics))
+    table = metrics_table(metrics, options.metrics)
+    print(table)
+    if "±" in table:
+        print(
+            "±: one standard deviation of the draw of the samples (docs/evaluation.md); another "
+            "training of the same recipe differs by more."
+        )
     print(f"figures: {file}")
     if options.all_checkpoints:
         print(f"curve: {file.with_name(CURVE)}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,6 +26,7 @@ from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
+from dmd2_jax.evaluate.compared import FirstImages, draw_compared
 from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
 from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
 from dmd2_jax.evaluate.spaces import RealSide, Space, is_statistics, open_spaces, real_side
@@ -35,6 +37,7 @@ from dmd2_jax.recipe.classes import check_same_names, read_record
 from dmd2_jax.recipe.open import check
 from dmd2_jax.run.folder import read_run, write_json
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.devices import device_record, say_devices
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling.images import Images, Prompts, SampledImages
@@ -49,7 +52,7 @@ CURVE = "fid_checkpoints.png"
 
 
 def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> dict[str, Any]:
-    """Measure what the flags name; write the figures and, over checkpoints, a picture.
+    """Measure what the flags name; write the figures and pictures.
 
     Args:
       options: the flags.
@@ -58,8 +61,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     Returns:
       What the file of figures holds: those of each set with its name in front (images_fid,
       student_fid, student_checkpoint_400_fid, ...), real_fid_floor and classifier_test_accuracy
-      of a classifier, extractor, reference, seed, clip, clip_prefix; own_figures says how those
-      of the user's own metrics are shown.
+      of a classifier, extractor, reference, seed, devices, clip, clip_prefix; own_figures says how
+      those of the user's own metrics are shown.
 
     Raises:
       ValueError: if a flag or what it names is refused; before any image is made, as far as that
@@ -87,6 +90,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
             f"`devices={options.devices}`, expected 1..{len(devices)}; leave it away for all."
         )
     mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
+    say_devices(mesh.devices.flat)
     measured = open_measured(options, config, run, mesh)
     clip = _clip(options, measured[0], mesh) if CLIP in options.metrics else None
     spaces, reference = open_spaces(
@@ -99,10 +103,11 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
         if not options.reference:
             figures["real_fid_floor"] = reference.fid_floor
         figures["classifier_test_accuracy"] = reference.classifier.test_accuracy
+    first = FirstImages()
     for images in measured:
-        found = judge(images, spaces, real, clip)
+        found = judge(images, spaces, real, clip, seen=first.add)
         figures |= {f"{images.key}_{key}": value for key, value in found.items()}
-    figures |= {"seed": options.seed, "reference": real.name}
+    figures |= {"seed": options.seed, "reference": real.name, "devices": device_record(mesh)}
     figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
     if own := metrics.figures_of([name for name in options.metrics if plugins.is_dotted(name)]):
         figures["own_figures"] = plain(own)
@@ -112,6 +117,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
             figures["clip_prefix"] = options.clip_prefix.strip()
     if measured:
         write_json(out, figures)
+    if run is not None and not options.out:
+        draw_compared(first, measured, figures, run.config, run.workdir)
     if options.all_checkpoints:
         _draw(options, measured, figures, out.with_name(CURVE))
     return figures
@@ -179,7 +186,12 @@ def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:
 
 
 def judge(
-    images: Images, spaces: Sequence[Space], real: RealSide, clip: ClipJudge | None = None
+    images: Images,
+    spaces: Sequence[Space],
+    real: RealSide,
+    clip: ClipJudge | None = None,
+    *,
+    seen: Callable[[Images, np.ndarray], object] | None = None,
 ) -> dict[str, Any]:
     """Let images go by once, and return what is found of them.
 
@@ -188,6 +200,7 @@ def judge(
       spaces: the feature networks, with the metrics of each.
       real: what the images are compared with, in each of the spaces.
       clip: a judge of captions, if the images have some.
+      seen: called with the set and each of its batches.
 
     Returns:
       The figures of the metrics, and those of the making of the images.
@@ -209,6 +222,8 @@ def judge(
                     collector.add(batch["image"], batch["label"])
                 if clip is not None:
                     clip.add(batch["image"])
+                if seen is not None:
+                    seen(images, batch["image"])
                 done += len(batch["image"])
                 progress.update(done)
     except ValueError as error:

@@ -39,6 +39,7 @@ from dmd2_jax.runtime.places import path_of
 from dmd2_jax.sampling.images import Images, whole_batch
 
 __all__ = [
+    "LATENTS",
     "RealSide",
     "Space",
     "classifier_space",
@@ -49,7 +50,8 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger(__name__)
-_LATENTS = "latents"
+LATENTS = "latents"
+"""The source whose examples are no images."""
 _INCEPTION_BATCH = 64  # 299 x 299 pixels each
 
 
@@ -140,7 +142,7 @@ def open_spaces(
                 "`features=classifier` without a recipe, expected `workdir=` or `config=` that "
                 "says which data to train it on; add one, or `features=inception`."
             )
-        if config.data.name == _LATENTS:
+        if config.data.name == LATENTS:
             raise Refused(
                 "`features=classifier` of a recipe on latents, expected one on images with "
                 "classes; use `features=inception`."
@@ -263,7 +265,7 @@ def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:
             "nothing to compare with, expected `reference=PATH` (a folder, a zip or an .npz of "
             "statistics), or `workdir=` or `config=` whose data are the reference; add one."
         )
-    if config.data.name == _LATENTS:
+    if config.data.name == LATENTS:
         raise Refused(
             "nothing to compare with: the recipe's data are latents, expected `reference=PATH` (a "
             "folder, a zip or an .npz of statistics); add it."

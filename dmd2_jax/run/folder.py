@@ -23,6 +23,7 @@ from dmd2_jax.runtime.places import (
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
+    "COMPARED",
     "RunFolderError",
     "check_free_space",
     "check_teacher",
@@ -34,6 +35,9 @@ __all__ = [
     "write_exported",
     "write_json",
 ]
+
+COMPARED = "compared.png"
+"""The picture of a run folder that has real images and those of its networks below each other."""
 
 _MISSING = "(absent)"
 _EXPORTED = "exported.json"

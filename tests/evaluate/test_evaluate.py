@@ -20,6 +20,7 @@ from dmd2_jax.metrics.features import inception
 from dmd2_jax.metrics.features.moments import feature_statistics, fid
 from dmd2_jax.metrics.features.real import open_reference
 from dmd2_jax.metrics.features.resize import prepare
+from dmd2_jax.pictures.grids import montage
 from dmd2_jax.recipe.open import uniform_labels
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.sampling.samplers import sample_images, student_sampler
@@ -93,6 +94,23 @@ def test_evaluate_prints_a_table_and_writes_the_figures() -> None:
         assert metrics[f"{name}_fid"] > metrics["real_fid_floor"] > 0  # barely trained
         assert f"{metrics[f'{name}_fid']:.3f}" in text
     assert metrics["classifier_test_accuracy"] > 0.9
+    assert metrics["devices"] == {"platform": "cpu", "kind": "cpu", "number": 8, "processes": 1}
+    assert text.count("±: one standard deviation") == 1
+
+
+def test_evaluate_draws_real_images_and_those_of_each_network_below_them() -> None:
+    plain()
+    drawn = np.asarray(Image.open(run() / "compared.png"))
+    images, labels = student_images()
+    row = montage(images[10:20], 1, 10)
+    left = drawn.shape[1] - row.shape[1] - 8
+    there = drawn[:, left:-8]
+    tops = [top for top in range(len(there) - 47) if np.array_equal(there[top : top + 48], row)]
+    assert len(tops) == 1 and tops[0] > len(there) / 2  # below real and teacher
+    real = data.to_memory(data.load(open_run(run()).config.data, "all", 8))
+    for column, label in enumerate(labels[:10]):
+        tile = there[8:56, 52 * column : 52 * column + 48][::6, ::6, :1]
+        assert (real.images[real.labels == label] == tile).all(axis=(1, 2, 3)).any()
 
 
 def test_evaluate_gives_the_figures_of_all_images_in_memory_at_once() -> None:

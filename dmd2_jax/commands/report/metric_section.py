@@ -1,5 +1,7 @@
 """The figures of `dmd2 evaluate`, with intervals where there are honest ones."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from dmd2_jax.commands.report.runs import Run
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.metrics import all_figures
 from dmd2_jax.metrics.contract.figures import Figure, Interval, from_plain
+from dmd2_jax.runtime.devices import device_words
 
 __all__ = ["interval", "metric_section"]
 
@@ -25,6 +28,7 @@ _OF_THE_WHOLE = (
 )
 _UNSHOWN = ("_bias", "_std", "_standard_error")  # their figure's interval is
 _MOST_ROWS = 200
+_FIXED = re.compile(r"\{:\.(\d)f\}")
 
 
 def metric_section(runs: Sequence[Run]) -> Markup:
@@ -83,11 +87,14 @@ def _cell(own: Mapping[str, Any], key: str, declared: Mapping[str, Figure]) -> o
     value = number(own.get(key))
     if value is None:
         return "–" if own.get(key) is None else str(own[key])[:80]
-    shown = _format(key, value, declared)
-    if found := interval(own, key):
-        span = f"[{_format(key, found.low, declared)}, {_format(key, found.high, declared)}]"
-        return joined((f"{shown} ", tag("span", span, class_="interval")))
-    return shown
+    found = interval(own, key)
+    if found is None:
+        return _format(key, value, declared)
+    shown, low, high = (
+        _format(key, number, declared, found.high - found.low)
+        for number in (value, found.low, found.high)
+    )
+    return joined((f"{shown} ", tag("span", f"[{low}, {high}]", class_="interval")))
 
 
 def interval(figures: Mapping[str, Any], key: str) -> Interval | None:
@@ -116,15 +123,22 @@ def _heading(key: str, declared: Mapping[str, Figure]) -> str:
     return key.replace("_", " ") if figure is None else figure.heading
 
 
-def _format(key: str, value: float, declared: Mapping[str, Figure]) -> str:
+def _format(
+    key: str, value: float, declared: Mapping[str, Figure], width: float | None = None
+) -> str:
+    """Write a figure; of an interval of this width no more digits than it lets stand."""
     figure = declared.get(key)
+    form = "{:.3f}" if figure is None else figure.form
+    if width and (fixed := _FIXED.fullmatch(form)):
+        digits = 1 - math.floor(math.log10(width / 2))
+        form = f"{{:.{min(int(fixed[1]), max(0, digits))}f}}"
     if figure is not None and figure.share:
         return f"{100 * value:.1f} %"
     if key == "seconds_per_image":
         return f"{1000 * value:.3g}"
     if key in ("nfe", "num_samples"):
         return f"{value:,.0f}"
-    return f"{value:.3f}" if figure is None else figure.form.format(value)
+    return form.format(value)
 
 
 def _explained(keys: set[str]) -> Markup:
@@ -162,7 +176,7 @@ def _compared(
     measured = [run for run in runs if run.figures]
     same, differ = [], []
     for key in _OF_THE_WHOLE:
-        values = [str(run.figures.get(key, "not said"))[:300] for run in measured]
+        values = [_said(run.figures.get(key, "not said")) for run in measured]
         label = key.replace("_", " ")
         if len(set(values)) == 1:
             if key in measured[0].figures:
@@ -173,11 +187,23 @@ def _compared(
     counts = {str(own.get("num_samples")) for _, _, own in sets}
     if len(counts) > 1:
         differ.append(f"samples ({', '.join(sorted(counts))})")
+    timed = dict.fromkeys(
+        device_words(found)[:80]
+        for run in measured
+        if isinstance(found := run.figures.get("devices"), Mapping)
+    )
+    if timed:
+        same.append(f"measured on: {'; '.join(timed)}")
     said = [tag("p", ". ".join(same) + ".")] if same else []
     if differ:
         text = f"Not measured alike, so that FIDs do not compare: {'. '.join(differ)}."
         said.append(tag("p", text, class_="warning"))
     return said
+
+
+def _said(value: object) -> str:
+    found = number(value)
+    return f"{found:.4g}" if isinstance(value, float) and found is not None else str(value)[:300]
 
 
 def _over_checkpoints(runs: Sequence[Run]) -> list[Markup]:

@@ -8,10 +8,12 @@ from dmd2_jax.commands.report.chart import key, short
 from dmd2_jax.commands.report.markup import Markup, tag
 from dmd2_jax.commands.report.runs import Run
 from dmd2_jax.commands.report.style import SCRIPT, STYLE
+from dmd2_jax.runtime.devices import device_words
 from dmd2_jax.version import __version__
 
 __all__ = ["page"]
 
+_MOST_DEVICES = 4  # of a run that was resumed elsewhere
 _PLACES = {
     "config": "Config",
     "curves": "Curves",
@@ -70,9 +72,11 @@ def _summary(run: Run, style: int) -> Markup:
     done = "no report yet" if run.last is None else f"{run.unit} {short(run.last)}"
     if run.last is not None and run.length is not None:
         done += f" of {short(run.length)}"
-    return tag(
-        "li", key(style), " ", tag("b", run.name), f" – {run.command[:40]}, {recipe}, {done}"
-    )
+    words = [run.command[:40], recipe, done]
+    for entry in run.devices[:_MOST_DEVICES]:
+        since = f" from {run.unit} {str(entry.get('after_step'))[:20]} on"
+        words.append(f"on {device_words(entry)[:80]}" + (since if len(run.devices) > 1 else ""))
+    return tag("li", key(style), " ", tag("b", run.name), f" – {', '.join(words)}")
 
 
 def _digest(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 __all__ = ["Picture", "embed", "evenly"]
 
-_WIDEST = 640
+_WIDEST = 960
 _NARROWEST = 48
 
 
@@ -31,7 +31,7 @@ def embed(path: Path, most_bytes: int) -> Picture | None:
       most_bytes: of the PNG, before base64 makes it a third longer.
 
     Returns:
-      The picture, at most 640 pixels wide; None if it cannot be decoded, or fits at no size.
+      The picture, at most 960 pixels wide; None if it cannot be decoded, or fits at no size.
     """
     from PIL import Image
 

@@ -11,7 +11,7 @@ from dmd2_jax.commands.report.markup import number
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.recipe.classes import read_record
-from dmd2_jax.run.folder import read_run
+from dmd2_jax.run.folder import COMPARED, read_run
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import in_bucket, path_of
@@ -43,6 +43,8 @@ class Run(NamedTuple):
       rows, speed: of metrics.jsonl and speed.jsonl; [] where there is none.
       figures: of metrics.json; {} where there is none.
       grids: step -> file of the sample grid.
+      devices: what it ran on, from which step on, as config.json has it.
+      compared: the picture of real, teacher's and student's images; None: there is none.
       classes: names of the classes in the order of their numbers; (): none are recorded.
     """
 
@@ -56,6 +58,8 @@ class Run(NamedTuple):
     figures: dict[str, Any]
     grids: dict[int, Path]
     classes: tuple[str, ...] = ()
+    devices: tuple[dict[str, Any], ...] = ()
+    compared: Path | None = None
 
     @property
     def unit(self) -> str:
@@ -130,7 +134,15 @@ def _read(name: str, workdir: str) -> Run:
         figures=_object(folder / "metrics.json"),
         grids=_grids(folder),
         classes=_classes(folder),
+        devices=_devices(record),
+        compared=_picture(folder / COMPARED),
     )
+
+
+def _devices(record: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    entries = record.get("devices")
+    found = entries if isinstance(entries, list) else []
+    return tuple(entry for entry in found if isinstance(entry, dict))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -173,10 +185,16 @@ def _damaged(path: Path, what: object) -> ReportError:
 
 
 def _grids(folder: Path) -> dict[int, Path]:
-    """Find the sample grids; no links, as they could show what lies elsewhere."""
+    """Find the sample grids."""
     found = {}
     for path in folder.iterdir():
         match = _GRID.fullmatch(path.name)
-        if match and path.is_file() and (in_bucket(path) or not path.is_symlink()):
-            found[int(match[1])] = fetched(path)
+        if match and (picture := _picture(path)):
+            found[int(match[1])] = picture
     return dict(sorted(found.items()))
+
+
+def _picture(path: Path) -> Path | None:
+    """Return a picture of the folder; no link, as it could show what lies elsewhere."""
+    own = path.is_file() and (in_bucket(path) or not path.is_symlink())
+    return fetched(path) if own else None

@@ -21,11 +21,15 @@ def sample_section(runs: Sequence[Run]) -> Markup:
     """Return the section: a row of grids for each run, of which the script shows one at a time."""
     most = min(_MOST, _ALL // len(runs))
     chosen = {run.name: evenly(list(run.grids), most) for run in runs}
-    budget = _BYTES // max(1, sum(len(steps) for steps in chosen.values()))
+    pictures = sum(
+        len(steps) + (run.compared is not None)
+        for run, steps in zip(runs, chosen.values(), strict=True)
+    )
+    budget = _BYTES // max(1, pictures)
     steps = sorted({step for own in chosen.values() for step in own})
-    parts = [tag("h2", "Samples")]
+    parts = [tag("h2", "Samples"), *_compared(runs, budget)]
     if steps:
-        text = "Of the same noise each time."
+        text = "Over time, of the same noise each time."
         if any(len(run.grids) > most for run in runs):
             text += f" {most} grids of each run, evenly chosen; its folder has them all."
         parts.append(tag("p", text))
@@ -38,6 +42,31 @@ def sample_section(runs: Sequence[Run]) -> Markup:
         for style, run in enumerate(runs)
     ]
     return tag("section", *parts, tag("div", *columns, class_="columns"), id="samples")
+
+
+def _compared(runs: Sequence[Run], budget: int) -> list[Markup]:
+    """Return the pictures that `dmd2 evaluate` drew: real, teacher, student."""
+    shown = []
+    for style, run in enumerate(runs):
+        picture = None if run.compared is None else embed(run.compared, budget)
+        if picture is None:
+            continue
+        image = tag(
+            "img",
+            src=picture.uri,
+            alt=f"Real images, and below them those of each network of {run.name} as measured",
+            width=picture.width,
+            height=picture.height,
+        )
+        owner = tag("span", f"{run.name}: ", class_=f"name s{style}") if len(runs) > 1 else ""
+        text = (
+            "Real images, and what was measured: of the networks, images of the same place have "
+            "the same noise and class."
+        )
+        shown.append(tag("figure", image, tag("figcaption", owner, text), class_="pictures"))
+    if not shown and any(run.figures for run in runs):
+        shown = [tag("p", "`dmd2 evaluate` draws real, teacher's and student's images here.")]
+    return shown
 
 
 def _classes(runs: Sequence[Run]) -> Markup:

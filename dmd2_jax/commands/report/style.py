@@ -95,10 +95,11 @@ summary { cursor: pointer; padding: 0.3rem 0; color: var(--link); }
 .column { min-width: 0; }
 .frames { list-style: none; margin: 0; padding: 0 0 0.5rem; display: flex; gap: 0.8rem;
           overflow-x: auto; }
-.frames li { flex: none; max-width: 100%; }
-.frames figure { margin: 0; }
-.frames img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
-.frames figcaption { font-size: 0.85rem; color: var(--soft); }
+.frames li { flex: none; width: min(100%, 60rem); }
+figure.pictures, .frames figure { margin: 0; max-width: 60rem; }
+.pictures img, .frames img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.pictures img { background: #ffffff; }
+.pictures figcaption, .frames figcaption { font-size: 0.85rem; color: var(--soft); }
 @media print { nav, .slider { display: none; } }
 """
 

@@ -21,11 +21,13 @@ def write_run(
     figures: Any = None,
     grids: dict[int, np.ndarray] | None = None,
     changes: list[Any] | None = None,
+    devices: list[Any] | None = None,
 ) -> Path:
     """Write a run folder with what is given, and return it."""
     folder.mkdir(parents=True)
     record = {"command": command, "config": config or {"name": "x", "distill": {"cycles": 9}}}
     record |= {"changes": changes} if changes else {}
+    record |= {"devices": devices} if devices else {}
     (folder / "config.json").write_text(json.dumps(record))
     for name, lines in (("metrics.jsonl", rows), ("speed.jsonl", speed)):
         if lines is not None:

@@ -35,7 +35,8 @@ def evil_page() -> Page:
         rows=[{"step": i, EVIL: float(i), f"{EVIL}_by_level": [i, 2.0]} for i in (1, 2)],
         speed=[{"step": 1, EVIL: 1.0}],
         figures={f"{EVIL}_{EVIL}": 1.0, f"{EVIL}_num_samples": 5, "extractor": EVIL}
-        | {f"{EVIL}_nfe": EVIL},
+        | {f"{EVIL}_nfe": EVIL, "devices": {"kind": EVIL, "number": EVIL}},
+        devices=[{"platform": EVIL, "kind": [EVIL], "processes": EVIL}, {"after_step": EVIL}, EVIL],
         grids={1: np.zeros((4, 4), np.uint8), 2: np.zeros((4, 4), np.uint8)},
         changes=[{"after_step": EVIL, "changed": {EVIL: EVIL}}, EVIL],
     )

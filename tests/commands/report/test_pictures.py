@@ -40,7 +40,7 @@ def test_embed_makes_smaller_what_does_not_fit_and_keeps_its_shape(tmp_path: Pat
 
 def test_embed_is_never_wider_than_the_page_needs(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 100)).save(tmp_path / "x.png")
-    assert embed(tmp_path / "x.png", 10**6)[1:] == (640, 32)
+    assert embed(tmp_path / "x.png", 10**6)[1:] == (960, 48)
 
 
 def test_embed_takes_no_text_of_the_file_along(tmp_path: Path) -> None:
@@ -85,6 +85,21 @@ def test_sample_section_keeps_all_grids_within_its_bytes(
     assert len(sizes) == 8
     assert max(sizes) <= 15_000
     assert sum(sizes) > 60_000
+
+
+def test_sample_section_begins_with_what_evaluate_drew(tmp_path: Path) -> None:
+    grids, drawn = {1: noise(4, 4, 1)}, noise(6, 9, 2)
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / name, grids=grids, figures={"x": 1})
+    Image.fromarray(drawn).save(tmp_path / "b" / "compared.png")
+    (tmp_path / "c" / "compared.png").symlink_to(tmp_path / "b" / "compared.png")
+    page = Page(section.sample_section(read_runs([str(tmp_path / name) for name in "abc"])))
+    first, *others = page.all("img")
+    np.testing.assert_array_equal(Image.open(io.BytesIO(png(first["src"]))), drawn)
+    assert "Real images" in first["alt"] and " b " in first["alt"]
+    assert len(others) == 3  # the grids: a link is not followed
+    alone = Page(section.sample_section(read_runs([str(tmp_path / "a")])))
+    assert "`dmd2 evaluate` draws real, teacher's and student's images here" in alone.text
 
 
 def test_sample_section_shows_at_most_24_grids_of_a_run(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def test_report_shows_figures_with_their_intervals(tmp_path: Path) -> None:
         "student_ema_0.9_fid": 1.5,
         "student_ema_0.9_num_samples": 100,
         "extractor": "classifier-abc/none",
+        "classifier_test_accuracy": 0.99164,
+        "devices": {"platform": "tpu", "kind": "TPU v5e", "number": 8, "processes": 2},
     }
     page = report(tmp_path / "x.html", write_run(tmp_path / "run", figures=figures))
     (found,) = (rows for caption, rows in page.tables.items() if caption.startswith("Metrics"))
@@ -143,11 +145,22 @@ def test_report_shows_figures_with_their_intervals(tmp_path: Path) -> None:
         ["measured", "FID", "class accuracy", "samples", "calls an image"],
         # Student: 2.262157 times 0.1.
         # Wilson, by hand: (0.8 + 0.019207 -+ 1.96 sqrt(0.0016 + 0.00009604)) / 1.0384
-        ["student", "2.500 [2.274, 2.726]", "80.0 % [71.1 %, 86.7 %]", "100", "1"],
+        ["student", "2.50 [2.27, 2.73]", "80.0 % [71.1 %, 86.7 %]", "100", "1"],
         ["student_ema_0.9", "1.500", "–", "100", "–"],
         ["real, half to half", "0.500", "–", "–", "–"],
     ]
     assert "extractor: classifier-abc/none" in page.text
+    assert "classifier test accuracy: 0.9916." in page.text
+    assert "measured on: 8 tpu (TPU v5e) of 2 processes" in page.text
+
+
+def test_report_says_which_devices_a_run_had(tmp_path: Path) -> None:
+    cpu = {"platform": "cpu", "kind": "cpu", "number": 1, "processes": 1}
+    gpu = {"platform": "gpu", "kind": "NVIDIA L4", "number": 2, "processes": 1}
+    devices = [{"after_step": 0, **cpu}, {"after_step": 40, **gpu}]
+    page = report(tmp_path / "x.html", write_run(tmp_path / "run", devices=devices))
+    assert "on 1 cpu from cycle 0 on, on 2 gpu (NVIDIA L4) from cycle 40 on" in page.text
+    assert "cycle 4 of 4, on 1 cpu" in two_runs().text
 
 
 def test_report_warns_of_runs_that_were_not_measured_alike(tmp_path: Path) -> None:
