@@ -34,8 +34,8 @@ BASE = [
     "safetensors>=0.5",
     "pillow>=11",
     "matplotlib>=3.9",
-    "tqdm>=4.66",
     "pyyaml>=6",
+    "rich>=14.1",
 ]
 
 _TENSORFLOW = [
@@ -69,7 +69,7 @@ EXTRAS = {
     "serve": ["gradio>=6.31,<7"],  # the page of `dmd2 serve`
     # tensorboardX writes the event files, tensorboard shows them; neither needs TensorFlow.
     "tensorboard": ["tensorboardX>=2.6", "tensorboard>=2.18"],
-    # For a training loop of your own that writes its metrics with CLU, which needs TensorFlow.
+    # config.log.clu: metrics by CLU's writer, which needs TensorFlow.
     "clu": ["clu>=0.0.12", *_TENSORFLOW],
     # `make docs`: the site; equations become MathML, which needs no script.
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "latex2mathml>=3.78"],

@@ -319,9 +319,12 @@ def _images(
     """Return what is to be made: a grid on the first device, as ever, and many on all."""
     import jax
 
+    from dmd2_jax.runtime.devices import say_devices
     from dmd2_jax.runtime.sharding import make_mesh
     from dmd2_jax.sampling.images import SampledImages
 
+    devices = jax.devices()[:1] if _is_grid(options.out) else jax.devices()
+    say_devices(devices)
     return SampledImages(
         "samples",
         name,
@@ -330,7 +333,7 @@ def _images(
         num=num,
         batch_size=batch_size,
         seed=options.seed,
-        mesh=None if _is_grid(options.out) else make_mesh({"data": -1}, jax.devices()),
+        mesh=make_mesh({"data": -1}, devices),
         timed=False,
     )
 

@@ -29,6 +29,7 @@ class Job:
       workdir: the run folder; checkpoints/, metrics.jsonl and speed.jsonl go there.
       unit: what a step is called, for example "cycle".
       total: steps of the whole run.
+      total_key: the key of the config that says so.
       log: `every`, `draw_key`, `export_key`, `checkpoint_every` and `evaluate_every` (0 or absent:
         never), in steps; what `Writers` takes.
       keep: which checkpoints stay.
@@ -60,6 +61,7 @@ class Job:
     workdir: Path
     unit: str
     total: int
+    total_key: str
     log: Mapping[str, Any]
     keep: Keep
     shapes: PyTree

@@ -112,8 +112,13 @@ def _steps(
         def check_in_a_row(when: int) -> None:
             _check_in_a_row(metrics, job.max_skipped_in_a_row, f"{unit} {when}", checkpoints)
 
-        if start < total:
-            say(f"{unit} {start + 1} of {total}: compiling ...")
+        if start >= total:
+            say(
+                f"{unit} {start} of {total}: already finished; its weights are written once more. "
+                f"To go on, raise config.{job.total_key}; for images, `dmd2 sample`."
+            )
+        else:
+            progress.compiling()
         for step in range(start, total):
             # One step in flight: the host prepares the next batch while the device works.
             jax.block_until_ready(metrics)
@@ -126,6 +131,8 @@ def _steps(
             due = job.due(done, stop.reached(done))
             if step == start or due.export or due.draw or due.score:
                 jax.block_until_ready(metrics)  # so that the clock gives each its own time
+            if step == start:
+                progress.compiled()
             watch.step_done()
             if due.report:
                 check_in_a_row(done)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from tqdm import tqdm
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.run.display import Display, Look, can_display, clock
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.places import in_bucket, path_of
@@ -121,7 +121,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 class Progress(Closing):
     """Show progress: a bar with ETA, images/s and losses, or on no terminal a line now and then.
 
-    Of several processes the first one shows it.
+    Until the first update a clock runs on a terminal. Of several processes the first one shows it.
     """
 
     def __init__(
@@ -149,20 +149,22 @@ class Progress(Closing):
         self._description, self._images = description, images_per_step
         self._every = seconds_between_lines
         self._start: float | None = None  # at the first update: before it lies the compilation
-        self._last_line = time.monotonic()
+        self._began = self._last_line = self._updated = time.monotonic()
+        self._waiting = "starting"
         self._values: dict[str, float] = {}
-        terminal = getattr(self._stream, "isatty", lambda: False)()
-        self._bar = (
-            tqdm(
-                total=total,
-                initial=initial,
-                desc=description,
-                file=self._stream,
-                dynamic_ncols=True,
-            )
-            if terminal and is_first()
-            else None
-        )
+        shown = is_first() and can_display(self._stream)
+        self._display = Display(self._stream, self._look) if shown else None
+
+    def compiling(self) -> None:
+        """Say that the next step compiles first."""
+        self._began, self._waiting = time.monotonic(), "compiling"
+        if self._display is None:
+            self._say(f"{self._next_step()}: compiling ...")
+
+    def compiled(self) -> None:
+        """Say how long that step took."""
+        seconds = time.monotonic() - self._began
+        self._say(f"{self._next_step()}: {seconds:.1f} s, compilation included.")
 
     def update(self, done: int, values: Mapping[str, Any] | None = None) -> None:
         """Report that `done` steps of the whole run are taken.
@@ -171,42 +173,54 @@ class Progress(Closing):
           done: steps taken, counted from the run's beginning.
           values: the latest metrics; arrays are shown by their mean.
         """
-        advanced, self._done = done - self._done, done
+        self._done, self._updated = done, time.monotonic()
         if self._start is None:
-            self._start, self._initial = time.monotonic(), done
+            self._start, self._initial = self._updated, done
         if values:
             self._values = {name: float(np.mean(value)) for name, value in values.items()}
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._postfix(), refresh=False)
-            self._bar.update(advanced)
+        if self._display is not None:
             return
-        if not is_first():
-            return
-        now = time.monotonic()
-        if now - self._last_line >= self._every or done == self._total:
-            self._last_line = now
-            print(self._line(now), file=self._stream, flush=True)
+        if self._updated - self._last_line >= self._every or done == self._total:
+            self._last_line = self._updated
+            self._say(", ".join(filter(None, (self._counted(), self._left(), self._postfix()))))
 
     def close(self) -> None:
         """Leave the display in its last state."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._display is not None:
+            self._display.close()
+
+    def _say(self, line: str) -> None:
+        if self._display is not None:
+            self._display.say(line)
+        elif is_first():
+            print(line, file=self._stream, flush=True)
+
+    def _look(self) -> Look:
+        below = self._postfix()
+        if self._start is None and self._done < self._total:
+            below = f"{self._waiting}: {clock(time.monotonic() - self._began)}"
+        return Look(self._description, self._done, self._total, self._left(), below)
+
+    def _counted(self) -> str:
+        return f"{self._description} {self._done}/{self._total}"
+
+    def _next_step(self) -> str:
+        return f"{self._description} {self._done + 1} of {self._total}"
+
+    def _left(self) -> str:
+        taken = self._done - self._initial
+        if not taken or self._start is None:
+            return ""
+        left = (self._updated - self._start) / taken * (self._total - self._done)
+        return f"ETA {clock(max(0.0, left - (time.monotonic() - self._updated)))}"
 
     def _postfix(self) -> str:
         shown = [f"{name} {value:.4g}" for name, value in self._values.items()]
         taken = self._done - self._initial
         if taken and self._start is not None:
-            speed = taken * self._images / max(time.monotonic() - self._start, 1e-9)
+            speed = taken * self._images / max(self._updated - self._start, 1e-9)
             shown.insert(0, f"{speed:.3g} images/s")
         return ", ".join(shown)
-
-    def _line(self, now: float) -> str:
-        taken = self._done - self._initial
-        parts = [f"{self._description} {self._done}/{self._total}"]
-        if taken and self._start is not None:
-            left = (now - self._start) / taken * (self._total - self._done)
-            parts.append(f"ETA {tqdm.format_interval(int(left))}")
-        return ", ".join([*parts, self._postfix()]).removesuffix(", ")
 
 
 def plain_value(value: Any) -> Any:

@@ -24,6 +24,7 @@ from dmd2_jax.recipe.open import Recipe, open_recipe, sample_labels
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.devices import device_record, say_devices
 from dmd2_jax.runtime.distributed import on_first
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import params_digest
@@ -44,7 +45,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_INDEX = "pairs.json"
+_INDEX, _DEVICES = "pairs.json", "devices"
 _PARTS = ("noise", "x_0")
 
 
@@ -147,6 +148,7 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
     """
     recipe = open_recipe(config, config.distill.batch_size)
     teacher_params = load_teacher(config, recipe.family)
+    say_devices(jax.devices()[:1])
     number, folder = config.distill.regression_pairs, path_of(out)
     size = number * 8 * int(np.prod(recipe.family.image_shape)) / 1e6
     what = f"{number:,} pairs, {size:,.1f} MB"
@@ -196,7 +198,7 @@ def _claim(folder: Path, made_with: dict[str, Any]) -> bool:
         return _holds(folder, made_with)
     if not holds_nothing(folder):
         return False
-    write_json(folder / _INDEX, made_with)
+    write_json(folder / _INDEX, made_with | {_DEVICES: device_record(jax.devices()[:1])})
     return True
 
 
@@ -204,8 +206,8 @@ def _holds(folder: Path, made_with: dict[str, Any]) -> bool:
     """Return whether a folder is one of these very pairs, finished or not."""
     index = folder / _INDEX
     try:
-        return index.is_file() and read_json(index) == made_with
-    except ValueError:
+        return index.is_file() and {**read_json(index), _DEVICES: 0} == {**made_with, _DEVICES: 0}
+    except (TypeError, ValueError):
         return False
 
 

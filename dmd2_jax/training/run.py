@@ -3,9 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,12 +20,13 @@ from dmd2_jax.run.checkpoint import Keep, newest_extra
 from dmd2_jax.run.folder import check_teacher, check_writable, open_run
 from dmd2_jax.run.loop import CHECKPOINTS, check_room
 from dmd2_jax.run.writers import check_writers
-from dmd2_jax.runtime.distributed import from_first, say
+from dmd2_jax.runtime.devices import device_record
+from dmd2_jax.runtime.distributed import from_first
 from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.whole_file import clear_partial
 from dmd2_jax.typing import PyTree
 
-__all__ = ["keep", "may_differ", "open_training", "say_devices"]
+__all__ = ["keep", "may_differ", "open_training"]
 
 _MAY_DIFFER = (
     "name",
@@ -137,7 +136,7 @@ def open_training(
             allow=allow_change,
             check=check_saved,
             dry_run=dry_run,
-            devices=_devices(mesh),
+            devices=device_record(mesh),
         )
         if not dry_run:
             write_record(workdir, record)
@@ -147,30 +146,6 @@ def open_training(
 
     with contextlib.ExitStack() as until_the_end:
         yield from_first(open_folder)
-
-
-def say_devices(mesh: Mesh) -> None:
-    """Say on standard error which devices a run takes, and that it leaves some out, if it does."""
-    it, count = _devices(mesh), jax.device_count()
-    kind = "" if it["kind"] == it["platform"] else f" ({it['kind']})"
-    processes = f" of {it['processes']} processes" if it["processes"] > 1 else ""
-    say(f"devices: {it['number']} {it['platform']}{kind}{processes}.")
-    if mesh.size < count:
-        say(
-            f"config.mesh takes {mesh.size} of the {count} {it['platform']} devices here, the "
-            f"others idle; config.mesh.data=-1 takes all."
-        )
-
-
-def _devices(mesh: Mesh) -> dict[str, Any]:
-    """Return what config.json records of the devices that a run takes."""
-    first = mesh.devices.flat[0]
-    return {
-        "platform": first.platform,
-        "kind": first.device_kind,
-        "number": mesh.size,
-        "processes": jax.process_count(),
-    }
 
 
 def keep(config: ConfigDict) -> Keep:

@@ -32,6 +32,7 @@ from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
+from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.distributed import in_step, is_first, on_first, put, to_host
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.random import stream_key
@@ -40,7 +41,7 @@ from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch
 from dmd2_jax.training.drawing import draw_progress, draw_scores, score_comparison
 from dmd2_jax.training.health import Health, real_statistics
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
-from dmd2_jax.training.run import keep, open_training, say_devices
+from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
 from dmd2_jax.typing import Params
 
@@ -189,6 +190,7 @@ def _described(
         workdir=workdir,
         unit="cycle",
         total=config.distill.cycles,
+        total_key="distill.cycles",
         log=config.log,
         keep=keep(config),
         shapes=job.state,

@@ -21,6 +21,7 @@ from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
+from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
 from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.places import path_of
@@ -37,7 +38,7 @@ from dmd2_jax.runtime.sharding import (
 )
 from dmd2_jax.sampling.samplers import Sampler, teacher_sampler
 from dmd2_jax.training.drawing import draw_progress
-from dmd2_jax.training.run import keep, open_training, say_devices
+from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
 from dmd2_jax.training.teacher_step import (
     TeacherConfig,
@@ -150,6 +151,7 @@ def _described(
         workdir=workdir,
         unit="step",
         total=config.teacher.steps,
+        total_key="teacher.steps",
         log=config.log,
         keep=keep(config),
         shapes=shapes,

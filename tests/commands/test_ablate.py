@@ -135,6 +135,9 @@ def test_ablate_runs_each_row_as_it_says() -> None:
     assert [config["distill"]["cycles"] for config in configs] == [1, 2, 1, 2]
     assert [config["seed"] for config in configs] == [0, 0, 1, 1]
     assert {config["name"] for config in configs} == {"tiny_ablation_short", "tiny_ablation_long"}
+    assert story().message.startswith("devices: 1 cpu.\n")
+    for run, key in zip(runs, KEYS, strict=True):
+        assert run["devices"] == [{"after_step": 0, **table()["runs"][key]["devices"]}]
 
 
 def test_ablate_prints_and_writes_the_table() -> None:

@@ -100,7 +100,9 @@ def test_sample_writes_a_grid_that_the_seed_determines(
     assert not np.array_equal(first, sample("teacher", "--which=teacher"))
     file = student_run() / "student.safetensors"
     np.testing.assert_array_equal(first, sample("weights", f"--weights={file}"))
-    assert "6 images: " in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "6 images: " in out
+    assert err.startswith("devices: 1 cpu.\n")
 
 
 def test_sample_uses_the_average_asked_for(tmp_path: Path) -> None:

@@ -363,3 +363,34 @@ def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
     assert (config.model.dropout, config.teacher.objective) == (0.0, "edm")
     assert config.model.model_channels == get_config().model.model_channels
     assert dmd2("sample", f"--workdir={run}", "--num=2", f"--out={tmp_path / 'x.png'}") == 0
+
+
+def test_workdir_alone_goes_on_with_the_run_and_says_when_it_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = copied(tmp_path, teacher_run())
+    weights = (workdir / "teacher.safetensors").read_bytes()
+    assert dmd2("train-teacher", f"--workdir={workdir}") == 0
+    said = capsys.readouterr().err
+    assert said.startswith("devices: 1 cpu.\n")
+    assert "step 6 of 6: already finished" in said and "raise config.teacher.steps" in said
+    assert (workdir / "teacher.safetensors").read_bytes() == weights
+    # A value that may not change is refused as ever; one that may takes effect.
+    assert dmd2("train-teacher", f"--workdir={workdir}", "--config.teacher.lr=1") == 2
+    assert "teacher.lr: got 1.0, the run there has" in capsys.readouterr().err
+    assert dmd2("train-teacher", f"--workdir={workdir}", "--config.teacher.steps=7") == 0
+    assert "step 7 of 7: compiling" in capsys.readouterr().err
+    assert dmd2(*train(tmp_path / "other", "--config.teacher.steps=7")) == 0
+    assert read_metrics(workdir / "metrics.jsonl") == read_metrics(tmp_path / "other/metrics.jsonl")
+
+
+def test_workdir_alone_needs_a_run_of_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dmd2("distill", f"--workdir={student_run()}", "--dry-run") == 0
+    assert "would be resumed" in capsys.readouterr().out
+    assert dmd2("distill", f"--workdir={teacher_run()}") == 2
+    message = capsys.readouterr().err
+    assert f"`dmd2 train-teacher --workdir={teacher_run()}` goes on with it" in message
+    assert dmd2("distill", f"--workdir={tmp_path}") == 2
+    assert f"no run in --workdir={tmp_path} to go on with" in capsys.readouterr().err

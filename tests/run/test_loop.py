@@ -75,6 +75,7 @@ class Run:
             workdir=self.workdir,
             unit="step",
             total=total,
+            total_key="teacher.steps",
             log=self.log,
             keep=self.keep,
             shapes=SHAPES,

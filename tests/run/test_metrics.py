@@ -2,12 +2,16 @@
 
 import io
 import json
+import logging
+import re
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmd2_jax.run import metrics
 from dmd2_jax.run.metrics import MetricsWriter, Progress, read_metrics
 from dmd2_jax.runtime.summaries import Average, Histogram
 
@@ -101,11 +105,25 @@ def test_progress_without_a_terminal_is_quiet_between_lines() -> None:
     assert stream.getvalue() == ""
 
 
-def test_progress_on_a_terminal_shows_a_bar() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+def test_progress_without_a_terminal_says_that_it_compiles_and_how_long_that_took() -> None:
+    stream = io.StringIO()
+    with Progress(total=4, initial=1, description="cycle", stream=stream) as progress:
+        progress.compiling()
+        progress.compiled()
+        progress.update(2)
+    first, second = stream.getvalue().splitlines()
+    assert first == "cycle 2 of 4: compiling ..."
+    assert re.fullmatch(r"cycle 2 of 4: 0\.\d s, compilation included\.", second)
 
+
+class Terminal(io.StringIO):
+    """What is drawn on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_shows_a_bar() -> None:
     stream = Terminal()
     with Progress(total=2, description="step", images_per_step=8, stream=stream) as progress:
         progress.update(1, {"loss": 0.25})
@@ -113,3 +131,51 @@ def test_progress_on_a_terminal_shows_a_bar() -> None:
     assert "step: 100%" in stream.getvalue()
     assert "images/s" in stream.getvalue()
     assert "loss 0.125" in stream.getvalue()
+
+
+def test_progress_on_a_terminal_counts_the_seconds_of_the_compilation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, stream = [10.0], Terminal()
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    with Progress(total=3, description="cycle", stream=stream) as progress:
+        progress.compiling()
+        now[0] += 75.0
+    assert "compiling: 01:15" in stream.getvalue() and "0/3" in stream.getvalue()
+    with Progress(total=4, description="cycle", stream=stream) as progress:
+        for done in (1, 2):
+            now[0] += 600.0
+            progress.update(done)
+        now[0] += 60.0  # the time that is left goes by while a step is taken
+    assert "2/4, ETA 19:00" in stream.getvalue()
+
+
+def test_progress_within_another_is_shown_below_it_and_what_is_printed_above(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stream = Terminal()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(handler)
+    try:
+        with Progress(total=3, description="step", stream=stream) as outer:
+            outer.update(1)
+            logging.getLogger().warning("said [bold]")
+            print("into a file")
+            with Progress(total=5, description="images", stream=stream) as inner:
+                inner.update(5)
+            outer.update(2)
+        assert handler.stream is stream
+    finally:
+        logging.getLogger().removeHandler(handler)
+    shown = stream.getvalue()
+    places = [shown.index(it) for it in ("said [bold]\n", "images: 100%", "step: 66%")]
+    assert places == sorted(places)
+    assert capsys.readouterr().out == "into a file\n" and "into a file" not in shown
+
+
+def test_progress_on_a_terminal_that_cannot_draw_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress(total=1, description="step", stream=stream) as progress:
+        progress.update(1)
+    assert stream.getvalue() == "step 1/1\n"

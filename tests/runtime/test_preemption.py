@@ -147,7 +147,7 @@ PROCESS = """
 
     try:
         run_loop(Job(
-            workdir=folder, unit="step", total=10_000, keep=Keep(3),
+            workdir=folder, unit="step", total=10_000, total_key="", keep=Keep(3),
             log={"every": 5, "grid_every": 10_000, "checkpoint_every": 10_000},
             shapes=shapes, shardings=split, make_state=lambda: {"w": jnp.arange(6.0)},
             make_batch=lambda i, seen: None, advance=advance,

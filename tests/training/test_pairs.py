@@ -1,6 +1,7 @@
 """Teacher ODE pairs: `dmd2 make-pairs`, and what a distillation makes of them."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -78,6 +79,20 @@ def test_make_pairs_makes_only_what_is_missing_or_damaged(
     assert "x_0_00002.npy is damaged" in caplog.text
     assert contents(tmp_path) == before
     assert (tmp_path / "x_0_00001.npy").stat().st_mtime_ns == kept
+
+
+def test_make_pairs_knows_its_own_on_other_devices_and_of_before_they_were_recorded(
+    tmp_path: Path,
+) -> None:
+    made(tmp_path)
+    index, before = tmp_path / "pairs.json", contents(tmp_path)
+    record = json.loads(index.read_text())
+    cpu = {"platform": "cpu", "kind": "cpu", "number": 1, "processes": 1}
+    assert record.pop("devices") == cpu
+    for other in (record, record | {"devices": {"platform": "tpu"}}):
+        index.write_text(json.dumps(other))
+        made(tmp_path, own=False)
+        assert contents(tmp_path) == {**before, "pairs.json": index.read_bytes()}
 
 
 def test_make_pairs_replaces_its_own_run_s_of_another_teacher(

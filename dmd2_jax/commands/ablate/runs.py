@@ -30,11 +30,13 @@ from dmd2_jax.recipe.open import build_family, open_recipe, teacher_file
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import open_run, write_json
 from dmd2_jax.run.loop import DivergedError
+from dmd2_jax.runtime.devices import device_record, say_devices
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.preemption import Interrupted
+from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
 from dmd2_jax.training.run import may_differ
@@ -76,6 +78,7 @@ def ablate(options: Options) -> dict[str, Any]:
     ablation = load_ablation(options.config, options.overrides)
     runs = _chosen(ablation, options, workdir)
     table = _read(workdir, ablation)
+    say_devices(make_mesh(ablation.base().mesh))
     _check(ablation, runs, workdir, tracing=options.dry_run)
     if options.dry_run:
         check_free(workdir)
@@ -217,6 +220,7 @@ def _one(ablation: Ablation, run: _Run, workdir: Path) -> dict[str, Any]:
     start = time.perf_counter()
     entry: dict[str, Any] = {"row": run.row, "seed": run.seed}
     entry |= {"config": _fingerprint(ablation, run.config), "figures": None}
+    entry["devices"] = device_record(make_mesh(run.config.mesh))
     try:
         train_student.train(run.config, run.folder)
         decays = run.config.optim.ema_decays

@@ -24,6 +24,7 @@ from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
 from dmd2_jax.recipe.open import aligned, parameter_table
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.metrics import Progress
+from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.prefetch import Prefetch
@@ -226,6 +227,7 @@ class _Encoder:
         number = math.gcd(work.options.batch_size, jax.local_device_count())
         axes = {"data": number, "fsdp": 1, "tensor": 1}
         self._mesh = make_mesh(axes, jax.local_devices()[:number])
+        say_devices(self._mesh.devices.flat)
         self._work = work
         self._params = replicate((work.vae_params, work.encoders.params), self._mesh)
         self._key = jax.random.key(work.options.seed)

@@ -19,6 +19,7 @@ from dmd2_jax.metrics.features.real import Reference, open_reference
 from dmd2_jax.pictures.grids import class_rows, first_of_each_class
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels
 from dmd2_jax.run.folder import write_json
+from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling.images import Classes, Model, SampledImages
@@ -60,6 +61,7 @@ def demonstrate(
     apply_overrides(recipe, {"teacher.weights": str(workdir / "teacher"), **overrides})
     check(recipe)
 
+    say_devices(make_mesh(recipe.mesh))
     _say("1/4  a classifier of real digits, whose features judge the samples")
     reference = open_reference(recipe, workdir / "classifier")
     print(f"     test accuracy {reference.classifier.test_accuracy:.2%}", flush=True)
