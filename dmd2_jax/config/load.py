@@ -183,7 +183,8 @@ def allowed_changes(config: ConfigDict, words: Sequence[str]) -> tuple[str, ...]
     Raises:
       Refused: if a name is none of the config's (the nearest is named).
     """
-    names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
+    parts = (part.strip().replace("-", "_") for word in words for part in word.split(","))
+    names = tuple(filter(None, parts))
     fields = dict(_fields(config))
     for name in names:
         if name in MOVED:

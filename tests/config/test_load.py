@@ -210,8 +210,8 @@ def test_apply_overrides_refuses_a_group() -> None:
 
 def test_allowed_changes_takes_keys_and_groups() -> None:
     config = load_config("digits")
-    words = ["optim.critic_lr, data", "mesh"]
-    assert allowed_changes(config, words) == ("optim.critic_lr", "data", "mesh")
+    words = ["optim.critic_lr, data", "mesh", "optim.critic-lr"]
+    assert allowed_changes(config, words) == ("optim.critic_lr", "data", "mesh", "optim.critic_lr")
     assert allowed_changes(config, []) == ()
     with pytest.raises(match=r"--allow_change=dat is no key"):
         allowed_changes(config, ["dat"])
