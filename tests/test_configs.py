@@ -80,7 +80,7 @@ def test_config_states_its_commands(request: pytest.FixtureRequest, config: Conf
 
 
 def test_config_asks_of_data_what_they_take(config: ConfigDict) -> None:
-    keys = ("test_fraction", "max_corrupt", "workers")
+    keys = ("test_fraction", "max_corrupt", "workers", "resize")
     options = data.Options(**{key: config.data[key] for key in keys})
     assert options.test_fraction == config.data.test_fraction
 

@@ -44,6 +44,7 @@ _CHOICES = {
     "optim.lr_schedule": rules.LR_SCHEDULES,
     "optim.moment_dtype": rules.DTYPES,
     "teacher.objective": ("edm", "eps"),
+    "data.resize": rules.RESIZE,
     "distill.fake_labels": ("uniform", "real"),
 }
 _DOTTED = ("data.name",)

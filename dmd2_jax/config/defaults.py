@@ -39,6 +39,9 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.data.prompts = ""  # text to image: a cache of the student's prompts; "": the data's own
     config.data.test_fraction = 0.1  # of each class, held out where the data have no test split
     config.data.max_corrupt = 10  # undecodable images that are replaced before reading stops
+    # Images of other sizes than model.resolution. none: refused | crop: resized until the shorter
+    # side fits, the middle kept | enlarge: the same, and smaller ones are made larger.
+    config.data.resize = "none"
     config.data.workers = 0  # threads that decode; 0: one for each processor
 
     # Teacher, critic and generator share one architecture; a family's keys are explained in its

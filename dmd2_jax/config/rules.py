@@ -21,6 +21,7 @@ __all__ = [
     "POSITIVE",
     "POSITIVE_OR_NONE",
     "REMAT",
+    "RESIZE",
     "Rule",
     "check_seed",
     "choice_faults",
@@ -40,6 +41,10 @@ LR_SCHEDULES = ("constant", "cosine")
 
 REMAT = ("none", "block", "full")
 """What the backward pass computes again instead of keeping it: nothing, each block, everything."""
+
+RESIZE = ("none", "crop", "enlarge")
+"""What is done to images of other sizes as they are read: they are refused, made smaller until the
+shorter side fits and cropped to their middle, or made larger too."""
 
 _SEEDS = 2**32
 

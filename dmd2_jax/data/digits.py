@@ -30,8 +30,8 @@ def load(
     Args:
       path: must be empty; the data come with scikit-learn.
       split: "train", "test" or "all" (train, then test).
-      resolution: 8, the only size there is.
-      options: unused; the split is always the same.
+      resolution: 8, the only size there is; others are for the caller to make.
+      options: resize counts; the split is always the same.
 
     Returns:
       [n, 8, 8, 1] images, grey value v of 0..16 stored as round(255 v / 16).
@@ -44,10 +44,11 @@ def load(
             f"config.data.path={path} with config.data.name=digits, which reads no files, expected "
             "none; name the source that is to read it, such as config.data.name=image_folder."
         )
-    if resolution != RESOLUTION:
+    if resolution != RESOLUTION and (options or Options()).resize == "none":
         raise Refused(
             f"config.model.resolution={resolution} for digits, expected {RESOLUTION}; set it to "
-            f"{RESOLUTION} or choose another config.data.name."
+            f"{RESOLUTION}, let them be resized by `config.data.resize=enlarge`, or choose another "
+            "config.data.name."
         )
     pixels, labels = np.split(_table(), [RESOLUTION**2], axis=1)
     images = np.round(pixels * (255.0 / MAX_GREY)).astype(np.uint8)

@@ -38,7 +38,7 @@ def load(
       path: folder of {train,t10k}-{images-idx3,labels-idx1}-ubyte, each with or without .gz.
       split: "train", "test" or "all" (train, then test).
       resolution: 28, or 32 for two black lines on every side.
-      options: unused; the split is the published one.
+      options: resize counts; the split is the published one.
 
     Returns:
       [n, resolution, resolution, 1] images.
@@ -48,7 +48,8 @@ def load(
       ValueError: if a file is truncated or is not what its name says, or the split or the
         resolution does not exist.
     """
-    if resolution not in RESOLUTIONS:
+    resize = (options or Options()).resize
+    if resolution not in RESOLUTIONS and resize == "none":
         raise Refused(
             f"config.model.resolution={resolution} for fashion_mnist, expected one of "
             f"{RESOLUTIONS}; choose 32 for U-Nets that halve the image several times."
@@ -61,7 +62,8 @@ def load(
     }
     images, labels = select_split(splits, split, "fashion_mnist")
     dataset = ImageDataset(images, labels, NUM_CLASSES, "fashion_mnist", CLASSES)
-    return pad_to(dataset, resolution)
+    # What is neither is made of the images themselves, not of those with a border.
+    return dataset if resolution not in RESOLUTIONS else pad_to(dataset, resolution)
 
 
 def _find_files(path: str, splits: list[str]) -> dict[str, Pair]:

@@ -47,7 +47,7 @@ def load(
       path: the folder.
       split: "train", "test" or "all" (train, then test).
       resolution: the images' own, or more for a black border.
-      options: test_fraction counts.
+      options: test_fraction and resize count.
 
     Returns:
       [n, resolution, resolution, 1] images; as many classes as the largest label of any split
@@ -69,7 +69,9 @@ def load(
         chosen = split_indices(labels, split, options.test_fraction, str(path))
         images, labels = images[chosen], labels[chosen]
     name = f"idx {Path(path).name}"
-    return pad_to(ImageDataset(images, labels, num_classes, name), resolution)
+    dataset = ImageDataset(images, labels, num_classes, name)
+    smaller = dataset.resolution > resolution and options.resize != "none"
+    return dataset if smaller else pad_to(dataset, resolution)  # smaller: by the caller
 
 
 def _find_files(path: str) -> dict[str, Pair]:

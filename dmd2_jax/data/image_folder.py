@@ -33,6 +33,7 @@ from dmd2_jax.data.reading.decode import (
     MAX_BYTES,
     CorruptImageError,
     image_endings,
+    image_size,
     is_image,
     read_image,
 )
@@ -67,7 +68,7 @@ def load(
     Args:
       path: the folder or the .zip.
       split: "train", "test" or "all" (train, then test).
-      resolution: that every image must have.
+      resolution: that every image must have, or is given where `options.resize` says so.
       options: see `Options`.
 
     Returns:
@@ -96,7 +97,11 @@ def load(
 
     def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
         tree, name = files[i]
-        return read_image(tree, name, resolution), int(labels[i])
+        return read_image(tree, name, resolution, options.resize), int(labels[i])
+
+    def size_of(i: int) -> tuple[int, int]:
+        tree, name = files[i]
+        return image_size(tree.read(name, MAX_BYTES))
 
     return DecodedSource(
         f"image_folder {Path(path).name}",
@@ -108,6 +113,7 @@ def load(
         options=options,
         class_names=class_names,
         formerly=_formerly(class_names),
+        size_of=size_of,
         listing=lambda: listing_of_files(zip(names, labels.tolist(), strict=True), num_classes),
         labels=lambda: labels,
     )

@@ -23,7 +23,7 @@ from dmd2_jax.config.refused import Missing, Refused, lacks
 from dmd2_jax.data.reading.classes import are_synsets, in_order, listing_of_parts
 from dmd2_jax.data.reading.contract import MissingPackageError, Options
 from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
-from dmd2_jax.data.reading.decode import CorruptImageError, decode_image
+from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, image_size
 from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords, labels_of
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.runtime.distributed import say_once
@@ -63,7 +63,7 @@ def load(
     Args:
       path: TFDS's data_dir.
       split: "train", "test" or "all" (train, then test).
-      resolution: that every image must have.
+      resolution: that every image must have, or is given where `options.resize` says so.
       options: `spec` names the data set; see `Options`.
 
     Returns:
@@ -101,7 +101,11 @@ def load(
     def read(i: int) -> tuple[Shaped[np.ndarray, "h w c"], int]:
         (record,) = records.read(chosen[i : i + 1])
         data, label = _parse(record, keys)
-        return decode_image(data, describe(i), resolution), label
+        return decode_image(data, describe(i), resolution, options.resize), label
+
+    def size_of(i: int) -> tuple[int, int]:
+        (record,) = records.read(chosen[i : i + 1])
+        return image_size(_parse(record, keys)[0])
 
     return DecodedSource(
         f"tfds:{name}",
@@ -113,6 +117,7 @@ def load(
         options=options,
         class_names=keys.names,
         formerly=keys.formerly,
+        size_of=size_of,
         listing=lambda: listing_of_parts(
             [
                 builder.info.full_name,

@@ -18,8 +18,9 @@ from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import to_model
 from dmd2_jax.data.latents import NULL_FILE
-from dmd2_jax.data.reading.captions import CaptionedImages, Picture
+from dmd2_jax.data.reading.captions import CaptionedImages
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
+from dmd2_jax.data.reading.resize import Picture
 from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
 from dmd2_jax.recipe.open import aligned, parameter_table
 from dmd2_jax.run.folder import check_free_space

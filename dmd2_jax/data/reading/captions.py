@@ -19,8 +19,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.config.text import decode_text
 from dmd2_jax.data.reading.decode import (
@@ -34,13 +32,13 @@ from dmd2_jax.data.reading.decode import (
 )
 from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings, warn_of_left_out
 from dmd2_jax.data.reading.parquet import read_columns
+from dmd2_jax.data.reading.resize import Picture, crop_to
 from dmd2_jax.data.reading.source import listed
 from dmd2_jax.data.reading.text_lines import KEYS, json_lines, text_key, text_of
 from dmd2_jax.data.reading.zip_file import ZipFolder
 from dmd2_jax.runtime.fetched import fetched
-from dmd2_jax.typing import Shaped
 
-__all__ = ["CaptionedImages", "Picture", "crop_to", "open_captions"]
+__all__ = ["CaptionedImages", "open_captions"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,20 +46,6 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _SIDECARS = (".txt", ".caption")
 _MAX_TEXT = 2**28  # bytes of a table: a million long captions
 _MAX_CAPTION = 2**16
-
-
-class Picture(NamedTuple):
-    """One image, made square.
-
-    Attributes:
-      pixels: uint8 [side, side, 3].
-      original: height and width of the file's image.
-      corner: top and left of the part that was kept, in pixels after resizing.
-    """
-
-    pixels: Shaped[np.ndarray, "side side 3"]
-    original: tuple[int, int]
-    corner: tuple[int, int]
 
 
 class CaptionedImages(NamedTuple):
@@ -106,25 +90,6 @@ class CaptionedImages(NamedTuple):
                 "remove it, or allow images to be enlarged."
             )
         return crop_to(image, side)
-
-
-def crop_to(image: Shaped[np.ndarray, "h w 3"], side: int) -> Picture:
-    """Resize an image until its shorter side fits, by Lanczos' filter, and keep the middle.
-
-    Args:
-      image: uint8 [h, w, 3]; one that is square and of this size stays as it is.
-      side: height and width of the result.
-    """
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    scale = side / min(height, width)
-    tall, wide = (max(side, round(length * scale)) for length in (height, width))
-    if (tall, wide) != (height, width):
-        resized = Image.fromarray(image).resize((wide, tall), Image.Resampling.LANCZOS)
-        image = np.asarray(resized)
-    top, left = (tall - side) // 2, (wide - side) // 2
-    return Picture(image[top : top + side, left : left + side], (height, width), (top, left))
 
 
 def open_captions(path: str | Path) -> CaptionedImages:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import RESIZE
 from dmd2_jax.data.reading.classes import Listing
 from dmd2_jax.typing import Int
 
@@ -105,6 +106,9 @@ class Source(Examples, Protocol):
     def describe(self, index: int) -> str:
         """Return the name of an example for messages, its file for instance."""
 
+    def sizes(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"] | None:
+        """Return height and width of images as the files have them; None: as `resolution` says."""
+
 
 class SourceDefaults:
     """The members that a source of images with classes need not have; a base class of sources."""
@@ -130,6 +134,10 @@ class SourceDefaults:
         """Return a name of an example for messages: its number."""
         return f"image {index}"
 
+    def sizes(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"] | None:
+        """Nothing is resized as it is read."""
+        return None
+
 
 @dataclass(frozen=True)
 class Options:
@@ -141,6 +149,8 @@ class Options:
         none, and there is no test split.
       max_corrupt: how many images may be undecodable before reading stops.
       workers: threads that decode; 0: one for each processor.
+      resize: "none": an image of another size than the resolution is refused; "crop": it is resized
+        until its shorter side fits, and its middle is kept; "enlarge": smaller ones as well.
 
     Raises:
       ValueError: if a value is out of range.
@@ -150,6 +160,7 @@ class Options:
     test_fraction: float = 0.1
     max_corrupt: int = 10
     workers: int = 0
+    resize: str = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
@@ -162,6 +173,10 @@ class Options:
                 raise Refused(
                     f"config.data.{key}={getattr(self, key)}, expected 0 or more; raise it."
                 )
+        if self.resize not in RESIZE:
+            raise Refused(
+                f"config.data.resize={self.resize!r}, expected one of {RESIZE}; choose one."
+            )
 
 
 _NEEDED = ("name", "resolution", "channels", "num_classes", "examples", "__len__")

@@ -242,7 +242,8 @@ def pad_to(dataset: ImageDataset, resolution: int) -> ImageDataset:
     if surplus < 0:
         raise Refused(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected at most "
-            f"{resolution}; raise config.model.resolution (images are never shrunk silently)."
+            f"{resolution}; raise config.model.resolution (images are never shrunk silently), or "
+            "let them be resized by `config.data.resize=crop`."
         )
     before, after = surplus // 2, surplus - surplus // 2
     width = ((0, 0), (before, after), (before, after), (0, 0))

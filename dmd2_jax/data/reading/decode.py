@@ -12,6 +12,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.folder import FileTree, TooLargeError
+from dmd2_jax.data.reading.resize import crop_to, size_fault
 from dmd2_jax.typing import Shaped
 
 MAX_PIXELS = 2**27
@@ -72,13 +73,16 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(image_endings())
 
 
-def read_image(tree: FileTree, name: str, resolution: int | None) -> Shaped[np.ndarray, "h w c"]:
+def read_image(
+    tree: FileTree, name: str, resolution: int | None, resize: str = "none"
+) -> Shaped[np.ndarray, "h w c"]:
     """Read and decode an image of a folder or zip; see `decode_image`.
 
     Args:
       tree: the folder or zip.
       name: of the file in it.
       resolution: height and width that it must have, in pixels; None: any.
+      resize: of `Options`.
 
     Raises:
       CorruptImageError, ImageRefusedError: see `decode_image`.
@@ -88,7 +92,7 @@ def read_image(tree: FileTree, name: str, resolution: int | None) -> Shaped[np.n
         data = tree.read(name, MAX_BYTES)
     except TooLargeError as error:
         raise ImageRefusedError(str(error)) from error
-    return decode_image(data, f"{tree.place}/{name}", resolution)
+    return decode_image(data, f"{tree.place}/{name}", resolution, resize)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -101,13 +105,16 @@ def image_size(data: bytes) -> tuple[int, int]:
     return _open(data, "the image").size
 
 
-def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.ndarray, "h w c"]:
+def decode_image(
+    data: bytes, name: str, resolution: int | None, resize: str = "none"
+) -> Shaped[np.ndarray, "h w c"]:
     """Decode an image, turned as its camera says (EXIF's orientation).
 
     Args:
       data: the file's bytes: PNG, JPEG, WebP, BMP, GIF, TIFF, AVIF or PPM.
       name: the file, for messages.
-      resolution: height and width that it must have, in pixels; nothing is resized. None: any.
+      resolution: height and width that it must have, or is given, in pixels; None: any.
+      resize: of `Options`; "none": nothing is resized.
 
     Returns:
       uint8 [h, w, c]; c is 1 for grey, 3 for colour. Palettes become colour
@@ -115,17 +122,13 @@ def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.nd
 
     Raises:
       CorruptImageError: if the bytes cannot be decoded.
-      ImageRefusedError: if the image has another size, several frames, more than 8 bits a channel,
-        transparent pixels or a colour space other than grey and RGB.
+      ImageRefusedError: if the image has a size that `resize` does not allow, several frames, more
+        than 8 bits a channel, transparent pixels or a colour space other than grey and RGB.
     """
     image = _open(data, name)
     # The header's word, before a pixel is decoded: a small file cannot make us allocate much.
-    if resolution is not None and image.size != (resolution, resolution):
-        raise ImageRefusedError(
-            f"{name} is {image.size[0]} x {image.size[1]} pixels, expected {resolution} x "
-            f"{resolution} as config.model.resolution; prepare the images at one size (none is "
-            "resized silently) or set the resolution."
-        )
+    if resolution is not None and (fault := size_fault(image.size, resolution, resize)):
+        raise ImageRefusedError(f"{name} {fault}")
     if _is_deep(image):
         raise _refused(name, "16 bits a channel", "convert it to 8 bits")
     try:
@@ -144,7 +147,8 @@ def decode_image(data: bytes, name: str, resolution: int | None) -> Shaped[np.nd
         if isinstance(error, ImageRefusedError):
             raise
         raise CorruptImageError(_reason(error)) from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels if resolution is None else crop_to(pixels, resolution).pixels
 
 
 def encode_png(image: Shaped[np.ndarray, "h w c"]) -> bytes:

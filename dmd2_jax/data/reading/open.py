@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config import plugins
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.contract import Options, Source, completed
+from dmd2_jax.data.reading.resize import Resized
 from dmd2_jax.data.reading.some_classes import SomeClasses
 
 __all__ = ["available", "is_known", "load", "summaries"]
@@ -44,9 +45,9 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
       data_config: `config.data`: name (a file of dmd2_jax/data or a dotted module of your own, and
         its spec after a colon), path (where the files lie, for sources that read files), classes
         (those that are read; missing or (): all) and, by the defaults of `Options` where they are
-        missing, test_fraction, max_corrupt and workers.
+        missing, test_fraction, max_corrupt, workers and resize.
       split: "train", "test" or "all".
-      resolution: pixels, the model's; sources pad to it or refuse, none resizes.
+      resolution: pixels, the model's; sources pad to it or refuse, and resize if they are told to.
 
     Returns:
       The examples, every member of `Source` among what they offer.
@@ -63,13 +64,16 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
             f"{_KEY}={data_config.name!r}, expected {name!r}, which takes nothing after a colon; "
             "leave it away."
         )
-    keys = ("test_fraction", "max_corrupt", "workers")
+    keys = ("test_fraction", "max_corrupt", "workers", "resize")
     options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
     dataset = completed(module.load(data_config.path, split, resolution, options), name)
+    if dataset.resolution != resolution and options.resize != "none" and dataset.null is None:
+        dataset = Resized(dataset, resolution, options.resize)
     if dataset.resolution != resolution:
         raise Refused(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
-            f"config.model.resolution={resolution}; set it to {dataset.resolution}."
+            f"config.model.resolution={resolution}; set it to {dataset.resolution}, or let "
+            "images be resized by `config.data.resize=crop`."
         )
     if classes := data_config.get("classes", ()):
         dataset = SomeClasses(dataset, classes)

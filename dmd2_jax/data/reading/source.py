@@ -56,6 +56,7 @@ class DecodedSource(SourceDefaults):
         formerly: str = "",
         listing: Callable[[], Listing] | None = None,
         labels: Callable[[], Int[np.ndarray, " n"]] | None = None,
+        size_of: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
         """Make the source, looking at some images spread over it.
 
@@ -72,6 +73,7 @@ class DecodedSource(SourceDefaults):
           class_names, formerly: see `Source`.
           listing: makes the member of that name, when it is asked for.
           labels: makes `known_labels`, when they are asked for.
+          size_of: number -> width and height before resizing; raises as `read`. None: as after.
 
         Raises:
           ValueError: if there are no images, or one that was looked at is refused.
@@ -86,6 +88,7 @@ class DecodedSource(SourceDefaults):
         self._read_many = read_many
         self.class_names = None if class_names is None else tuple(class_names)
         self.formerly, self._list, self._labels = formerly, listing, labels
+        self._size_of = size_of
         self._max_corrupt = options.max_corrupt
         self._lock = threading.Lock()
         self._workers = options.workers or os.cpu_count() or 1
@@ -133,6 +136,21 @@ class DecodedSource(SourceDefaults):
     def describe(self, index: int) -> str:
         """Return the file of an image, for messages."""
         return self._describe(index)
+
+    def sizes(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"] | None:
+        """Return height and width as the files have them; of a file that is damaged (0, 0)."""
+        size_of = self._size_of
+        if size_of is None:
+            return None
+
+        def size(i: int) -> tuple[int, int]:
+            try:
+                width, height = size_of(i)
+            except CorruptImageError:
+                return 0, 0
+            return height, width
+
+        return np.array(list(self._pool.map(size, map(int, indices)))).reshape(-1, 2)
 
     @functools.cached_property
     def listing(self) -> Listing | None:

@@ -30,7 +30,7 @@ def defaults() -> ConfigDict:
     model = ConfigDict()
     model.family = "edm"
     model.network = "adm"  # adm | song
-    model.resolution = 8  # of the data: they are padded or refused, never resized silently
+    model.resolution = 8  # of the data, which data.resize may make so
     model.image_channels = 1
     model.num_classes = 10  # 0: unconditional
     model.model_channels = 32

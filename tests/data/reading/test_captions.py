@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmd2_jax.data.reading.captions import crop_to, open_captions
+from dmd2_jax.data.reading.captions import open_captions
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from tests.data.images import picture, png, write_folder, write_zip
 
@@ -167,18 +167,3 @@ def test_picture_turns_photographs_as_the_camera_says(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(buffer, format="JPEG", exif=exif)
     made = one(tmp_path, buffer.getvalue()).picture(0, 16)
     assert made.pixels[:7].max() < 20 and made.pixels[9:].min() > 235
-
-
-def test_crop_to_keeps_the_middle() -> None:
-    image = np.zeros((4, 10, 3), np.uint8)
-    image[:, 3:7] = 9
-    made = crop_to(image, 4)
-    assert (made.pixels == 9).all()
-    assert (made.original, made.corner) == ((4, 10), (0, 3))
-
-
-def test_crop_to_scales_the_shorter_side() -> None:
-    # 20 x 12 halved is 10 x 6, of which the rows 2 to 7 are the middle ones
-    made = crop_to(np.full((20, 12, 3), 77, np.uint8), 6)
-    assert made.pixels.shape == (6, 6, 3) and (made.pixels == 77).all()
-    assert (made.original, made.corner) == ((20, 12), (2, 0))

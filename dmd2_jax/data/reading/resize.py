@@ -1,0 +1,123 @@
+"""Images of any size to squares of one: the shorter side is made to fit, the middle is kept."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading.classes import Listing
+from dmd2_jax.data.reading.contract import Batch, Source, SourceDefaults
+from dmd2_jax.typing import Int, Shaped
+
+__all__ = ["Picture", "Resized", "crop_to", "size_fault"]
+
+
+class Picture(NamedTuple):
+    """One image, made square.
+
+    Attributes:
+      pixels: uint8 [side, side, c].
+      original: height and width of the file's image.
+      corner: top and left of the part that was kept, in pixels after resizing.
+    """
+
+    pixels: Shaped[np.ndarray, "side side c"]
+    original: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def crop_to(image: Shaped[np.ndarray, "h w c"], side: int) -> Picture:
+    """Resize an image until its shorter side fits, by Lanczos' filter, and keep the middle.
+
+    The filter is Pillow's, which widens with the step down, so that nothing aliases.
+
+    Args:
+      image: uint8 [h, w, c], c is 1 or 3; one that is square and of this size stays as it is.
+      side: height and width of the result.
+    """
+    from PIL import Image
+
+    height, width, channels = image.shape
+    scale = side / min(height, width)
+    tall, wide = (max(side, round(length * scale)) for length in (height, width))
+    if (tall, wide) != (height, width):
+        whole = Image.fromarray(image[..., 0] if channels == 1 else image)
+        resized = np.asarray(whole.resize((wide, tall), Image.Resampling.LANCZOS))
+        image = resized.reshape(tall, wide, channels)
+    top, left = (tall - side) // 2, (wide - side) // 2
+    return Picture(image[top : top + side, left : left + side], (height, width), (top, left))
+
+
+def size_fault(size: tuple[int, int], side: int, resize: str) -> str:
+    """Say why an image of this size cannot be used; "": it can.
+
+    Args:
+      size: its width and height.
+      side: height and width that it is to have: `config.model.resolution`.
+      resize: `config.data.resize`.
+    """
+    got = f"is {size[0]} x {size[1]} pixels, expected"
+    if resize == "none" and size != (side, side):
+        return (
+            f"{got} {side} x {side} as config.model.resolution; prepare the images at one size "
+            "(none is resized silently), set the resolution, or let them be resized by "
+            "`config.data.resize=crop`."
+        )
+    if resize == "crop" and min(size) < side:
+        return (
+            f"{got} at least {side} each way, as config.model.resolution; remove it, lower the "
+            "resolution, or let small ones be made larger by `config.data.resize=enlarge`."
+        )
+    return ""
+
+
+class Resized(SourceDefaults):
+    """A source whose images, all of one size, are resized as they are read."""
+
+    def __init__(self, source: Source, side: int, resize: str) -> None:
+        """Take the source.
+
+        Args:
+          source: of images.
+          side: height and width to give them.
+          resize: "crop" or "enlarge".
+
+        Raises:
+          Refused: if they are smaller, and are not to be made larger.
+        """
+        own = source.resolution
+        if fault := size_fault((own, own), side, resize):
+            raise Refused(f"{source.name}: an image {fault}")
+        self._source = source
+        self.name, self.num_classes, self.channels = (
+            source.name,
+            source.num_classes,
+            source.channels,
+        )
+        self.resolution, self.identity = side, source.identity
+        self.class_names, self.formerly = source.class_names, source.formerly
+        self.corrupt = source.corrupt
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def listing(self) -> Listing | None:
+        """The source's."""
+        return self._source.listing
+
+    def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
+        """Return the examples of these numbers, in this order."""
+        batch = self._source.examples(indices)
+        images = [crop_to(image, self.resolution).pixels for image in batch["image"]]
+        shape = (len(images), self.resolution, self.resolution, self.channels)
+        return {**batch, "image": np.array(images, np.uint8).reshape(shape)}
+
+    def sizes(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"] | None:
+        """Return what they were before."""
+        own = self._source.resolution
+        return np.full((len(indices), 2), own)
+
+    def describe(self, index: int) -> str:
+        """Return the source's name of an example."""
+        return self._source.describe(index)
