@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 
+_MOST_CLASSES = 10  # in a grid
+
 LARGE_LATENT = 32
 """Side from which latents cost so much that few of them are drawn."""
 
@@ -187,9 +189,15 @@ def _noise(
 
 
 def grid_labels(recipe: Recipe, rows: int = 8) -> tuple[PyTree, int, int]:
-    """Return (labels, rows, columns) of a training run's sample grid, `rows` at the most."""
+    """Return (labels, rows, columns) of a training run's sample grid, `rows` at the most.
+
+    Image i is in column i mod columns. Of classes a column shows one: each, or ten of many.
+    """
     classes = recipe.family.num_classes
-    columns = classes if 1 < classes <= 10 else 10
+    columns = classes if 1 < classes <= _MOST_CLASSES else _MOST_CLASSES
     if recipe.prompts is not None and recipe.family.image_shape[0] > LARGE_LATENT:
         rows, columns = min(rows, 2), 4
+    if recipe.prompts is None and classes > _MOST_CLASSES:
+        chosen = np.linspace(0, classes - 1, columns).astype(np.int32)
+        return np.tile(chosen, rows), rows, columns
     return sample_labels(recipe, np.arange(rows * columns)), rows, columns

@@ -1,6 +1,6 @@
 """The pictures that a training run draws of itself as it goes, always from the same noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.pictures.curves import loss_curves
-from dmd2_jax.pictures.grids import animate, class_headings, headed_rows, image_grid
+from dmd2_jax.pictures.grids import animate, headed_rows, image_grid
 from dmd2_jax.recipe.open import Family, Recipe
 from dmd2_jax.run.metrics import METRICS, read_metrics
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sampling.samplers import LARGE_LATENT, Sampler, grid_labels, sample_images
 from dmd2_jax.text2image.pipeline import open_decoder
-from dmd2_jax.typing import Array, Float, Params, expand
+from dmd2_jax.typing import Array, Float, Int, Params, Shaped, expand
 
 __all__ = ["Comparison", "Drawn", "draw_progress", "draw_scores", "score_comparison", "visible"]
 
@@ -73,16 +74,33 @@ def draw_progress(
         batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
     )
     pictures = {"grid": workdir / f"grid_{done:07d}.png"}
-    names = recipe.dataset.class_names if recipe.family.num_classes else None
-    headings = class_headings(labels, columns, names)
     pixels = _decoded(recipe, images)
-    image_grid(pixels, pictures["grid"], rows=rows, cols=columns, **headings)
+    if recipe.prompts is None and recipe.family.num_classes > 1:
+        names = recipe.dataset.class_names
+        _class_grid(pixels, labels, columns, names, pictures["grid"])
+    else:
+        image_grid(pixels, pictures["grid"], rows=rows, cols=columns)
     if reports := read_metrics(workdir / METRICS):  # none before the first `log.every`
         pictures["curves"] = workdir / "curves.png"
         loss_curves(reports, pictures["curves"], x_label=unit)
     if done == total:
         animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")
     return Drawn(images, pictures)
+
+
+def _class_grid(
+    images: Shaped[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"],
+    columns: int,
+    names: Sequence[str] | None,
+    path: Path,
+) -> None:
+    """Write a row for each class, its number and name beside it, of images by `grid_labels`."""
+
+    def heading(label: int) -> str:
+        return str(label) if names is None else f"{label} {shown(names[label], 30)}"
+
+    headed_rows([[(heading(labels[i]), images[i::columns]) for i in range(columns)]], path)
 
 
 class Comparison(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import plain
@@ -24,7 +23,6 @@ from dmd2_jax.recipe.open import (
     check_has_images,
     open_recipe,
     parameter_table,
-    sample_labels,
     teacher_file,
 )
 from dmd2_jax.recipe.weights import read_teacher, starting_weights
@@ -247,8 +245,8 @@ def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[st
     recipe, config, family = it.recipe, it.recipe.config, it.recipe.family
     sampler, total = student_sampler(family, config), config.distill.cycles
     compare = score_comparison(family, config.distill.guidance, config.seed)
-    _, _, columns = grid_labels(recipe)
-    cond = family.cond(sample_labels(recipe, np.arange(columns)))
+    labels, _, columns = grid_labels(recipe)
+    cond = family.cond(jax.tree.map(lambda array: array[:columns], labels))
 
     def drawn(own: Params, critic: Params | None, done: int) -> dict[str, Path]:
         progress = draw_progress(

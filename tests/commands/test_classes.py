@@ -124,9 +124,15 @@ def test_sample_takes_names_and_shows_them(
     assert "the nearest names are 'hen'" in refused(capsys, *line, "--classes=hem")
 
 
-def test_grids_of_a_run_have_the_names_above_their_columns() -> None:
+def test_grids_of_a_run_have_a_row_a_class_and_its_name_beside_it() -> None:
     (grid,) = trained()[1].glob("grid_*.png")
-    assert Image.open(grid).size == (10 * 52 - 4 + 16, 4 * 52 - 4 + 16 + 20)
+    width, height = Image.open(grid).size
+    assert height == 10 * 52 - 4 + 16
+    left = width - (4 * 52 - 4 + 8)
+    assert left > 48  # room for the longest, "8 ibis"
+    beside = np.asarray(Image.open(grid).convert("L"))[:, :left]
+    for row in range(10):
+        assert beside[8 + 52 * row : 8 + 52 * row + 48].min() < 128, NAMES[row]
 
 
 def test_data_shows_number_name_and_count(

@@ -83,7 +83,7 @@ def propose(facts: Facts, machine: Machine, resolution: int | None = None) -> li
             },
         ),
         _network(side, machine),
-        *(_on_chips(machine, side) if machine.chips else _on_cpu(side)),
+        *(_on_chips(machine, side) if machine.chips else _on_cpu(machine, side)),
         Group(
             "One step makes an image of pure noise. Of more steps, with config.distill.cycles to "
             "match: (80.0, 17.5, 2.52, 0.17) are four.",
@@ -121,9 +121,12 @@ def _resize(facts: Facts, side: int) -> str:
 
 
 def _levels(side: int) -> list[int]:
-    """Return the sides of a network's levels: halved down to 8 or less, twice at least."""
-    sides = [side]
-    while (sides[-1] > 8 or len(sides) == 1) and sides[-1] % 2 == 0:
+    """Return the sides of a network's levels: halved down to 8 or less, three levels at least.
+
+    Of images of 8 pixels two: a third would be 2 wide.
+    """
+    sides, fewest = [side], 2 if side <= 8 else 3
+    while (sides[-1] > 8 or len(sides) < fewest) and sides[-1] % 2 == 0:
         sides.append(sides[-1] // 2)
     return sides
 
@@ -171,7 +174,12 @@ def _network(side: int, machine: Machine) -> Group:
     )
 
 
-def _on_cpu(side: int) -> list[Group]:
+def _divided(batch: int, machine: Machine) -> int:
+    """Return a batch of about this size that splits over the devices."""
+    return -(-batch // machine.devices) * machine.devices
+
+
+def _on_cpu(machine: Machine, side: int) -> list[Group]:
     """Return lengths and rates that worked in configs/digits.py and fashion_mnist_small.py."""
     small = len(_levels(side)) == 2
     like = "digits.py" if small else "fashion_mnist_small.py"
@@ -181,7 +189,7 @@ def _on_cpu(side: int) -> list[Group]:
             "make it better.",
             {
                 "teacher.steps": 420 if small else 1500,
-                "teacher.batch_size": 128,
+                "teacher.batch_size": _divided(128, machine),
                 "teacher.lr": 2e-3,
                 "teacher.lr_schedule": "cosine",
                 "teacher.warmup": 50 if small else 100,
@@ -192,7 +200,7 @@ def _on_cpu(side: int) -> list[Group]:
             "The student, likewise: one turn of the generator, then five of the critic, a cycle.",
             {
                 "distill.cycles": 360 if small else 400,
-                "distill.batch_size": 64,
+                "distill.batch_size": _divided(64, machine),
                 "distill.shared_pass": True,
                 "distill.gan_generator_weight": 3e-2,
                 "distill.gan_critic_weight": 1e-1,
@@ -220,11 +228,7 @@ def _on_cpu(side: int) -> list[Group]:
 
 def _on_chips(machine: Machine, side: int) -> list[Group]:
     """Return lengths and rates as configs/fashion_mnist.py has them."""
-
-    def divided(batch: int) -> int:
-        return -(-batch // machine.devices) * machine.devices
-
-    batch = divided(256 if side <= 32 else 128)
+    batch = _divided(256 if side <= 32 else 128, machine)
     return [
         Group(
             "The teacher, as in configs/fashion_mnist.py; more steps make it better.",

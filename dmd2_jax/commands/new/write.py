@@ -1,6 +1,5 @@
 """A recipe as a Python file, checked before it is written."""
 
-import pprint
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ from dmd2_jax.config import defaults
 def get_config() -> ConfigDict:
     """Return the config."""
     config = defaults.get_config()
-    config.name = {name!r}
+    config.name = {name}
 {body}
     return config
 '''
@@ -116,7 +115,7 @@ def _text(out: str, name: str, facts: Facts, machine: Machine, groups: Sequence[
         summary=_quoted(f"{_summary(facts, config)}."),
         commands=_quoted(commands),
         about=_quoted("\n".join(_wrapped(about, ""))),
-        name=name,
+        name=_string(name),
         body="\n".join(body),
     )
 
@@ -154,7 +153,13 @@ def _code(value: object) -> str:
     """Return a value as Python, numbers as people write them."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}" if value >= 10_000 else str(value)
-    return pprint.pformat(value)
+    return _string(value) if isinstance(value, str) else repr(value)
+
+
+def _string(text: str) -> str:
+    """Return a text as Python, in the quotes of the other recipes."""
+    plain = text.isprintable() and not set(text) & {'"', "\\"}
+    return f'"{text}"' if plain else repr(text)
 
 
 def _quoted(text: str) -> str:
