@@ -57,7 +57,11 @@ def test_new_writes_a_recipe_of_classes_and_sizes_that_differ(tmp_path: Path, wr
     assert (config.data.resize, config.model.resolution) == ("crop", 16)
     assert (config.model.image_channels, config.model.num_classes) == (3, 2)
     assert (config.name, config.model.attention_resolutions) == ("my_recipe", (4,))
-    assert "# Classes: 0 cat, 1 dog." in Path("my_recipe.py").read_text()
+    text = Path("my_recipe.py").read_text()
+    assert "# Classes: 0 cat, 1 dog." in text
+    assert text.startswith(
+        '"""24 images of 2 classes, up to 18 x 18 pixels, colour, resized to 16 x'
+    )
 
 
 def test_new_writes_a_recipe_of_grey_images_of_one_size_without_classes(

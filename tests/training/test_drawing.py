@@ -1,13 +1,17 @@
 """The pictures that a run draws: what is compared, and what is in the files."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 
-from dmd2_jax.recipe.open import build_family
+from dmd2_jax.recipe.open import Recipe, build_family
+from dmd2_jax.sampling.samplers import grid_labels
 from dmd2_jax.training.drawing import GAIN, LEVELS, Comparison, draw_scores, score_comparison
 from tests.tiny import get_config
 
@@ -33,6 +37,17 @@ def test_score_comparison_shows_both_networks_the_same_noised_samples() -> None:
     assert 0.8 < np.std(noise) < 1.2
     again = compare(teacher, critic, x_0, cond)
     np.testing.assert_array_equal(again.x_t, x_t)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [(0, [0] * 10), (3, [0, 1, 2]), (10, list(range(10))), (1000, [*range(0, 1000, 111)])],
+)
+def test_grid_labels_show_several_of_each_class(classes: int, shown: list[int]) -> None:
+    family = SimpleNamespace(num_classes=classes, image_shape=(8, 8, 1))
+    labels, rows, columns = grid_labels(cast(Recipe, SimpleNamespace(family=family, prompts=None)))
+    assert (rows, columns) == (8, len(shown))
+    assert labels.tolist() == shown * 8
 
 
 def test_draw_scores_amplifies_the_difference(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dmd2_jax.commands.new.look import SMALLEST, Facts
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.edm import settings
 
-__all__ = ["Group", "Machine", "propose", "this_machine"]
+__all__ = ["Group", "Machine", "propose", "sizes_in_words", "this_machine"]
 
 _SIDES = (8, 16, 32, 64, 128, 256)
 """To which images of sizes that differ are resized."""
@@ -71,7 +71,7 @@ def propose(facts: Facts, machine: Machine, resolution: int | None = None) -> li
     conditional = facts.num_classes > 1
     return [
         Group(
-            f"The data: {facts.images:,} images, {_sizes(facts)}; {size}. Where they have no test "
+            f"The data: {facts.images:,} images, {sizes_in_words(facts)}; {size}. Where they have no test "
             "split, a tenth of each class is held out for the classifier of `dmd2 evaluate`.",
             {
                 "data.name": facts.source,
@@ -136,7 +136,8 @@ def _fits(side: int) -> bool:
     return len(levels) > 1 and levels[-1] <= _MOST_AT_THE_BOTTOM
 
 
-def _sizes(facts: Facts) -> str:
+def sizes_in_words(facts: Facts) -> str:
+    """Return how large the images are, and of what colour."""
     low, high = facts.sizes.min(axis=0), facts.sizes.max(axis=0)
     one = f"{high[1]} x {high[0]} pixels"
     colour = "grey" if facts.channels == 1 else "colour"

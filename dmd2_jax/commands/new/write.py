@@ -10,7 +10,13 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.commands.new.command import Options
 from dmd2_jax.commands.new.look import Facts, look
-from dmd2_jax.commands.new.propose import Group, Machine, propose, this_machine
+from dmd2_jax.commands.new.propose import (
+    Group,
+    Machine,
+    propose,
+    sizes_in_words,
+    this_machine,
+)
 from dmd2_jax.config import defaults
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.classes import shown
@@ -121,9 +127,10 @@ def _text(out: str, name: str, facts: Facts, machine: Machine, groups: Sequence[
 
 
 def _summary(facts: Facts, config: ConfigDict) -> str:
-    side, colour = config.model.resolution, "grey" if facts.channels == 1 else "colour"
+    side = config.model.resolution
     classes = f" of {facts.num_classes:,} classes" if facts.num_classes > 1 else ""
-    return f"{facts.images:,} images{classes}, {side} x {side}, {colour}"
+    made = "" if config.data.resize == "none" else f", resized to {side} x {side}"
+    return f"{facts.images:,} images{classes}, {sizes_in_words(facts)}{made}"
 
 
 def _commands(out: str, name: str, config: ConfigDict) -> list[str]:
