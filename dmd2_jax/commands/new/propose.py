@@ -71,8 +71,8 @@ def propose(facts: Facts, machine: Machine, resolution: int | None = None) -> li
     conditional = facts.num_classes > 1
     return [
         Group(
-            f"The data: {facts.images:,} images, {sizes_in_words(facts)}; {size}. Where they have no test "
-            "split, a tenth of each class is held out for the classifier of `dmd2 evaluate`.",
+            f"The data: {facts.images:,} images, {sizes_in_words(facts)}; {size}. Where there is "
+            "no test split, a tenth of each class is held out for `dmd2 evaluate`.",
             {
                 "data.name": facts.source,
                 "data.path": facts.path,

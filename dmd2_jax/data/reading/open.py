@@ -67,6 +67,8 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
     keys = ("test_fraction", "max_corrupt", "workers", "resize")
     options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
     dataset = completed(module.load(data_config.path, split, resolution, options), name)
+    if plugins.is_dotted(name):
+        _check_first(dataset)
     if dataset.resolution != resolution and options.resize != "none" and dataset.null is None:
         dataset = Resized(dataset, resolution, options.resize)
     if dataset.resolution != resolution:
@@ -83,8 +85,6 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
             f"{dataset.name}: {len(names)} class_names, expected {dataset.num_classes}, as many as "
             "num_classes; name each class, or none."
         )
-    if plugins.is_dotted(name):
-        _check_first(dataset)
     return dataset
 
 
