@@ -147,12 +147,11 @@ def sizes_in_words(facts: Facts) -> str:
 def _network(side: int, machine: Machine) -> Group:
     """Choose a U-Net whose levels the image has, attending where a level has a head's channels."""
     levels = _levels(side)
+    mult: tuple[int, ...]
     if machine.chips:
         width, mult = (64, (1, 2, 2)) if side <= 32 else (96, (1, 2, 3, 4))
-        values = {"model.num_blocks": 2, "model.dtype": "bfloat16"}
     else:
         width, mult = (32, (1, 2)) if len(levels) == 2 else (16, (1, 2, 4))
-        values = {"model.num_blocks": 1, "model.dtype": "float32"}
     multipliers = (mult + (mult[-1],) * len(levels))[: len(levels)]
     model = {
         "network": "adm",
@@ -170,7 +169,8 @@ def _network(side: int, machine: Machine) -> Group:
             "model.model_channels": width,
             "model.channel_mult": multipliers,
             "model.attention_resolutions": attending,
-            **values,
+            "model.num_blocks": 2 if machine.chips else 1,
+            "model.dtype": "bfloat16" if machine.chips else "float32",
         },
     )
 
