@@ -8,6 +8,7 @@ Nothing is downloaded: the pictures lie inside the two packages.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from sklearn.datasets import load_sample_images
 SIDE, TILES = 64, 400
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the tiles."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", required=True, metavar="DIR")
-    out = Path(parser.parse_args().out)
+    out = Path(parser.parse_args(argv).out)
     temple, flower = load_sample_images().images
     photographs = {
         "cat": skimage.data.chelsea(),
