@@ -113,6 +113,10 @@ class Resized(SourceDefaults):
         shape = (len(images), self.resolution, self.resolution, self.channels)
         return {**batch, "image": np.array(images, np.uint8).reshape(shape)}
 
+    def known_labels(self) -> Int[np.ndarray, " n"] | None:
+        """Return the source's."""
+        return self._source.known_labels()
+
     def sizes(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"] | None:
         """Return what they were before."""
         own = self._source.resolution
