@@ -66,7 +66,7 @@ class Live:
         group, key, self._unit = _COUNTED.get(self._command, _COUNTED["distill"])
         self._name = str(config.get("name", ""))[:80]
         self._total = config.get(group, {}).get(key)
-        self._lock = threading.Lock()  # matplotlib's pyplot is for one thread at a time
+        self._lock = threading.Lock()  # pages ask at once, and share what is drawn
         self._kept: tuple[str, Seen] | None = None
 
     def look(self) -> Seen:
