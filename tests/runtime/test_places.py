@@ -37,5 +37,5 @@ def test_check_place_refuses_no_bucket(path):
 @pytest.mark.parametrize("path,client", [("gs://bucket/x", "gcsfs"), ("s3://bucket/x", "s3fs")])
 def test_check_place_names_the_extra_of_a_client_that_is_not_installed(path, client, monkeypatch):
     monkeypatch.setattr(places, "_installed", lambda package: False)
-    with pytest.raises(Refused, match=rf"needs the package {client}, .*dmd2_jax\[cloud\]"):
+    with pytest.raises(Refused, match=rf"needs the package {client}, .*pip install .*\[cloud\]"):
         places.check_place(path)
