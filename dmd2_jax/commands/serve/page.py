@@ -48,8 +48,8 @@ def page(drawer: Drawer, live: Live | None) -> gr.Blocks:
         def drawn(*values: Any) -> Iterator[list[Any]]:
             yield from _draw(drawer, _request(dict(zip(fields, values, strict=True))))
 
-        sure: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}
-        asked: dict[str, Any] = {"fn": drawn, "inputs": list(fields.values()), **sure}
+        asked: dict[str, Any] = {"fn": drawn, "inputs": list(fields.values()), "outputs": outputs}
+        asked |= {"show_progress": "hidden", "api_visibility": "private"}
         draw.click(**asked)
         for name in ("what", "seed"):
             if name in fields and hasattr(fields[name], "submit"):
