@@ -11,7 +11,7 @@ images (see `metrics.features`), which compare models of one data set and nothin
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dmd2_jax import metrics
 from dmd2_jax.config import plugins
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.data import Source
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.compared import FirstImages, draw_compared
@@ -38,6 +39,7 @@ from dmd2_jax.recipe.open import check
 from dmd2_jax.run.folder import read_run, write_json
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.devices import device_record, say_devices
+from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.sampling.images import Images, Prompts, SampledImages
@@ -116,6 +118,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
         if options.clip_prefix:
             figures["clip_prefix"] = options.clip_prefix.strip()
     if measured:
+        _keep_others(out, figures)
         write_json(out, figures)
     if run is not None and not options.out:
         draw_compared(first, measured, figures, run.config, run.workdir)
@@ -127,6 +130,18 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
 def figures_file(options: EvaluateOptions) -> Path:
     """Return the file that figures are written to."""
     return path_of(options.out or path_of(options.workdir) / "metrics.json")
+
+
+def _keep_others(out: Path, figures: Mapping[str, Any]) -> None:
+    """Keep a file of figures that has those of sets which are not measured now, and say so."""
+    try:
+        former = read_json(out) if out.exists() else {}
+    except (OSError, ValueError):  # nothing that could be kept
+        return
+    if any(key.endswith("_num_samples") and key not in figures for key in former):
+        kept = out.with_name(f"{out.stem}_before{out.suffix}")
+        write_json(kept, former)
+        say(f"{out} had figures of other sets; they are in {kept} now.")
 
 
 def _check_one_written(options: EvaluateOptions) -> None:

@@ -421,3 +421,18 @@ def test_help_names_every_metric(capsys) -> None:
     assert dmd2("evaluate", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert all(name in text for name in metric_names())
+
+
+def test_figures_of_other_sets_are_kept_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"{i}.png": png(picture(i, 8, 1)) for i in range(8)}
+    folder, out = write_folder(tmp_path / "images", files), tmp_path / "figures.json"
+    former = {"student_num_samples": 60, "student_fid": 1.5}
+    out.write_text(json.dumps(former))
+    words = (f"--images={folder}", f"--workdir={run()}", "--metrics=diversity", f"--out={out}")
+    for _ in range(2):  # what is measured again is replaced
+        assert dmd2("evaluate", *words) == 0
+        assert json.loads((tmp_path / "figures_before.json").read_text()) == former
+        assert json.loads(out.read_text())["images_num_samples"] == 8
+    assert capsys.readouterr().err.count("had figures of other sets; they are in") == 1

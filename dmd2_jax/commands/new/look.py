@@ -141,7 +141,7 @@ def _facts(source: Source, name: str, path: str) -> Facts:
         source.channels,
         source.num_classes,
         source.class_names,
-        tuple(_notes(source, count, len(sound))),
+        tuple(_notes(source, count, len(chosen))),
     )
 
 
@@ -156,6 +156,11 @@ def _notes(source: Source, count: int, looked_at: int) -> Iterator[str]:
         yield (
             f"{len(source.corrupt)} of {looked_at} images looked at cannot be decoded, such as "
             f"{first}; `dmd2 data` lists them all."
+        )
+    if looked_at < count:
+        yield (
+            f"{looked_at:,} of {count:,} images were looked at; `dmd2 data` reads all of them, and "
+            "names what a training would stop at."
         )
     if count < _FEW:
         yield (

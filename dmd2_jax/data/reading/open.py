@@ -72,10 +72,11 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
     if dataset.resolution != resolution and options.resize != "none" and dataset.null is None:
         dataset = Resized(dataset, resolution, options.resize)
     if dataset.resolution != resolution:
+        how = "crop" if dataset.resolution > resolution else "enlarge"
         raise Refused(
             f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
             f"config.model.resolution={resolution}; set it to {dataset.resolution}, or let "
-            "images be resized by `config.data.resize=crop`."
+            f"images be resized by `config.data.resize={how}`."
         )
     if classes := data_config.get("classes", ()):
         dataset = SomeClasses(dataset, classes)

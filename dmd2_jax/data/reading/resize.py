@@ -58,10 +58,11 @@ def size_fault(size: tuple[int, int], side: int, resize: str) -> str:
     """
     got = f"is {size[0]} x {size[1]} pixels, expected"
     if resize == "none" and size != (side, side):
+        how = "crop" if min(size) >= side else "enlarge"
         return (
             f"{got} {side} x {side} as config.model.resolution; prepare the images at one size "
             "(none is resized silently), set the resolution, or let them be resized by "
-            "`config.data.resize=crop`."
+            f"`config.data.resize={how}`."
         )
     if resize == "crop" and min(size) < side:
         return (

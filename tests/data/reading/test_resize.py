@@ -9,7 +9,7 @@ from dmd2_jax import data
 from dmd2_jax.config import defaults
 from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.data.reading.decode import ImageRefusedError, decode_image
-from dmd2_jax.data.reading.resize import crop_to
+from dmd2_jax.data.reading.resize import crop_to, size_fault
 from tests.data.images import picture, png, write_folder, write_zip
 from tests.data.test_idx import content
 
@@ -104,6 +104,12 @@ def test_load_refuses_sizes_that_differ_as_it_did_and_names_the_remedy(tmp_path:
     path = write_folder(tmp_path, mixed())
     with pytest.raises(ImageRefusedError, match=r"12 x 9 pixels, expected 8 x 8.*resize=crop"):
         opened("image_folder", path, 8, "none")
+
+
+def test_remedy_for_a_size_is_the_one_that_works() -> None:
+    assert "config.data.resize=crop" in size_fault((20, 16), 12, "none")
+    assert "config.data.resize=enlarge" in size_fault((20, 10), 12, "none")
+    assert size_fault((20, 10), 12, "enlarge") == size_fault((20, 16), 12, "crop") == ""
 
 
 def test_load_resizes_arrays_of_one_size(tmp_path: Path) -> None:
