@@ -11,8 +11,7 @@ DEMO_ARGS ?=
 BIN := $(VENV)/bin
 TRY := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# Python compiles a module when it is imported: all 17,000 of them take pip most of a minute.
-INSTALL := $(PIP) install --quiet --no-compile --editable
+INSTALL := $(PIP) install --quiet --editable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

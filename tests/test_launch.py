@@ -120,7 +120,7 @@ WHO = "import os, sys, signal, time; i = int(os.environ['DMD2_PROCESS_ID']); "
 WAITS = WHO + (
     "signal.signal(signal.SIGTERM, lambda *_: sys.exit({saved})); "
     "signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); "
-    "print('ready', flush=True); time.sleep(30)"
+    "os.write(1, b'ready\\n'); time.sleep(30)"  # at once: the processes share a pipe
 )
 
 
