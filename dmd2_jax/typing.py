@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
-__all__ = ["Array", "Float", "Int", "Key", "Params", "PyTree", "Shaped", "expand"]
+__all__ = ["Array", "DType", "Float", "Int", "Key", "Params", "PyTree", "Shaped", "expand"]
 
 PyTree = Any
 """Any nest of arrays that `jax.tree` can walk."""
 
 Params = PyTree
 """A network's parameters."""
+
+DType = jax.typing.DTypeLike
+"""The type of an array's numbers, such as jnp.float32, which releases of JAX class differently."""
 
 Key = PRNGKeyArray | jax.Array
 """A random key: `jax.random.key(seed)` (typed) or `jax.random.PRNGKey(seed)`."""

@@ -120,7 +120,7 @@ class _Images(NamedTuple):
             raise CorruptImageError(f"a record has not {size} bytes")
         table = np.frombuffer(b"".join(parts), np.uint8).reshape(len(parts), size)
         labels = np.ascontiguousarray(table[:, :LABEL_BYTES]).view("<i4")[:, 0].astype(np.int32)
-        for label in (labels.min(initial=0), labels.max(initial=0)):
+        for label in (np.min(labels, initial=0), np.max(labels, initial=0)):
             self._check_label(int(label))
         images = table[:, LABEL_BYTES:].reshape(-1, side, side, channels)
         return {"image": images, "label": labels}

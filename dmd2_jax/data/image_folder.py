@@ -251,7 +251,7 @@ def _number(
         )
     if kinds == {int}:
         labels = {name: np.array(part.classes, np.int32) for name, part in parts.items()}
-        return labels, max(int(array.max()) for array in labels.values()) + 1, None
+        return labels, max(int(np.max(array)) for array in labels.values()) + 1, None
     names = in_order(str(name) for part in parts.values() for name in part.classes)
     number = {name: i for i, name in enumerate(names)}
     labels = {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, Embedding, LayerNorm, Linear
 from dmd2_jax.networks.weight import weight
-from dmd2_jax.typing import Array, Float, Int
+from dmd2_jax.typing import Array, DType, Float, Int
 
 __all__ = [
     "ACTIVATIONS",
@@ -98,7 +98,7 @@ class _Attention(nn.Module):
 
     heads: int
     causal: bool
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -122,7 +122,7 @@ class _FeedForward(nn.Module):
     """Two linear maps with an activation between them."""
 
     size: Transformer
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -136,7 +136,7 @@ class _Layer(nn.Module):
 
     size: Transformer
     causal: bool
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -151,7 +151,7 @@ class _Encoder(nn.Module):
 
     size: Transformer
     causal: bool
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> tuple[Array, ...]:
@@ -168,7 +168,7 @@ class _TextEmbeddings(nn.Module):
     vocabulary: int
     context: int
     width: int
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, input_ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
@@ -187,7 +187,7 @@ class _TextTransformer(nn.Module):
     vocabulary: int
     context: int
     end_token: int
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, input_ids: Int[Array, "b n"]) -> TextFeatures:
@@ -209,7 +209,7 @@ class _VisionEmbeddings(nn.Module):
 
     size: Transformer
     patch: int
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
@@ -235,7 +235,7 @@ class _VisionTransformer(nn.Module):
 
     size: Transformer
     patch: int
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> tuple[Array, Array]:
@@ -265,7 +265,7 @@ class ClipText(nn.Module):
     context: int
     end_token: int
     projection: int | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, input_ids: Int[Array, "b n"]) -> TextFeatures:
@@ -316,7 +316,7 @@ class ClipVision(nn.Module):
     patch: int
     channels: int
     projection: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> ImageFeatures:

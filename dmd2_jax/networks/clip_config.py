@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.clip import ACTIVATIONS, Clip, ClipText, ClipVision, Transformer
+from dmd2_jax.typing import DType
 
 __all__ = [
     "clip_from_config",
@@ -51,7 +52,7 @@ _PROJECTION = 512
 
 
 def text_from_config(
-    config: Mapping[str, Any], *, projection: bool, dtype: jnp.dtype = jnp.float32
+    config: Mapping[str, Any], *, projection: bool, dtype: DType = jnp.float32
 ) -> ClipText:
     """Build the text encoder that a config.json of CLIPTextModel(WithProjection) describes.
 
@@ -75,7 +76,7 @@ def text_from_config(
     )
 
 
-def vision_from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> ClipVision:
+def vision_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> ClipVision:
     """Build the image encoder that a config.json of CLIPVisionModelWithProjection describes.
 
     Args:
@@ -101,7 +102,7 @@ def vision_from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.floa
     )
 
 
-def clip_from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> Clip:
+def clip_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> Clip:
     """Build both encoders that a config.json of a CLIPModel describes.
 
     Raises:

@@ -20,7 +20,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.conv import conv2d
 from dmd2_jax.networks.weight import weight
-from dmd2_jax.typing import Array, Float, Int, Key
+from dmd2_jax.typing import Array, DType, Float, Int, Key
 
 
 class Init(NamedTuple):
@@ -81,7 +81,7 @@ class Linear(nn.Module):
     use_bias: bool = True
     kernel_init: Init = FAN_IN
     bias_init: Init = FAN_IN
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch d"]:
@@ -120,7 +120,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Init = FAN_IN
     bias_init: Init = FAN_IN
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -236,7 +236,7 @@ class Embedding(nn.Module):
     rows: int
     features: int
     scale: float = 0.02
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, index: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dmd2_jax.networks.layers import Conv, GroupNorm, Linear, upsample
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 _NEAREST = (1, 1)  # the filter that repeats pixels
 
@@ -29,7 +29,7 @@ class ResnetBlock(nn.Module):
     channels: int
     groups: int
     eps: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(
@@ -58,7 +58,7 @@ class Downsample(nn.Module):
     """
 
     symmetric: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -76,7 +76,7 @@ class Upsample(nn.Module):
       dtype: type of the computation.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.networks.attention import attention
 from dmd2_jax.networks.layers import Conv, GroupNorm, LayerNorm, Linear
-from dmd2_jax.typing import Array, Float, Params
+from dmd2_jax.typing import Array, DType, Float, Params
 
 _NORM_EPS = 1e-6  # of the group norm before attention, whatever the U-Net's own
 
@@ -29,7 +29,7 @@ class MultiHeadAttention(nn.Module):
     heads: int
     use_bias: bool = False
     norm_groups: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(
@@ -60,7 +60,7 @@ class GatedGelu(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
@@ -77,7 +77,7 @@ class FeedForward(nn.Module):
       dtype: type of the computation.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
@@ -96,7 +96,7 @@ class TransformerBlock(nn.Module):
     """
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(
@@ -138,7 +138,7 @@ class SpatialTransformer(nn.Module):
     linear: bool
     remat: str = "none"
     scan_layers: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(

@@ -16,7 +16,7 @@ from dmd2_jax.networks.layers import Conv, GroupNorm
 from dmd2_jax.networks.published_config import read_config
 from dmd2_jax.networks.sd_resnet import Downsample, ResnetBlock, Upsample
 from dmd2_jax.networks.sd_transformer import MultiHeadAttention
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 __all__ = ["AutoencoderKL", "Gaussian", "example_vae_inputs", "vae_from_config"]
 
@@ -72,7 +72,7 @@ class _MidBlock(nn.Module):
 
     groups: int
     attend: bool
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -91,7 +91,7 @@ class _Level(nn.Module):
     layers: int
     groups: int
     resample: str
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -114,7 +114,7 @@ class _Coder(nn.Module):
     groups: int
     attend: bool
     decode: bool
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -167,7 +167,7 @@ class AutoencoderKL(nn.Module):
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
     force_upcast: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     def setup(self) -> None:
         """Name the layers as the published weights do."""
@@ -232,7 +232,7 @@ class AutoencoderKL(nn.Module):
         return self.decoder(latents).astype(jnp.float32)
 
 
-def vae_from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> AutoencoderKL:
+def vae_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> AutoencoderKL:
     """Build the autoencoder that a config.json of an AutoencoderKL describes.
 
     Args:

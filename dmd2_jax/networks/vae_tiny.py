@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, upsample
 from dmd2_jax.networks.published_config import read_config
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 __all__ = ["AutoencoderTiny", "example_tiny_vae_inputs", "tiny_vae_from_config"]
 
@@ -45,7 +45,7 @@ class _Block(nn.Module):
     """Three convolutions beside a skip."""
 
     channels: int
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
@@ -65,7 +65,7 @@ class _Layers(nn.Module):
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     decode: bool
-    dtype: jnp.dtype
+    dtype: DType
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -121,7 +121,7 @@ class AutoencoderTiny(nn.Module):
     decoder_blocks: tuple[int, ...]
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     def setup(self) -> None:
         """Name the layers as the published weights do."""
@@ -167,7 +167,7 @@ class AutoencoderTiny(nn.Module):
 
 
 def tiny_vae_from_config(
-    config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32
+    config: Mapping[str, Any], *, dtype: DType = jnp.float32
 ) -> AutoencoderTiny:
     """Build the autoencoder that a config.json of an AutoencoderTiny describes.
 

@@ -38,7 +38,7 @@ from dmd2_jax.text2image.text_encoder import (
     read_text_encoders,
     size_ids,
 )
-from dmd2_jax.typing import Array, Float, Params
+from dmd2_jax.typing import Array, DType, Float, Params
 
 __all__ = [
     "TextToImage",
@@ -70,7 +70,7 @@ class TextToImage:
     vae_folder: Path
     scheduler: Mapping[str, Any]
     resolution: int
-    text_dtype: jnp.dtype = jnp.float32
+    text_dtype: DType = jnp.float32
 
     @functools.cached_property
     def encoders(self) -> TextEncoders:
@@ -186,8 +186,8 @@ def open_pipeline(
     *,
     vae: str | os.PathLike | None = None,
     latent_side: int = 0,
-    vae_dtype: jnp.dtype = jnp.float32,
-    text_dtype: jnp.dtype = jnp.float32,
+    vae_dtype: DType = jnp.float32,
+    text_dtype: DType = jnp.float32,
 ) -> TextToImage:
     """Open everything of a pipeline but its U-Net, reading no weights yet.
 

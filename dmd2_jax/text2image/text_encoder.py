@@ -21,7 +21,7 @@ from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.networks.clip import ClipText
 from dmd2_jax.text2image.tokenizer import Tokenizer, Tokens, open_tokenizer, warn_of_cut
-from dmd2_jax.typing import Array, Float, Int, Params
+from dmd2_jax.typing import Array, DType, Float, Int, Params
 
 __all__ = [
     "Condition",
@@ -58,7 +58,7 @@ class TextEncoders(NamedTuple):
 def read_text_encoders(
     pipeline: str | os.PathLike | PipelineIndex,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DType = jnp.float32,
 ) -> TextEncoders:
     """Read a pipeline's text encoders and their tokenizers.
 

@@ -19,7 +19,7 @@ from dmd2_jax.networks.layers import (
     num_groups,
     positional_embedding,
 )
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 _INITS = BlockInits(
     kernel=FAN_IN,
@@ -62,7 +62,7 @@ class AdmUNet(UNet):
     attention_resolutions: Sequence[int] = (32, 16, 8)
     dropout: float = 0.0
     augment_dim: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     def setup(self) -> None:
         """Name the layers as the original checkpoints do."""

@@ -19,7 +19,7 @@ from dmd2_jax.networks.layers import (
     num_groups,
     positional_embedding,
 )
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 _EPS = 1e-6  # of the group norms
 _SKIP_SCALE = math.sqrt(0.5)
@@ -78,7 +78,7 @@ class SongUNet(UNet):
     encoder_type: str = "standard"
     resample_filter: Sequence[int] = (1, 1)
     channel_mult_noise: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     def setup(self) -> None:
         """Name the layers as the original checkpoints do."""

@@ -17,7 +17,7 @@ from dmd2_jax.networks.layers import (
     num_groups,
     upsample,
 )
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 
 class BlockInits(NamedTuple):
@@ -73,7 +73,7 @@ class UNetBlock(nn.Module):
     resample_filter: Sequence[int] = (1, 1)
     eps: float = 1e-5
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(

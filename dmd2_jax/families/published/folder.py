@@ -26,7 +26,7 @@ from dmd2_jax.families.published.model import CLASSES, PublishedClass, Published
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
-from dmd2_jax.typing import Params
+from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights.state_dict import Tensors, write_safetensors
 from dmd2_jax.weights.weight_files import read_weights
 
@@ -54,7 +54,7 @@ def read_component(
     expected: Collection[str] | None = None,
     classes: Mapping[str, PublishedClass] = CLASSES,
     variant: str | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DType = jnp.float32,
     remat: str = "none",
 ) -> tuple[PublishedModel, Params]:
     """Read one component of a pipeline.

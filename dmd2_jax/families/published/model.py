@@ -17,7 +17,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks import clip_config, vae, vae_tiny
-from dmd2_jax.typing import Params
+from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
 __all__ = ["CLASSES", "PublishedClass", "PublishedModel", "class_of", "published_name"]
@@ -93,7 +93,7 @@ class PublishedClass:
       modernise: tensors as any release wrote them -> with today's names.
     """
 
-    build: Callable[[Mapping[str, Any], jnp.dtype, str], nn.Module]
+    build: Callable[[Mapping[str, Any], DType, str], nn.Module]
     example: Callable[[Any], tuple]
     file_stem: str
     naming: state_dict.Naming = published_name
@@ -103,7 +103,7 @@ class PublishedClass:
 def _frozen(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Turn the builder of a network that is never trained into one that is told so."""
 
-    def checked(config: Mapping[str, Any], dtype: jnp.dtype, remat: str) -> nn.Module:
+    def checked(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
         if remat != "none":
             raise Refused(
                 f"remat={remat!r}, expected 'none': only a U-Net is trained; leave it out."
@@ -114,7 +114,7 @@ def _frozen(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def _text(projection: bool) -> Callable[..., nn.Module]:
-    def build(config: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
+    def build(config: Mapping[str, Any], dtype: DType) -> nn.Module:
         return clip_config.text_from_config(config, projection=projection, dtype=dtype)
 
     return _frozen(build)
@@ -208,7 +208,7 @@ class PublishedModel:
         *,
         expected: Collection[str] | None = None,
         classes: Mapping[str, PublishedClass] = CLASSES,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DType = jnp.float32,
         remat: str = "none",
     ) -> "PublishedModel":
         """Build the network that a config.json describes.

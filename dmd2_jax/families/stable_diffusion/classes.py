@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from dmd2_jax.families.published import model
 from dmd2_jax.families.published.model import PublishedClass
 from dmd2_jax.families.stable_diffusion.unet_config import example_unet_inputs, unet_from_config
+from dmd2_jax.typing import DType
 
 __all__ = ["CLASSES", "UNET"]
 
 UNET = "UNet2DConditionModel"
 
 
-def _unet(config: Mapping[str, Any], dtype: jnp.dtype, remat: str) -> nn.Module:
+def _unet(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
     return unet_from_config(config, dtype=dtype, remat=remat)
 
 

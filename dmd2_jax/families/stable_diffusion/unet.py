@@ -14,7 +14,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.stable_diffusion.unet_blocks import BlockStyle, DownBlock, MidBlock, UpBlock
 from dmd2_jax.networks.layers import Conv, GroupNorm, Linear
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 __all__ = ["StableDiffusionUNet", "TimestepEmbedding", "sinusoids"]
 
@@ -58,7 +58,7 @@ class TimestepEmbedding(nn.Module):
 
     features: int
     condition_dim: int | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(
@@ -128,7 +128,7 @@ class StableDiffusionUNet(nn.Module):
     eps: float = 1e-5
     cosine_first: bool = True
     freq_shift: float = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DType = jnp.float32
     remat: str = "none"
     scan_layers: bool = False
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.networks.sd_resnet import Downsample, ResnetBlock, Upsample
 from dmd2_jax.networks.sd_transformer import SpatialTransformer
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, DType, Float
 
 
 class BlockStyle(NamedTuple):
@@ -30,7 +30,7 @@ class BlockStyle(NamedTuple):
     linear: bool
     remat: str
     scan_layers: bool
-    dtype: jnp.dtype
+    dtype: DType
 
     def resnet(self, index: int, channels: int) -> ResnetBlock:
         """Return the level's residual block of this number."""

@@ -10,6 +10,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import REMAT
 from dmd2_jax.families.stable_diffusion.unet import AddedCondition, StableDiffusionUNet
 from dmd2_jax.networks.published_config import per_level, read_config
+from dmd2_jax.typing import DType
 
 __all__ = ["example_unet_inputs", "unet_from_config"]
 
@@ -81,7 +82,7 @@ _SDXL_TIME_IDS = 6
 
 
 def unet_from_config(
-    config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32, remat: str = "none"
+    config: Mapping[str, Any], *, dtype: DType = jnp.float32, remat: str = "none"
 ) -> StableDiffusionUNet:
     """Build the U-Net that a config.json of a UNet2DConditionModel describes.
 
