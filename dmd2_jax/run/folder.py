@@ -24,6 +24,7 @@ from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
     "COMPARED",
+    "LENGTHS",
     "RunFolderError",
     "check_free_space",
     "check_teacher",
@@ -41,7 +42,7 @@ COMPARED = "compared.png"
 
 _MISSING = "(absent)"
 _EXPORTED = "exported.json"
-_LENGTHS = {
+LENGTHS = {
     "train-teacher": ("teacher", "steps", "step"),
     "distill": ("distill", "cycles", "cycle"),
 }
@@ -245,7 +246,7 @@ def unfinished(workdir: str | Path) -> str:
     folder, step = path_of(workdir), exported_step(workdir)
     try:
         command, config = read_run(folder)
-        group, key, unit = _LENGTHS[command]
+        group, key, unit = LENGTHS[command]
         total = int(config[group][key])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

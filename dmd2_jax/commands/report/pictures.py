@@ -3,9 +3,10 @@
 import base64
 import io
 import math
-import warnings
 from pathlib import Path
 from typing import NamedTuple
+
+from dmd2_jax.pictures.read import read_png
 
 __all__ = ["Picture", "embed", "evenly"]
 
@@ -35,12 +36,8 @@ def embed(path: Path, most_bytes: int) -> Picture | None:
     """
     from PIL import Image
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["PNG"]) as opened:
-                image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning):
+    image = read_png(path)
+    if image is None:
         return None
     width = min(_WIDEST, image.width)
     while True:

@@ -4,14 +4,14 @@ import io
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.pictures.curves import loss_curves
-from dmd2_jax.run.folder import read_run
+from dmd2_jax.pictures.read import read_png
+from dmd2_jax.run.folder import LENGTHS, read_run
 from dmd2_jax.run.metrics import METRICS, read_metrics
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import in_bucket, path_of
@@ -26,10 +26,6 @@ _SHOWN = (
 
 _MOST_CURVES = 6
 _WIDEST = 1200  # pixels of a picture on the page
-_COUNTED = {
-    "train-teacher": ("teacher", "steps", "step"),
-    "distill": ("distill", "cycles", "cycle"),
-}
 
 
 class Seen(NamedTuple):
@@ -63,7 +59,7 @@ class Live:
         """
         self._folder = path_of(workdir)
         self._command, config = read_run(workdir)
-        group, key, self._unit = _COUNTED.get(self._command, _COUNTED["distill"])
+        group, key, self._unit = LENGTHS.get(self._command, LENGTHS["distill"])
         self._name = str(config.get("name", ""))[:80]
         self._total = config.get(group, {}).get(key)
         self._lock = threading.Lock()  # pages ask at once, and share what is drawn
@@ -173,14 +169,11 @@ def _picture(path: Path) -> bytes | None:
 
     None: it is no whole PNG; it may be half written.
     """
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(fetched(path), formats=["PNG"]) as opened:
-                image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning):
+        image = read_png(fetched(path))
+    except OSError:  # a bucket that cannot be reached at the moment
+        return None
+    if image is None:
         return None
     image.thumbnail((_WIDEST, _WIDEST * 4))
     data = io.BytesIO()
