@@ -11,6 +11,8 @@ from dmd2_jax.config.refused import Refused
 __all__ = [
     "AT_LEAST_ONE",
     "AT_LEAST_TWO",
+    "CHANNELS",
+    "CLASSES",
     "CRITIC_TURNS",
     "DECREASING",
     "DTYPES",
@@ -30,6 +32,7 @@ __all__ = [
     "refuse",
     "seed_faults",
     "unknown_faults",
+    "unsaid_faults",
     "value_faults",
 ]
 
@@ -67,6 +70,8 @@ NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or more")
 POSITIVE = Rule(lambda v: v > 0, "a positive number")
 POSITIVE_OR_NONE = Rule(lambda v: v is None or v > 0, "a positive number, or None for none")
 FRACTION = Rule(lambda v: 0 <= v < 1, "a number in [0, 1)")
+CHANNELS = Rule(lambda v: v is None or v >= 1, "at least 1, or None: as the data have")
+CLASSES = Rule(lambda v: v is None or v >= 0, "0 or more, or None: as the data have")
 
 
 CRITIC_TURNS = Rule(lambda v: v >= 1, "at least 1 (K of TTUR; 5 in the paper, 1 is none)")
@@ -142,6 +147,20 @@ def choice_faults(
             own = ", or a dotted module of your own, such as my_lab.mine" if key in dotted else ""
             close = nearest(value, allowed)
             yield f"{prefix}{key}={value!r}, expected one of {sorted(allowed)}{own}{close}."
+
+
+def unsaid_faults(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which keys of a family's group are left to the data: what is built needs a number.
+
+    Args:
+      model: `config.model`, or a family's group.
+    """
+    for key in ("image_channels", "num_classes"):
+        if key in model and model[key] is None:
+            yield (
+                f"model.{key}=None, which means as the data have, expected a number where no data "
+                f"are read; set config.model.{key}."
+            )
 
 
 def unknown_faults(values: Collection[str], known: Collection[str], family: str) -> Iterator[str]:

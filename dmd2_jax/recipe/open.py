@@ -19,6 +19,7 @@ from dmd2_jax.config.load import from_plain
 from dmd2_jax.config.plugins import is_dotted, load_plugin
 from dmd2_jax.config.recorded import completed
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import unsaid_faults
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.distill.rollout import check_student_times
@@ -137,7 +138,7 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
       batch_size: the global batch of the training that is to run.
 
     Returns:
-      The recipe.
+      The recipe; its config has the channels and classes of the data where the given one has None.
 
     Raises:
       ValueError: if a value is refused, the data do not fit the model, or the batch does not
@@ -148,12 +149,30 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     mesh = make_mesh(config.mesh)
     check_processes(mesh)
     check_batch_size(batch_size, mesh)
-    family = build_family(config)
+    # What a family refuses is refused before the data are read, unless they have to say it.
+    family = None if any(unsaid_faults(config.model)) else build_family(config)
     dataset = data.load(config.data, "train", config.model.resolution)
+    if family is None:
+        config = _as_the_data_say(config, dataset)
+        family = build_family(config)
     _check_measurable(config, dataset)
     family = _conditioned(config, family, dataset)
     _check_fits(config, family, dataset)
     return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+
+
+def _as_the_data_say(config: ConfigDict, dataset: Source) -> ConfigDict:
+    """Return the config with channels and classes of the data, where it leaves them to the data."""
+    said = {
+        "image_channels": dataset.channels,
+        "num_classes": dataset.num_classes if dataset.num_classes > 1 else 0,
+    }
+    settled = config.copy_and_resolve_references()
+    with settled.unlocked():
+        for key, value in said.items():
+            if settled.model.get(key, value) is None:
+                settled.model[key] = value
+    return settled
 
 
 def _check_fits(config: ConfigDict, family: Family, dataset: Source) -> None:
@@ -264,9 +283,14 @@ def recorded_config(values: Mapping[str, Any]) -> ConfigDict:
 def build_family(config: ConfigDict) -> Family:
     """Build the family that `config.model.family` names, from a checked config.
 
+    Data are read only where the config leaves channels or classes to them.
+
     Raises:
       ValueError: if it refuses the config, or the student's steps are no times of its schedule.
     """
+    if "data" in config and any(unsaid_faults(config.model)):
+        dataset = data.load(config.data, "train", config.model.resolution)
+        config = _as_the_data_say(config, dataset)
     model, known = config.model, family_names()
     module = load_plugin(
         model.family, FAMILIES, "config.model.family", known=known, needs=("defaults", "build")

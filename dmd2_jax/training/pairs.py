@@ -147,6 +147,7 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
       OSError: if the disk refuses.
     """
     recipe = open_recipe(config, config.distill.batch_size)
+    config = recipe.config
     teacher_params = load_teacher(config, recipe.family)
     say_devices(jax.devices()[:1])
     number, folder = config.distill.regression_pairs, path_of(out)

@@ -81,6 +81,7 @@ def train(
     """
     workdir = path_of(workdir)
     recipe = open_recipe(config, config.distill.batch_size)
+    config = recipe.config
     job = open_student(recipe)
     file, classes = teacher_file(config), recipe.family.num_classes
     check_teacher_classes(file, recipe.dataset, classes, allow_change)

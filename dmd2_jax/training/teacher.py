@@ -89,6 +89,7 @@ def train(
     """
     workdir = path_of(workdir)
     recipe = open_recipe(config, config.teacher.batch_size)
+    config = recipe.config
     family, mesh = recipe.family, recipe.mesh
     _check_objective(recipe)
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())

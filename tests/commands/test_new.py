@@ -13,7 +13,7 @@ from dmd2_jax.commands.new.propose import Machine, propose
 from dmd2_jax.config import defaults
 from dmd2_jax.config.load import load_config
 from dmd2_jax.families.edm import settings
-from dmd2_jax.recipe.open import build_family, check
+from dmd2_jax.recipe.open import build_family, check, open_recipe
 from tests.data.images import picture, png, write_folder, write_zip
 from tests.data.test_idx import content
 from tests.tiny import contents, dmd2, refused
@@ -39,9 +39,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(*words: str | Path) -> ConfigDict:
-    """Run `dmd2 new`, and load the recipe as the next command does."""
+    """Run `dmd2 new`, and load the recipe as the next command does, with what the data say."""
     assert dmd2("new", *words) == 0
-    return load_config("my_recipe.py")
+    config = load_config("my_recipe.py")
+    assert config.model.image_channels is config.model.num_classes is None
+    return open_recipe(config, config.distill.batch_size).config
 
 
 def facts(side: int) -> Facts:

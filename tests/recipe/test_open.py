@@ -1,10 +1,12 @@
 """A config's check with the names of what there is, and its family."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from dmd2_jax.config import defaults
 from dmd2_jax.config.load import apply_overrides, load_config
-from dmd2_jax.recipe.open import build_family, check
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.recipe.open import build_family, check, open_recipe
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,22 @@ def test_build_family_refuses_steps_that_the_scheduler_has_not() -> None:
     config.distill.student_times = (1000,)
     with pytest.raises(match=r"has \[1000\], expected whole numbers in 0..999"):
         build_family(config)
+
+
+def test_open_recipe_takes_channels_and_classes_from_the_data_where_none_are_said() -> None:
+    config = defaults.get_config()
+    apply_overrides(config, {"model.image_channels": "None", "model.num_classes": "none"})
+    recipe = open_recipe(config, batch_size=8)
+    assert (recipe.config.model.image_channels, recipe.config.model.num_classes) == (1, 10)
+    assert recipe.family.num_classes == 10 and recipe.family.image_shape == (8, 8, 1)
+    assert config.model.num_classes is None  # the caller's own
+
+
+def test_build_family_asks_the_data_and_refuses_where_there_are_none() -> None:
+    config = defaults.get_config()
+    apply_overrides(config, {"model.num_classes": "None"})
+    assert build_family(config).num_classes == 10
+    with pytest.raises(
+        Refused, match=r"model.num_classes=None, .* expected a number where no data"
+    ):
+        build_family(ConfigDict({"model": config.model}))

@@ -68,7 +68,6 @@ def propose(facts: Facts, machine: Machine, resolution: int | None = None) -> li
     """
     side = _resolution(facts, 64 if machine.chips else 32, resolution)
     size = "their own size" if _resize(facts, side) == "none" else "resized and cropped as read"
-    conditional = facts.num_classes > 1
     return [
         Group(
             f"The data: {facts.images:,} images, {sizes_in_words(facts)}; {size}. Where there is "
@@ -78,9 +77,12 @@ def propose(facts: Facts, machine: Machine, resolution: int | None = None) -> li
                 "data.path": facts.path,
                 "data.resize": _resize(facts, side),
                 "model.resolution": side,
-                "model.image_channels": facts.channels,
-                "model.num_classes": facts.num_classes if conditional else 0,
             },
+        ),
+        Group(
+            "None: as many as the data have, counted when a training begins. 0 classes would make "
+            "an unconditional model.",
+            {"model.image_channels": None, "model.num_classes": None},
         ),
         _network(side, machine),
         *(_on_chips(machine, side) if machine.chips else _on_cpu(machine, side)),

@@ -76,8 +76,9 @@ def write_recipe(options: Options) -> str:
     config = _config(out.stem, groups)
     # All that a training would refuse is refused now: values, data, devices.
     recipe = open_recipe(config, config.distill.batch_size)
+    config = recipe.config  # with what the data say
     shapes = jax.tree.leaves(recipe.family.param_shapes())
-    text = _text(options.out, out.stem, facts, machine, groups)
+    text = _text(options.out, config, facts, machine, groups)
     if options.dry_run:
         return text.rstrip()
     make_folder(out.parent)
@@ -89,7 +90,7 @@ def write_recipe(options: Options) -> str:
         *(f"note: {note}" for note in facts.notes),
         "",
         "look at it and change what you like, then:",
-        *(f"  {line}" for line in _commands(options.out, out.stem, config)),
+        *(f"  {line}" for line in _commands(options.out, config)),
     ]
     return "\n".join(lines)
 
@@ -103,8 +104,9 @@ def _config(name: str, groups: Sequence[Group]) -> ConfigDict:
     return config
 
 
-def _text(out: str, name: str, facts: Facts, machine: Machine, groups: Sequence[Group]) -> str:
-    config = _config(name, groups)
+def _text(
+    out: str, config: ConfigDict, facts: Facts, machine: Machine, groups: Sequence[Group]
+) -> str:
     about = (
         f"Proposed by `dmd2 new` for {machine.name}: a start, to be changed. All other values, and "
         "what each is, are in dmd2_jax/config/defaults.py and, of the network, "
@@ -116,12 +118,12 @@ def _text(out: str, name: str, facts: Facts, machine: Machine, groups: Sequence[
         body += [f"    config.{key} = {_code(value)}" for key, value in group.values.items()]
     if facts.class_names is not None and facts.num_classes > 1:
         body += ["", *_wrapped(f"Classes: {_classes(facts.class_names)}.", "    # ")]
-    commands = "\n".join(f"    {line}" for line in _commands(out, name, config))
+    commands = "\n".join(f"    {line}" for line in _commands(out, config))
     return _TEMPLATE.format(
         summary=_quoted(f"{_summary(facts, config)}."),
         commands=_quoted(commands),
         about=_quoted("\n".join(_wrapped(about, ""))),
-        name=_string(name),
+        name=_string(config.name),
         body="\n".join(body),
     )
 
@@ -133,10 +135,11 @@ def _summary(facts: Facts, config: ConfigDict) -> str:
     return f"{facts.images:,} images{classes}, {sizes_in_words(facts)}{made}"
 
 
-def _commands(out: str, name: str, config: ConfigDict) -> list[str]:
+def _commands(out: str, config: ConfigDict) -> list[str]:
     """Return the three commands, each ready to be pasted."""
     recipe, teacher, student = (
-        shlex.quote(word) for word in (out, f"runs/{name}_teacher", f"runs/{name}_student")
+        shlex.quote(word)
+        for word in (out, f"runs/{config.name}_teacher", f"runs/{config.name}_student")
     )
     last = (
         f"dmd2 evaluate      --workdir={student}"

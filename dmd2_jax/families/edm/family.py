@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.config.rules import refuse, unknown_faults
+from dmd2_jax.config.rules import refuse, unknown_faults, unsaid_faults
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion import schedules
 from dmd2_jax.diffusion.predictions import edm_scalings, edm_to_x0
@@ -202,10 +202,11 @@ def build(model_config: Mapping[str, Any]) -> EdmFamily:
       The family.
 
     Raises:
-      ValueError: if a key or a value is unknown, or does not fit the others.
+      ValueError: if a key or a value is unknown, does not fit the others, or is left to the data.
     """
     config = defaults().to_dict() | dict(model_config)
     refuse(list(unknown_faults(config, defaults(), "edm")) or list(faults(config)), "config.model")
+    refuse(list(unsaid_faults(config)), "config.model")
     module = _network(config)
     sigma_data = float(config["sigma_data"])
 

@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from dmd2_jax.config.rules import (
     AT_LEAST_ONE,
     AT_LEAST_TWO,
+    CHANNELS,
+    CLASSES,
     DTYPES,
     FRACTION,
-    NOT_NEGATIVE,
     POSITIVE,
     REMAT,
     Rule,
@@ -31,8 +32,8 @@ def defaults() -> ConfigDict:
     model.family = "edm"
     model.network = "adm"  # adm | song
     model.resolution = 8  # of the data, which data.resize may make so
-    model.image_channels = 1
-    model.num_classes = 10  # 0: unconditional
+    model.image_channels = FieldReference(1)  # None: as the data have
+    model.num_classes = FieldReference(10)  # 0: unconditional; None: as the data have
     model.model_channels = 32
     model.channel_mult = (1, 2)
     model.channel_mult_emb = 4
@@ -63,9 +64,10 @@ _CHOICES = {
 }
 _NUMBERS = {
     Rule(lambda v: v >= 4, "at least 4"): ("model_channels",),
-    AT_LEAST_ONE: ("resolution", "image_channels", "num_blocks"),
+    AT_LEAST_ONE: ("resolution", "num_blocks"),
+    CHANNELS: ("image_channels",),
     AT_LEAST_TWO: ("num_levels",),
-    NOT_NEGATIVE: ("num_classes",),
+    CLASSES: ("num_classes",),
     POSITIVE: ("sigma_data", "sigma_min", "rho"),
     FRACTION: ("dropout",),
 }
