@@ -19,6 +19,9 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {flags()} {os.environ.get('XLA_FLAGS', '')}".strip()
 )
 
+# The commands that tests start would each compile the package's modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Compiled programs: all workers share them, and the commands that tests start; they stay for the
 # next run. JAX's own keys hold the flags.
 os.environ["DMD2_TESTS_CACHE"] = os.environ.get("DMD2_TESTS_CACHE") or str(cache_of_this_machine())
