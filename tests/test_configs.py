@@ -1,4 +1,4 @@
-"""Every recipe in configs/: its networks at full size, its programs traced, one real step shrunk."""
+"""Every recipe in configs/: its network at full size, its programs traced, one step shrunk."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ SHRUNK = {
     "optim.b1": "0.9",
     "optim.ema_decays": "(0.9, 0.99)",
 }
-"""Sizes, and what is only multiplied by: what a recipe chooses among the paths of the code stays."""
+"""Sizes, and what is only multiplied by; what a recipe chooses of the paths of the code stays."""
 
 DEEP = "imagenet64"
 """The recipe whose programs are traced in their full depth; those of the others with one block a

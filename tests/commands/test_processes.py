@@ -260,7 +260,7 @@ def wait_for_checkpoint(workdir: Path, after: int, processes: list[Any]) -> int:
 
 @pytest.mark.slow
 def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
-    # A teacher, whose step is traced in a moment: the loop that is interrupted is the student's too.
+    # A teacher, whose step is traced in a moment; its loop is the student's too.
     workdir = scratch() / "interrupted"
 
     def teach(steps: int) -> list[object]:
