@@ -15,6 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, Embedding, FourierEmbedding, GroupNorm, LayerNorm, Linear
+from dmd2_jax.networks.patch_embedding import PatchEmbedding
+from dmd2_jax.networks.rms_norm import RmsNorm
 from dmd2_jax.typing import Key, Params
 
 
@@ -70,9 +72,13 @@ def _draw(
             return init.scale(kernel_shape) * generator.uniform(-1.0, 1.0, shape)
         case GroupNorm() | LayerNorm():
             return np.ones(shape) if name == "scale" else np.zeros(shape)
+        case RmsNorm():
+            return np.ones(shape)
+        case PatchEmbedding():
+            return layer.table()
         case FourierEmbedding() | Embedding():
             return layer.scale * generator.standard_normal(shape)
     raise Refused(
         f"variable {name!r} belongs to a {type(layer).__name__}, expected a layer of "
-        "networks/layers.py; call module.init instead."
+        "networks/layers.py or another that networks/initialise.py knows; call module.init instead."
     )

@@ -4,12 +4,12 @@ Modules are called as the published weights call them: `to_out_0` here is `to_ou
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from dmd2_jax.networks.attention import attention
+from dmd2_jax.networks.block_loop import BlockLoop, blocks_in_a_row
 from dmd2_jax.networks.layers import Conv, GroupNorm, LayerNorm, Linear
-from dmd2_jax.typing import Array, DType, Float, Params
+from dmd2_jax.typing import Array, DType, Float
 
 _NORM_EPS = 1e-6  # of the group norm before attention, whatever the U-Net's own
 
@@ -123,10 +123,8 @@ class SpatialTransformer(nn.Module):
         they compute the same.
       remat: "none"; "block": recompute each block's activations in the backward pass; "full": as
         "block" here, and the copies of `scan_layers` too.
-      scan_layers: compile one block and loop over their stacked weights; a program of SDXL's ten
-        blocks is then as small as of one. The weights stay as they are named, so that every call
-        copies them, in `dtype`; outside of "full" a compiler may copy once for many calls, and keep
-        the copies of the whole network. Blocks of unequal adapters are not looped over.
+      scan_layers: loop over the blocks (networks/block_loop.py); a program of SDXL's ten is then as
+        small as of one.
       dtype: type of the computation.
 
     Source: Rombach et al. 2022 (2112.10752), section 3.3 and appendix E.2.1.
@@ -154,40 +152,13 @@ class SpatialTransformer(nn.Module):
 
         h = project("proj_in")(GroupNorm(self.groups, _NORM_EPS, name="norm")(x))
         tokens = h.reshape(x.shape[0], -1, channels)
-        names = [f"transformer_blocks_{index}" for index in range(self.depth)]
-        scan = self.scan_layers and not self.is_initializing()
-        layers = self._variables_of(names) if scan else []
-        if len(layers) > 1 and len({jax.tree.structure(layer) for layer in layers}) == 1:
-            tokens = self._scan(layers, tokens, context)
-        else:
-            block = TransformerBlock if self.remat == "none" else nn.remat(TransformerBlock)
-            for name in names:
-                tokens = block(self.heads, dtype=self.dtype, name=name)(tokens, context)
+        tokens = blocks_in_a_row(
+            self,
+            TransformerBlock,
+            {"heads": self.heads, "dtype": self.dtype},
+            [f"transformer_blocks_{index}" for index in range(self.depth)],
+            tokens,
+            context,
+            loop=BlockLoop(self.remat, self.scan_layers, self.dtype),
+        )
         return x + project("proj_out")(tokens.reshape(x.shape))
-
-    def _variables_of(self, names: list[str]) -> list[Params]:
-        """Return each block's weights and, where it has them, its adapters."""
-        kinds = self.variables.items()
-        return [{kind: tree[name] for kind, tree in kinds if name in tree} for name in names]
-
-    def _scan(
-        self, layers: list[Params], tokens: Float[Array, "b n c"], context: Float[Array, "b m d"]
-    ) -> Float[Array, "b n c"]:
-        """Apply blocks of equal structure, one after another."""
-
-        def stack(*leaves: Array) -> Array:
-            # Matrices are computed with in `dtype` in any case: copy that, not their masters.
-            return jnp.stack(
-                [leaf.astype(self.dtype) if leaf.ndim > 1 else leaf for leaf in leaves]
-            )
-
-        def step(tokens: Array, layer: Params) -> tuple[Array, None]:
-            block = TransformerBlock(self.heads, dtype=self.dtype, parent=None)
-            return block.apply(layer, tokens, context), None
-
-        if self.remat == "full":  # copies that wait for their tokens leave no loop around the call
-            layers, tokens = jax.lax.optimization_barrier((layers, tokens))
-        if self.remat != "none":
-            # A loop's body is compiled on its own: nothing there can merge the two passes.
-            step = jax.checkpoint(step, prevent_cse=False)
-        return jax.lax.scan(step, tokens, jax.tree.map(stack, *layers))[0]

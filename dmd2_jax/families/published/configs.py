@@ -3,7 +3,7 @@
 Full-size shapes without any download: `PublishedModel.from_config(SDXL_UNET).param_shapes()`.
 
 Source: the config.json files of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0 and taesd on
-  the Hugging Face hub.
+  the Hugging Face hub; of SD 3, 3.5 and FLUX.1 those of their releases.
 """
 
 from collections.abc import Mapping
@@ -210,3 +210,80 @@ OPENCLIP_G14: Config = {
     "vision_config": {**_G14["vision_config"], "intermediate_size": 6144},  # not 4 widths
 }
 """OpenCLIP's ViT-g/14 of LAION-2B, not bigG/14: 1,366,678,273 parameters."""
+
+SD3_MEDIUM: Config = {
+    "_class_name": "SD3Transformer2DModel",
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+    "sample_size": 128,
+}
+"""Stable Diffusion 3 medium: 2,028,328,000 parameters, and a table of 56,623,104 positions."""
+
+SD35_MEDIUM: Config = {
+    **SD3_MEDIUM,
+    "dual_attention_layers": list(range(13)),
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+}
+"""Stable Diffusion 3.5 medium: 2,243,171,520 parameters, and a table of 226,492,416 positions."""
+
+SD35_LARGE: Config = {
+    **SD3_MEDIUM,
+    "caption_projection_dim": 2432,
+    "num_attention_heads": 38,
+    "num_layers": 38,
+    "qk_norm": "rms_norm",
+}
+"""Stable Diffusion 3.5 large: 8,056,627,520 parameters, and a table of 89,653,248 positions."""
+
+FLUX1_DEV: Config = {
+    "_class_name": "FluxTransformer2DModel",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [16, 56, 56],
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "patch_size": 1,
+    "pooled_projection_dim": 768,
+}
+"""FLUX.1-dev: 11,901,408,320 parameters."""
+
+FLUX1_SCHNELL: Config = {**FLUX1_DEV, "guidance_embeds": False}
+"""FLUX.1-schnell: 11,891,178,560 parameters."""
+
+SD3_SCHEDULER: Config = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+}
+"""The flow of SD 3 and 3.5."""
+
+FLUX1_DEV_SCHEDULER: Config = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+"""The flow of FLUX.1-dev, whose shift follows the number of tokens."""
+
+FLUX1_SCHNELL_SCHEDULER: Config = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+}
+"""The flow of FLUX.1-schnell."""

@@ -1,19 +1,25 @@
 """The U-Net as a Denoiser: its predictions as x_0, and the conditions that it takes."""
 
-from collections.abc import Callable, Mapping
-
 import jax
 import jax.numpy as jnp
 
-from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
-from dmd2_jax.families.published.conditions import NEGATIVES, Condition
+from dmd2_jax.families.published.conditions import (
+    Condition,
+    check_condition,
+    null_conditions,
+)
 from dmd2_jax.families.published.scheduler import Diffusion
 from dmd2_jax.families.stable_diffusion.unet import StableDiffusionUNet
 from dmd2_jax.typing import Array, Params
 
-__all__ = ["null_conditions", "unet_denoiser"]
+__all__ = ["needed_parts", "unet_denoiser"]
+
+
+def needed_parts(sdxl: bool) -> tuple[str, ...]:
+    """Return the names of what a condition has."""
+    return ("prompt_embeds", "pooled", "time_ids") if sdxl else ("prompt_embeds",)
 
 
 def unet_denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
@@ -24,9 +30,10 @@ def unet_denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
     """
     schedule, kind = diffusion
     sdxl = unet.added is not None
+    needed = needed_parts(sdxl)
 
     def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
-        _check_condition(cond, sdxl)
+        check_condition(cond, needed)
         t = jnp.broadcast_to(t, x_t.shape[:1])
         conditions = (cond["prompt_embeds"], cond.get("pooled"), cond.get("time_ids"))
         return t, (x_t, t.astype(jnp.float32), *conditions)
@@ -52,39 +59,6 @@ def unet_denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
         raw, bottleneck = unet.apply(params, *arguments, method="call_with_bottleneck")
         return convert(raw, x_t, t), (bottleneck,)
 
-    return Denoiser(x0, features, x0_and_features, schedule, null_conditions(sdxl, {}))
-
-
-def null_conditions(sdxl: bool, null: Condition) -> Callable[[Condition], dict[str, Array]]:
-    """Make what turns conditions into unconditional ones: their own negatives, else `null`."""
-
-    def null_cond(cond: Condition) -> dict[str, Array]:
-        _check_condition(cond, sdxl)
-        if not sdxl and "negative_prompt_embeds" not in cond and not null:
-            raise Refused(
-                f"cond has {sorted(cond)}, expected negative_prompt_embeds among them: guidance of "
-                "SD 1.x and 2.x needs the empty prompt's embedding; add it, [b, n, d] like "
-                "prompt_embeds, or set the guidance to None."
-            )
-        twin = dict(cond)
-        for name, negative in NEGATIVES.items():
-            if negative in cond:
-                twin[name] = cond[negative]
-            elif name in cond:
-                twin[name] = jnp.broadcast_to(null.get(name, 0.0), cond[name].shape)
-        return twin
-
-    return null_cond
-
-
-def _check_condition(cond: Condition | None, sdxl: bool) -> None:
-    """Refuse a condition with missing, unknown or superfluous parts."""
-    needed = {"prompt_embeds", *(("pooled", "time_ids") if sdxl else ())}
-    known = needed | {negative for name, negative in NEGATIVES.items() if name in needed}
-    got = set(cond) if isinstance(cond, Mapping) else None
-    if got is None or not needed <= got <= known:
-        raise Refused(
-            f"cond is {type(cond).__name__ if got is None else sorted(got)}, expected a dict of "
-            f"{sorted(needed)} and at most {sorted(known - needed)} beside them; check that the "
-            "prompts were encoded for this U-Net."
-        )
+    return Denoiser(
+        x0, features, x0_and_features, schedule, null_conditions(needed, {}, zeros=sdxl)
+    )

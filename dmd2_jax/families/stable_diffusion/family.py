@@ -25,23 +25,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults
-from dmd2_jax.denoiser import Denoiser
-from dmd2_jax.families.published.conditions import Condition, with_negative
+from dmd2_jax.families.published.conditions import (
+    Condition,
+    null_conditions,
+    with_negative,
+)
 from dmd2_jax.families.published.configs import SCHEDULER, SD15_UNET, SDXL_UNET
+from dmd2_jax.families.published.family import PublishedFamily
 from dmd2_jax.families.published.folder import (
     read_component_config,
     read_component_tensors,
-    write_component,
 )
 from dmd2_jax.families.published.lora_file import is_lora
-from dmd2_jax.families.published.model import PublishedModel, class_of, published_name
-from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
+from dmd2_jax.families.published.model import PublishedModel, class_of
+from dmd2_jax.families.published.scheduler import read_scheduler
 from dmd2_jax.families.stable_diffusion.classes import CLASSES, UNET
-from dmd2_jax.families.stable_diffusion.denoiser import null_conditions, unet_denoiser
+from dmd2_jax.families.stable_diffusion.denoiser import needed_parts, unet_denoiser
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
 from dmd2_jax.families.stable_diffusion.settings import defaults, faults
 from dmd2_jax.families.stable_diffusion.single_file import (
@@ -49,20 +51,16 @@ from dmd2_jax.families.stable_diffusion.single_file import (
     holds_original_names,
     unet_of,
 )
-from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
 from dmd2_jax.networks.published_config import square_side
 from dmd2_jax.runtime.distributed import say_once
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
-from dmd2_jax.typing import Array, Float, Int, Key, Params
-from dmd2_jax.weights import state_dict
+from dmd2_jax.typing import Params
 from dmd2_jax.weights.weight_files import (
-    SUFFIXES,
     Weights,
     read_weights,
     strip_prefix,
-    write_weights,
 )
 
 __all__ = [
@@ -86,26 +84,11 @@ _TOKENS = 77
 
 
 @dataclasses.dataclass(frozen=True)
-class StableDiffusionFamily:
-    """A Denoiser with what is needed to make, read and write its weights.
+class StableDiffusionFamily(PublishedFamily):
+    """A U-Net as a Denoiser, with what is needed to make, read and write its weights.
 
-    Attributes:
-      denoiser: x_0 and features (the middle block's output) of latents; see the module for `cond`.
-      model: the U-Net with its published config and names.
-      image_shape: (h, w, c) of a latent.
-      diffusion: what the scheduler's config says that the U-Net was trained on.
-      num_classes: 0: there are no class labels.
-      null_tokens: n of the condition of no prompt; None as long as `with_null` has not given it.
-      variant: of the weights in a folder, "fp16" and the like; "": none is meant.
+    Its features are the middle block's output; see the module for `cond`.
     """
-
-    denoiser: Denoiser
-    model: PublishedModel
-    image_shape: tuple[int, int, int]
-    diffusion: Diffusion
-    num_classes: int = 0
-    null_tokens: int | None = None
-    variant: str = ""
 
     @property
     def is_sdxl(self) -> bool:
@@ -116,22 +99,6 @@ class StableDiffusionFamily:
     def lora_targets(self) -> tuple[str, ...]:
         """The layers that the SDXL recipe adapts."""
         return STABLE_DIFFUSION_TARGETS
-
-    def tensor_name(self, path: tuple[str, ...]) -> str:
-        """Return the published name of the variable at a path of the weights."""
-        return published_name(path)
-
-    def init(self, key: Key) -> Params:
-        """Draw initial weights, float32."""
-        return init_variables(self.model.module, key, *self.model.example_inputs())
-
-    def cond(self, labels: Condition) -> dict[str, Array]:
-        """Turn embeddings of any float type into conditions: float32, on the device."""
-        return {name: jnp.asarray(array, jnp.float32) for name, array in labels.items()}
-
-    def param_shapes(self) -> Params:
-        """Return the weights' pytree with shapes in place of arrays."""
-        return self.model.param_shapes()
 
     def with_null(self, null: Condition) -> "StableDiffusionFamily":
         """Return the family whose guidance goes away from this condition, where none is given.
@@ -151,7 +118,8 @@ class StableDiffusionFamily:
                 "U-Net; write the cache with this model's own pipeline."
             )
         arrays = {name: jnp.asarray(array, jnp.float32) for name, array in null.items()}
-        denoiser = self.denoiser._replace(null_cond=null_conditions(self.is_sdxl, arrays))
+        null_cond = null_conditions(needed_parts(self.is_sdxl), arrays, zeros=self.is_sdxl)
+        denoiser = self.denoiser._replace(null_cond=null_cond)
         tokens = null["prompt_embeds"].shape[-2]
         return dataclasses.replace(self, denoiser=denoiser, null_tokens=tokens)
 
@@ -191,36 +159,9 @@ class StableDiffusionFamily:
         cond = self.cond_shapes(batch_size, tokens=1)
         return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
 
-    def x0_with_dropout(
-        self,
-        params: Params,
-        x_t: Float[Array, "b h w c"],
-        t: Int[Array, " b"],
-        cond: Condition,
-        key: Key,
-    ) -> Float[Array, "b h w c"]:
-        """Return `denoiser.x0`: the published U-Nets have no dropout, and `key` is not used."""
-        return self.denoiser.x0(params, x_t, t, cond)
-
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the U-Net's tensors by their published names."""
-        return self.model.tensor_shapes()
-
     def original_names(self) -> dict[str, str]:
         """Return the U-Net's published names, and what the original programs call the same."""
         return unet_names(self.tensor_shapes())
-
-    def from_state_dict(self, tensors: state_dict.Tensors) -> Params:
-        """Turn tensors with published names into weights.
-
-        Raises:
-          ValueError: if the tensors are not exactly the network's; the message lists them.
-        """
-        return self.model.from_tensors(tensors)
-
-    def to_state_dict(self, params: Params) -> dict[str, np.ndarray]:
-        """Turn weights into tensors with the published names and layouts."""
-        return self.model.to_tensors(params)
 
     def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
         """Turn what a file of weights holds into weights.
@@ -265,15 +206,6 @@ class StableDiffusionFamily:
             return self.from_weights(read_weights(path))
         except ValueError as error:
             raise Refused(f"{path}: {error}") from error
-
-    def save(
-        self, params: Params, path: str | os.PathLike, notes: Mapping[str, str] | None = None
-    ) -> None:
-        """Write weights: to a file as its suffix says, else to a folder that diffusers loads."""
-        if path_of(path).suffix in SUFFIXES:
-            write_weights(self.to_state_dict(params), path, notes)
-        else:
-            write_component(self.model, params, path)
 
 
 def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:

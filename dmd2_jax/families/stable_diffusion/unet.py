@@ -9,67 +9,14 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.stable_diffusion.unet_blocks import BlockStyle, DownBlock, MidBlock, UpBlock
-from dmd2_jax.networks.layers import Conv, GroupNorm, Linear
+from dmd2_jax.networks.layers import Conv, GroupNorm
+from dmd2_jax.networks.time_embedding import TimestepEmbedding, sinusoids
 from dmd2_jax.typing import Array, DType, Float
 
-__all__ = ["StableDiffusionUNet", "TimestepEmbedding", "sinusoids"]
-
-_MAX_PERIOD = 10000.0
-
-
-def sinusoids(
-    values: Float[Array, " b"], features: int, *, cosine_first: bool, freq_shift: float
-) -> Float[Array, "b d"]:
-    """Embed scalars as [sin(v f), cos(v f)], f_i = 10000^(-i / (d / 2 - freq_shift)).
-
-    Args:
-      values: [b].
-      features: even size d of the embedding.
-      cosine_first: whether the cosines come before the sines.
-      freq_shift: 0: the last frequency is one step short of 1 / 10000; 1: exactly that.
-
-    Returns:
-      [b, d] float32.
-
-    Source: Ho et al. 2020 (2006.11239), appendix B.
-    """
-    half = features // 2
-    # In float32 as the field computes it: the exponents' rounding is part of the weights.
-    exponents = np.float32(-np.log(_MAX_PERIOD)) * np.arange(half, dtype=np.float32)
-    frequencies = np.exp(exponents / np.float32(half - freq_shift))
-    angles = values.astype(jnp.float32)[:, None] * frequencies
-    parts = [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(parts[::-1] if cosine_first else parts, axis=-1)
-
-
-class TimestepEmbedding(nn.Module):
-    """Two linear maps with a silu between them, after an optional condition is added.
-
-    Attributes:
-      features: size of the embedding.
-      condition_dim: size of the condition (a guidance scale's embedding, in few-step models), or
-        None.
-      dtype: type of the computation.
-    """
-
-    features: int
-    condition_dim: int | None = None
-    dtype: DType = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b c"], condition: Float[Array, "b e"] | None = None
-    ) -> Float[Array, "b d"]:
-        """Return the embedding of `x`."""
-        if condition is not None:
-            project = Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="cond_proj")
-            x = x + project(condition)
-        h = nn.silu(Linear(self.features, dtype=self.dtype, name="linear_1")(x))
-        return Linear(self.features, dtype=self.dtype, name="linear_2")(h)
+__all__ = ["StableDiffusionUNet"]
 
 
 class AddedCondition(NamedTuple):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.families.stable_diffusion.unet import sinusoids
 from dmd2_jax.families.stable_diffusion.unet_config import example_unet_inputs, unet_from_config
 from dmd2_jax.networks.initialise import init_variables
+from dmd2_jax.networks.time_embedding import sinusoids
 from tests.families import tiny_models
 
 

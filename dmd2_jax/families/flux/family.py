@@ -1,0 +1,95 @@
+"""The family of FLUX.1, dev and schnell; time and conditions: families/published/flow_family.py."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from dmd2_jax.families.flux.settings import defaults, faults
+from dmd2_jax.families.flux.transformer import PATCH, FluxTransformer
+from dmd2_jax.families.flux.transformer_config import (
+    CLASS_NAME,
+    example_inputs,
+    transformer_from_config,
+)
+from dmd2_jax.families.published.configs import (
+    FLUX1_DEV,
+    FLUX1_DEV_SCHEDULER,
+    FLUX1_SCHNELL,
+    FLUX1_SCHNELL_SCHEDULER,
+)
+from dmd2_jax.families.published.flow_family import FlowFamily, FlowNetwork, build_flow, open_flow
+from dmd2_jax.families.published.model import PublishedClass
+from dmd2_jax.typing import DType, Params
+
+__all__ = ["NETWORK", "PIPELINES", "READS", "build", "open_folder", "read"]
+
+PIPELINES = {"FluxPipeline": 1.0}
+"""The pipelines that hold such a transformer, with the guidance of two calls: none."""
+
+READS = (CLASS_NAME,)
+"""The classes of config.json that `read` opens."""
+
+_CONFIGS = {
+    "flux_dev": (FLUX1_DEV, FLUX1_DEV_SCHEDULER),
+    "flux_schnell": (FLUX1_SCHNELL, FLUX1_SCHNELL_SCHEDULER),
+}
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+_MLPS = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+
+
+def _transformer(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
+    return transformer_from_config(config, dtype=dtype, remat=remat)
+
+
+def _patch(module: FluxTransformer) -> int:
+    return PATCH
+
+
+def _blocks(module: FluxTransformer) -> int:
+    return module.depth + module.single_depth
+
+
+NETWORK = FlowNetwork(
+    class_name=CLASS_NAME,
+    published=PublishedClass(_transformer, example_inputs, "diffusion_pytorch_model"),
+    configs=_CONFIGS,
+    defaults=defaults,
+    faults=faults,
+    patch=_patch,
+    blocks=_blocks,
+    time_scale=1.0,
+    tokens=512,
+    side=128,
+    guided=False,
+    lora_targets=(*_ATTENTION, *_ADDED, *_MLPS),
+)
+
+
+def build(model_config: Mapping[str, Any]) -> FlowFamily:
+    """Build the family's members from a config, as `build_flow` says."""
+    return build_flow(NETWORK, model_config)
+
+
+def open_folder(folder: str | os.PathLike, **options: Any) -> FlowFamily:
+    """Build the family of a pipeline's folder or of a transformer's, reading no weights."""
+    return open_flow(NETWORK, folder, **options)
+
+
+def read(folder: str | os.PathLike, **options: Any) -> tuple[FlowFamily, Params]:
+    """Read the transformer of a diffusers pipeline's folder, or of its own.
+
+    Args:
+      folder: with transformer/ and scheduler/, or with config.json; then the flow has no shift.
+      options: resolution, dtype, remat, variant and the family's other settings.
+
+    Returns:
+      (the family, the transformer's weights).
+
+    Raises:
+      ValueError: if a part is missing, damaged, or of a class that is not built here.
+    """
+    family = open_folder(folder, **options)
+    return family, family.load(folder)

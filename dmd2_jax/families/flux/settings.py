@@ -1,0 +1,44 @@
+"""The keys of `config.model` that the family has, and their rules."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.rules import (
+    AT_LEAST_ONE,
+    DTYPES,
+    NOT_NEGATIVE,
+    REMAT,
+    choice_faults,
+    number_faults,
+)
+
+__all__ = ["defaults", "faults"]
+
+
+def defaults() -> ConfigDict:
+    """Return the group: 1024 pixels, and no pipeline."""
+    model = ConfigDict()
+    model.family = "flux"
+    # A diffusers folder, or flux_dev or flux_schnell for the published shapes.
+    model.pipeline = ""
+    model.resolution = 128  # a side of the latents; 128 are 1024 pixels
+    model.dtype = "float32"  # compute type: float32 | bfloat16
+    model.remat = "none"  # none | block | full: what the backward pass computes again
+    model.scan_layers = False  # loop over equal blocks: a small program, copies of the weights
+    # Blocks, from 0, whose outputs the GAN head reads; (): the middle and three quarters.
+    model.feature_blocks = ()
+    model.guidance = 3.5  # of FLUX.1-dev, an input of the network where a condition has none
+    return model
+
+
+def faults(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the values of the group.
+
+    Args:
+      model: every key of `defaults`.
+    """
+    yield from choice_faults(model, {"dtype": DTYPES, "remat": REMAT}, "model.")
+    numbers = {AT_LEAST_ONE: ("resolution",), NOT_NEGATIVE: ("guidance",)}
+    yield from number_faults(model, numbers, "model.")

@@ -1,0 +1,353 @@
+"""A transformer of diffusers that predicts a flow under a prompt, as a family.
+
+Time is in (0, 1], 1 is noise: x_t = (1 - t) x_0 + t eps, and x_0 = x_t - t v of the prediction v. A
+condition is a dict of arrays with a leading batch axis:
+
+| key                      | shape     | what                                    | where           |
+|--------------------------|-----------|-----------------------------------------|-----------------|
+| `prompt_embeds`          | [b, n, d] | the prompt's tokens                     | always          |
+| `pooled`                 | [b, p]    | the prompt as one vector                | always          |
+| `guidance`               | [b]       | the scale that FLUX.1-dev takes         | optional there  |
+| `negative_prompt_embeds` | [b, n, d] | what guidance goes away from            | optional        |
+| `negative_pooled`        | [b, p]    | likewise                                | optional        |
+
+Without negatives guidance goes away from the empty prompt, which `with_null` gives.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import refuse, unknown_faults
+from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.diffusion.predictions import to_x0
+from dmd2_jax.families.published.conditions import Condition, check_condition, null_conditions
+from dmd2_jax.families.published.family import PublishedFamily
+from dmd2_jax.families.published.flow_scheduler import read_flow_scheduler
+from dmd2_jax.families.published.folder import read_component_config, read_component_tensors
+from dmd2_jax.families.published.lora_file import is_lora
+from dmd2_jax.families.published.model import PublishedClass, PublishedModel, class_of
+from dmd2_jax.families.published.scheduler import Diffusion
+from dmd2_jax.networks.feature_blocks import chosen_blocks
+from dmd2_jax.networks.published_config import square_side
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import path_of
+from dmd2_jax.typing import Array, Params
+from dmd2_jax.weights.weight_files import Weights, read_weights, strip_prefix
+
+__all__ = ["FlowFamily", "FlowNetwork", "build_flow", "open_flow"]
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_NEEDED = ("prompt_embeds", "pooled")
+_NETWORK, _SCHEDULER = "transformer", "scheduler"
+_PARTS = (_NETWORK, _SCHEDULER, "variant")
+_PREFIX = "published:"
+
+Configs = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowNetwork:
+    """What tells one kind of such transformers from another.
+
+    Attributes:
+      class_name: what config.json calls it.
+      published: what is known of that class.
+      configs: name -> configs of the transformer and the scheduler of a release.
+      defaults, faults: of the family's settings.
+      patch: side of the patches that are tokens.
+      blocks: module -> number of its blocks.
+      time_scale: what the schedule's time is multiplied by for the network.
+      tokens: of a prompt, where none is known.
+      side: of the latents, where config.json has no sample_size.
+      guided: whether guidance goes away from a negative prompt at all.
+      lora_targets: the layers that adapters are for.
+    """
+
+    class_name: str
+    published: PublishedClass
+    configs: Mapping[str, Configs]
+    defaults: Callable[[], ConfigDict]
+    faults: Callable[[Mapping[str, Any]], Any]
+    patch: Callable[[Any], int]
+    blocks: Callable[[Any], int]
+    time_scale: float
+    tokens: int
+    side: int
+    guided: bool
+    lora_targets: tuple[str, ...]
+
+    @property
+    def classes(self) -> dict[str, PublishedClass]:
+        """The class by its name."""
+        return {self.class_name: self.published}
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowFamily(PublishedFamily):
+    """A flow transformer as a Denoiser, with what is needed to make, read and write its weights.
+
+    Its features are the image's tokens after some blocks, on their grid.
+
+    Attributes:
+      network: what kind it is.
+    """
+
+    network: FlowNetwork = dataclasses.field(kw_only=True)
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """The layers that adapters are for, where the config does not say."""
+        return self.network.lora_targets
+
+    @property
+    def _optional(self) -> tuple[str, ...]:
+        return _optional(self.model.module)
+
+    def with_null(self, null: Condition) -> "FlowFamily":
+        """Return the family whose guidance goes away from this condition, where none is given.
+
+        Args:
+          null: of no prompt, as text encoders and `dmd2 cache` give it: prompt_embeds [1, n, d] and
+            pooled [1, p].
+
+        Raises:
+          ValueError: if it was made by text encoders of another network.
+        """
+        module = self.model.module
+        widths = {name: null[name].shape[-1] for name in _NEEDED if name in null}
+        if widths != (expected := _widths(module)):
+            raise Refused(
+                f"conditions of widths {widths}, expected {expected} for this network; write the "
+                "cache with this model's own pipeline."
+            )
+        arrays = {name: jnp.asarray(null[name], jnp.float32) for name in _NEEDED}
+        null_cond = null_conditions(_NEEDED, arrays, optional=self._optional)
+        denoiser = self.denoiser._replace(null_cond=null_cond)
+        tokens = null["prompt_embeds"].shape[-2]
+        return dataclasses.replace(self, denoiser=denoiser, null_tokens=tokens)
+
+    def cond_shapes(self, *lead: int, tokens: int | None = None) -> dict[str, Any]:
+        """Return a batch's condition with shapes in place of arrays.
+
+        Args:
+          lead: the leading axes, such as b.
+          tokens: n, of the prompt; by default that of the condition of no prompt, or the published
+            pipelines' number.
+
+        Returns:
+          What guidance goes away from is among them exactly where it has to be given.
+        """
+        count = tokens or self.null_tokens or self.network.tokens
+        widths = _widths(self.model.module)
+        shapes = {
+            "prompt_embeds": (*lead, count, widths["prompt_embeds"]),
+            "pooled": (*lead, widths["pooled"]),
+        }
+        arrays = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
+        if self.null_tokens or not self.network.guided:
+            return arrays
+        return arrays | {f"negative_{name}": array for name, array in arrays.items()}
+
+    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of `denoiser.features` for a batch, without computing them."""
+        x_t = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
+        t = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+        cond = self.cond_shapes(batch_size, tokens=1)
+        return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
+
+    def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
+        """Turn what a file of weights holds into weights.
+
+        Args:
+          weights: from `read_weights`.
+          prefix: of the tensors to take, where the file holds several networks.
+
+        Raises:
+          ValueError: if they are of another network; the message lists the differences.
+        """
+        if is_lora(weights.tensors):
+            raise Refused(
+                "a LoRA file, which holds adapters and no network, expected whole weights; give "
+                "those of the network."
+            )
+        tensors = strip_prefix(weights.tensors, self.tensor_shapes(), prefix)
+        return self.from_state_dict(tensors)
+
+    def load(self, path: str | os.PathLike) -> Params:
+        """Read weights from a file of the published names, a transformer's folder or a pipeline's.
+
+        Raises:
+          ValueError: if they cannot be read or do not fit; the message names the path.
+        """
+        path = fetched(path)
+        try:
+            if not path.is_dir():
+                return self.from_weights(read_weights(path))
+            stem, variant = self.model.kind.file_stem, self.variant or None
+            return self.from_state_dict(read_component_tensors(_own_folder(path), stem, variant))
+        except ValueError as error:
+            raise Refused(f"{path}: {error}") from error
+
+
+def build_flow(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
+    """Build the family's members from a config.
+
+    Args:
+      network: the kind of transformer.
+      model_config: keys of `config.model`; those that are missing have their defaults. In place of
+        `pipeline` it may have `transformer` and `scheduler`, what their config files hold ({} for a
+        flow without a shift); then the resolution is by default the transformer's sample_size. And
+        `variant`, of the weights' files in a folder.
+
+    Returns:
+      The family.
+
+    Raises:
+      ValueError: if a key or a value is unknown, or asks for what is not built here.
+    """
+    config = {key: value for key, value in model_config.items() if key not in _PARTS}
+    if _NETWORK in model_config:
+        own, scheduler = model_config[_NETWORK], model_config.get(_SCHEDULER) or {}
+        if not config.get("resolution"):
+            config["resolution"] = _own_side(own, network)
+    else:
+        own, scheduler = _named_configs(network, str(config.get("pipeline") or ""))
+    class_of(own, (network.class_name,))
+    defaults = network.defaults()
+    config = defaults.to_dict() | config
+    faults = list(unknown_faults(config, defaults, str(defaults.family)))
+    refuse(faults or list(network.faults(config)), "config.model")
+    model = PublishedModel.from_config(
+        own, classes=network.classes, dtype=_DTYPES[config["dtype"]], remat=config["remat"]
+    )
+    blocks = chosen_blocks(tuple(config["feature_blocks"]), network.blocks(model.module))
+    module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
+    size, patch = config["resolution"], network.patch(module)
+    if not isinstance(size, int) or size < 1 or size % patch:
+        raise Refused(
+            f"the latents' side is {size!r}, expected a multiple of {patch}, one number; set "
+            "model.resolution, for example to 128 for images of 1024 pixels."
+        )
+    diffusion = read_flow_scheduler(scheduler, (size // patch) ** 2)
+    denoiser = _denoiser(network, module, diffusion, config.get("guidance", 0.0))
+    channels = model.example_inputs()[0].shape[-1]
+    return FlowFamily(
+        denoiser,
+        dataclasses.replace(model, module=module),
+        (size, size, channels),
+        diffusion,
+        variant=model_config.get("variant", ""),
+        network=network,
+    )
+
+
+def open_flow(network: FlowNetwork, folder: str | os.PathLike, **options: Any) -> FlowFamily:
+    """Build the family of a pipeline's folder or of a transformer's, reading no weights.
+
+    Args:
+      network: the kind of transformer.
+      folder: with transformer/ and scheduler/, or with config.json.
+      options: as in `build_flow`.
+
+    Raises:
+      ValueError: if a part is missing, damaged, or of a class that is not built here.
+    """
+    try:
+        own, scheduler = _folder_configs(path_of(folder))
+        return build_flow(network, {_NETWORK: own, _SCHEDULER: scheduler} | options)
+    except ValueError as error:
+        raise Refused(f"{folder}: {error}") from error
+
+
+def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance: float) -> Denoiser:
+    """Wrap the network; jitted, so that a program which calls it several times traces it once."""
+    schedule, kind = diffusion
+    optional = _optional(module)
+
+    def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
+        check_condition(cond, _NEEDED, optional)
+        t = jnp.broadcast_to(t, x_t.shape[:1]).astype(jnp.float32)
+        arguments = (x_t, t * network.time_scale, cond["prompt_embeds"], cond["pooled"])
+        if optional:
+            return t, (*arguments, cond.get("guidance", jnp.full_like(t, guidance)))
+        return t, arguments
+
+    def convert(raw: Array, x_t: Array, t: Array) -> Array:
+        return to_x0(kind, raw, x_t, schedule.alpha(t), schedule.sigma(t))
+
+    @jax.jit
+    def x0(params: Params, x_t: Array, t: Array, cond: Condition) -> Array:
+        t, arguments = inputs(x_t, t, cond)
+        return convert(module.apply(params, *arguments), x_t, t)
+
+    @jax.jit
+    def features(params: Params, x_t: Array, t: Array, cond: Condition) -> tuple[Array, ...]:
+        return module.apply(params, *inputs(x_t, t, cond)[1], method="features")
+
+    @jax.jit
+    def x0_and_features(
+        params: Params, x_t: Array, t: Array, cond: Condition
+    ) -> tuple[Array, tuple[Array, ...]]:
+        t, arguments = inputs(x_t, t, cond)
+        raw, maps = module.apply(params, *arguments, method="call_with_features")
+        return convert(raw, x_t, t), maps
+
+    null_cond = null_conditions(_NEEDED, {}, optional=optional)
+    return Denoiser(x0, features, x0_and_features, schedule, null_cond)
+
+
+def _optional(module: Any) -> tuple[str, ...]:
+    return ("guidance",) if getattr(module, "guidance", False) else ()
+
+
+def _widths(module: Any) -> dict[str, int]:
+    return {"prompt_embeds": module.context_dim, "pooled": module.pooled_dim}
+
+
+def _own_side(config: Mapping[str, Any], network: FlowNetwork) -> int:
+    side = square_side(config.get("sample_size", network.side))
+    if type(side) is not int:
+        raise Refused(
+            f"the latents' side is {side!r}, expected one number; set sample_size in the "
+            "transformer's config.json, for example to 128 for images of 1024 pixels."
+        )
+    return side
+
+
+def _named_configs(network: FlowNetwork, pipeline: str) -> Configs:
+    """Return the configs of the transformer and the scheduler that `model.pipeline` names."""
+    folder, name = path_of(pipeline).expanduser(), pipeline.removeprefix(_PREFIX)
+    if name in network.configs and (name != pipeline or not folder.is_dir()):
+        return network.configs[name]
+    if not pipeline or not folder.is_dir():
+        raise Refused(
+            f"model.pipeline={pipeline!r} is no folder, expected that of a diffusers pipeline, or "
+            f"one of {sorted(network.configs)} for the published shapes; set "
+            "`config.model.pipeline=`."
+        )
+    try:
+        return _folder_configs(folder)
+    except ValueError as error:
+        raise Refused(f"{pipeline}: {error}") from error
+
+
+def _folder_configs(folder: Path) -> Configs:
+    own = _own_folder(folder)
+    if own == folder:  # a component alone has no scheduler
+        return read_component_config(folder), {}
+    return read_component_config(own), read_component_config(
+        folder / _SCHEDULER, "scheduler_config.json"
+    )
+
+
+def _own_folder(folder: Path) -> Path:
+    """Return a pipeline folder's transformer, or the folder itself."""
+    return folder / _NETWORK if (folder / _NETWORK).is_dir() else folder

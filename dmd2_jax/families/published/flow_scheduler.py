@@ -1,0 +1,88 @@
+"""A FlowMatchEulerDiscreteScheduler's scheduler_config.json: the flow's levels and their shift."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.diffusion.schedules import rectified_flow
+from dmd2_jax.families.published.scheduler import Diffusion
+
+__all__ = ["flow_shift", "read_flow_scheduler"]
+
+_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+_DEFAULTS = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": False,
+}
+# What says how to sample, and changes no level.
+_IGNORED = ("scale_factors", "stochastic_sampling", "upscale_mode")
+
+
+def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
+    """Return the shift s of the levels, t = s u / (1 + (s - 1) u).
+
+    With use_dynamic_shifting it follows the size of the image: mu lies on the line through
+    (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), and s = exp(mu), or mu
+    where time_shift_type is "linear".
+
+    Args:
+      config: what scheduler_config.json holds; absent settings have diffusers' defaults.
+      tokens: of the image, as the network counts them.
+
+    Raises:
+      Refused: if time_shift_type is another.
+    """
+    c = _DEFAULTS | dict(config)
+    if not c["use_dynamic_shifting"]:
+        return float(c["shift"])
+    slope = (c["max_shift"] - c["base_shift"]) / (c["max_image_seq_len"] - c["base_image_seq_len"])
+    mu = c["base_shift"] + slope * (tokens - c["base_image_seq_len"])
+    if c["time_shift_type"] not in ("exponential", "linear"):
+        raise Refused(
+            f"time_shift_type={c['time_shift_type']!r}, expected 'exponential' or 'linear'; use a "
+            "scheduler_config.json of the network's own release."
+        )
+    return math.exp(mu) if c["time_shift_type"] == "exponential" else mu
+
+
+def read_flow_scheduler(config: Mapping[str, Any], tokens: int) -> Diffusion:
+    """Read the flow out of a scheduler's config.
+
+    Args:
+      config: what scheduler_config.json holds; {}: 1000 levels without a shift.
+      tokens: of the image, which a dynamic shift follows.
+
+    Returns:
+      A `rectified_flow` schedule, and "flow".
+
+    Raises:
+      Refused: if the scheduler is of another prediction, or asks for what is not built here.
+    """
+    name = config.get("_class_name", _CLASSES[0])
+    if name not in _CLASSES or "beta_schedule" in config:
+        raise Refused(
+            f"scheduler_config.json is of class {name!r}, expected {' or '.join(_CLASSES)}: the "
+            "network predicts a flow; take the scheduler of the network's own release."
+        )
+    known = {*_DEFAULTS, *_IGNORED}
+    odd = {
+        key: value
+        for key, value in config.items()
+        if key not in known and not key.startswith("_") and value not in (None, False)
+    }
+    if odd:
+        said = ", ".join(f"{key}={value!r}" for key, value in sorted(odd.items()))
+        raise Refused(
+            f"config of a {name} asks for what is not built here: {said}, expected the levels of a "
+            "flow with a shift; use another model, with the scheduler_config.json of its release."
+        )
+    levels = config.get("num_train_timesteps", _DEFAULTS["num_train_timesteps"])
+    schedule = rectified_flow(shift=flow_shift(config, tokens), num_levels=levels)
+    return Diffusion(schedule, "flow")
