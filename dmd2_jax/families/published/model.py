@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, vae, vae_tiny
+from dmd2_jax.networks import clip_config, t5, vae, vae_tiny
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
 __all__ = ["CLASSES", "PublishedClass", "PublishedModel", "class_of", "published_name"]
 
 _INDEX = re.compile(r"_(\d+)$")
-_NO_INDEX = ("linear_1", "linear_2")  # published with the underscore
+_NO_INDEX = ("linear_1", "linear_2", "wi_0", "wi_1")  # published with the underscore
 _TEXT_PREFIX = "text_model."
 
 
@@ -61,6 +61,16 @@ def _with_text_prefix(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
     if any(name.startswith(_TEXT_PREFIX) for name in tensors):
         return tensors
     return {_TEXT_PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+_T5_TABLES = ("encoder.embed_tokens.weight", "shared.weight")
+
+
+def _with_shared_table(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
+    """Keep T5's table of tokens under one of the two names that files have for it."""
+    others = {name: tensor for name, tensor in tensors.items() if name not in _T5_TABLES}
+    tables = [tensors[name] for name in _T5_TABLES if name in tensors]
+    return others | ({_T5_TABLES[1]: tables[-1]} if tables else {})
 
 
 _OLD_ATTENTION = re.compile(
@@ -106,7 +116,7 @@ def _frozen(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def checked(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
         if remat != "none":
             raise Refused(
-                f"remat={remat!r}, expected 'none': only a U-Net is trained; leave it out."
+                f"remat={remat!r}, expected 'none': only the denoising network is trained; leave it out."
             )
         return build(config, dtype=dtype)
 
@@ -143,6 +153,12 @@ CLASSES: Mapping[str, PublishedClass] = {
         clip_config.example_text_inputs,
         "model",
         modernise=_without_positions,
+    ),
+    "T5EncoderModel": PublishedClass(
+        _frozen(t5.t5_from_config),
+        t5.example_t5_inputs,
+        "model",
+        modernise=_with_shared_table,
     ),
     "CLIPVisionModelWithProjection": PublishedClass(
         _frozen(clip_config.vision_from_config),
