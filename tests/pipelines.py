@@ -32,13 +32,13 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @functools.cache
 def tiny_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd15" or "sdxl"; do not change it."""
+    """Return the folder of a pipeline, "sd15", "sdxl", "sd3" or "flux"; do not change it."""
     import torch
 
-    torch.manual_seed({"sd15": 15, "sdxl": 21}[kind])
+    torch.manual_seed({"sd15": 15, "sdxl": 21, "sd3": 3, "flux": 1}[kind])
     folder = scratch() / kind
-    pipeline = _sd15() if kind == "sd15" else _sdxl()
-    pipeline.save_pretrained(folder)
+    makers = {"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}
+    makers[kind]().save_pretrained(folder)
     if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
         write_tokenizer(folder / "tokenizer")
@@ -217,4 +217,106 @@ def _sdxl():
         scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
+    )
+
+
+def _flow_vae(scaling_factor: float, shift_factor: float):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=6,
+        sample_size=RESOLUTION,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _t5(width: int):
+    """Return a T5 of the captions' letters and its tokenizer."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    letters = sorted({letter for caption in CAPTIONS for letter in caption if letter != " "})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    tokenizer = T5Tokenizer(vocab=[*pieces, *((x, -3.0) for x in letters)], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(pieces) + len(letters),
+        d_model=width,
+        d_kv=5,
+        d_ff=14,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config), tokenizer
+
+
+def _sd3():
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTextModelWithProjection
+
+    end = vocabulary_and_merges()[0][END]
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "eos_token_id": end}
+    t5, tokenizer = _t5(20)
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=RESOLUTION // 2,
+            in_channels=6,
+            out_channels=6,
+            num_layers=3,
+            attention_head_dim=4,
+            num_attention_heads=3,
+            joint_attention_dim=20,
+            caption_projection_dim=12,
+            pooled_projection_dim=5 + 7,
+            pos_embed_max_size=6,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_flow_vae(1.5305, 0.0609),
+        text_encoder=CLIPTextModelWithProjection(_text_config(projection_dim=5, **sizes)),
+        tokenizer=_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(
+            _text_config(projection_dim=7, hidden_act="gelu", pad_token_id=0, **sizes)
+        ),
+        tokenizer_2=_tokenizer(pad="!"),
+        text_encoder_3=t5,
+        tokenizer_3=tokenizer,
+    )
+
+
+def _flux():
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    t5, tokenizer = _t5(20)
+    text = _text_config(hidden_size=8, intermediate_size=12, eos_token_id=2, pad_token_id=1)
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=6 * 4,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=20,
+            pooled_projection_dim=8,
+            guidance_embeds=True,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=_flow_vae(0.3611, 0.1159),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=_tokenizer(),
+        text_encoder_2=t5,
+        tokenizer_2=tokenizer,
     )

@@ -63,12 +63,17 @@ class PatchEmbedding(nn.Module):
             1, -1, self.features
         )
 
+    def _made(self) -> Array:
+        # Called back, so that who asks for shapes alone does not compute 226 million numbers.
+        shape = (1, self.table_side**2, self.features)
+        return jax.pure_callback(self.table, jax.ShapeDtypeStruct(shape, jnp.float32))
+
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Return the tokens, laid out on their grid."""
         conv = Conv(self.features, self.patch, stride=self.patch, dtype=self.dtype, name="proj")
         tokens = conv(x)
-        table = self.variable(CONSTANTS, "pos_embed", lambda: jnp.asarray(self.table())).value
+        table = self.variable(CONSTANTS, "pos_embed", self._made).value
         side, (height, width) = self.table_side, tokens.shape[1:3]
         top, left = (side - height) // 2, (side - width) // 2
         places = jax.lax.stop_gradient(table).reshape(side, side, -1)

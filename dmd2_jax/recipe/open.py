@@ -24,6 +24,7 @@ from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.families.published.folder import is_component
+from dmd2_jax.families.published.pipeline import NETWORKS
 from dmd2_jax.losses.denoising import WEIGHTINGS
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import unfinished
@@ -346,7 +347,7 @@ def weights_file(path: str, name: str) -> Path:
 
     Args:
       path: a file of weights (docs/weights.md), a run folder that holds one called `name`, a
-        folder of a diffusers pipeline or of its network (unet/, unet_ema/), or
+        folder of a diffusers pipeline or of its network (unet/, transformer/), or
         hf://owner/repository/file, which is downloaded once.
       name: for example "teacher.safetensors"; "": no run folder is meant.
 
@@ -367,7 +368,7 @@ def weights_file(path: str, name: str) -> Path:
     file = place / name if place.is_dir() else place
     if file.is_file() and file != place and (told := unfinished(place)):
         _warn_once(told)
-    if not file.is_file() and ((place / "unet").is_dir() or is_component(place)):
+    if not file.is_file() and (any((place / n).is_dir() for n in NETWORKS) or is_component(place)):
         return fetched(place)
     if not file.is_file():
         folder = f" or a run folder that holds {name}; finish its training first, or"

@@ -37,6 +37,10 @@ class TextFamily(Family, Protocol):
 
     model: PublishedModel
 
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens its network makes of an image; a flow's shift may follow it."""
+
     def with_null(self, null: Mapping[str, Any]) -> "TextFamily":
         """Return the family whose guidance goes away from this condition by default."""
 
@@ -98,8 +102,8 @@ def base_pipeline(pipeline: str, family: TextFamily) -> PipelineIndex:
     index = read_pipeline_index(pipeline, getattr(family, "variant", ""))
     if pipeline_family(index).tensor_shapes() != family.tensor_shapes():
         raise Refused(
-            f"{pipeline}/unet is another network than the run's, expected the one that it was made "
-            "from; give the folder of that pipeline."
+            f"{pipeline}/{index.network} is another network than the run's, expected the one that "
+            "it was made from; give the folder of that pipeline."
         )
     return index
 

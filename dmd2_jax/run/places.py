@@ -114,4 +114,5 @@ def _absolute(path: Path) -> Path:
 def _is_there(key: str, path: Path) -> bool:
     if key != _PIPELINE:
         return path.exists()
-    return (path / "unet").is_dir() or (path / "model_index.json").is_file()
+    parts = ("unet", "transformer")
+    return any((path / part).is_dir() for part in parts) or (path / "model_index.json").is_file()

@@ -90,14 +90,16 @@ def pipeline_sampler(
     scheduler: Mapping[str, Any],
     settings: PromptSettings,
     guidance: float,
+    tokens: int = 0,
 ) -> Sampler:
     """Choose how to sample a pipeline: as a student, if it says that it is one, or as a teacher.
 
     Args:
-      denoiser: its U-Net.
+      denoiser: its network.
       scheduler: what its scheduler_config.json holds.
       settings: what is asked for.
       guidance: of a teacher, where the settings have none.
+      tokens: of an image, as its network counts them.
 
     Raises:
       ValueError: if the settings do not suit it.
@@ -118,6 +120,7 @@ def pipeline_sampler(
         scheduler,
         steps=settings.steps or TEACHER_STEPS,
         guidance=guidance if settings.guidance is None else settings.guidance,
+        tokens=tokens,
     )
 
 
@@ -162,7 +165,9 @@ def pipeline_models(
 
     def model(chosen: PromptSettings) -> Model:
         guidance = default_guidance(index)
-        sampler = pipeline_sampler(family.denoiser, pipeline.scheduler, chosen, guidance)
+        sampler = pipeline_sampler(
+            family.denoiser, pipeline.scheduler, chosen, guidance, family.image_tokens
+        )
         return Model(family, sampler, lambda: family.load(index.folder), pipeline)
 
     return model
@@ -218,7 +223,9 @@ def _open_pipeline(index: PipelineIndex, settings: PromptSettings, latent_side: 
 
 
 def _run_sampler(run: Run, pipeline: TextToImage, settings: PromptSettings) -> Sampler:
-    denoiser, config = run.family.denoiser, run.config
+    family, config = text_family(run.family), run.config
+    assert family is not None  # the caller has seen to it
+    denoiser = family.denoiser
     if run.which == "student":
         return _student_steps(denoiser, config.distill.student_times, settings)
     wanted = (settings.guidance, config.distill.guidance, default_guidance(pipeline.index))
@@ -227,6 +234,7 @@ def _run_sampler(run: Run, pipeline: TextToImage, settings: PromptSettings) -> S
         pipeline.scheduler,
         steps=settings.steps or config.teacher.sampler_steps,
         guidance=next(w for w in wanted if w is not None),
+        tokens=family.image_tokens,
     )
 
 

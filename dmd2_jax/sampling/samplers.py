@@ -15,6 +15,7 @@ from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
 from dmd2_jax.diffusion.schedules import karras_sigmas
 from dmd2_jax.distill import generate
+from dmd2_jax.families.published.flow_scheduler import flow_times, is_flow
 from dmd2_jax.families.published.scheduler import ddim_times
 from dmd2_jax.recipe.open import Family, Recipe, sample_labels
 from dmd2_jax.runtime.random import stream_key
@@ -95,21 +96,30 @@ def few_step_sampler(denoiser: Denoiser, times: Sequence[float]) -> Sampler:
 
 
 def ddim_sampler(
-    denoiser: Denoiser, scheduler: Mapping[str, Any], *, steps: int, guidance: float | None
+    denoiser: Denoiser,
+    scheduler: Mapping[str, Any],
+    *,
+    steps: int,
+    guidance: float | None,
+    tokens: int = 0,
 ) -> Sampler:
     """Make a teacher's sampler: diffusers' DDIMScheduler without noise, with guidance.
 
+    On a flow's schedule that is Euler's method.
+
     Args:
-      denoiser: the U-Net.
+      denoiser: the network.
       scheduler: what scheduler_config.json holds.
       steps: their number.
       guidance: w of u + w (c - u); None or 1: no guidance.
+      tokens: of an image, which the shift of a flow may follow.
 
     Raises:
       ValueError: if steps are more than the diffusion has.
     """
-    times = ddim_times(scheduler, steps)
     x0_fn, schedule = guided_x0(denoiser, guidance), denoiser.schedule
+    flow = is_flow(scheduler)
+    times = flow_times(scheduler, steps, tokens) if flow else ddim_times(scheduler, steps)
 
     @jax.jit
     def run(params: Params, noise: Array, cond: PyTree) -> Array:

@@ -1,6 +1,6 @@
 """A diffusers pipeline folder for sampling: prompts to conditions, latents to images.
 
-Everything of the pipeline but its U-Net, which is the teacher's or a student's.
+Everything of the pipeline but its denoising network, which is the teacher's or a student's.
 """
 
 import functools
@@ -50,11 +50,12 @@ __all__ = [
 ]
 
 _BATCH = 8
+_TRANSFORMER_SIDE = 128  # of the latents, where config.json has no sample_size: 1024 pixels
 
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A pipeline without its U-Net; weights are read when they are first needed.
+    """A pipeline without its denoising network; weights are read when they are first needed.
 
     Attributes:
       index: what its model_index.json says.
@@ -95,11 +96,6 @@ class TextToImage:
         return read_component(self.vae_folder, expected=expected, variant=variant)[1]
 
     @property
-    def is_sdxl(self) -> bool:
-        """Whether a condition has `pooled` and `time_ids`."""
-        return len(self.index.text_parts) == 2
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of a latent."""
         return latent_shape(self.vae, self.resolution)
@@ -107,7 +103,7 @@ class TextToImage:
     def condition(
         self, prompts: Sequence[str], negative: str | None = None
     ) -> dict[str, np.ndarray]:
-        """Encode prompts into what the U-Net is conditioned on, with what guidance goes away from.
+        """Encode prompts into the network's conditions, with what guidance goes away from.
 
         Prompts of more tokens than the encoders read are cut, with a warning.
 
@@ -117,8 +113,9 @@ class TextToImage:
             zeros and others as the empty text.
 
         Returns:
-          prompt_embeds [n, t, d] and, of SDXL, pooled [n, p] and time_ids [n, 6], those of whole
-          images; and the negative_ parts of the same shapes. float32, on the host.
+          prompt_embeds [n, t, d], of others than SD 1 and 2 pooled [n, p], and of SDXL time_ids
+          [n, 6], those of whole images; and the negative_ parts of the same shapes. float32, on the
+          host.
 
         Raises:
           ValueError: if there are no prompts.
@@ -133,7 +130,7 @@ class TextToImage:
             both = encode_prompts(self.encoders, texts)
             cond = {name: array[:-1] for name, array in both.items()}
             null = {name: array[-1:] for name, array in both.items()}
-        if self.is_sdxl:
+        if self.index.with_sizes:
             side = (self.resolution, self.resolution)
             cond["time_ids"] = np.tile(size_ids(side, (0, 0), side), (len(prompts), 1))
         return {name: np.asarray(array) for name, array in with_negative(cond, null).items()}
@@ -189,12 +186,12 @@ def open_pipeline(
     vae_dtype: DType = jnp.float32,
     text_dtype: DType = jnp.float32,
 ) -> TextToImage:
-    """Open everything of a pipeline but its U-Net, reading no weights yet.
+    """Open everything of a pipeline but its denoising network, reading no weights yet.
 
     Args:
-      folder: of a diffusers pipeline, SD 1.x, 2.x or SDXL, or what its index says.
+      folder: of a diffusers pipeline, or what its index says.
       vae: folder of another autoencoder than the pipeline's, an AutoencoderKL or AutoencoderTiny.
-      latent_side: height and width of the latents; 0: those that the U-Net was made for.
+      latent_side: height and width of the latents; 0: those that the network was made for.
       vae_dtype, text_dtype: types of the computation.
 
     Raises:
@@ -234,15 +231,16 @@ def read_scheduler_config(index: PipelineIndex) -> dict[str, Any]:
 
 
 def own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
-    """Return the resolution in pixels that a pipeline's U-Net was made for.
+    """Return the resolution in pixels that a pipeline's denoising network was made for.
 
     Raises:
-      ValueError: if its config.json has no sample_size.
+      ValueError: if its config.json has no sample_size, and it is a U-Net.
     """
-    side = square_side(read_component_config(index.part("unet")).get("sample_size"))
+    default = None if index.network == "unet" else _TRANSFORMER_SIDE
+    side = square_side(read_component_config(index.part(index.network)).get("sample_size", default))
     if type(side) is not int or not 0 < side < 2**16:
         raise Refused(
-            f"{index.folder}/unet/config.json has sample_size = {side!r}, expected a number; give "
-            "`resolution=`."
+            f"{index.folder}/{index.network}/config.json has sample_size = {side!r}, expected a "
+            "number; give `resolution=`."
         )
     return side * downscale(vae)

@@ -1,13 +1,5 @@
-"""Prompts to what Stable Diffusion's U-Nets are conditioned on.
+"""Prompts to what text-to-image networks are conditioned on; what of it: text2image/joining.py."""
 
-    SD 1.x, 2.x   prompt_embeds: the encoder's last hidden state after its final norm
-    SDXL          prompt_embeds: both encoders' last hidden state but one, beside each other;
-                  pooled: the second encoder's projected end token; time_ids: sizes and crop
-
-Source: Podell et al. 2023 (2307.01952), sections 2.1 and 2.2.
-"""
-
-import functools
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,9 +10,21 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component
-from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
+from dmd2_jax.families.published.pipeline import (
+    T5_TOKENS,
+    PipelineIndex,
+    read_pipeline_index,
+)
 from dmd2_jax.networks.clip import ClipText
-from dmd2_jax.text2image.tokenizer import Tokenizer, Tokens, open_tokenizer, warn_of_cut
+from dmd2_jax.networks.t5 import T5Encoder
+from dmd2_jax.text2image.joining import Join, StableDiffusionJoin, join_of
+from dmd2_jax.text2image.tokenizer import (
+    Tokenizer,
+    Tokens,
+    open_t5_tokenizer,
+    open_tokenizer,
+    warn_of_cut,
+)
 from dmd2_jax.typing import Array, DType, Float, Int, Params
 
 __all__ = [
@@ -36,23 +40,31 @@ __all__ = [
 ]
 
 Condition = dict[str, Array | np.ndarray]
-"""prompt_embeds [n, t, d]; of SDXL also pooled [n, e] and, once it is known, time_ids [n, 6]."""
+"""prompt_embeds [n, t, d]; of others than SD 1 and 2 also pooled [n, e]; of SDXL, once they are
+known, time_ids [n, 6]."""
 
 
 class TextEncoders(NamedTuple):
     """A pipeline's tokenizers and text encoders.
 
     Attributes:
-      tokenizers: one, or SDXL's two.
+      tokenizers: one to three.
       modules: the encoders, in the same order.
       params: their weights.
       zero_null: whether no prompt is conditioned on as zeros, not as the empty prompt.
+      join: how their features make a condition.
     """
 
     tokenizers: tuple[Tokenizer, ...]
-    modules: tuple[ClipText, ...]
+    modules: tuple[ClipText | T5Encoder, ...]
     params: tuple[Params, ...]
     zero_null: bool
+    join: Join = StableDiffusionJoin()
+
+    @property
+    def longest(self) -> Tokenizer:
+        """The tokenizer that makes the most tokens of a prompt."""
+        return max(self.tokenizers, key=lambda tokenizer: tokenizer.length)
 
 
 def read_text_encoders(
@@ -80,16 +92,25 @@ def read_text_encoders(
             variant=index.variant_of(encoder),
             dtype=dtype,
         )
-        tokenizers.append(open_tokenizer(index.part(tokenizer), model.module))
+        tokenizers.append(_open_tokenizer(index, tokenizer, model.module))
         modules.append(model.module)
         weights.append(params)
-    lengths = {tokenizer.length for tokenizer in tokenizers}
+    clips = zip(tokenizers, modules, strict=True)
+    lengths = {tokenizer.length for tokenizer, module in clips if isinstance(module, ClipText)}
     if len(lengths) > 1:
         raise Refused(
-            f"{index.folder}: the tokenizers make prompts of {sorted(lengths)} tokens, expected "
+            f"{index.folder}: CLIP's tokenizers make prompts of {sorted(lengths)} tokens, expected "
             "one length; take all parts from one pipeline."
         )
-    return TextEncoders(tuple(tokenizers), tuple(modules), tuple(weights), index.zero_null)
+    return TextEncoders(
+        tuple(tokenizers), tuple(modules), tuple(weights), index.zero_null, join_of(index)
+    )
+
+
+def _open_tokenizer(index: PipelineIndex, part: str, encoder: ClipText | T5Encoder) -> Tokenizer:
+    if isinstance(encoder, T5Encoder):
+        return open_t5_tokenizer(index.part(part), encoder, T5_TOKENS[index.class_name])
+    return open_tokenizer(index.part(part), encoder)
 
 
 def tokenize(encoders: TextEncoders, texts: Sequence[str]) -> tuple[Tokens, ...]:
@@ -98,31 +119,30 @@ def tokenize(encoders: TextEncoders, texts: Sequence[str]) -> tuple[Tokens, ...]
 
 
 def encode_tokens(
-    modules: Sequence[ClipText],
+    modules: Sequence[ClipText | T5Encoder],
     params: Sequence[Params],
     ids: Sequence[Int[Array, "n t"]],
+    join: Join = StableDiffusionJoin(),  # noqa: B008 - it is a value, and has no parts
 ) -> dict[str, Array]:
-    """Encode tokens; pure, for `jax.jit` with `modules` static.
+    """Encode tokens; pure, for `jax.jit` with `modules` and `join` static.
 
     Args:
-      modules: one text encoder, or SDXL's two.
+      modules: the text encoders.
       params: their weights.
       ids: the tokens for each.
+      join: how their features make a condition.
 
     Returns:
-      prompt_embeds [n, t, d] and, of two encoders, pooled [n, e]; float32.
+      prompt_embeds [n, t, d] and, of several encoders, pooled [n, e]; float32.
     """
     features = [
         module.apply(weights, tokens)
         for module, weights, tokens in zip(modules, params, ids, strict=True)
     ]
-    if len(features) == 1:
-        return {"prompt_embeds": features[0].last_hidden_state}
-    states = [each.hidden_states[-2] for each in features]
-    return {"prompt_embeds": jnp.concatenate(states, axis=-1), "pooled": features[-1].text_embeds}
+    return join(features)
 
 
-_encode = jax.jit(encode_tokens, static_argnums=0)
+_encode = jax.jit(encode_tokens, static_argnums=(0, 3))
 
 
 def encode_prompts(
@@ -136,7 +156,7 @@ def encode_prompts(
       batch_size: prompts at a time; the last batch is filled up, so that one program does.
 
     Returns:
-      prompt_embeds [n, t, d] and, of SDXL, pooled [n, e]; float32, on the host.
+      prompt_embeds [n, t, d] and, of others than SD 1 and 2, pooled [n, e]; float32, on the host.
 
     Raises:
       ValueError: if there are no prompts.
@@ -144,12 +164,15 @@ def encode_prompts(
     if not texts:
         raise Refused("got no prompts, expected at least one; give a prompt.")
     tokens = tokenize(encoders, texts)
-    warn_of_cut(tokens[0].counts, encoders.tokenizers[0].length, texts)
+    longest = encoders.longest
+    counts = tokens[encoders.tokenizers.index(longest)].counts
+    warn_of_cut(counts, longest.length, texts)
     size = min(batch_size, len(texts))
     parts = []
     for begin in range(0, len(texts), size):
         rows = np.minimum(np.arange(begin, begin + size), len(texts) - 1)
-        parts.append(_encode(encoders.modules, encoders.params, [t.ids[rows] for t in tokens]))
+        ids = [t.ids[rows] for t in tokens]
+        parts.append(_encode(encoders.modules, encoders.params, ids, encoders.join))
     return {name: _joined([part[name] for part in parts], len(texts)) for name in parts[0]}
 
 
@@ -172,7 +195,10 @@ def null_condition(encoders: TextEncoders) -> Condition:
 def condition_shapes(encoders: TextEncoders) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of one prompt's condition, without time_ids, computing nothing."""
     ids = [jax.ShapeDtypeStruct((1, t.length), jnp.int32) for t in encoders.tokenizers]
-    encode = functools.partial(encode_tokens, encoders.modules)
+
+    def encode(params: Sequence[Params], ids: Sequence[Array]) -> dict[str, Array]:
+        return encode_tokens(encoders.modules, params, ids, encoders.join)
+
     return jax.eval_shape(encode, encoders.params, ids)
 
 

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer out of a pipeline's folder: prompts to token numbers.
+"""CLIP's or T5's tokenizer out of a pipeline's folder: prompts to token numbers.
 
 Needs transformers (the extra `[text2image]`); nothing is ever downloaded.
 """
@@ -15,15 +15,17 @@ import numpy as np
 from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data import MissingPackageError
 from dmd2_jax.networks.clip import ClipText
+from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Int
 
-__all__ = ["Tokenizer", "Tokens", "open_tokenizer", "warn_of_cut"]
+__all__ = ["Tokenizer", "Tokens", "open_t5_tokenizer", "open_tokenizer", "warn_of_cut"]
 
 _log = logging.getLogger(__name__)
 _LEGACY_END = 2  # of the first published encoder configs; see networks/clip.py
 _CHUNK = 2**14  # prompts at a time
-_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_CLIP_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_T5_FORMS = (("tokenizer.json",), ("spiece.model",))
 
 
 class Tokens(NamedTuple):
@@ -84,13 +86,8 @@ def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
       ValueError: if a file is missing or damaged, or the vocabulary is not the encoder's.
     """
     folder = fetched(folder)
-    backend = _read(str(folder.resolve()))
-    largest = max(backend.get_vocab().values())
-    if largest >= encoder.vocabulary:
-        raise Refused(
-            f"{folder} has tokens up to number {largest}, expected less than the "
-            f"{encoder.vocabulary} that its text encoder knows; take both from one pipeline."
-        )
+    backend = _read(str(folder.resolve()), "CLIP")
+    _check_vocabulary(backend, encoder.vocabulary, folder)
     if encoder.end_token not in (_LEGACY_END, backend.eos_token_id):
         raise Refused(
             f"{folder} ends a prompt by token {backend.eos_token_id}, expected "
@@ -98,6 +95,33 @@ def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
         )
     # A config without the setting gets a huge number.
     return Tokenizer(backend, min(int(backend.model_max_length), encoder.context))
+
+
+def open_t5_tokenizer(folder: str | os.PathLike, encoder: T5Encoder, length: int) -> Tokenizer:
+    """Open a pipeline's tokenizer for its T5; the files are read once a process.
+
+    Args:
+      folder: with tokenizer.json, or spiece.model, which needs the package sentencepiece.
+      encoder: the network that reads the tokens.
+      length: tokens of every prompt, see `T5_TOKENS`.
+
+    Raises:
+      MissingPackageError: if transformers is not installed.
+      ValueError: if a file is missing or damaged, or the vocabulary is not the encoder's.
+    """
+    folder = fetched(folder)
+    backend = _read(str(folder.resolve()), "T5")
+    _check_vocabulary(backend, encoder.vocabulary, folder)
+    return Tokenizer(backend, length)
+
+
+def _check_vocabulary(backend: Any, vocabulary: int, folder: Path) -> None:
+    largest = max(backend.get_vocab().values())
+    if largest >= vocabulary:
+        raise Refused(
+            f"{folder} has tokens up to number {largest}, expected less than the "
+            f"{vocabulary} that its text encoder knows; take both from one pipeline."
+        )
 
 
 def warn_of_cut(counts: Int[np.ndarray, " n"], length: int, texts: Sequence[str]) -> None:
@@ -122,13 +146,14 @@ def warn_of_cut(counts: Int[np.ndarray, " n"], length: int, texts: Sequence[str]
 
 
 @functools.lru_cache(maxsize=8)
-def _read(folder: str) -> Any:
+def _read(folder: str, family: str) -> Any:
+    forms, ends = (_CLIP_FORMS, 2) if family == "CLIP" else (_T5_FORMS, 1)
     # transformers makes an empty vocabulary where files are missing, without a word.
-    there = [all((Path(folder) / name).is_file() for name in form) for form in _FORMS]
+    there = [all((Path(folder) / name).is_file() for name in form) for form in forms]
     if not any(there):
         found = sorted(os.listdir(folder)) if os.path.isdir(folder) else "no folder"
         raise Refused(
-            f"{folder} has no tokenizer: got {found}, expected vocab.json and merges.txt, or "
+            f"{folder} has no tokenizer: got {found}, expected {' and '.join(forms[1])}, or "
             "tokenizer.json; download the missing files."
         )
     try:
@@ -138,17 +163,18 @@ def _read(folder: str) -> Any:
             lacks("tokenizing prompts", "transformers", "text2image")
         ) from error
     # Of release 5 on one class with two names; before, only the fast one reads tokenizer.json.
-    kind = getattr(transformers, "CLIPTokenizerFast" if there[0] else "CLIPTokenizer")
+    kind = getattr(transformers, f"{family}Tokenizer{'Fast' if there[0] else ''}")
     try:
         backend = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of any class, those of a Rust extension among them
         raise Refused(
             f"{folder} cannot be read as a tokenizer ({type(error).__name__}: {error!s:.200}), "
-            "expected CLIP's; download it again."
+            f"expected {family}'s; download it again."
         ) from error
-    if len(backend("")["input_ids"]) != 2 or backend.pad_token_id is None:
+    if len(backend("")["input_ids"]) != ends or backend.pad_token_id is None:
+        expected = "a start and an end token" if ends == 2 else "an end token"
         raise Refused(
-            f"{folder} makes {backend('')['input_ids']} of the empty prompt, expected a start and "
-            "an end token, and a token for padding; use CLIP's tokenizer."
+            f"{folder} makes {backend('')['input_ids']} of the empty prompt, expected {expected}, "
+            f"and a token for padding; use {family}'s tokenizer."
         )
     return backend

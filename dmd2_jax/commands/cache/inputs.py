@@ -94,7 +94,11 @@ class CacheInputs:
         kept = ["resolution", "sizes", "text_dtype", "store"]
         if self.captioned:
             kept += ["latents", "seed", "enlarge", "vae_dtype"]
-        tokens = {"ids": np.concatenate([t.ids for t in tokenize(self.encoders, _PROBE)])}
+        ids = [t.ids for t in tokenize(self.encoders, _PROBE)]
+        parts = {"ids": ids[0]} | {f"ids_{n}": more for n, more in enumerate(ids[1:], 2)}
+        # One array where they fit, as the caches of earlier versions have it in their plans.
+        fit = len({each.shape for each in ids}) == 1
+        tokens = {"ids": np.concatenate(ids)} if fit else parts
         return {
             "pipeline": self.index.class_name,
             "examples": len(self.texts),
@@ -133,11 +137,11 @@ def open_inputs(options: Options) -> CacheInputs:
     encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype])
     resolution = options.resolution or own_resolution(index, vae)
     options = replace(options, resolution=resolution)
-    layout = _layout(options, encoders, latent_shape(vae, resolution), bool(captioned))
+    layout = _layout(options, index, encoders, latent_shape(vae, resolution), bool(captioned))
     per_shard = options.shard_examples or max(1, SHARD_BYTES // layout.size)
     if captioned:
         _check_first(captioned, options)
-    tokenizer = encoders.tokenizers[0]
+    tokenizer = encoders.longest
     warn_of_cut(tokenizer.counts(texts), tokenizer.length, texts)
     return CacheInputs(
         options, texts, captioned, index, encoders, vae, vae_params, layout, min(per_shard, 10**6)
@@ -145,11 +149,15 @@ def open_inputs(options: Options) -> CacheInputs:
 
 
 def _layout(
-    options: Options, encoders: TextEncoders, latent: tuple[int, ...], images: bool
+    options: Options,
+    index: PipelineIndex,
+    encoders: TextEncoders,
+    latent: tuple[int, ...],
+    images: bool,
 ) -> Layout:
     condition = condition_shapes(encoders)
     arrays = {name: (x.shape[1:], options.store) for name, x in condition.items()}
-    if "pooled" in arrays:
+    if index.with_sizes:
         arrays["time_ids"] = ((6,), "float32")  # float16 counts pixels only up to 2048
     if images:
         arrays["latent"] = (latent, options.store)

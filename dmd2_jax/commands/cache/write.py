@@ -33,6 +33,7 @@ from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import make_mesh, replicate, shard_batch
 from dmd2_jax.runtime.whole_file import clear_partial, whole_file
 from dmd2_jax.text2image.image_latents import Autoencoder, check_finite, encode_images, latent_shape
+from dmd2_jax.text2image.joining import Join
 from dmd2_jax.text2image.text_encoder import encode_tokens, null_condition, size_ids, tokenize
 from dmd2_jax.typing import Array, Int, Key, Params
 
@@ -240,7 +241,7 @@ class _Encoder:
         if not host.kept:
             return
         inputs = shard_batch((host.ids, host.images, host.numbers.astype(np.int32)), self._mesh)
-        static = (work.vae, work.encoders.modules, self._mean)
+        static = (work.vae, work.encoders.modules, work.encoders.join, self._mean)
         encoded = _encode(static, self._params, self._key, *inputs)
         out = {name: np.asarray(x)[: host.kept] for name, x in encoded.items()}
         names = [work.describe(int(n)) for n in host.numbers[: host.kept]]
@@ -258,7 +259,7 @@ class _Encoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(
-    static: tuple[Autoencoder, tuple, bool],
+    static: tuple[Autoencoder, tuple, Join, bool],
     params: tuple[Params, tuple[Params, ...]],
     key: Key,
     ids: tuple[Array, ...],
@@ -266,8 +267,8 @@ def _encode(
     numbers: Array,
 ) -> dict[str, Array]:
     """Encode a batch; the draw of example n is a function of (seed, n) alone."""
-    vae, modules, mean = static
-    out = encode_tokens(modules, params[1], ids)
+    vae, modules, join, mean = static
+    out = encode_tokens(modules, params[1], ids, join)
     if images is not None:
         shape = latent_shape(vae, images.shape[1])
         eps = None

@@ -43,6 +43,11 @@ class PublishedFamily:
     null_tokens: int | None = None
     variant: str = ""
 
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens the network makes of an image: here one a pixel of the latent."""
+        return self.image_shape[0] * self.image_shape[1]
+
     def tensor_name(self, path: tuple[str, ...]) -> str:
         """Return the published name of the variable at a path of the weights."""
         return published_name(path)

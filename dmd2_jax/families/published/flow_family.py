@@ -108,6 +108,11 @@ class FlowFamily(PublishedFamily):
         return self.network.lora_targets
 
     @property
+    def image_tokens(self) -> int:
+        """How many tokens the network makes of an image."""
+        return super().image_tokens // self.network.patch(self.model.module) ** 2
+
+    @property
     def _optional(self) -> tuple[str, ...]:
         return _optional(self.model.module)
 

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.diffusion.schedules import rectified_flow
 from dmd2_jax.families.published.scheduler import Diffusion
 
-__all__ = ["flow_shift", "read_flow_scheduler"]
+__all__ = ["flow_shift", "flow_times", "is_flow", "read_flow_scheduler"]
 
 _CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 _DEFAULTS = {
@@ -23,6 +25,29 @@ _DEFAULTS = {
 }
 # What says how to sample, and changes no level.
 _IGNORED = ("scale_factors", "stochastic_sampling", "upscale_mode")
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler_config.json is that of a flow."""
+    return config.get("_class_name") in _CLASSES
+
+
+def flow_times(config: Mapping[str, Any], num_steps: int, tokens: int) -> np.ndarray:
+    """Return the times of Euler's steps: equal parts of 1 to 0, then shifted.
+
+    So does diffusers' pipeline of FLUX.1; that of SD 3 gives its scheduler no times, which then
+    ends its steps closer to 0.
+
+    Args:
+      config: what scheduler_config.json holds.
+      num_steps: number of steps n.
+      tokens: of the image.
+
+    Returns:
+      [n + 1], float64, from 1 to 0.
+    """
+    uniform, shift = np.linspace(1.0, 0.0, num_steps + 1), flow_shift(config, tokens)
+    return shift * uniform / (1.0 + (shift - 1.0) * uniform)
 
 
 def flow_shift(config: Mapping[str, Any], tokens: int) -> float:

@@ -116,7 +116,8 @@ def _frozen(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def checked(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
         if remat != "none":
             raise Refused(
-                f"remat={remat!r}, expected 'none': only the denoising network is trained; leave it out."
+                f"remat={remat!r}, expected 'none': only the denoising network is trained; leave "
+                "it out."
             )
         return build(config, dtype=dtype)
 

@@ -17,11 +17,15 @@ INDEX = "model_index.json"
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 """The classes that a pipeline's `vae` may be of."""
 
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_T5 = ("T5EncoderModel",)
+_T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
+
 _COMMON = {
     "unet": ("UNet2DConditionModel",),
     "vae": AUTOENCODERS,
     "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer": _CLIP_TOKENIZERS,
 }
 
 PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -29,10 +33,36 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "StableDiffusionXLPipeline": {
         **_COMMON,
         "text_encoder_2": ("CLIPTextModelWithProjection",),
-        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_2": _CLIP_TOKENIZERS,
+    },
+    "StableDiffusion3Pipeline": {
+        "transformer": ("SD3Transformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModelWithProjection",),
+        "tokenizer": _CLIP_TOKENIZERS,
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer_2": _CLIP_TOKENIZERS,
+        "text_encoder_3": _T5,
+        "tokenizer_3": _T5_TOKENIZERS,
+    },
+    "FluxPipeline": {
+        "transformer": ("FluxTransformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": _CLIP_TOKENIZERS,
+        "text_encoder_2": _T5,
+        "tokenizer_2": _T5_TOKENIZERS,
     },
 }
 """The pipelines that are read: class -> part -> the classes that will do."""
+
+T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
+"""Tokens of T5's part of a prompt, by class of the pipeline; diffusers' max_sequence_length."""
+
+_MAY_LACK = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
+_WITH_SIZES = ("StableDiffusionXLPipeline",)
+NETWORKS = ("unet", "transformer")
+"""What the part is called that denoises."""
 
 
 class PipelineIndex(NamedTuple):
@@ -44,6 +74,7 @@ class PipelineIndex(NamedTuple):
       zero_null: whether the embedding of no prompt is zeros, not that of the empty prompt.
       scheduler: class of its scheduler; "": not said.
       variant: of the weights, "fp16" and the like, in the parts that have it; "": none is meant.
+      absent: parts that the pipeline was saved without, and works without.
     """
 
     folder: Path
@@ -51,6 +82,17 @@ class PipelineIndex(NamedTuple):
     zero_null: bool
     scheduler: str = ""
     variant: str = ""
+    absent: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> str:
+        """The part that denoises: "unet" or "transformer"."""
+        return next(name for name in NETWORKS if name in PIPELINES[self.class_name])
+
+    @property
+    def with_sizes(self) -> bool:
+        """Whether a condition has `time_ids`, the sizes of the image."""
+        return self.class_name in _WITH_SIZES
 
     def part(self, name: str) -> Path:
         """Return the folder of a part.
@@ -78,8 +120,9 @@ class PipelineIndex(NamedTuple):
     @property
     def text_parts(self) -> tuple[tuple[str, str], ...]:
         """The names of each tokenizer and its text encoder."""
-        both = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
-        return tuple(pair for pair in both if pair[0] in PIPELINES[self.class_name])
+        pairs = ((f"tokenizer{end}", f"text_encoder{end}") for end in ("", "_2", "_3"))
+        known = PIPELINES[self.class_name]
+        return tuple(p for p in pairs if p[0] in known and not set(p) & set(self.absent))
 
 
 def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> PipelineIndex:
@@ -103,7 +146,7 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
         )
     if not file.is_file():
         raise Missing(
-            f"{folder} has no {INDEX}, expected the folder of a diffusers pipeline (unet/, vae/, "
+            f"{folder} has no {INDEX}, expected the folder of a diffusers pipeline (vae/, "
             "text_encoder/, tokenizer/ ...); give the folder that save_pretrained wrote, or that "
             "`hf download OWNER/NAME` fetches and names."
         )
@@ -118,12 +161,15 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     if name not in PIPELINES:
         raise Refused(
             f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
-            "SD 2.x, SDXL or a model made from them."
+            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1 or a model made from them."
         )
+    absent = []
     for part, classes in PIPELINES[name].items():
         entry = index.get(part)
         found = entry[-1] if isinstance(entry, list) and entry else None
-        if found not in classes:
+        if found is None and part in _MAY_LACK.get(name, ()):
+            absent.append(part)
+        elif found not in classes:
             raise Refused(
                 f"{file} has {part} = {entry!r:.80}, expected {' or '.join(classes)}; use a whole "
                 "pipeline, not a refiner or one saved without the part."
@@ -134,4 +180,4 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     entry = index.get("scheduler")
     scheduler = entry[-1] if isinstance(entry, list) and entry else None
     said = scheduler if isinstance(scheduler, str) else ""
-    return PipelineIndex(file.parent, name, zero, said, variant)
+    return PipelineIndex(file.parent, name, zero, said, variant, tuple(absent))

@@ -1,4 +1,4 @@
-"""Record a tiny T5 encoder of transformers: `python tests/networks/recorded_t5/make.py`, in this repository.
+"""Record a tiny T5 encoder of transformers: `python tests/networks/recorded_t5/make.py`.
 
 Needs torch and transformers; versions.json beside this file says which wrote what lies here.
 """
