@@ -182,7 +182,7 @@ class JointBlock(nn.Module):
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, *second = modulation(
             "norm1", 9 if self.dual else 6
         )
-        gates: tuple[Array, ...] = ()
+        gates: list[Array] = []
         if self.last:  # the published order is the other one here
             scale_in, shift_in = modulation("norm1_context", 2)
         else:

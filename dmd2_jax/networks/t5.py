@@ -68,9 +68,9 @@ class _SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n c"], bias: Float[Array, "h n n"] | None
+        self, x: Float[Array, "b n c"], bias: Float[Array, "h n n"]
     ) -> tuple[Array, Array]:
-        """Return what the tokens read, and the bias of their distances."""
+        """Return what the tokens read, and the bias of their distances: the given or its own."""
         if self.bias is not None:
             table = Embedding(self.bias[0], self.heads, name="relative_attention_bias")
             bias = table(jnp.asarray(relative_buckets(x.shape[1], *self.bias))).transpose(2, 0, 1)
@@ -97,7 +97,7 @@ class _AttentionLayer(nn.Module):
     dtype: DType
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array | None) -> tuple[Array, Array]:
+    def __call__(self, x: Array, bias: Array) -> tuple[Array, Array]:
         """Return the tokens after the layer, and the bias."""
         attend = _SelfAttention(self.heads, self.size, self.bias, self.dtype, name="SelfAttention")
         read, bias = attend(RmsNorm(self.eps, name="layer_norm")(x), bias)
@@ -136,7 +136,7 @@ class _Block(nn.Module):
     first: bool
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array | None) -> tuple[Array, Array]:
+    def __call__(self, x: Array, bias: Array) -> tuple[Array, Array]:
         """Return the tokens after the block, and the bias of the first, which all share."""
         e = self.encoder
         own = (e.buckets, e.most) if self.first else None
@@ -151,7 +151,7 @@ class _Stack(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return the tokens after all blocks and the last norm."""
-        bias = None
+        bias = jnp.zeros(())  # the first block has its own
         for number in range(self.encoder.layers):
             x, bias = _Block(self.encoder, number == 0, name=f"block_{number}")(x, bias)
         return RmsNorm(self.encoder.eps, name="final_layer_norm")(x)

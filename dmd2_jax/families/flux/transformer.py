@@ -191,7 +191,8 @@ class FluxTransformer(nn.Module):
         grid = Linear(self.width, dtype=self.dtype, name="x_embedder")(pack(sample))
         x = grid.reshape(grid.shape[0], -1, self.width)
         rotary = self._rotary(context.shape[1], grid.shape[1:3])
-        before, tokens, features = context.shape[1], (context, x), []
+        before, features = context.shape[1], []
+        tokens: Any = (context, x)
         runs = block_runs(
             [False] * self.depth + [True] * self.single_depth,
             (*self.feature_blocks, self.depth - 1),
@@ -199,10 +200,9 @@ class FluxTransformer(nn.Module):
         for single, numbers in runs:
             if not decode and len(features) == len(self.feature_blocks):
                 break
-            x = self._blocks(single, numbers, tokens, condition, rotary)
-            tokens = x
+            tokens = self._blocks(single, numbers, tokens, condition, rotary)
             if numbers[-1] in self.feature_blocks:
-                image = x[:, before:] if single else x[1]
+                image = tokens[:, before:] if single else tokens[1]
                 features.append(image.reshape(grid.shape).astype(jnp.float32))
         prediction = None
         if decode:

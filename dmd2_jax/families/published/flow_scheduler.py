@@ -13,7 +13,7 @@ from dmd2_jax.families.published.scheduler import Diffusion
 __all__ = ["flow_shift", "flow_times", "is_flow", "read_flow_scheduler"]
 
 _CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "base_image_seq_len": 256,
     "base_shift": 0.5,
     "max_image_seq_len": 4096,
