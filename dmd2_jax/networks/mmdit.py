@@ -35,12 +35,15 @@ Rotary = tuple[Array, Array] | None
 
 
 def modulated(
-    x: Float[Array, "b n c"], shift: Float[Array, "b 1 c"], scale: Float[Array, "b 1 c"]
+    x: Float[Array, "b n c"],
+    shift: Float[Array, "b 1 c"],
+    scale: Float[Array, "b 1 c"],
+    eps: float = _EPS,
 ) -> Float[Array, "b n c"]:
-    """Return LN(x) (1 + scale) + shift; LN has eps 1e-6, no weights, and is float32."""
+    """Return LN(x) (1 + scale) + shift; LN has no weights, and is float32."""
     wide = x.astype(jnp.float32)
     wide -= wide.mean(-1, keepdims=True)
-    root = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + _EPS)
+    root = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
     return (wide * root).astype(x.dtype) * (1 + scale) + shift
 
 

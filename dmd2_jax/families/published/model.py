@@ -23,7 +23,8 @@ from dmd2_jax.weights import state_dict
 __all__ = ["CLASSES", "PublishedClass", "PublishedModel", "class_of", "published_name"]
 
 _INDEX = re.compile(r"_(\d+)$")
-_NO_INDEX = ("linear_1", "linear_2", "wi_0", "wi_1")  # published with the underscore
+# Published with the underscore.
+_NO_INDEX = ("linear_1", "linear_2", "proj_out_1", "proj_out_2", "wi_0", "wi_1")
 _TEXT_PREFIX = "text_model."
 
 

@@ -3,6 +3,7 @@
 from dmd2_jax.families.stable_diffusion.classes import CLASSES
 from dmd2_jax.families.stable_diffusion.family import (
     PIPELINES,
+    READS,
     StableDiffusionFamily,
     build,
     open_folder,
@@ -13,6 +14,7 @@ from dmd2_jax.families.stable_diffusion.settings import defaults, faults
 __all__ = [
     "CLASSES",
     "PIPELINES",
+    "READS",
     "StableDiffusionFamily",
     "build",
     "defaults",

@@ -65,6 +65,7 @@ from dmd2_jax.weights.weight_files import (
 
 __all__ = [
     "PIPELINES",
+    "READS",
     "Condition",
     "StableDiffusionFamily",
     "build",
@@ -75,6 +76,9 @@ __all__ = [
 
 PIPELINES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
 """The pipelines that hold such a U-Net, with diffusers' default guidance of each."""
+
+READS = (UNET,)
+"""The classes of config.json that `read` opens."""
 
 _PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -291,7 +295,8 @@ def read(
     """Read the U-Net and the scheduler of a diffusers pipeline folder.
 
     Args:
-      folder: with unet/ and scheduler/.
+      folder: with unet/ and scheduler/; or a U-Net's alone, with config.json, which does not say
+        what it was trained on: that of SD 1.x and SDXL is taken, aloud.
       resolution, dtype, remat, variant: as in `build`.
 
     Returns:
@@ -300,7 +305,14 @@ def read(
     Raises:
       ValueError: if a part is missing, damaged, or of a class that is not built here.
     """
-    family = open_folder(folder, resolution=resolution, dtype=dtype, remat=remat, variant=variant)
+    options: dict[str, Any] = {"resolution": resolution, "dtype": dtype, "remat": remat}
+    options["variant"] = variant
+    path = path_of(folder)
+    if (path / "config.json").is_file() and not (path / "unet").is_dir():
+        say_once(f"{folder} has no scheduler: the noise of SD 1.x and SDXL is taken, and eps.")
+        family = build({"unet": read_component_config(path), "scheduler": SCHEDULER} | options)
+    else:
+        family = open_folder(folder, **options)
     return family, family.load(folder)
 
 

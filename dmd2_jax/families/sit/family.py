@@ -1,0 +1,282 @@
+"""The family of DiT and SiT: images or latents of classes.
+
+| prediction            | time             | the network is told  | predicts  |
+|-----------------------|------------------|----------------------|-----------|
+| "flow"                | (0, 1], 1: noise | time_scale t         | eps - x_0 |
+| "flow", data_time = 1 | likewise         | time_scale (1 - t)   | x_0 - eps |
+| "eps"                 | 0..999, 0: data  | t                    | eps       |
+
+The second row is that of the weights of SiT, with time_scale = 1.
+
+A condition is the class number [b] int32; `num_classes`, one more than the last, is no class.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import refuse, unknown_faults, unsaid_faults
+from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.diffusion.predictions import to_x0
+from dmd2_jax.diffusion.schedules import discrete_vp, rectified_flow
+from dmd2_jax.families.published.family import PublishedFamily
+from dmd2_jax.families.published.folder import read_component_config, read_component_tensors
+from dmd2_jax.families.published.model import PublishedClass, PublishedModel, class_of
+from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
+from dmd2_jax.families.sit.config import (
+    CLASS_NAME,
+    config_of,
+    example_inputs,
+    transformer_from_config,
+)
+from dmd2_jax.families.sit.original_names import from_original, holds_original_names, to_original
+from dmd2_jax.families.sit.settings import defaults, faults
+from dmd2_jax.families.sit.transformer import ClassTransformer
+from dmd2_jax.networks.feature_blocks import chosen_blocks
+from dmd2_jax.networks.published_config import square_side
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import path_of
+from dmd2_jax.typing import Array, DType, Int, Params
+from dmd2_jax.weights.weight_files import SUFFIXES, Weights, read_weights, strip_prefix
+
+__all__ = ["READS", "SitFamily", "build", "read"]
+
+READS = (CLASS_NAME,)
+"""The classes of config.json that `read` opens."""
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_STEM = "diffusion_pytorch_model"
+
+
+def _transformer(config: Mapping[str, Any], dtype: DType, remat: str) -> ClassTransformer:
+    return transformer_from_config(config, dtype=dtype, remat=remat)
+
+
+_CLASSES = {CLASS_NAME: PublishedClass(_transformer, example_inputs, _STEM)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SitFamily(PublishedFamily):
+    """A class-conditional transformer as a Denoiser, with what makes, reads and writes its weights.
+
+    Its features are the tokens after some blocks, on their grid.
+    """
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """The layers that adapters are for, where the config does not say."""
+        return ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+
+    def cond(self, labels: Any) -> Int[Array, "..."] | None:
+        """Turn class numbers, 0..num_classes-1, into conditions; None without classes."""
+        return jnp.asarray(labels, jnp.int32) if self.num_classes else None
+
+    def cond_shapes(self, *lead: int) -> jax.ShapeDtypeStruct | None:
+        """Return conditions with these leading axes, with shapes in place of arrays."""
+        return jax.ShapeDtypeStruct(lead, jnp.int32) if self.num_classes else None
+
+    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of `denoiser.features` for a batch, without computing them."""
+        x_t = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
+        t = jax.ShapeDtypeStruct((batch_size,), self.denoiser.schedule.levels.dtype)
+        cond = self.cond_shapes(batch_size)
+        return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors by the names that `save` writes."""
+        shapes = self.model.tensor_shapes()
+        if not self.model.module.shared:
+            return shapes
+        views = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+        return {name: view.shape for name, view in to_original(views).items()}
+
+    def to_state_dict(self, params: Params) -> dict[str, np.ndarray]:
+        """Turn weights into tensors: with the original names, or as they were read of diffusers."""
+        tensors = self.model.to_tensors(params)
+        return to_original(tensors) if self.model.module.shared else tensors
+
+    def from_state_dict(self, tensors: Mapping[str, np.ndarray]) -> Params:
+        """Turn tensors with the original names, or diffusers', into weights.
+
+        Raises:
+          ValueError: if the tensors are not exactly the network's; the message lists them.
+        """
+        original = holds_original_names(tensors)
+        return self.model.from_tensors(from_original(tensors) if original else tensors)
+
+    def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
+        """Turn what a file of weights holds into weights.
+
+        Args:
+          weights: from `read_weights`.
+          prefix: of the tensors to take, where the file holds several networks.
+
+        Raises:
+          ValueError: if they are of another network; the message lists the differences.
+        """
+        names = self.tensor_shapes()
+        return self.from_state_dict(strip_prefix(weights.tensors, names, prefix))
+
+    def load(self, path: str | os.PathLike) -> Params:
+        """Read weights from a file, a transformer's folder or a pipeline's.
+
+        Raises:
+          ValueError: if they cannot be read or do not fit; the message names the path.
+        """
+        path = fetched(path)
+        try:
+            if not path.is_dir():
+                return self.from_weights(read_weights(path))
+            own = path / "transformer"
+            folder = own if own.is_dir() else path
+            return self.from_state_dict(read_component_tensors(folder, _STEM, self.variant or None))
+        except ValueError as error:
+            raise Refused(f"{path}: {error}") from error
+
+    def save(
+        self, params: Params, path: str | os.PathLike, notes: Mapping[str, str] | None = None
+    ) -> None:
+        """Write weights: to a file as its suffix says, else to a folder that diffusers loads.
+
+        Raises:
+          Refused: if it is a folder and all blocks share an embedding: diffusers' sinusoids are
+            other ones.
+        """
+        if self.model.module.shared and path_of(path).suffix not in SUFFIXES:
+            raise Refused(
+                f"{path} is no name of a file of weights, expected one that ends in one of "
+                f"{', '.join(SUFFIXES)}: diffusers' folders hold another embedding of the time."
+            )
+        super().save(params, path, notes)
+
+
+def build(model_config: Mapping[str, Any]) -> SitFamily:
+    """Build the family's members from a config.
+
+    Args:
+      model_config: keys of `config.model`; those that are missing have their defaults. Or
+        `transformer` and `scheduler`, what the config files of a diffusers folder hold, instead of
+        sizes and prediction; and `variant`, of the weights' files in a folder.
+
+    Returns:
+      The family.
+
+    Raises:
+      ValueError: if a key or a value is unknown, or asks for what is not built here.
+    """
+    parts = {
+        k: model_config[k] for k in ("transformer", "scheduler", "variant") if k in model_config
+    }
+    given = {key: value for key, value in model_config.items() if key not in parts}
+    config = defaults().to_dict() | given
+    if "transformer" in parts:
+        own = parts["transformer"]
+        class_of(own, READS)
+        config |= {"resolution": given.get("resolution") or square_side(own.get("sample_size", 32))}
+        config |= {"patch": own.get("patch_size", 2), "prediction": "eps"}
+    refuse(list(unknown_faults(config, defaults(), "sit")) or list(faults(config)), "config.model")
+    if "transformer" not in parts:
+        refuse(list(unsaid_faults(config)), "config.model")
+        own = config_of(config)
+    model = PublishedModel.from_config(
+        own, classes=_CLASSES, dtype=_DTYPES[config["dtype"]], remat=config["remat"]
+    )
+    blocks = chosen_blocks(tuple(config["feature_blocks"]), model.module.depth)
+    module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
+    diffusion = _diffusion(config, parts.get("scheduler"))
+    return SitFamily(
+        _denoiser(module, diffusion, config),
+        dataclasses.replace(model, module=module),
+        (config["resolution"], config["resolution"], module.channels),
+        diffusion,
+        num_classes=module.num_classes,
+        variant=parts.get("variant", ""),
+    )
+
+
+def read(folder: str | os.PathLike, **options: Any) -> tuple[SitFamily, Params]:
+    """Read the transformer of a DiTPipeline's folder, or of its own.
+
+    Args:
+      folder: with transformer/ and scheduler/, or with config.json; then the schedule is DDPM's.
+      options: resolution, dtype, remat, variant and the family's other settings.
+
+    Returns:
+      (the family, the transformer's weights).
+
+    Raises:
+      ValueError: if a part is missing, damaged, or of a class that is not built here.
+    """
+    path = path_of(folder)
+    own = path / "transformer" if (path / "transformer").is_dir() else path
+    try:
+        parts: dict[str, Any] = {"transformer": read_component_config(own)}
+        if own != path:
+            parts["scheduler"] = read_component_config(path / "scheduler", "scheduler_config.json")
+        family = build(parts | options)
+    except ValueError as error:
+        raise Refused(f"{folder}: {error}") from error
+    return family, family.load(folder)
+
+
+def _diffusion(config: Mapping[str, Any], scheduler: Mapping[str, Any] | None) -> Diffusion:
+    if scheduler is not None:
+        return read_scheduler(scheduler, may_clip=True)
+    levels = config["num_levels"]
+    if config["prediction"] == "flow":
+        return Diffusion(rectified_flow(shift=config["shift"], num_levels=levels), "flow")
+    schedule = discrete_vp(betas="linear", beta_start=1e-4, beta_end=0.02, num_levels=levels)
+    return Diffusion(schedule, "eps")
+
+
+def _denoiser(
+    module: ClassTransformer, diffusion: Diffusion, config: Mapping[str, Any]
+) -> Denoiser:
+    """Wrap the network; jitted, so that a program which calls it several times traces it once."""
+    schedule, kind = diffusion
+    is_flow = kind == "flow"
+    backwards = is_flow and config["data_time"] == 1
+    scale = config["time_scale"] if is_flow else 1.0
+
+    def inputs(x_t: Array, t: Array, cond: Array | None) -> tuple[Array, tuple]:
+        if (cond is None) != (module.num_classes == 0):
+            raise Refused(
+                f"cond is {'None' if cond is None else 'given'}, expected "
+                + ("class numbers [b]" if module.num_classes else "None: there are no classes")
+                + "; take them from `Family.cond`."
+            )
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        time = t.astype(jnp.float32)
+        return t, (x_t, scale * (1.0 - time if backwards else time), cond)
+
+    def convert(raw: Array, x_t: Array, t: Array) -> Array:
+        raw = -raw if backwards else raw
+        return to_x0(kind, raw, x_t, schedule.alpha(t), schedule.sigma(t))
+
+    @jax.jit
+    def x0(params: Params, x_t: Array, t: Array, cond: Array | None) -> Array:
+        t, arguments = inputs(x_t, t, cond)
+        return convert(module.apply(params, *arguments), x_t, t)
+
+    @jax.jit
+    def features(params: Params, x_t: Array, t: Array, cond: Array | None) -> tuple[Array, ...]:
+        return module.apply(params, *inputs(x_t, t, cond)[1], method="features")
+
+    @jax.jit
+    def x0_and_features(
+        params: Params, x_t: Array, t: Array, cond: Array | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        t, arguments = inputs(x_t, t, cond)
+        raw, maps = module.apply(params, *arguments, method="call_with_features")
+        return convert(raw, x_t, t), maps
+
+    def null_cond(cond: Array | None) -> Array | None:
+        return None if cond is None else jnp.full_like(cond, module.num_classes)
+
+    return Denoiser(x0, features, x0_and_features, schedule, null_cond)

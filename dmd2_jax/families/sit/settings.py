@@ -1,0 +1,85 @@
+"""The keys of `config.model` that the family has, and their rules."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from dmd2_jax.config.rules import (
+    AT_LEAST_ONE,
+    AT_LEAST_TWO,
+    CHANNELS,
+    CLASSES,
+    DTYPES,
+    POSITIVE,
+    REMAT,
+    choice_faults,
+    number_faults,
+)
+
+__all__ = ["defaults", "faults"]
+
+
+def defaults() -> ConfigDict:
+    """Return the group: a small SiT for digits."""
+    model = ConfigDict()
+    model.family = "sit"
+    model.resolution = 8  # of the data, pixels or latents
+    model.image_channels = FieldReference(1)  # None: as the data have
+    model.num_classes = FieldReference(10)  # 0: unconditional; None: as the data have
+    model.patch = 2  # side of the patches that are tokens
+    model.width = 64  # size of a token; 1152 in XL
+    model.depth = 4  # blocks; 28 in XL
+    model.heads = 4  # 16 in XL
+    model.prediction = "flow"  # flow (SiT) | eps (DiT)
+    model.learned_variance = False  # twice the channels, of which the second half is not used (DiT)
+    model.data_time = 0  # what the network is told at data: 0, or 1 as the weights of SiT want
+    model.time_scale = 1000.0  # of a flow's time for the network; 1 for the weights of SiT
+    model.shift = 1.0  # of the flow's levels: above 1 more of them are noisy
+    model.num_levels = 1000
+    model.dtype = "float32"  # compute type: float32 | bfloat16
+    model.remat = "none"  # none | block | full: what the backward pass computes again
+    model.scan_layers = False  # loop over equal blocks: a small program, copies of the weights
+    # Blocks, from 0, whose outputs the GAN head reads; (): the middle and three quarters.
+    model.feature_blocks = ()
+    return model
+
+
+_CHOICES = {"prediction": ("flow", "eps"), "dtype": DTYPES, "remat": REMAT}
+_NUMBERS = {
+    AT_LEAST_ONE: ("resolution", "patch", "width", "depth", "heads"),
+    AT_LEAST_TWO: ("num_levels",),
+    CHANNELS: ("image_channels",),
+    CLASSES: ("num_classes",),
+    POSITIVE: ("time_scale", "shift"),
+}
+
+
+def faults(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the values of the group.
+
+    Args:
+      model: every key of `defaults`.
+    """
+    wrong = [
+        *choice_faults(model, _CHOICES, "model."),
+        *number_faults(model, _NUMBERS, "model."),
+    ]
+    yield from wrong
+    if model["data_time"] not in (0, 1):
+        yield (
+            f"model.data_time={model['data_time']!r}, expected 0 or 1: what the network is told at "
+            "data; set config.model.data_time."
+        )
+    if wrong:
+        return
+    if model["resolution"] % model["patch"]:
+        yield (
+            f"model.resolution={model['resolution']}, expected a multiple of model.patch="
+            f"{model['patch']}; set config.model.patch, or resize the data."
+        )
+    if model["width"] % (4 * model["heads"]):
+        yield (
+            f"model.width={model['width']}, expected a multiple of 4 x model.heads="
+            f"{4 * model['heads']}; set config.model.width."
+        )
