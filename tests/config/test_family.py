@@ -34,7 +34,7 @@ def build(model):
 
 
 def test_family_names_are_the_folders_with_settings() -> None:
-    assert family_names() == ["edm", "stable_diffusion"]
+    assert family_names() == ["edm", "flux", "sd3", "sit", "stable_diffusion"]
 
 
 @pytest.mark.parametrize("family", ["edm", "stable_diffusion"])
