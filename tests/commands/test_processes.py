@@ -305,7 +305,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
 @pytest.mark.slow
 def test_processes_told_different_counts_are_refused() -> None:
     words = ["train-teacher", f"--config={RECIPE}", f"--workdir={scratch() / 'never'}"]
-    ended = finish(start(*words, told=(2, 3), DMD2_JOIN_SECONDS="20"))
+    ended = finish(start(*words, told=(2, 3), DMD2_JOIN_SECONDS="120"))
     assert [code for code, _, _ in ended] == [2, 2], ended
     for _, _, errors in ended:
         assert "told of [2, 3] processes, expected the same" in errors
