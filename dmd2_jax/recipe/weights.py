@@ -94,7 +94,8 @@ def starting_weights(
     shapes, step = [part_shapes(it, family) for it in adapters], None
     if folder != place:
         step = int(cycle)
-    with Checkpoints(path_of(folder) / CHECKPOINTS, read_only=True) as checkpoints:
+    kept, identity = path_of(folder) / CHECKPOINTS, run_identity(folder)
+    with Checkpoints(kept, read_only=True, run=identity) as checkpoints:
         generator, extra, step = checkpoints.restore_part("generator.params", shapes[0], step)
         if adapters[0] is not None and teacher is not None:
             check_teacher(extra.get("teacher"), teacher)

@@ -25,6 +25,7 @@ from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import from_all, is_first
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import (
+    Misplaced,
     array_entries,
     mismatches,
     read_manifest,
@@ -42,6 +43,7 @@ from dmd2_jax.runtime.places import (
     reaching,
 )
 from dmd2_jax.runtime.preemption import deferred
+from dmd2_jax.runtime.seal import check_reached
 from dmd2_jax.typing import Array, PyTree
 
 __all__ = ["CheckpointError", "Checkpoints", "Keep", "Restored", "newest_extra", "state_bytes"]
@@ -74,7 +76,11 @@ class Checkpoints(Closing):
     """
 
     def __init__(
-        self, directory: str | Path, keep: int | Keep = 3, read_only: bool = False
+        self,
+        directory: str | Path,
+        keep: int | Keep = 3,
+        read_only: bool = False,
+        run: str | None = None,
     ) -> None:
         """Open (and, unless read_only, create) the directory.
 
@@ -82,6 +88,8 @@ class Checkpoints(Closing):
           directory: where the numbered step folders lie.
           keep: which steps to keep; a number is how many of the latest, >= 1.
           read_only: never create, delete or rename anything.
+          run: the run's identity, which every checkpoint records; those of another one are
+            refused. None: it is not recorded, and those of any run are read.
 
         Raises:
           ValueError: if keep < 1, or there are symbolic links in the directory.
@@ -90,7 +98,7 @@ class Checkpoints(Closing):
         if read_only and not holds_checkpoints(directory):
             directory = fetched(directory)
         self.directory = absolute(directory)
-        self._read_only = read_only
+        self._read_only, self._run = read_only, run
         refuse_links(self.directory)
         self._retention = Retention(self.directory, keep)
         options = ocp.CheckpointManagerOptions(
@@ -129,7 +137,8 @@ class Checkpoints(Closing):
             return
         # Own copies: on CPU a view would share the buffer that the next step overwrites.
         state = jax.tree.map(_copied, state)
-        meta = sealed(array_entries(state), extra or {})
+        of = {"step": step} | ({} if self._run is None else {"run": self._run})
+        meta = sealed(array_entries(state), extra or {}, of)
         self._retention.note(step, meta["extra"])
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         try:
@@ -151,7 +160,9 @@ class Checkpoints(Closing):
 
         Raises:
           CheckpointError: if there is no checkpoint, or none passes its digests.
-          ValueError: if the checkpoint is sound but of another structure, shape or dtype.
+          ValueError: if the checkpoint is sound but of another structure, shape, dtype, step or
+            run.
+          OSError: if one cannot be read at the moment, which is then left as it is.
         """
         return self._newest_good(step, lambda at: self._attempt(at, template))
 
@@ -238,7 +249,9 @@ class Checkpoints(Closing):
         """Read one step; return what is wrong with it as text if it is damaged."""
         folder = self.directory / str(step)
         try:
-            manifest = read_manifest(folder)
+            manifest = read_manifest(folder, self._run)
+        except Misplaced:
+            raise
         except ValueError as error:
             return str(error)
         recorded = manifest["arrays"]
@@ -250,6 +263,7 @@ class Checkpoints(Closing):
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(template))),
             )
         except Exception as error:
+            check_reached(error, folder)
             fault = f"its arrays cannot be read ({_brief(error)})"
         # Each process reads its own part: what one cannot read, none may go on from.
         faults = [fault for fault in from_all(fault) if fault]
@@ -260,7 +274,9 @@ class Checkpoints(Closing):
     def _attempt_part(self, step: int, part: str, template: PyTree) -> "Restored | str":
         folder = self.directory / str(step)
         try:
-            manifest = read_manifest(folder)
+            manifest = read_manifest(folder, self._run)
+        except Misplaced:
+            raise
         except ValueError as error:
             return str(error)
         recorded = part_entries(manifest["arrays"], part)
@@ -273,6 +289,7 @@ class Checkpoints(Closing):
         try:
             branch = read_part(folder / "state", part, template)
         except Exception as error:
+            check_reached(error, folder)
             return f"its arrays cannot be read ({_brief(error)})"
         return _verified(branch, recorded, manifest["extra"], step)
 
@@ -333,7 +350,9 @@ def _copied(leaf: Array | np.ndarray) -> Array | np.ndarray:
     return np.array(leaf, copy=True)
 
 
-def newest_extra(directory: str | Path, template: PyTree) -> tuple[int, dict[str, Any]] | None:
+def newest_extra(
+    directory: str | Path, template: PyTree, run: str | None = None
+) -> tuple[int, dict[str, Any]] | None:
     """Return (step, extra) of the newest checkpoint whose manifest is sound; None if there is none.
 
     Opens nothing but that file, so that a run can be refused before anything is written.
@@ -341,14 +360,18 @@ def newest_extra(directory: str | Path, template: PyTree) -> tuple[int, dict[str
     Args:
       directory: of the checkpoints.
       template: what the state must look like.
+      run: see `Checkpoints`.
 
     Raises:
-      ValueError: if the checkpoint is of another structure, or there are symbolic links.
+      ValueError: if the checkpoint is of another structure, step or run, or there are symbolic
+        links.
     """
     refuse_links(path_of(directory))
     for step, folder in step_folders(path_of(directory)).items():
         try:
-            manifest = read_manifest(folder)
+            manifest = read_manifest(folder, run)
+        except Misplaced:
+            raise
         except ValueError:
             continue  # restoring will say so, and set it aside
         _check_template(manifest["arrays"], template, folder)

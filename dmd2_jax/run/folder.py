@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dmd2_jax.config.recorded import completed, translated
-from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.run.places import found_again, recorded
+from dmd2_jax.run.sealed_config import (
+    RunFolderError,
+    is_edited,
+    new_identity,
+    read_config,
+    run_identity,
+)
+from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.places import (
     absolute,
     holds_checkpoints,
@@ -20,6 +27,7 @@ from dmd2_jax.runtime.places import (
     path_of,
     reaching,
 )
+from dmd2_jax.runtime.seal import SEAL, seal
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
@@ -47,10 +55,6 @@ LENGTHS = {
     "distill": ("distill", "cycles", "cycle"),
 }
 """Command -> the group and the key of its length, and what is counted."""
-
-
-class RunFolderError(Refused):
-    """A run folder cannot be used for this run."""
 
 
 def open_run(
@@ -91,6 +95,7 @@ def open_run(
         "command": command,
         "place": str(absolute(folder)),
         "config": recorded(_normal(config)),
+        "run": run_identity(folder) or new_identity(),
     }
     resumed = (folder / "config.json").exists()
     used: list[dict[str, Any]] = []
@@ -112,7 +117,7 @@ def open_run(
     record |= {"devices": used} if used else {}
     if not dry_run:
         make_folder(folder)
-        write_json(folder / "config.json", record)
+        write_json(folder / "config.json", seal(record))
     return resumed
 
 
@@ -149,24 +154,13 @@ def read_run(workdir: str | Path) -> tuple[str, dict[str, Any]]:
       RunFolderError: if there is none, or its config.json cannot be read.
     """
     path = path_of(workdir) / "config.json"
-    try:
-        record = read_json(path)
-        command, config, place = record["command"], record["config"], record.get("place")
-    except FileNotFoundError as error:
-        raise RunFolderError(
-            f"no run in workdir {workdir}, expected a config.json there; give the workdir of a "
-            f"training."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{path} cannot be read ({error}), expected the record of a run; restore it from a "
-            f"copy or choose another workdir."
-        ) from error
-    if not isinstance(config, Mapping):
-        return command, config
-    place = place if isinstance(place, str) else None
-    config = translated(config, str(path))
-    return command, config if in_bucket(workdir) else found_again(config, Path(workdir), place)
+    record = read_config(path)
+    if is_edited(record):
+        say(f'{path} has no "{SEAL}": it was edited, and is taken as it is.')
+    command, config = record["command"], translated(record["config"], str(path))
+    if not in_bucket(workdir):
+        config = found_again(config, Path(workdir), record.get("place"))
+    return command, config
 
 
 def check_free_space(folder: str | Path, needed: int, purpose: str) -> None:
@@ -345,8 +339,7 @@ def _named(key: str, names: tuple[str, ...]) -> bool:
 
 
 def _listed_in(folder: Path, name: str) -> list[dict[str, Any]]:
-    found = read_json(folder / "config.json").get(name, [])
-    return found if isinstance(found, list) else []
+    return read_config(folder / "config.json").get(name, [])
 
 
 def _newest_step(folder: Path) -> int | None:

@@ -15,6 +15,7 @@ from dmd2_jax.run.checkpoint import Checkpoints, Restored, state_bytes
 from dmd2_jax.run.folder import check_free_space, write_exported
 from dmd2_jax.run.job import Due, Job
 from dmd2_jax.run.metrics import METRICS, Progress, plain_value, read_metrics
+from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.run.speed import Stopwatch
 from dmd2_jax.run.writers import Writers
 from dmd2_jax.runtime.distributed import is_first, put, say
@@ -60,7 +61,9 @@ def run_loop(job: Job) -> PyTree:
         None of the checkpoints is from within that row.
       CheckpointError: if a state cannot be saved, or there are checkpoints and none is good.
     """
-    with Checkpoints(job.workdir / CHECKPOINTS, job.keep) as checkpoints:
+    with Checkpoints(
+        job.workdir / CHECKPOINTS, job.keep, run=run_identity(job.workdir)
+    ) as checkpoints:
         resumed = start_or_resume(checkpoints, job.shapes, job.make_state, job.shardings)
         examples_seen = examples_counter(resumed, job.examples_per_step)
 

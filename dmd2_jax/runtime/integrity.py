@@ -5,7 +5,6 @@ dtype and BLAKE2b digest of each, together with everything else that the checkpo
 itself, and is sealed by a digest of its own.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,11 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.places import in_bucket
+from dmd2_jax.runtime.seal import SEAL, canonical, check_reached, digest, is_sealed, seal
 from dmd2_jax.typing import PyTree
 
 __all__ = [
+    "Misplaced",
     "array_entries",
     "mismatches",
     "params_digest",
@@ -35,7 +36,14 @@ _COMMITTED = "commit_success.txt"
 """Orbax's mark of a finished step in a bucket."""
 
 Manifest = dict[str, Any]
-"""{"arrays": {path: {shape, dtype, digest}}, "extra": anything JSON holds, "seal": digest}."""
+"""{"arrays": {path: {shape, dtype, digest}}, "extra": anything JSON holds, "seal": digest}.
+
+"of" besides: {"step", "run"}, whose it is; checkpoints of older releases do not say.
+"""
+
+
+class Misplaced(Refused):
+    """A sound checkpoint of another step or run than its place says."""
 
 
 def array_entries(tree: PyTree) -> dict[str, dict[str, Any]]:
@@ -44,7 +52,7 @@ def array_entries(tree: PyTree) -> dict[str, dict[str, Any]]:
     for path, leaf in jax.tree.leaves_with_path(tree):
         entry = {"shape": list(np.shape(leaf)), "dtype": str(np.dtype(leaf.dtype))}
         if not isinstance(leaf, jax.ShapeDtypeStruct):
-            entry["digest"] = _digest(np.ascontiguousarray(to_host(leaf)).tobytes())
+            entry["digest"] = digest(np.ascontiguousarray(to_host(leaf)).tobytes())
         entries[jax.tree_util.keystr(path)] = entry
     return entries
 
@@ -54,43 +62,66 @@ def params_digest(params: PyTree) -> str:
 
     It does not depend on the file or format that they were read from.
     """
-    return _digest(_canonical(array_entries(params)))
+    return digest(canonical(array_entries(params)))
 
 
-def sealed(arrays: Mapping[str, Any], extra: Mapping[str, Any]) -> Manifest:
+def sealed(
+    arrays: Mapping[str, Any], extra: Mapping[str, Any], of: Mapping[str, Any] | None = None
+) -> Manifest:
     """Make the manifest of a checkpoint, with the digest that protects it.
 
     Args:
       arrays: from `array_entries`.
       extra: anything JSON can hold.
+      of: whose it is, "step" and "run"; None: it does not say.
     """
     content = {"arrays": dict(arrays), "extra": dict(extra)}
-    content = json.loads(json.dumps(content))  # as it will be read back: tuples become lists
-    return content | {"seal": _digest(_canonical(content))}
+    return seal(content if of is None else content | {"of": dict(of)})
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, run: str | None = None) -> Manifest:
     """Read the manifest of one checkpoint.
 
     Args:
       folder: of the step.
+      run: the identity of the run that it should be of; None: of any.
 
     Raises:
+      Misplaced: if it is sound, and of another step or run than the folder says.
       ValueError: if it is missing, no JSON, or not what was written.
+      OSError: if it cannot be read at the moment.
     """
     path = folder / "meta" / "metadata"
     try:
         manifest = json.loads(path.read_bytes())
-        content = {"arrays": manifest["arrays"], "extra": manifest["extra"]}
-        seal = manifest["seal"]
+        known = {"arrays": manifest["arrays"], "extra": manifest["extra"], SEAL: manifest[SEAL]}
+        sound = manifest.keys() - {"of"} == known.keys() and is_sealed(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        check_reached(error, path)
         brief = str(error).splitlines() or [""]
         raise Refused(
             f"its manifest cannot be read ({type(error).__name__}: {brief[0]:.200})"
         ) from error
-    if len(manifest) != 3 or seal != _digest(_canonical(content)):
+    if not sound:
         raise Refused("its manifest does not match its own digest")
+    of = manifest.get("of")
+    _check_place(folder, of if isinstance(of, Mapping) else {}, run)
     return manifest
+
+
+def _check_place(folder: Path, of: Mapping[str, Any], run: str | None) -> None:
+    """Refuse a sound checkpoint in a place that is not its own; older ones do not say theirs."""
+    step, theirs = of.get("step"), of.get("run")
+    if step is not None and folder.name.isdecimal() and int(folder.name) != step:
+        raise Misplaced(
+            f"checkpoint {folder} is the one of step {step}, expected that of step {folder.name}; "
+            f"it was renamed: give the folder its name {step} back, or move it away."
+        )
+    if run is not None and theirs not in (None, run):
+        raise Misplaced(
+            f"checkpoint {folder} is of another run ({theirs}), expected one of this run ({run}); "
+            "move it away, and copy the run's own back."
+        )
 
 
 def mismatches(recorded: Mapping[str, Any], template: PyTree) -> str:
@@ -166,11 +197,3 @@ def _links(directory: Path) -> Iterator[Path]:
             path = Path(folder, name)
             if path.is_symlink():
                 yield path
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _canonical(content: Any) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

@@ -20,6 +20,7 @@ from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.loop import CHECKPOINTS
+from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.integrity import params_digest, read_manifest, step_folders
 from dmd2_jax.runtime.places import path_of
@@ -230,7 +231,8 @@ def _restore(run: Run, step: int | None, part: str = "") -> tuple[Params, int]:
         part = "ema" if run.trained == "teacher" else "generator.params"
     if run.trained == "student":
         adapter = player_adapters(config, family)[part.startswith("critic")]
-    with Checkpoints(run.workdir / CHECKPOINTS, read_only=True) as checkpoints:
+    folder, identity = run.workdir / CHECKPOINTS, run_identity(run.workdir)
+    with Checkpoints(folder, read_only=True, run=identity) as checkpoints:
         params, extra, found = checkpoints.restore_part(part, part_shapes(adapter, family), step)
     if adapter is not None:
         params = whole_part(params, config, family, extra.get("teacher"))

@@ -19,6 +19,7 @@ from dmd2_jax.recipe.classes import (
 from dmd2_jax.run.checkpoint import Keep, newest_extra
 from dmd2_jax.run.folder import check_teacher, check_writable, open_run
 from dmd2_jax.run.loop import CHECKPOINTS, check_room
+from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.run.writers import check_writers
 from dmd2_jax.runtime.devices import device_record
 from dmd2_jax.runtime.distributed import from_first
@@ -111,7 +112,7 @@ def open_training(
     check_same_everywhere(record)
 
     def check_saved() -> None:
-        newest = newest_extra(workdir / CHECKPOINTS, shapes)
+        newest = newest_extra(workdir / CHECKPOINTS, shapes, run_identity(workdir))
         if newest is None:
             return
         if teacher is not None:

@@ -158,6 +158,7 @@ def test_evaluate_refuses_a_judge_of_other_classes(
     data, run = mine
     (data / "ant").rename(data / "zebra")
     record = json.loads((run / "config.json").read_text())
+    del record["seal"]  # by which an edited config is accepted
     record["config"]["data"] |= {"path": str(data), "test_fraction": 0.4}  # one image a class
     (run / "config.json").write_text(json.dumps(record))
     message = refused(capsys, "evaluate", f"--workdir={run}", "--num=20")

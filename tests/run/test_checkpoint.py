@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or an error says why not."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,9 +19,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, state_bytes
-from dmd2_jax.runtime.integrity import read_manifest, sealed
+from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, newest_extra, state_bytes
+from dmd2_jax.runtime.integrity import Misplaced, read_manifest, sealed
+from dmd2_jax.runtime.seal import Unreachable
 from dmd2_jax.typing import PyTree
+from tests.tiny import contents
 
 
 class State(NamedTuple):
@@ -312,3 +315,65 @@ def run_python(code: str, prefix: Sequence[str] = ()) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def two_of(directory: Path, run: str | None) -> Path:
+    with Checkpoints(directory, run=run) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step))
+    return directory
+
+
+def test_a_checkpoint_that_was_renamed_swapped_or_is_of_another_run_is_refused(
+    tmp_path: Path,
+) -> None:
+    directory = two_of(tmp_path / "c", "ours")
+
+    def refusal() -> str:
+        there = contents(directory)
+        with (
+            Checkpoints(directory, run="ours") as checkpoints,
+            pytest.raises(Misplaced) as error,
+        ):
+            checkpoints.restore(make_state(0))
+        with pytest.raises(Misplaced):
+            newest_extra(directory, make_state(0), "ours")
+        assert contents(directory) == there
+        return str(error.value)
+
+    (directory / "2").rename(directory / "7")
+    assert "/7 is the one of step 2" in refusal()
+    (directory / "1").rename(directory / "2")
+    (directory / "7").rename(directory / "1")
+    assert "/2 is the one of step 1" in refusal()
+    shutil.rmtree(directory / "2")
+    shutil.copytree(two_of(tmp_path / "other", "theirs") / "2", directory / "2")
+    assert "/2 is of another run (theirs)" in refusal()
+
+
+def test_checkpoints_of_older_releases_say_no_step_and_are_read(tmp_path: Path) -> None:
+    directory = two_of(tmp_path / "c", None)
+    file = directory / "2" / "meta" / "metadata"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(sealed(manifest["arrays"], manifest["extra"])))
+    with Checkpoints(directory, run="ours") as checkpoints:
+        assert checkpoints.restore(make_state(0)).step == 2
+
+
+def test_a_checkpoint_that_the_disk_does_not_hand_over_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = two_of(tmp_path / "c", "ours")
+    read_bytes = Path.read_bytes
+
+    def stale(self: Path) -> bytes:
+        if self.name == "metadata" and "/2/" in str(self):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with Checkpoints(directory, run="ours") as checkpoints:
+        with pytest.raises(Unreachable, match=r"/2/meta/metadata cannot be read at the moment"):
+            checkpoints.restore(make_state(0))
+        assert checkpoints.all_steps() == [1, 2]
+    assert not list(directory.glob("damaged*"))

@@ -9,7 +9,6 @@ A process that is killed loses the shard that it was writing; the same plan goes
 whole one. Another plan is refused.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -25,10 +24,10 @@ import numpy as np
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.data.reading.records import open_writer
 from dmd2_jax.run.folder import write_json
-from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import sealed
 from dmd2_jax.runtime.owner import holds_nothing
 from dmd2_jax.runtime.places import make_folder, path_of
+from dmd2_jax.runtime.seal import check_reached, file_digest
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "Manifest",
     "ShardFolder",
     "claim",
-    "file_digest",
     "read_manifest",
     "verify",
 ]
@@ -303,6 +301,7 @@ def verify(folder: str | Path, manifest: Manifest, workers: int = 0) -> None:
 
     Raises:
       ValueError: naming the files that are missing or damaged.
+      OSError: if one cannot be read at the moment.
     """
     folder = path_of(folder).expanduser()
     expected = {entry.file: entry.digest for entry in manifest.shards} | dict(manifest.files)
@@ -311,6 +310,7 @@ def verify(folder: str | Path, manifest: Manifest, workers: int = 0) -> None:
         try:
             found = file_digest(folder / name)
         except OSError as error:
+            check_reached(error, folder / name)
             return f"{name} ({error.strerror})"
         return "" if found == expected[name] else f"{name} (another digest)"
 
@@ -323,12 +323,6 @@ def verify(folder: str | Path, manifest: Manifest, workers: int = 0) -> None:
             f"{', '.join(faults[:5])}{more}; expected what {MANIFEST} seals: copy them again, or "
             f"remove {MANIFEST} and these files and write the cache again."
         )
-
-
-def file_digest(path: Path) -> str:
-    """Return the BLAKE2b digest of a file."""
-    with fetched(path).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _dtype(name: str) -> np.dtype:
@@ -357,8 +351,8 @@ def _sound_entry(target: Path) -> Entry | None:
             return entry
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        check_reached(error, target)
     _log.warning("%s is damaged and will be written again.", target)
     return None
 
@@ -370,6 +364,7 @@ def _read_sealed(file: Path) -> dict[str, Any]:
         extra, arrays = content["extra"], content["arrays"]
         good = sealed(arrays, extra) == content and extra["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        check_reached(error, file)
         raise _refused(file, f"{type(error).__name__}: {error!s:.100}") from error
     if not good:
         raise _refused(file, "it does not match its own digest, or is of another format")

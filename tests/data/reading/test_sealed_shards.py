@@ -11,11 +11,11 @@ from dmd2_jax.data.reading.sealed_shards import (
     MANIFEST,
     Layout,
     claim,
-    file_digest,
     read_manifest,
     verify,
 )
 from dmd2_jax.runtime.integrity import sealed
+from dmd2_jax.runtime.seal import file_digest
 
 LAYOUT = Layout({"x": ((2, 3), "float32"), "a": ((2,), "float16")})
 PLAN = {"of": "tests", "store": ["float32"]}
