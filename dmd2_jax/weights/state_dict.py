@@ -17,8 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.runtime.seal import check_reached
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Array, Params, PyTree
+from dmd2_jax.weights.sealed_tensors import NOTES, check_sealed, sealed_header
 from dmd2_jax.weights.unpickle import shown
 
 Naming = Callable[[tuple[str, ...]], str]
@@ -59,8 +61,9 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
       reading it executes nothing.
 
     Raises:
-      ValueError: if the file is missing, truncated, no safetensors file, or holds numbers of an
-        unknown kind.
+      ValueError: if the file is missing, truncated, no safetensors file, holds numbers of an
+        unknown kind, or has digests that it does not match.
+      OSError: if the disk does not hand it over.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
@@ -70,6 +73,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
             float8 = [name for name, kind in kinds.items() if kind in _FLOAT8]
             _check_kinds(path, kinds, float8)
+            check_sealed(path)
             if float8:
                 plain = {name: file.get_tensor(name) for name in kinds if name not in float8}
                 return plain | _read_float8(path, float8)
@@ -77,6 +81,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except Refused:
         raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        check_reached(error, path)
         raise Refused(
             f"weights file {str(path)!r} cannot be read ({error}), expected a complete "
             ".safetensors file; check the path or copy the file again."
@@ -131,7 +136,7 @@ def _read_float8(path: str | os.PathLike, names: Collection[str]) -> dict[str, n
 def write_safetensors(
     tensors: Tensors, path: str | os.PathLike, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors to a .safetensors file, whole or not at all.
+    """Write tensors to a .safetensors file, with digests in its header, whole or not at all.
 
     Args:
       tensors: tensors by name.
@@ -147,7 +152,11 @@ def write_safetensors(
         # Not ascontiguousarray, which makes a number a vector of one.
         contiguous = {name: np.asarray(t, order="C") for name, t in tensors.items()}
         # transformers refuses a file that does not say whose layouts it has.
-        partial.write_bytes(save(contiguous, metadata={"format": "pt", **(notes or {})}))
+        kept = {name: text for name, text in (notes or {}).items() if name not in NOTES}
+        header, data = sealed_header(save(contiguous, metadata={"format": "pt", **kept}))
+        with partial.open("wb") as file:
+            file.write(header)
+            file.write(data)
 
 
 def to_tensors(
