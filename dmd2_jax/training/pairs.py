@@ -1,6 +1,6 @@
 """The teacher's ODE pairs for the regression loss: made once, in a folder, and read from there.
 
-    pairs.json          what they were made with
+    pairs.json          what they were made with, and the digest of each file; sealed
     noise_00000.npy     float32 [m, h, w, c], standard normal, of pairs 0 .. m - 1
     x_0_00000.npy       the teacher's samples from that noise
 
@@ -10,7 +10,7 @@ prompt.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +27,11 @@ from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.devices import device_record, say_devices
 from dmd2_jax.runtime.distributed import on_first
 from dmd2_jax.runtime.fetched import fetched
-from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.integrity import params_digest, some
 from dmd2_jax.runtime.owner import check_free, holds_nothing, owned
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.preemption import Interrupted
+from dmd2_jax.runtime.seal import SEAL, check_reached, file_digest, is_sealed, seal
 from dmd2_jax.runtime.whole_file import clear_partial, whole_file
 from dmd2_jax.sampling.samplers import sample_images, sample_noise, teacher_sampler
 from dmd2_jax.typing import Int, Params, PyTree
@@ -45,7 +46,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_INDEX, _DEVICES = "pairs.json", "devices"
+_INDEX, _DEVICES, _FILES = "pairs.json", "devices", "files"
+_BESIDE = {_DEVICES: 0, _FILES: 0, SEAL: 0}  # what an index has beside what they were made with
 _PARTS = ("noise", "x_0")
 
 
@@ -87,8 +89,8 @@ def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: boo
       The pairs.
 
     Raises:
-      ValueError: if the folder has pairs that were made otherwise and is not the run's own, or the
-        teacher's samples are not finite.
+      ValueError: if the folder has pairs that were made otherwise or are damaged and is not the
+        run's own, or the teacher's samples are not finite.
       OSError: if the disk refuses.
     """
     made_with = _made_with(recipe, teacher_params)
@@ -96,7 +98,9 @@ def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: boo
     def make_files() -> None:
         claimed = _claim(folder, made_with)
         if not claimed and own and (folder / _INDEX).is_file():
-            _log.warning("the teacher pairs in %s are refused: made otherwise; anew.", folder)
+            _log.warning(
+                "the teacher pairs in %s are refused: damaged or made otherwise; anew.", folder
+            )
             files = [f for part in _PARTS for f in folder.glob(f"{part}_[0-9]*[0-9].npy")]
             for file in (folder / _INDEX, *files):
                 file.unlink(missing_ok=True)
@@ -106,7 +110,7 @@ def make_pairs(recipe: Recipe, teacher_params: Params, folder: Path, *, own: boo
         _write(recipe, teacher_params, folder)
 
     def make_alone() -> None:
-        if _holds(folder, made_with) and not _missing(recipe, folder):
+        if _holds(folder, made_with) and not _missing(recipe, folder, own=own):
             return  # nothing is written: other runs may read there too
         with owned(folder):
             make_files()
@@ -199,17 +203,26 @@ def _claim(folder: Path, made_with: dict[str, Any]) -> bool:
         return _holds(folder, made_with)
     if not holds_nothing(folder):
         return False
-    write_json(folder / _INDEX, made_with | {_DEVICES: device_record(jax.devices()[:1])})
+    devices = device_record(jax.devices()[:1])
+    write_json(folder / _INDEX, seal(made_with | {_DEVICES: devices, _FILES: {}}))
     return True
 
 
 def _holds(folder: Path, made_with: dict[str, Any]) -> bool:
     """Return whether a folder is one of these very pairs, finished or not."""
     index = folder / _INDEX
+    return index.is_file() and {**_read_index(folder), **_BESIDE} == {**made_with, **_BESIDE}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Return what pairs.json says; {}: it is damaged. Those of older releases have no digests."""
     try:
-        return index.is_file() and {**read_json(index), _DEVICES: 0} == {**made_with, _DEVICES: 0}
-    except (TypeError, ValueError):
-        return False
+        found = read_json(folder / _INDEX)
+    except (OSError, ValueError) as error:
+        check_reached(error, folder / _INDEX)
+        return {}
+    plain = isinstance(found, dict) and not {SEAL, _FILES} & found.keys()
+    return found if plain or is_sealed(found) else {}
 
 
 def _of_others(folder: Path, made_with: dict[str, Any]) -> Refused:
@@ -219,14 +232,31 @@ def _of_others(folder: Path, made_with: dict[str, Any]) -> Refused:
     )
 
 
-def _missing(recipe: Recipe, folder: Path) -> list[int]:
-    """Return the numbers of the files that are missing or damaged."""
+def _missing(recipe: Recipe, folder: Path, *, own: bool = True) -> list[int]:
+    """Return the numbers of the files that are to be made: missing ones, and damaged ones of ours.
+
+    Raises:
+      Refused: naming the damaged files of a folder that is not the run's own.
+    """
     number, per_file = recipe.config.distill.regression_pairs, _per_file(recipe)
-    shape, missing = tuple(recipe.family.image_shape), []
+    shape, missing, damaged = tuple(recipe.family.image_shape), [], list[str]()
+    digests = _read_index(folder).get(_FILES)
     for i in range(-(-number // per_file)):
         expected = (min(per_file, number - i * per_file), *shape)
-        if not all(_is_whole(folder / f"{part}_{i:05d}.npy", expected) for part in _PARTS):
+        files = [folder / f"{part}_{i:05d}.npy" for part in _PARTS]
+        there = [f for f in files if f.exists() and (digests is None or f.name in digests)]
+        faults = [f for f in there if not _is_whole(f, expected, digests)]
+        damaged += [f.name for f in faults]
+        if faults or len(there) < len(files):
             missing.append(i)
+    if damaged and not own:
+        raise Refused(
+            f"{folder}: {some(damaged)} of the teacher pairs are damaged, expected the files that "
+            f"{_INDEX} seals; copy them again, or remove them and let `dmd2 make-pairs` make them "
+            "again."
+        )
+    for name in damaged:
+        _log.warning("%s is damaged; making it again.", folder / name)
     return missing
 
 
@@ -235,7 +265,11 @@ def _write(recipe: Recipe, teacher_params: Params, folder: Path) -> None:
     number, per_file = recipe.config.distill.regression_pairs, _per_file(recipe)
     shape = tuple(recipe.family.image_shape)
     clear_partial(folder)
-    missing = _missing(recipe, folder)
+    missing, index = _missing(recipe, folder), _read_index(folder)
+    if _FILES not in index:  # of an older release: from now on its files are sealed too
+        kept = [i for i in range(-(-number // per_file)) if i not in missing]
+        names = [f"{part}_{i:05d}.npy" for part in _PARTS for i in kept]
+        index[_FILES] = {name: file_digest(folder / name) for name in names}
     check_free_space(folder, len(missing) * per_file * 8 * int(np.prod(shape)), "teacher pairs")
     sampler, seed = teacher_sampler(recipe.family, recipe.config), _seed(recipe)
     done = number - len(missing) * per_file
@@ -254,16 +288,20 @@ def _write(recipe: Recipe, teacher_params: Params, folder: Path) -> None:
             for part, array in zip(_PARTS, (noise, x_0), strict=True):
                 with whole_file(folder / f"{part}_{i:05d}.npy") as partial:
                     np.save(partial, array)
+                    index[_FILES][f"{part}_{i:05d}.npy"] = file_digest(partial)
+            write_json(folder / _INDEX, seal(index))
             done += len(numbers)
             progress.update(min(max(done, 0), number))
 
 
-def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
-    if not file.exists():
-        return False
+def _is_whole(file: Path, shape: tuple[int, ...], digests: Mapping[str, str] | None) -> bool:
+    """Return whether a file is as it was written; without digests, whether it can be."""
     try:
+        if digests is not None:
+            return file_digest(file) == digests[file.name]
         array = np.load(fetched(file), mmap_mode="r", allow_pickle=False)
+        plausible = array.shape == shape and array.dtype == np.float32
+        return plausible and bool(np.isfinite(array).all() and np.any(array))
     except (OSError, ValueError) as error:
-        _log.warning("%s is damaged (%s); making it again.", file, error)
+        check_reached(error, file)
         return False
-    return array.shape == shape and array.dtype == np.float32

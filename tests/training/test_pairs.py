@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from dmd2_jax.config.load import apply_overrides
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.recipe.open import Recipe, open_recipe, teacher_file
 from dmd2_jax.run.metrics import read_metrics
+from dmd2_jax.runtime.seal import seal
 from dmd2_jax.training.pairs import PairPool, make_pairs
 from dmd2_jax.typing import Params
 from tests.tiny import RECIPE, contents, distill_words, dmd2, get_config, refused, teacher_run
@@ -89,10 +92,54 @@ def test_make_pairs_knows_its_own_on_other_devices_and_of_before_they_were_recor
     record = json.loads(index.read_text())
     cpu = {"platform": "cpu", "kind": "cpu", "number": 1, "processes": 1}
     assert record.pop("devices") == cpu
-    for other in (record, record | {"devices": {"platform": "tpu"}}):
+    moved = seal(record | {"devices": {"platform": "tpu"}})
+    del record["files"], record["seal"]
+    for other in (record, moved):
         index.write_text(json.dumps(other))
         made(tmp_path, own=False)
         assert contents(tmp_path) == {**before, "pairs.json": index.read_bytes()}
+
+
+def swapped(folder: Path) -> None:
+    one, other = folder / "x_0_00000.npy", folder / "x_0_00001.npy"
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+def zeros(folder: Path) -> None:
+    np.save(folder / "noise_00001.npy", np.zeros((8, 8, 8, 1), np.float32))
+
+
+def not_numbers(folder: Path) -> None:
+    np.save(folder / "x_0_00002.npy", np.full((4, 8, 8, 1), np.nan, np.float32))
+
+
+def flipped(folder: Path) -> None:
+    content = bytearray((folder / "x_0_00000.npy").read_bytes())
+    content[-3] ^= 1
+    (folder / "x_0_00000.npy").write_bytes(content)
+
+
+def other_digests(folder: Path) -> None:
+    index = folder / "pairs.json"
+    index.write_text(index.read_text().replace('"x_0_00000.npy": "', '"x_0_00000.npy": "0'))
+
+
+@pytest.mark.parametrize("harm", [swapped, zeros, not_numbers, flipped, other_digests])
+def test_damaged_pairs_are_refused_or_the_run_s_own_made_again(
+    harm: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made(tmp_path)
+    before = contents(tmp_path)
+    harm(tmp_path)
+    harmed = contents(tmp_path)
+    with pytest.raises(Refused, match="damaged|made otherwise"):
+        made(tmp_path, own=False)
+    assert contents(tmp_path) == harmed
+    made(tmp_path)
+    assert "damaged" in caplog.text
+    assert contents(tmp_path) == before
 
 
 def test_make_pairs_replaces_its_own_run_s_of_another_teacher(
