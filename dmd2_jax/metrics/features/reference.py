@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from dmd2_jax.metrics.features.extractor import Extractor, FeatureSet
 from dmd2_jax.metrics.features.images import Sized
 from dmd2_jax.metrics.features.moments import Moments
 from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.seal import check_reached
 from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = ["ReferenceStatistics", "read_reference", "read_statistics", "write_statistics"]
@@ -36,6 +38,7 @@ _UNNAMED = "inception_v3/edm"
 _MOST_BYTES = 2**31  # of an entry: sigma of 16,384 dimensions
 # All that reading a damaged .npz raises; a lying header asks for more memory than there is.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+_ROUNDING = 1e-6  # of the largest entry or eigenvalue; float32 sums leave less
 _EXPECTED = "expected EDM's npz with mu [d] and sigma [d, d]"
 _NOTES = {"extractor": "U", "count": "iu", "resolution": "iu", "channels": "iu"}
 """What a file may say beside the statistics, and the kinds of NumPy's types that it may have."""
@@ -154,8 +157,11 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
         extractor or dimension.
     """
     try:
-        entries = _read(path)
+        entries = _read(path, extractor, dimension)
+    except _OtherDimension as error:
+        raise Refused(f"statistics file {str(path)!r} {error}") from None
     except _DAMAGE as error:
+        check_reached(error, path)
         raise Refused(
             f"statistics file {str(path)!r} cannot be read ({error}), {_EXPECTED}; check the path "
             "or copy the file again."
@@ -168,19 +174,7 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
             "or make the statistics again."
         )
     mean, covariance = (entries[key].astype(np.float64) for key in ("mu", "sigma"))
-    if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
-        raise Refused(
-            f"statistics file {str(path)!r} has mu {mean.shape} and sigma {covariance.shape}, "
-            f"expected [{dimension}] and [{dimension}, {dimension}] for {extractor}; use "
-            "statistics of the same extractor."
-        )
-    scale = np.abs(covariance).max()
-    sound = np.isfinite(mean).all() and np.isfinite(covariance).all()
-    if not sound or not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale):
-        raise Refused(
-            f"statistics file {str(path)!r} holds NaN, infinity or a sigma that is not symmetric, "
-            f"{_EXPECTED}; make it again."
-        )
+    _check_covariance(path, mean, covariance)
     if made_by is None and extractor != _UNNAMED:
         _LOG.warning(
             "%s does not say which extractor made it; EDM's files are of %s, and the other side "
@@ -192,7 +186,43 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
     return ReferenceStatistics(mean, covariance, count, made_by, resolution, channels)
 
 
-def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+class _OtherDimension(Refused):
+    """Statistics of vectors of another length."""
+
+
+def _check_covariance(path: str | os.PathLike, mean: np.ndarray, covariance: np.ndarray) -> None:
+    """Refuse what no covariance is: a distance to it would be a number all the same."""
+    scale = np.abs(covariance).max()
+    finite = np.isfinite(mean).all() and np.isfinite(covariance).all()
+    if not finite or np.abs(covariance - covariance.T).max() > _ROUNDING * scale:
+        fault = "holds NaN, infinity or a sigma that is not symmetric"
+    else:
+        least, most = np.linalg.eigvalsh(covariance)[[0, -1]]
+        if least >= -_ROUNDING * max(most, 0.0):
+            return
+        fault = f"holds a sigma with the negative variance {least:.4g} (the largest is {most:.4g})"
+    raise Refused(f"statistics file {str(path)!r} {fault}, {_EXPECTED}; make it again.")
+
+
+def _check_shapes(path: Path, extractor: str, dimension: int) -> None:
+    """Look at the headers before numbers are read: a small file may unfold to gigabytes."""
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for key in ("mu", "sigma"):
+            if f"{key}.npy" in archive.namelist():
+                with archive.open(f"{key}.npy") as file:
+                    version = np.lib.format.read_magic(file)
+                    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+                    shapes[key] = read(file)[0]
+    expected = {"mu": (dimension,), "sigma": (dimension, dimension)}
+    if shapes.keys() == expected.keys() and shapes != expected:
+        raise _OtherDimension(
+            f"has mu {shapes['mu']} and sigma {shapes['sigma']}, expected [{dimension}] and "
+            f"[{dimension}, {dimension}] for {extractor}; use statistics of the same extractor."
+        )
+
+
+def _read(path: str | os.PathLike, extractor: str, dimension: int) -> dict[str, np.ndarray]:
     """Return the entries that we know, of the kinds they should be."""
     path = fetched(path)
     with zipfile.ZipFile(path) as archive:
@@ -204,12 +234,17 @@ def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         missing = {"mu", "sigma"} - set(archive.files)
         if missing:
             raise Refused(f"no {' and no '.join(sorted(missing))} among {archive.files[:10]}")
-        entries = {key: archive[key] for key in ("mu", "sigma")}
+        entries = {}
         for key, kinds in _NOTES.items():
             if key in archive.files:
                 entries[key] = archive[key]
                 if entries[key].shape != () or entries[key].dtype.kind not in kinds:
                     raise Refused(f"an entry {key} of another kind")
+        if str(entries.get("extractor", extractor)) == extractor:
+            _check_shapes(path, extractor, dimension)
+            entries |= {key: archive[key] for key in ("mu", "sigma")}
+        else:
+            return entries  # whose numbers nobody looks at
     for key in ("mu", "sigma"):
         if entries[key].dtype.kind != "f":
             raise Refused(f"{key} of type {entries[key].dtype}")

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import tracemalloc
 import zipfile
 from typing import NamedTuple
 
@@ -120,6 +121,24 @@ def test_read_statistics_refuses_what_is_no_covariance(tmp_path, changes):
     path = write_edm(tmp_path / "edm.npz", **changes)
     with pytest.raises(ValueError, match=r"edm\.npz' holds NaN, infinity or a sigma that is not s"):
         read_statistics(path, NAME, 4)
+
+
+def test_read_statistics_refuses_negative_variances(tmp_path):
+    for sigma in (-np.eye(4), np.diag([1.0, 1.0, 1.0, -1e-3])):
+        with pytest.raises(ValueError, match=r"edm\.npz' holds a sigma with the negative variance"):
+            read_statistics(write_edm(tmp_path / "edm.npz", sigma=sigma), NAME, 4)
+    rounded = np.diag([1.0, 1.0, 1.0, -1e-9])  # as sums leave it where features do not vary
+    assert read_statistics(write_edm(tmp_path / "edm.npz", sigma=rounded), NAME, 4).dimension == 4
+
+
+def test_read_statistics_looks_at_shapes_before_it_reads_numbers(tmp_path):
+    sigma = np.broadcast_to(np.float32(0), (6000, 6000))
+    np.savez_compressed(tmp_path / "big.npz", mu=np.zeros(6000), sigma=sigma)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"sigma \(6000, 6000\), expected \[4\]"):
+        read_statistics(tmp_path / "big.npz", NAME, 4)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
 
 
 def test_read_statistics_never_unpickles(tmp_path):
