@@ -1,6 +1,7 @@
 """Checks of a whole config that need no data, weights or device."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,9 @@ _NUMBERS = {
         "distill.gan_critic_weight",
         "distill.regression_weight",
     ),
+    Rule(lambda v: v is None or math.isfinite(v), "a finite number, or None"): (
+        "distill.guidance",
+    ),
     Rule(lambda v: v == -1 or v >= 1, "-1 (all devices) or at least 1"): (
         "mesh.data",
         "mesh.fsdp",
@@ -136,6 +140,13 @@ def _other_faults(config: ConfigDict) -> Iterator[str]:
     for decay in config.optim.ema_decays:
         if not rules.holds(lambda v: 0 < v < 1, decay):
             yield f"optim.ema_decays has {decay!r}, expected numbers in (0, 1); () is none."
+    names = [f"{decay:g}" for decay in config.optim.ema_decays if isinstance(decay, int | float)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        yield (
+            f"optim.ema_decays={tuple(config.optim.ema_decays)} has {', '.join(twice)} more than "
+            f"once in six digits, by which files are named, expected decays that differ there; "
+            f"leave one away."
+        )
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -105,6 +105,11 @@ def read_scheduler(config: Mapping[str, Any], *, may_clip: bool = False) -> Diff
             f"{_ZERO_SNR}=True with prediction_type='epsilon', expected 'v_prediction' or 'sample' "
             "there: at the last time nothing of x_0 is left, and eps does not say what it was"
         )
+    offset, levels = config.get("steps_offset") or 0, config["num_train_timesteps"]
+    if type(offset) is not int or not 0 <= offset < levels:
+        problems.append(
+            f"steps_offset={offset!r}, expected a time of the schedule, 0..{levels - 1}"
+        )
     if problems:
         # No setting is advised: a network is right with those that it was trained with alone.
         raise Refused(
@@ -147,7 +152,13 @@ def ddim_times(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
     _check_steps(num_steps, n)
     spacing = config.get("timestep_spacing", "leading")
     if spacing == "leading":
-        times = np.arange(num_steps)[::-1] * (n // num_steps) + config.get("steps_offset", 0)
+        times = np.arange(num_steps)[::-1] * (n // num_steps) + (config.get("steps_offset") or 0)
+        if times[0] >= n:
+            raise Refused(
+                f"steps_offset={config['steps_offset']} puts the first of {num_steps} steps at "
+                f"{times[0]}, expected a time of the schedule, 0..{n - 1}; take other steps, or "
+                "correct scheduler_config.json."
+            )
     elif spacing == "trailing":
         times = np.round(n - np.arange(num_steps) * (n / num_steps)) - 1
     elif spacing == "linspace":

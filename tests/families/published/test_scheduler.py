@@ -144,6 +144,18 @@ def test_ddim_times_match_hand_computation(changes, expected):
     np.testing.assert_array_equal(ddim_times(config, 3), expected)
 
 
+@pytest.mark.parametrize("offset", [1000, 10**12, -1, 0.5, "1"])
+def test_read_scheduler_refuses_an_offset_beyond_the_schedule(offset):
+    with pytest.raises(ValueError, match=r"steps_offset=.*, expected a time of the schedule"):
+        read_scheduler(SD15 | {"steps_offset": offset})
+
+
+def test_ddim_times_refuse_an_offset_that_leads_beyond_the_schedule():
+    config = SD15 | {"num_train_timesteps": 10, "steps_offset": 4}
+    with pytest.raises(ValueError, match=r"steps_offset=4 puts the first of 3 steps at 10"):
+        ddim_times(config, 3)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_ddim_times_are_those_of_diffusers(spacing):
     pytest.importorskip("torch")  # without it diffusers has no schedulers
