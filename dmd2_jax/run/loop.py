@@ -90,7 +90,7 @@ def _steps(
     unit, total, log = job.unit, job.total, job.log
     state, extra, start = resumed
     with (
-        Writers(job.workdir, resumed_step=start, log=log) as writers,
+        Writers(job.workdir, resumed_step=start, log=log, rows=extra.get("rows")) as writers,
         GracefulStop() as stop,
         Progress(
             total=total, initial=start, description=unit, images_per_step=job.images_per_step
@@ -105,7 +105,8 @@ def _steps(
             draw_key=f"log.{job.draw_key}",
             waited=lambda: batches.waited,
         )
-        window, saver = Window(extra.get("window")), _Saver(checkpoints, describe, writers.sync)
+        window = Window(extra.get("window"))
+        saver = _Saver(checkpoints, lambda at: describe(at) | {"rows": writers.rows}, writers.sync)
         pictures = _Pictures(job, writers)
         judge = job.judge if is_first() else None
         if judge is not None and start:

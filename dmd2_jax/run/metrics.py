@@ -1,6 +1,7 @@
 """The files of one JSON object a report, each flushed as it is written; the progress display."""
 
 import json
+import logging
 import math
 import os
 import sys
@@ -21,6 +22,8 @@ from dmd2_jax.runtime.whole_file import whole_file
 
 __all__ = ["METRICS", "MetricsWriter", "Progress", "plain_value", "read_metrics"]
 
+
+_log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 """The file of a run folder that holds its reports."""
@@ -63,20 +66,37 @@ class MetricsWriter(Closing):
     """Append one JSON object a line to `metrics.jsonl`, each flushed as it is written.
 
     Opening drops the lines beyond `resumed_step` (they belong to work that will be done again)
-    and a last line cut short by a kill, so that a resumed file equals an uninterrupted one. In a
-    bucket lines are uploaded every half a minute, and by `sync`.
+    and a last line cut short by a kill, so that a resumed file equals an uninterrupted one. Lines
+    that are damaged or gone end no run: how many are lost is said. In a bucket lines are uploaded
+    every half a minute, and by `sync`.
     """
 
-    def __init__(self, workdir: str | Path, resumed_step: int = 0, name: str = METRICS) -> None:
-        """Open WORKDIR/`name` for the steps after `resumed_step`."""
+    def __init__(
+        self,
+        workdir: str | Path,
+        resumed_step: int = 0,
+        name: str = METRICS,
+        rows: int | None = None,
+    ) -> None:
+        """Open WORKDIR/`name` for the steps after `resumed_step`; it had `rows` until there."""
         self.path, text = path_of(workdir) / name, ""
+        kept = [row for row in _sound_rows(self.path) if row["step"] <= resumed_step]
+        self.rows = len(kept)
+        if rows is not None and len(kept) < rows:
+            _log.warning(
+                "%s: %d rows are lost, of the %d up to step %d; the run goes on without them.",
+                self.path,
+                rows - len(kept),
+                rows,
+                resumed_step,
+            )
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if row["step"] <= resumed_step]
             text = "".join(json.dumps(row) + "\n" for row in kept)
             with whole_file(self.path) as partial:
                 partial.write_text(text)
-        self._bucket = _Growing(self.path, text) if in_bucket(self.path) else None
-        self._file = self._bucket or self.path.open("a")
+        self._file: TextIO | _Growing = (
+            _Growing(self.path, text) if in_bucket(self.path) else self.path.open("a")
+        )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line.
@@ -90,11 +110,14 @@ class MetricsWriter(Closing):
         row = {"step": int(step)} | {name: plain_value(value) for name, value in metrics.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
+        self.rows += 1
 
     def sync(self) -> None:
-        """Have all lines where they are to be, as they are on a disk at any time."""
-        if self._bucket is not None:
-            self._bucket.sync()
+        """Have all lines where they are to be: a loss of power leaves them there."""
+        if isinstance(self._file, _Growing):
+            self._file.sync()
+        else:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -115,6 +138,23 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 f"line {number + 1} of {path} is not JSON ({error}), expected one object a "
                 f"line; remove that line."
             ) from error
+    return rows
+
+
+def _sound_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl that can be read as such."""
+    rows = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 

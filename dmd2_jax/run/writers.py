@@ -71,15 +71,27 @@ class Writers(Closing):
     """
 
     def __init__(
-        self, workdir: str | Path, *, resumed_step: int = 0, log: Mapping[str, Any] | None = None
+        self,
+        workdir: str | Path,
+        *,
+        resumed_step: int = 0,
+        log: Mapping[str, Any] | None = None,
+        rows: int | None = None,
     ) -> None:
-        """Open the files, and the displays that `log` (see `check_writers`) asks for."""
+        """Open the files, and the displays that `log` (see `check_writers`) asks for.
+
+        Args:
+          workdir: the run folder.
+          resumed_step: what was written for later steps is dropped.
+          log: `config.log`.
+          rows: how many the metrics had at that step; None: not known.
+        """
         workdir, log = path_of(workdir), log or {}
         self._boards: list[_Board] = []
         self._metrics = self._speed = None
         if not is_first():
             return
-        self._metrics = MetricsWriter(workdir, resumed_step)
+        self._metrics = MetricsWriter(workdir, resumed_step, rows=rows)
         self._speed = MetricsWriter(workdir, resumed_step, "speed.jsonl")
         if log.get("tensorboard"):
             self._boards.append(_TensorBoard(workdir / "tensorboard"))
@@ -109,6 +121,11 @@ class Writers(Closing):
         """
         for board in self._boards:
             board.images(step, pictures or {})
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows the metrics have; None in a process that writes none."""
+        return None if self._metrics is None else self._metrics.rows
 
     def sync(self) -> None:
         """Have the lines of both files where they are to be; see `MetricsWriter.sync`."""

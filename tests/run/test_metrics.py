@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -65,6 +66,40 @@ def test_open_drops_rows_beyond_the_resumed_step(tmp_path: Path) -> None:
         (4, 2.0),
         (6, 9.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda text: b"", 3),
+        (lambda text: text[: len(text) // 2], 2),
+        (lambda text: text[:-30] + bytes(30), 2),
+        (lambda text: text.replace(b"4", b"\xff", 1), 1),
+        (lambda text: text.replace(b'{"step": 4', b"[" * 100_000, 1), 1),
+        (lambda text: text.replace(b'"step": 2', b'"step": "2"', 1), 1),
+    ],
+)
+def test_open_says_how_many_rows_are_lost(
+    damage: Callable[[bytes], bytes], lost: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        for step in (2, 4, 6):
+            writer.write(step, {"loss": 1.0})
+        assert writer.rows == 3
+    writer.path.write_bytes(damage(writer.path.read_bytes()))
+    with MetricsWriter(tmp_path, resumed_step=6, rows=3) as writer:
+        writer.write(8, {"loss": 9.0})
+    assert f"{lost} rows are lost, of the 3 up to step 6" in caplog.text
+    assert len(read_metrics(writer.path)) == 4 - lost
+
+
+def test_sync_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(2, {"loss": 1.0})
+        monkeypatch.setattr("os.fsync", synced.append)
+        writer.sync()
+    assert len(synced) == 1
 
 
 def test_read_names_a_damaged_line(tmp_path: Path) -> None:
