@@ -15,6 +15,7 @@ from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.folder import check_teacher, read_run
 from dmd2_jax.run.loop import CHECKPOINTS
+from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.places import path_of
