@@ -14,7 +14,7 @@ from dmd2_jax.families.published.model import PublishedModel, published_name
 from dmd2_jax.families.published.scheduler import Diffusion
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.runtime.places import path_of
-from dmd2_jax.typing import Array, Float, Key, Params, Shaped
+from dmd2_jax.typing import Array, Float, Key, Params, PyTree, Shaped
 from dmd2_jax.weights import state_dict
 from dmd2_jax.weights.weight_files import SUFFIXES, write_weights
 
@@ -56,7 +56,7 @@ class PublishedFamily:
         """Draw initial weights, float32."""
         return init_variables(self.model.module, key, *self.model.example_inputs())
 
-    def cond(self, labels: Condition) -> dict[str, Array]:
+    def cond(self, labels: PyTree) -> PyTree:
         """Turn embeddings of any float type into conditions: float32, on the device."""
         return {name: jnp.asarray(array, jnp.float32) for name, array in labels.items()}
 

@@ -203,8 +203,8 @@ class ClassTransformer(nn.Module):
             embed = _TimeAndClass(self.width, *settings, self.dtype, name="emb")
             condition = embed(time, label)
         tokens, features = grid.reshape(grid.shape[0], -1, self.width), []
-        block = {"heads": self.heads, "eps": self.eps, "dtype": self.dtype}
-        block |= {"own": None if self.shared else settings}
+        block: dict[str, Any] = {"heads": self.heads, "eps": self.eps, "dtype": self.dtype}
+        block["own"] = None if self.shared else settings
         for _, numbers in block_runs([0] * self.depth, self.feature_blocks):
             if not decode and len(features) == len(self.feature_blocks):
                 break

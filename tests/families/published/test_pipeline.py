@@ -55,7 +55,9 @@ def test_read_pipeline_index_refuses_a_damaged_index(tmp_path: Path) -> None:
 
 def test_read_pipeline_index_refuses_another_pipeline(tmp_path: Path) -> None:
     folder = write(tmp_path, {**SDXL, "_class_name": "KandinskyPipeline"})
-    with pytest.raises(ValueError, match="class 'KandinskyPipeline', expected StableDiffusionPipeline"):
+    with pytest.raises(
+        ValueError, match="class 'KandinskyPipeline', expected StableDiffusionPipeline"
+    ):
         read_pipeline_index(folder)
 
 
