@@ -1,4 +1,4 @@
-"""Train a teacher, with EDM's objective or on eps.
+"""Train a teacher, with EDM's objective, on eps or on a flow.
 
 example:
   dmd2 train-teacher --config=configs/digits.py --workdir=runs/teacher

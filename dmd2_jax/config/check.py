@@ -44,7 +44,7 @@ _CHOICES = {
     "teacher.lr_schedule": rules.LR_SCHEDULES,
     "optim.lr_schedule": rules.LR_SCHEDULES,
     "optim.moment_dtype": rules.DTYPES,
-    "teacher.objective": ("edm", "eps"),
+    "teacher.objective": ("edm", "eps", "flow"),
     "data.resize": rules.RESIZE,
     "distill.fake_labels": ("uniform", "real"),
 }

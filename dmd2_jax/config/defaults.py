@@ -55,7 +55,8 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.teacher.variant = ""  # of a folder's weights, such as fp16; "": the full or the only one
     config.teacher.lora = ""  # a LoRA file that is merged into them: kohya's, peft's or diffusers'
     config.teacher.lora_scale = 1.0  # how much of it
-    config.teacher.objective = "edm"  # edm: ln sigma normal | eps: uniform level, error of eps
+    # edm: ln sigma normal | eps: uniform level, error of eps | flow: ln t / (1 - t) normal
+    config.teacher.objective = "edm"
     config.teacher.steps = 1000
     config.teacher.batch_size = 128
     config.teacher.lr = 1e-3

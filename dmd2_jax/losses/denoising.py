@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Array, Float, expand
 
-WEIGHTINGS = ("edm", "eps", "x0")
+WEIGHTINGS = ("edm", "eps", "x0", "flow")
 
 
 def denoising_weight(
@@ -20,6 +20,7 @@ def denoising_weight(
         edm:  sigma^-2 + sigma_data^-2  = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2
         eps:  alpha^2 / sigma^2           which makes it the squared error of eps
         x0:   1
+        flow: (alpha + sigma)^2 / sigma^2  which makes it the squared error of eps - x_0
 
     Args:
       kind: one of `WEIGHTINGS`.
@@ -41,6 +42,8 @@ def denoising_weight(
         return jnp.square(alpha / sigma)
     if kind == "x0":
         return jnp.ones_like(sigma)
+    if kind == "flow":
+        return jnp.square((alpha + sigma) / sigma)
     raise Refused(f"denoising_weight={kind!r} is unknown; choose one of {WEIGHTINGS}.")
 
 

@@ -1,4 +1,4 @@
-"""Train a teacher, with EDM's objective or on eps: `dmd2 train-teacher`."""
+"""Train a teacher, with EDM's objective, on eps or on a flow: `dmd2 train-teacher`."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -176,11 +177,20 @@ def _described(
 
 def _check_objective(recipe: Recipe) -> None:
     """Refuse an objective whose times are not the family's, and data without images."""
-    levels = recipe.family.denoiser.schedule.levels
-    if recipe.config.teacher.objective == "edm" and np.issubdtype(levels.dtype, np.integer):
+    schedule, objective = recipe.family.denoiser.schedule, recipe.config.teacher.objective
+    ends = jnp.asarray(schedule.levels[[0, -1]])
+    total = schedule.alpha(ends) + schedule.sigma(ends)
+    fits = {
+        "edm": bool((schedule.alpha(ends) == 1.0).all()),
+        "flow": not np.issubdtype(schedule.levels.dtype, np.integer)
+        and bool(jnp.allclose(total, 1.0)),
+    }
+    if not fits.get(objective, True):
+        better = next((name for name, its in fits.items() if its), "eps")
         raise Refused(
-            f"teacher.objective=edm with model.family={recipe.config.model.family}, whose times "
-            "are steps, expected eps; set config.teacher.objective=eps."
+            f"teacher.objective={objective} with model.family={recipe.config.model.family}, whose "
+            f"times are none of that objective's, expected {better}; set "
+            f"config.teacher.objective={better}."
         )
     check_has_images(recipe, "a teacher's training")
 

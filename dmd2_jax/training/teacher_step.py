@@ -1,4 +1,4 @@
-"""One step of a teacher's training, as a pure function of a state: EDM's objective, or eps."""
+"""One step of a teacher's training, as a pure function of a state: EDM's objective, eps or flow."""
 
 import dataclasses
 import functools
@@ -28,14 +28,14 @@ class TeacherConfig:
     """The settings of teacher training; the defaults are EDM's.
 
     Attributes:
-      objective: "edm" (for families whose time is sigma) or "eps".
+      objective: "edm" (for families whose time is sigma), "eps", or "flow" (rectified flows).
       lr: Adam's learning rate after the warm-up.
       b1, b2: how slowly Adam's moments forget; its eps is 1e-8.
       warmup: steps of linear warm-up; 0 is none.
       lr_schedule: after the warm-up: "constant" or "cosine" (to 0 at step `steps`).
       steps: length of the whole training, for the cosine.
       ema_decay: of the average that is exported; min(decay, (1 + n) / (10 + n)) at step n.
-      p_mean, p_std: of "edm": ln sigma is normal with these.
+      p_mean, p_std: of "edm": ln sigma is normal with these; of "flow": ln t / (1 - t).
       label_dropout: probability that a sample is trained without its condition, for guidance.
       sigma_data: standard deviation of the data.
     """
@@ -108,6 +108,7 @@ def teacher_loss(
 
         edm   ln t ~ N(p_mean, p_std^2), w = (t^2 + sigma_data^2) / (t sigma_data)^2; t is sigma
         eps   t uniform among the schedule's levels, w = alpha^2 / sigma^2: the error of eps
+        flow  ln t / (1 - t) ~ N(p_mean, p_std^2), w = 1 / t^2: the error of eps - x_0
 
     Args:
       params: the network's parameters; the gradient is theirs.
@@ -122,12 +123,17 @@ def teacher_loss(
       The loss and the metrics `denoising_loss`, `denoising_error_by_level`.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), equation 2 and table 1, but no augmentation; Ho
-      et al. 2020 (arXiv 2006.11239), equation 14.
+      et al. 2020 (arXiv 2006.11239), equation 14; Esser et al. 2024 (arXiv 2403.03206), equation
+      19, for the times of a flow.
     """
     b, schedule = x_0.shape[0], denoiser.schedule
     if config.objective == "edm":
         normal = jax.random.normal(stream_key(key, "sigma"), (b,))
         t = jnp.exp(config.p_mean + config.p_std * normal)
+    elif config.objective == "flow":
+        normal = jax.random.normal(stream_key(key, "time"), (b,))
+        t = jax.nn.sigmoid(config.p_mean + config.p_std * normal)
+        t = jnp.clip(t, schedule.levels[0], schedule.levels[-1])  # v is not known at t = 0
     else:
         number = jax.random.randint(stream_key(key, "level"), (b,), 0, len(schedule.levels))
         t = jnp.asarray(schedule.levels)[number]

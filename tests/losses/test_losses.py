@@ -58,7 +58,12 @@ def test_denoising_loss_by_hand():
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("edm", [1 / 4 + 4, 1 / 9 + 4]), ("eps", [0.25 / 4, 1 / 9]), ("x0", [1.0, 1.0])],
+    [
+        ("edm", [1 / 4 + 4, 1 / 9 + 4]),
+        ("eps", [0.25 / 4, 1 / 9]),
+        ("x0", [1.0, 1.0]),
+        ("flow", [(0.5 + 2) ** 2 / 4, 16 / 9]),
+    ],
 )
 def test_denoising_weight_by_hand(kind, expected):
     weight = denoising_weight(kind, jnp.array([0.5, 1.0]), jnp.array([2.0, 3.0]))

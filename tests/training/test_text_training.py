@@ -258,7 +258,11 @@ def test_make_pairs_samples_the_prompts_by_ddim(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "more", "message"),
     [
-        ("train-teacher", "teacher.objective=edm", "whose times are steps, expected eps"),
+        (
+            "train-teacher",
+            "teacher.objective=edm",
+            "none of that objective's, expected eps",
+        ),
         (
             "distill",
             "distill.student_times=1000,499",
