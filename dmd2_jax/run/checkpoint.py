@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.parts import part_entries, read_part
 from dmd2_jax.run.retention import Keep, Retention
+from dmd2_jax.run.staging import Staging, copied
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import from_all, is_first
-from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.integrity import (
     Misplaced,
     array_entries,
@@ -36,11 +36,10 @@ from dmd2_jax.runtime.integrity import (
 )
 from dmd2_jax.runtime.places import (
     absolute,
-    client_of,
     holds_checkpoints,
     in_bucket,
+    move_folder,
     path_of,
-    reaching,
 )
 from dmd2_jax.runtime.preemption import deferred
 from dmd2_jax.runtime.seal import check_reached
@@ -95,12 +94,14 @@ class Checkpoints(Closing):
           ValueError: if keep < 1, or there are symbolic links in the directory.
         """
         keep = keep if isinstance(keep, Keep) else Keep(keep)
-        if read_only and not holds_checkpoints(directory):
-            directory = fetched(directory)
-        self.directory = absolute(directory)
+        self.directory = self._here = absolute(directory)
+        self._staging = None
+        if not holds_checkpoints(self.directory):
+            self._staging = None if read_only else Staging(self.directory)
+            self._here = self._staging.folder if self._staging else copied(self.directory)
         self._read_only, self._run = read_only, run
-        refuse_links(self.directory)
-        self._retention = Retention(self.directory, keep)
+        refuse_links(self._here)
+        self._retention = Retention(self._here, keep)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self._retention,
             create=not read_only,
@@ -108,10 +109,10 @@ class Checkpoints(Closing):
             cleanup_tmp_directories=not read_only,
             # Renamed first, removed by us: a process killed in the midst leaves no half a step.
             # (A bucket has no renaming; half a step is there without its mark, or not the newest.)
-            todelete_subdir=None if read_only or in_bucket(self.directory) else _DISCARDED,
+            todelete_subdir=None if read_only or in_bucket(self._here) else _DISCARDED,
         )
         self._sweep()
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(self._here, options=options)
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any] | None = None) -> None:
         """Start writing `state` as checkpoint `step`; a step that exists already is left alone.
@@ -131,7 +132,7 @@ class Checkpoints(Closing):
           ValueError: if there are symbolic links in the directory.
         """
         self.wait()
-        refuse_links(self.directory)
+        refuse_links(self._here)
         self._sweep()
         if step in self._manager.all_steps():
             return
@@ -145,6 +146,8 @@ class Checkpoints(Closing):
             self._manager.save(step, args=items, force=True)
         except Exception as error:
             raise self._save_failure(error) from error
+        if self._staging is not None:
+            self._staging.begin(self._finish)
 
     def restore(self, template: PyTree, step: int | None = None) -> Restored:
         """Read the newest good checkpoint, or exactly `step`, into the form of `template`.
@@ -189,7 +192,7 @@ class Checkpoints(Closing):
         self, step: int | None, attempt: Callable[[int], "Restored | str"]
     ) -> Restored:
         self.wait()
-        refuse_links(self.directory)
+        refuse_links(self._here)
         present = sorted(self._manager.all_steps(), reverse=True)
         steps = present if step is None else [step]
         if not steps or (step is not None and step not in present):
@@ -227,8 +230,9 @@ class Checkpoints(Closing):
         """
         try:
             with deferred():  # torn, it would read as a failure to save
-                self._manager.wait_until_finished()
-                self._manager.check_for_errors()
+                if self._staging is not None:
+                    self._staging.wait()
+                self._finish()
         except Exception as error:
             raise self._save_failure(error) from error
 
@@ -239,15 +243,21 @@ class Checkpoints(Closing):
             self._sweep()
         finally:
             self._manager.close()
+            if self._staging is not None:
+                self._staging.close()
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
 
     def _sweep(self) -> None:
         """Remove the checkpoints that are not to be kept."""
-        if not self._read_only and is_first() and not in_bucket(self.directory):
-            shutil.rmtree(self.directory / _DISCARDED, ignore_errors=True)
+        if not self._read_only and is_first() and not in_bucket(self._here):
+            shutil.rmtree(self._here / _DISCARDED, ignore_errors=True)
 
     def _attempt(self, step: int, template: PyTree) -> "Restored | str":
         """Read one step; return what is wrong with it as text if it is damaged."""
-        folder = self.directory / str(step)
+        folder = self._here / str(step)
         try:
             manifest = read_manifest(folder, self._run)
         except Misplaced:
@@ -272,7 +282,7 @@ class Checkpoints(Closing):
         return _verified(restored.state, recorded, manifest["extra"], step)
 
     def _attempt_part(self, step: int, part: str, template: PyTree) -> "Restored | str":
-        folder = self.directory / str(step)
+        folder = self._here / str(step)
         try:
             manifest = read_manifest(folder, self._run)
         except Misplaced:
@@ -297,12 +307,12 @@ class Checkpoints(Closing):
         for step, fault in faults.items():
             moved = ""
             if not self._read_only and is_first():
-                target = self.directory / f"damaged-{step}"
+                target = self._here / f"damaged-{step}"
                 for number in range(1, 1000):
                     if not target.exists():
                         break
-                    target = self.directory / f"damaged-{step}.{number}"
-                _move(self.directory / str(step), target)
+                    target = self._here / f"damaged-{step}.{number}"
+                move_folder(self._here / str(step), target)
                 moved = f" It is kept as {target.name}."
             _log.warning(
                 "checkpoint %d of %s is damaged: %s; falling back to step %d.%s",
@@ -315,25 +325,17 @@ class Checkpoints(Closing):
         if faults and not self._read_only:
             from_all("set aside")
             self._manager.reload()
+            if self._staging is not None:
+                self._staging.begin(self._finish)
 
     def _save_failure(self, error: Exception) -> CheckpointError:
-        sound = sorted(step_folders(self.directory))
+        staging = self._staging
+        sound = sorted(step_folders(self._here)) if staging is None else staging.steps()
         return CheckpointError(
             f"saving a checkpoint to {self.directory} failed ({_brief(error)}), expected room and "
             f"permission to write; the earlier checkpoints {sound} are untouched: free some disk "
             f"(or lower log.keep) and run the same command again to resume."
         )
-
-
-def _move(folder: Path, target: Path) -> None:
-    if not in_bucket(folder):
-        folder.rename(target)
-        return
-    # A copy first: there is no renaming, and what clients call so may stop halfway.
-    client, key = client_of(folder)
-    with reaching(folder):
-        client.copy(key, client_of(target)[1], recursive=True)
-        client.rm(key, recursive=True)
 
 
 def state_bytes(state: PyTree) -> int:

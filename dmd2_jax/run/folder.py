@@ -21,7 +21,6 @@ from dmd2_jax.run.sealed_config import (
 from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.places import (
     absolute,
-    holds_checkpoints,
     in_bucket,
     make_folder,
     path_of,
@@ -194,13 +193,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def _check_bucket(folder: Path) -> None:
-    """Refuse a place in a bucket that cannot be written to, or that cannot hold checkpoints."""
-    if not holds_checkpoints(folder):
-        raise RunFolderError(
-            f"workdir {folder} cannot hold checkpoints, which Orbax writes to gs:// and to disks, "
-            "expected gs://BUCKET/... or a folder of this machine; choose another workdir, and "
-            "copy it when it is finished."
-        )
+    """Refuse a place in a bucket that cannot be written to."""
     probe = folder / f".probe.{os.getpid()}"
     try:
         with reaching(folder):

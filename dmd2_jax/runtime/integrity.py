@@ -16,11 +16,12 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.distributed import to_host
-from dmd2_jax.runtime.places import in_bucket
+from dmd2_jax.runtime.places import holds_checkpoints, in_bucket
 from dmd2_jax.runtime.seal import SEAL, canonical, check_reached, digest, is_sealed, seal
 from dmd2_jax.typing import PyTree
 
 __all__ = [
+    "UNFINISHED",
     "Misplaced",
     "array_entries",
     "mismatches",
@@ -34,6 +35,9 @@ __all__ = [
 
 _COMMITTED = "commit_success.txt"
 """Orbax's mark of a finished step in a bucket."""
+
+UNFINISHED = "unfinished.txt"
+"""The mark of a step of s3:// that is not whole; a run that was copied there has none."""
 
 Manifest = dict[str, Any]
 """{"arrays": {path: {shape, dtype, digest}}, "extra": anything JSON holds, "seal": digest}.
@@ -176,7 +180,9 @@ def step_folders(directory: Path) -> dict[int, Path]:
         return {}
     entries = [entry for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir()]
     if in_bucket(directory):  # where a step has its name from its first file on
-        entries = [entry for entry in entries if (entry / _COMMITTED).exists()]
+        by_orbax = holds_checkpoints(directory)
+        mark = _COMMITTED if by_orbax else UNFINISHED
+        entries = [entry for entry in entries if (entry / mark).exists() == by_orbax]
     return {int(entry.name): entry for entry in sorted(entries, key=lambda e: -int(e.name))}
 
 

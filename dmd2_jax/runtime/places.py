@@ -28,6 +28,7 @@ __all__ = [
     "in_bucket",
     "local",
     "make_folder",
+    "move_folder",
     "path_of",
     "reaching",
     "upload",
@@ -138,6 +139,22 @@ def upload(file: Path, target: str | os.PathLike) -> None:
     client, key = client_of(target)
     with reaching(target):
         client.put_file(str(file), key)
+
+
+def move_folder(folder: Path, target: Path) -> None:
+    """Give a folder another name of the same disk or bucket.
+
+    Raises:
+      OSError: if the disk or the bucket refuses.
+    """
+    if not in_bucket(folder):
+        folder.rename(target)
+        return
+    # A copy first: there is no renaming, and what clients call so may stop halfway.
+    client, key = client_of(folder)
+    with reaching(folder):
+        client.copy(key, client_of(target)[1], recursive=True)
+        client.rm(key, recursive=True)
 
 
 def client_of(path: str | os.PathLike) -> tuple[Any, str]:

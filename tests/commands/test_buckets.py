@@ -29,10 +29,8 @@ def bucket(tmp_path_factory):
         yield place
 
 
-@pytest.fixture(scope="module")
-def teacher(bucket):
-    """A teacher in the bucket, whose process was killed after its first checkpoint."""
-    workdir = f"{bucket}/runs/teacher"
+def killed_and_resumed(workdir, mark):
+    """Train a teacher whose process is killed at the sight of a name, and again to its end."""
     words = ["train-teacher", T, f"--workdir={workdir}"]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
@@ -46,16 +44,22 @@ def teacher(bucket):
         stderr=subprocess.PIPE,
     )
     while process.poll() is None:
-        if "checkpoints/1/commit_success.txt" in contents(workdir):
+        if mark in contents(workdir):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.05)
     _, said = process.communicate()
     there = contents(workdir)
-    assert "checkpoints/1/commit_success.txt" in there, said.decode()
+    assert mark in there, said.decode()
     assert b'"step": 1' in there["metrics.jsonl"]
     assert dmd2(*words) == 0
     return workdir
+
+
+@pytest.fixture(scope="module")
+def teacher(bucket):
+    """A teacher in the bucket, whose process was killed after its first checkpoint."""
+    return killed_and_resumed(f"{bucket}/runs/teacher", "checkpoints/1/commit_success.txt")
 
 
 @pytest.mark.slow
@@ -185,6 +189,16 @@ def test_clients_are_not_those_of_tensorflow():
     assert not gpath._is_tf_installed()
 
 
-def test_checkpoints_in_s3_are_refused_by_name(capsys, bucket):
-    message = refused(capsys, "train-teacher", T, "--workdir=s3://a-bucket/run", "--dry_run")
-    assert "Orbax writes to gs:// and to disks" in message
+@pytest.mark.slow
+def test_a_run_in_s3_that_was_killed_ends_as_one_on_a_disk(tmp_path, monkeypatch):
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with emulated_s3() as place:
+        run = killed_and_resumed(f"{place}/runs/teacher", "checkpoints/1/meta/metadata")
+        assert dmd2("sample", f"--workdir={run}", "--num=4", f"--out={place}/x.png") == 0
+        there = contents(run)
+    for name in RESULTS:
+        assert there[name] == (teacher_run() / name).read_bytes()
+    assert not [name for name in there if name.endswith("unfinished.txt")]
+    assert not list((tmp_path / "dmd2_jax" / "staging").iterdir())
