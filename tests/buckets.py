@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 from unittest import mock
+from urllib.request import Request, urlopen
 
 BUCKET = "gs://a-bucket"
 
@@ -42,24 +43,29 @@ def emulated_bucket() -> Iterator[str]:
 def emulated_s3() -> Iterator[str]:
     """Serve an empty bucket of s3://; see `emulated_bucket`."""
     import fsspec
-    from moto.server import ThreadedMotoServer
 
-    port = _free_port()
+    url = _s3_server()
     variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "any",
         "AWS_SECRET_ACCESS_KEY": "any",
         "AWS_DEFAULT_REGION": "us-east-1",
         "DMD2_OWNER_SECONDS": "3",
     }
-    served = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     with mock.patch.dict(os.environ, variables):
-        served.start()
-        try:
-            fsspec.filesystem("s3", use_listings_cache=False).mkdir("s3-bucket")
-            yield "s3://s3-bucket"
-        finally:
-            served.stop()
+        urlopen(Request(f"{url}/moto-api/reset", method="POST")).close()
+        fsspec.filesystem("s3", use_listings_cache=False).mkdir("s3-bucket")
+        yield "s3://s3-bucket"
+
+
+@functools.cache
+def _s3_server() -> str:
+    """Return the address of this process's server: clients are kept, and keep to the first."""
+    from moto.server import ThreadedMotoServer
+
+    port = _free_port()
+    ThreadedMotoServer("127.0.0.1", port, verbose=False).start()
+    return f"http://127.0.0.1:{port}"
 
 
 def contents(place: str) -> dict[str, bytes]:
