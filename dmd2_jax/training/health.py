@@ -32,7 +32,11 @@ __all__ = [
 ]
 
 WINDOW = 8
-"""Reports that are averaged before they are judged: one batch's mean says little."""
+"""Reports that are averaged before they are judged: one batch's mean says little.
+
+Of a run of few reports a quarter, at least `_FEWEST`: with more of them a student that died in the
+middle would be over before it shows.
+"""
 
 SETTLED = 0.2
 """Share of a run after which being off counts; before, only going further off than at the start."""
@@ -52,6 +56,7 @@ CRITIC_FACTOR = 2.0
 GAN_LOSS_LEFT = 0.2
 """Least loss of the discriminator, in nats; undecided it is 2 ln 2 = 1.39."""
 
+_FEWEST = 3
 _FURTHER = 1.25  # times as far off as at the start
 _SLOWER = (
     "begin anew, or from an earlier checkpoint, with a third of config.optim.generator_lr, or with "
@@ -151,7 +156,8 @@ class Health:
         """
         self._total, self._every, self._unit = total, every, unit
         self._real, self._latents = dict(real or {}), latents
-        self._window: collections.deque[dict[str, float]] = collections.deque(maxlen=WINDOW)
+        self._size = _window(total // every)
+        self._window: collections.deque[dict[str, float]] = collections.deque(maxlen=self._size)
         self._start: dict[str, float] | None = None
         self._least = math.inf
         self._found: dict[str, float] = {}
@@ -190,7 +196,7 @@ class Health:
             return
         plain = {name: plain_value(values[name]) for name in _SEEN if name in values}
         self._window.append({"step": step, **self._real} | _numbers(plain))
-        if len(self._window) < WINDOW:
+        if len(self._window) < self._size:
             return
         settled = self._window[0]["step"] >= SETTLED * self._total
         figures = self._figures(settled)
@@ -223,6 +229,10 @@ class Health:
     def _mean(self, name: str) -> float:
         values = [row[name] for row in self._window if name in row]
         return sum(values) / len(values) if values else math.nan
+
+
+def _window(reports: int) -> int:
+    return WINDOW if reports < WINDOW else min(WINDOW, max(_FEWEST, reports // 4))
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

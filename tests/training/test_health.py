@@ -48,6 +48,42 @@ def test_a_healthy_run_is_never_warned() -> None:
     assert judged({step: row | early.get(step, {}) for step, row in noisy.items()}) == {}
 
 
+# Means, then deviations, at the ten reports of the two runs on photographs of docs/monitoring.md.
+REAL = (
+    (-0.34, -0.28, -0.30, -0.33, -0.29, -0.33, -0.35, -0.36, -0.29, -0.34),
+    (0.54, 0.57, 0.56, 0.59, 0.60, 0.57, 0.58, 0.54, 0.57, 0.60),
+)
+ONE_STEP = (
+    (-0.42, -0.38, -0.34, -0.42, -0.17, -0.35, -0.17, -0.53, -0.30, -0.39),
+    (0.48, 0.61, 0.53, 0.64, 0.70, 0.58, 0.56, 0.49, 0.52, 0.56),
+)
+TWO_STEPS = (
+    (-0.00, -0.04, -0.21, -0.46, -0.05, -0.71, -0.63, -0.72, -0.56, -0.68),
+    (0.58, 0.57, 0.62, 0.69, 0.67, 0.23, 0.26, 0.26, 0.29, 0.28),
+)
+
+
+def test_a_short_run_that_turned_black_is_warned_before_it_ends() -> None:
+    def found(figures: tuple[tuple[float, ...], ...]) -> dict[int, dict]:
+        rows = {
+            step: {
+                "generated_mean": mean,
+                "generated_std": std,
+                "real_mean": real_mean,
+                "real_std": real_std,
+            }
+            for step, mean, std, real_mean, real_std in zip(
+                range(10, 101, 10), *figures, *REAL, strict=True
+            )
+        }
+        return judged(rows, total=100)
+
+    assert found(ONE_STEP) == {}
+    warned = found(TWO_STEPS)
+    assert list(warned) == [80, 90, 100]
+    assert warned[80]["warning_std"] == pytest.approx(2.25, abs=0.05)
+
+
 def test_nearly_black_samples_are_warned_of_while_they_last(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
