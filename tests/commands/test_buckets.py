@@ -32,13 +32,15 @@ def bucket(tmp_path_factory):
 def killed_and_resumed(workdir, mark):
     """Train a teacher whose process is killed at the sight of a name, and again to its end."""
     words = ["train-teacher", T, f"--workdir={workdir}"]
+    # All are kept, or on a busy machine the first is gone before it is seen.
+    often = ["--config.log.checkpoint_every=1", "--config.log.keep=9"]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": flags(),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "dmd2_jax.commands.main", *words, "--config.log.checkpoint_every=1"],
+        [sys.executable, "-m", "dmd2_jax.commands.main", *words, *often],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
