@@ -40,11 +40,13 @@ def heun(
     d = (x - x_0(x, t)) / t; x' = x + (t' - t) (d + d') / 2, and a plain Euler step to t' = 0.
 
     Args:
-      x0_fn: denoiser of an `edm` schedule (time is sigma).
+      x0_fn: denoiser of an `edm` schedule (time is sigma); or of a `rectified_flow` one, whose
+        ODE is the same, as its slope eps - x_0 is (x - x_0) / t.
       params: its parameters.
       noise: [b, ...], standard normal; the solution starts at noise * times[0].
       cond: condition handed to x0_fn.
-      times: [n + 1], decreasing sigmas in data units, the last 0; see `karras_sigmas`.
+      times: [n + 1], decreasing sigmas in data units, the last 0; see `karras_sigmas`. Of a flow
+        the first is 1.
 
     Returns:
       x_0 [b, ...], dtype of `noise`, from 2 n - 1 calls of x0_fn.

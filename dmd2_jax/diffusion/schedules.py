@@ -14,7 +14,14 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.typing import Array, Float, Shaped, expand
 
-__all__ = ["add_noise", "discrete_vp", "edm", "karras_sigmas", "rectified_flow"]
+__all__ = [
+    "add_noise",
+    "discrete_vp",
+    "edm",
+    "is_rectified_flow",
+    "karras_sigmas",
+    "rectified_flow",
+]
 
 
 def edm(
@@ -147,6 +154,19 @@ def rectified_flow(*, shift: float | int = 1.0, num_levels: int = 1000) -> Sched
         levels=levels.astype(np.float32),
         prior_scale=lambda t: jnp.ones_like(t, dtype=jnp.float32),
     )
+
+
+def is_rectified_flow(schedule: Schedule) -> bool:
+    """Return whether a schedule is a straight line: sigma(t) = t and alpha(t) = 1 - t.
+
+    Args:
+      schedule: the schedule; its ends are looked at.
+    """
+    ends = schedule.levels[[0, -1]]
+    if np.issubdtype(ends.dtype, np.integer):
+        return False
+    alpha, sigma = (np.asarray(scale(jnp.asarray(ends))) for scale in schedule[:2])
+    return bool(np.allclose(sigma, ends) and np.allclose(alpha, 1.0 - ends))
 
 
 def add_noise(

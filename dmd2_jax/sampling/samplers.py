@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
-from dmd2_jax.diffusion.schedules import karras_sigmas
+from dmd2_jax.diffusion.schedules import is_rectified_flow, karras_sigmas
 from dmd2_jax.distill import generate
 from dmd2_jax.families.published.flow_scheduler import flow_times, is_flow
 from dmd2_jax.families.published.scheduler import ddim_times
@@ -55,7 +55,11 @@ class Sampler(NamedTuple):
 
 
 def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
-    """Make the teacher's sampler, with the config's guidance: Heun for sigmas, DDIM for steps."""
+    """Make the teacher's sampler, with the config's guidance: DDIM for steps, else Heun.
+
+    Heun's times are rho-spaced for sigmas; for a flow, whose equation has the same form, equal
+    parts of its levels, shifted as these are.
+    """
     model, steps = config.model, config.teacher.sampler_steps
     guidance, levels = config.distill.guidance, family.denoiser.schedule
     x0_fn = guided_x0(family.denoiser, guidance)
@@ -68,9 +72,12 @@ def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
             return ddim(x0_fn, params, noise[0], cond, schedule=levels, times=steps_down)
 
         return Sampler(run_ddim, 1, passes * steps)
-    # A family of the user's own may say nothing of sigmas: its levels go from end to end then.
-    ends = {"sigma_min": float(levels.levels[0]), "sigma_max": float(levels.levels[-1]), "rho": 7.0}
-    times = karras_sigmas(steps, **{name: model.get(name, end) for name, end in ends.items()})
+    if is_rectified_flow(levels):
+        times = sampling_times(levels, steps)
+    else:  # a family of the user's own may say nothing of sigmas: from end to end of its levels
+        low, high = float(levels.levels[0]), float(levels.levels[-1])
+        ends = {"sigma_min": low, "sigma_max": high, "rho": 7.0}
+        times = karras_sigmas(steps, **{name: model.get(name, end) for name, end in ends.items()})
 
     @jax.jit
     def run(params: Params, noise: Array, cond: PyTree) -> Array:

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
+from dmd2_jax.diffusion.schedules import is_rectified_flow
 from dmd2_jax.recipe.classes import data_record, save_weights
 from dmd2_jax.recipe.distillation import state_shapes
 from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe, parameter_table
@@ -179,11 +179,9 @@ def _check_objective(recipe: Recipe) -> None:
     """Refuse an objective whose times are not the family's, and data without images."""
     schedule, objective = recipe.family.denoiser.schedule, recipe.config.teacher.objective
     ends = jnp.asarray(schedule.levels[[0, -1]])
-    total = schedule.alpha(ends) + schedule.sigma(ends)
     fits = {
         "edm": bool((schedule.alpha(ends) == 1.0).all()),
-        "flow": not np.issubdtype(schedule.levels.dtype, np.integer)
-        and bool(jnp.allclose(total, 1.0)),
+        "flow": is_rectified_flow(schedule),
     }
     if not fits.get(objective, True):
         better = next((name for name, its in fits.items() if its), "eps")

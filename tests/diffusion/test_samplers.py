@@ -172,6 +172,17 @@ def test_heun_converges_with_order_two():
     assert np.all(np.abs(orders(errors) - 2.0) < 0.15), (errors, orders(errors))
 
 
+def test_heun_converges_with_order_two_on_a_flow():
+    errors = []
+    with jax.enable_x64(True):
+        noise = jnp.ones((1, 1), jnp.float64)
+        for n in (32, 64, 128):
+            times = sampling_times(rectified_flow(shift=2.0, num_levels=128), n)
+            x_0 = heun(gaussian_x0(rectified_flow()), None, noise, None, times=times)
+            errors.append(abs(float(x_0[0, 0]) - DATA_STD))
+    assert np.all(np.abs(orders(errors) - 2.0) < 0.15), (errors, orders(errors))
+
+
 def test_euler_flow_converges_with_order_one():
     noise = jnp.ones((1, 1))
     errors = []
