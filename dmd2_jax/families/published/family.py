@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -59,6 +60,17 @@ class PublishedFamily:
     def cond(self, labels: PyTree) -> PyTree:
         """Turn embeddings of any float type into conditions: float32, on the device."""
         return {name: jnp.asarray(array, jnp.float32) for name, array in labels.items()}
+
+    def cond_shapes(self, *lead: int) -> PyTree:
+        """Return conditions with these leading axes, with shapes in place of arrays."""
+        raise NotImplementedError  # the subclass knows its conditions
+
+    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Return the shapes of `denoiser.features` for a batch, without computing them."""
+        x_t = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
+        t = jax.ShapeDtypeStruct((batch_size,), self.denoiser.schedule.levels.dtype)
+        cond = self.cond_shapes(batch_size)
+        return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
 
     def param_shapes(self) -> Params:
         """Return the weights' pytree with shapes in place of arrays."""

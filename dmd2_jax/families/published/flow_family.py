@@ -42,7 +42,7 @@ from dmd2_jax.runtime.places import path_of
 from dmd2_jax.typing import Array, Params
 from dmd2_jax.weights.weight_files import Weights, read_weights, strip_prefix
 
-__all__ = ["FlowFamily", "FlowNetwork", "build_flow", "open_flow"]
+__all__ = ["FlowFamily", "FlowNetwork"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _NEEDED = ("prompt_embeds", "pooled")
@@ -88,6 +88,54 @@ class FlowNetwork:
     def classes(self) -> dict[str, PublishedClass]:
         """The class by its name."""
         return {self.class_name: self.published}
+
+    def build(self, model_config: Mapping[str, Any]) -> "FlowFamily":
+        """Build the family's members from a config.
+
+        Args:
+          model_config: keys of `config.model`; those that are missing have their defaults. In place
+            of `pipeline` it may have `transformer` and `scheduler`, what their config files hold
+            ({} for a flow without a shift); then the resolution is by default the transformer's
+            sample_size. And `variant`, of the weights' files in a folder.
+
+        Returns:
+          The family.
+
+        Raises:
+          ValueError: if a key or a value is unknown, or asks for what is not built here.
+        """
+        return _build(self, model_config)
+
+    def open_folder(self, folder: str | os.PathLike, **options: Any) -> "FlowFamily":
+        """Build the family of a pipeline's folder or of a transformer's, reading no weights.
+
+        Args:
+          folder: with transformer/ and scheduler/, or with config.json; then the flow has no shift.
+          options: resolution, dtype, remat, variant and the family's other settings.
+
+        Raises:
+          ValueError: if a part is missing, damaged, or of a class that is not built here.
+        """
+        try:
+            own, scheduler = _folder_configs(path_of(folder))
+            return self.build({_NETWORK: own, _SCHEDULER: scheduler} | options)
+        except ValueError as error:
+            raise Refused(f"{folder}: {error}") from error
+
+    def read(self, folder: str | os.PathLike, **options: Any) -> tuple["FlowFamily", Params]:
+        """Read the transformer of a diffusers pipeline's folder, or of its own.
+
+        Args:
+          folder, options: as in `open_folder`.
+
+        Returns:
+          (the family, the transformer's weights).
+
+        Raises:
+          ValueError: as `open_folder` does, or if the weights are missing or damaged.
+        """
+        family = self.open_folder(folder, **options)
+        return family, family.load(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,13 +209,6 @@ class FlowFamily(PublishedFamily):
             return arrays
         return arrays | {f"negative_{name}": array for name, array in arrays.items()}
 
-    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Return the shapes of `denoiser.features` for a batch, without computing them."""
-        x_t = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
-        t = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-        cond = self.cond_shapes(batch_size, tokens=1)
-        return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
-
     def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
         """Turn what a file of weights holds into weights.
 
@@ -202,22 +243,7 @@ class FlowFamily(PublishedFamily):
             raise Refused(f"{path}: {error}") from error
 
 
-def build_flow(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
-    """Build the family's members from a config.
-
-    Args:
-      network: the kind of transformer.
-      model_config: keys of `config.model`; those that are missing have their defaults. In place of
-        `pipeline` it may have `transformer` and `scheduler`, what their config files hold ({} for a
-        flow without a shift); then the resolution is by default the transformer's sample_size. And
-        `variant`, of the weights' files in a folder.
-
-    Returns:
-      The family.
-
-    Raises:
-      ValueError: if a key or a value is unknown, or asks for what is not built here.
-    """
+def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
     config = {key: value for key, value in model_config.items() if key not in _PARTS}
     if _NETWORK in model_config:
         own, scheduler = model_config[_NETWORK], model_config.get(_SCHEDULER) or {}
@@ -252,24 +278,6 @@ def build_flow(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFam
         variant=model_config.get("variant", ""),
         network=network,
     )
-
-
-def open_flow(network: FlowNetwork, folder: str | os.PathLike, **options: Any) -> FlowFamily:
-    """Build the family of a pipeline's folder or of a transformer's, reading no weights.
-
-    Args:
-      network: the kind of transformer.
-      folder: with transformer/ and scheduler/, or with config.json.
-      options: as in `build_flow`.
-
-    Raises:
-      ValueError: if a part is missing, damaged, or of a class that is not built here.
-    """
-    try:
-        own, scheduler = _folder_configs(path_of(folder))
-        return build_flow(network, {_NETWORK: own, _SCHEDULER: scheduler} | options)
-    except ValueError as error:
-        raise Refused(f"{folder}: {error}") from error
 
 
 def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance: float) -> Denoiser:

@@ -1,6 +1,5 @@
 """The family of SD 3 and 3.5; its time and conditions: families/published/flow_family.py."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from dmd2_jax.families.published.configs import (
     SD35_LARGE,
     SD35_MEDIUM,
 )
-from dmd2_jax.families.published.flow_family import FlowFamily, FlowNetwork, build_flow, open_flow
+from dmd2_jax.families.published.flow_family import FlowNetwork
 from dmd2_jax.families.published.model import PublishedClass
 from dmd2_jax.families.sd3.settings import defaults, faults
 from dmd2_jax.families.sd3.transformer import SD3Transformer
@@ -21,7 +20,7 @@ from dmd2_jax.families.sd3.transformer_config import (
     example_inputs,
     transformer_from_config,
 )
-from dmd2_jax.typing import DType, Params
+from dmd2_jax.typing import DType
 
 __all__ = ["NETWORK", "PIPELINES", "READS", "build", "open_folder", "read"]
 
@@ -67,29 +66,4 @@ NETWORK = FlowNetwork(
     lora_targets=(*_ATTENTION, *_ADDED),
 )
 
-
-def build(model_config: Mapping[str, Any]) -> FlowFamily:
-    """Build the family's members from a config, as `build_flow` says."""
-    return build_flow(NETWORK, model_config)
-
-
-def open_folder(folder: str | os.PathLike, **options: Any) -> FlowFamily:
-    """Build the family of a pipeline's folder or of a transformer's, reading no weights."""
-    return open_flow(NETWORK, folder, **options)
-
-
-def read(folder: str | os.PathLike, **options: Any) -> tuple[FlowFamily, Params]:
-    """Read the transformer of a diffusers pipeline's folder, or of its own.
-
-    Args:
-      folder: with transformer/ and scheduler/, or with config.json; then the flow has no shift.
-      options: resolution, dtype, remat, variant and the family's other settings.
-
-    Returns:
-      (the family, the transformer's weights).
-
-    Raises:
-      ValueError: if a part is missing, damaged, or of a class that is not built here.
-    """
-    family = open_folder(folder, **options)
-    return family, family.load(folder)
+build, open_folder, read = NETWORK.build, NETWORK.open_folder, NETWORK.read

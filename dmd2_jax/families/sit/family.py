@@ -81,13 +81,6 @@ class SitFamily(PublishedFamily):
         """Return conditions with these leading axes, with shapes in place of arrays."""
         return jax.ShapeDtypeStruct(lead, jnp.int32) if self.num_classes else None
 
-    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Return the shapes of `denoiser.features` for a batch, without computing them."""
-        x_t = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
-        t = jax.ShapeDtypeStruct((batch_size,), self.denoiser.schedule.levels.dtype)
-        cond = self.cond_shapes(batch_size)
-        return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
-
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors by the names that `save` writes."""
         shapes = self.model.tensor_shapes()

@@ -156,13 +156,6 @@ class StableDiffusionFamily(PublishedFamily):
             "time_ids": array(*time_ids.shape[1:]),
         }
 
-    def feature_shapes(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Return the shapes of `denoiser.features` for a batch, without computing them."""
-        x_t = jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.float32)
-        t = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-        cond = self.cond_shapes(batch_size, tokens=1)
-        return jax.eval_shape(self.denoiser.features, self.param_shapes(), x_t, t, cond)
-
     def original_names(self) -> dict[str, str]:
         """Return the U-Net's published names, and what the original programs call the same."""
         return unet_names(self.tensor_shapes())
