@@ -151,6 +151,8 @@ def test_class_is_chosen_by_its_number_and_one_that_is_none_is_said(
 def test_page_asks_for_nothing_elsewhere_and_its_console_is_silent(
     tab: Tab, page: tuple[str, Drawer], connected: list
 ) -> None:
+    # What the page before was still asking for is torn off where it is left, and said there.
+    tab.open("about:blank")
     tab.said.clear()
     tab.asked_for.clear()
     tab.open(page[0])
