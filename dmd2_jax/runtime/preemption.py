@@ -1,16 +1,18 @@
-"""Turn Ctrl-C and SIGTERM into a request to save and stop."""
+"""Turn Ctrl-C, SIGTERM and SIGHUP into a request to save and stop."""
 
 import contextlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
+
+from dmd2_jax.runtime.terminations import terminations
 
 __all__ = ["GracefulStop", "Interrupted", "deferred", "stoppable"]
 
@@ -24,8 +26,8 @@ class Interrupted(BaseException):
     of what he calls must not take it for one (a checkpoint being read is not damaged by it).
 
     Attributes:
-      exit_code: 130 after Ctrl-C (128 + SIGINT, as shells expect); 0 after SIGTERM, so that a
-        scheduler that pre-empts a job does not count it as failed.
+      exit_code: 130 after Ctrl-C (128 + SIGINT, as shells expect); 0 after SIGTERM and
+        SIGHUP, so that a scheduler that pre-empts a job does not count it as failed.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -35,7 +37,7 @@ class Interrupted(BaseException):
 
 
 class GracefulStop:
-    """While entered, SIGINT and SIGTERM ask the loop to stop between steps and do nothing else.
+    """While entered, SIGINT, SIGTERM and SIGHUP ask the loop to stop between steps, nothing else.
 
     A second Ctrl-C kills the process at once, even inside a compilation; checkpoints are renamed
     into place when complete, so that harms none. Outside the main thread, where Python allows no
@@ -45,7 +47,7 @@ class GracefulStop:
     after the same step, as saving together demands. Ctrl-C is turned into such a notice.
 
     Attributes:
-      requested: "SIGINT", "SIGTERM" or None.
+      requested: "SIGINT", "SIGTERM", "SIGHUP" or None.
     """
 
     def __init__(self) -> None:
@@ -75,8 +77,7 @@ class GracefulStop:
     def __enter__(self) -> Self:
         self._together = jax.distributed.is_initialized()
         if threading.current_thread() is threading.main_thread():
-            owned = (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM)
-            for number in owned:
+            for number in (signal.SIGINT, *terminations(together=self._together)):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -86,8 +87,7 @@ class GracefulStop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        _restore(self._previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
@@ -103,7 +103,7 @@ class GracefulStop:
 
 @contextlib.contextmanager
 def stoppable(hint: str) -> Iterator[None]:
-    """Let SIGTERM end the part of a command in which there is nothing to save.
+    """Let SIGTERM or SIGHUP end the part of a command in which there is nothing to save.
 
     A scheduler may take the machine back while a run starts up or writes its last files; that is
     no failure of the run either.
@@ -112,27 +112,28 @@ def stoppable(hint: str) -> Iterator[None]:
       hint: how to go on, for the message.
 
     Raises:
-      Interrupted: with exit code 0, at SIGTERM.
+      Interrupted: with exit code 0, at either.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         raise Interrupted(
-            f"stopped by SIGTERM outside of training; what was saved is intact. {hint}", 0
+            f"stopped by {name} outside of training; what was saved is intact. {hint}", 0
         )
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in terminations()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        _restore(previous)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Let SIGTERM wait for the end of the block, for seconds that are not to be torn.
+    """Let SIGTERM and SIGHUP wait for the end of the block, for seconds that are not to be torn.
 
     If the block fails, its error is what the caller hears of. Nothing is changed where SIGTERM is
     not Python's, as with `jax.distributed` it is XLA's, and outside the main thread.
@@ -145,10 +146,18 @@ def deferred() -> Iterator[None]:
         yield
         return
     received: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    previous = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in terminations()
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        _restore(previous)
     if received:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(received[0])
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

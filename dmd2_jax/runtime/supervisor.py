@@ -7,6 +7,8 @@ import subprocess
 import sys
 from types import FrameType
 
+from dmd2_jax.runtime.terminations import terminations
+
 __all__ = ["LOST", "say_if_aborted", "supervise"]
 
 LOST = (
@@ -41,7 +43,7 @@ def supervise(hint: str) -> None:
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGINT, *terminations()):
         signal.signal(number, forward)
     code = child.wait()
     if code == -signal.SIGABRT:

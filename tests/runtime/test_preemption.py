@@ -17,7 +17,9 @@ from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted, deferred, stoppable
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
 def test_graceful_stop_records_the_signal(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     with GracefulStop() as stop:
@@ -52,6 +54,23 @@ def test_stoppable_ends_what_has_nothing_to_save() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_closed_terminal_ends_what_has_nothing_to_save_by_name() -> None:
+    expected = pytest.raises(Interrupted, match=r"stopped by SIGHUP outside of training")
+    with expected, stoppable("Try again."):
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable("Try again."), GracefulStop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_stoppable_gives_way_to_a_running_loop() -> None:
