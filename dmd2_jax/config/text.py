@@ -2,12 +2,15 @@
 
 import codecs
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from dmd2_jax.config.refused import Refused
 
 __all__ = ["check_text", "decode_text", "read_json", "read_text"]
+
+_MOST_BYTES = 2**28  # of a text file; the largest that is known, a tokenizer's, has 2**25
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -77,10 +80,22 @@ def read_text(path: str | Path) -> str:
 
     Raises:
       OSError: if it cannot be opened.
-      Refused: if it is no text.
+      Refused: if it is no text, larger than any text file here, or a pipe or a device.
     """
+    # Opening a pipe waits for a writer, for ever. A bucket's path is nothing on this machine.
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise Refused(
+            f"{path} is a pipe, a socket or a device, expected a file; give the file itself."
+        )
     file = Path(path) if isinstance(path, str) else path  # which may be one of a bucket
-    return decode_text(file.read_bytes(), str(path))
+    with file.open("rb") as opened:
+        data = opened.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise Refused(
+            f"{path} has more than {_MOST_BYTES >> 20} MiB, expected a text file; check that it is "
+            "the right one."
+        )
+    return decode_text(data, str(path))
 
 
 def read_json(path: str | Path) -> Any:

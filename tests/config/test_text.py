@@ -1,10 +1,12 @@
 """Texts with and without marks, and the JSON files that people open in an editor."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import decode_text, read_json
 from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.run.folder import read_run
@@ -32,6 +34,23 @@ def test_decode_text_refuses(data: bytes, message: str) -> None:
 def test_read_json_refuses_what_nests_too_deep(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nests too deep"):
+        read_json(tmp_path / "x.json")
+
+
+def test_read_json_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(Refused, match="is a pipe, a socket or a device"):
+        read_json(tmp_path / "x.json")
+
+
+def test_read_json_reads_no_more_than_a_text_file_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmd2_jax.config.text._MOST_BYTES", 4)
+    (tmp_path / "x.json").write_text("1234")
+    assert read_json(tmp_path / "x.json") == 1234
+    (tmp_path / "x.json").write_text("12345")
+    with pytest.raises(Refused, match="expected a text file"):
         read_json(tmp_path / "x.json")
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
+from dmd2_jax.families.published.config_sizes import check_sizes
 from dmd2_jax.families.published.model import CLASSES, PublishedClass, PublishedModel
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import make_folder, path_of
@@ -121,9 +122,11 @@ def read_component_config(folder: str | os.PathLike, name: str = "config.json") 
       name: of the file; schedulers call theirs scheduler_config.json.
 
     Raises:
-      ValueError: if there is none, or it is no JSON object.
+      ValueError: if there is none, it is no JSON object, or a number in it sizes no network.
     """
-    return _read_json(path_of(folder) / name)
+    config = _read_json(path_of(folder) / name)
+    check_sizes(config, name)
+    return config
 
 
 def read_component_tensors(
