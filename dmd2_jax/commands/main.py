@@ -7,7 +7,7 @@ dotted module, `dmd2 my_lab.my_command --flag`. It has
                   a field `overrides` that is no flag takes what --config.KEY=VALUE say
   run(options)    what it does
 and may have
-  RESUMES         true: the same command again goes on, so that SIGTERM is no failure
+  RESUMES         true: the same command again goes on, so that SIGTERM and SIGHUP are no failure
   SEVERAL         true: several processes can do it together
   GROUPS          heading of flags -> what stands under it
 """
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from dmd2_jax.config import flags, plugins
 from dmd2_jax.config.load import parse_overrides
+from dmd2_jax.config.printable import PrintableFormatter, printable
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.version import __version__
 
@@ -81,13 +82,24 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; those of the process by default.
 
     Returns:
-      The exit code: 0 done (or stopped by SIGTERM and saved), 2 refused input, 1 failed,
+      The exit code: 0 done (or stopped by SIGTERM or SIGHUP and saved), 2 refused input, 1 failed,
       130 stopped by Ctrl-C.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.captureWarnings(True)
     try:
-        overrides, words = parse_overrides(sys.argv[1:] if argv is None else argv)
+        return _chosen(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # while modules are imported, too
+        _say("interrupted before there was anything to save.")
+        return 130
+
+
+def _chosen(argv: Sequence[str]) -> int:
+    """Find the command and its flags, run it, return its exit code."""
+    try:
+        overrides, words = parse_overrides(argv)
         words = flags.spelt(words)
         if words and not plugins.is_dotted(words[0]):
             words[0] = words[0].replace("_", "-")
@@ -135,11 +147,8 @@ def _run(
                 prepare_backend()
             command.run(arguments, overrides)
     except Interrupted as stop:
-        print(f"dmd2: {stop}", file=sys.stderr)
+        _say(str(stop))
         return stop.exit_code or int(os.environ.get("DMD2_EXIT_WHEN_SAVED") or 0)
-    except KeyboardInterrupt:
-        print("dmd2: interrupted before there was anything to save.", file=sys.stderr)
-        return 130
     except Refused as error:
         if arguments.debug:
             raise
@@ -147,18 +156,18 @@ def _run(
     except (CheckpointError, DivergedError, PeerError, OSError) as error:
         if arguments.debug:
             raise
-        print(f"dmd2: {error}", file=sys.stderr)
+        _say(str(error))
         return 1
     except JaxRuntimeError as error:  # a peer's end, where it does not abort this process as well
         if arguments.debug or not together:
             raise
-        print(f"dmd2: {str(error).partition(chr(10))[0]}: {LOST} {_AGAIN}", file=sys.stderr)
+        _say(f"{str(error).partition(chr(10))[0]}: {LOST} {_AGAIN}")
         return 1
     except (RuntimeError, AssertionError) as error:
         told = no_device(error)
         if arguments.debug or not told:
             raise
-        print(f"dmd2: {told}", file=sys.stderr)
+        _say(told)
         return 2
     return 0
 
@@ -180,8 +189,12 @@ def _place(command: _Command, arguments: argparse.Namespace) -> Any:
 
 
 def _refuse(message: str) -> int:
-    print(f"dmd2: {message}", file=sys.stderr)
+    _say(message)
     return 2
+
+
+def _say(message: str) -> None:
+    print(f"dmd2: {printable(message)}", file=sys.stderr)
 
 
 def _parser(chosen: str) -> tuple[argparse.ArgumentParser, _Command | None]:

@@ -19,6 +19,7 @@ from tests.tiny import (
     contents,
     distill_words,
     dmd2,
+    refused,
     student_run,
     teacher_run,
 )
@@ -145,3 +146,22 @@ def test_profile_asks_for_start_and_count(
 ) -> None:
     assert dmd2("distill", "--config=x", f"--workdir={tmp_path}", f"--profile={span}") == 2
     assert "expected START:COUNT" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmd2_jax.commands.main.importlib.import_module", pressed)
+    assert dmd2("report", "--workdir=x") == 130
+    assert capsys.readouterr().err == "dmd2: interrupted before there was anything to save.\n"
+
+
+def test_a_name_does_not_act_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, "report", f"--workdir={tmp_path}/\x1b[2J\u202egone")
+    assert "\x1b" not in message and "\u202e" not in message
+    assert "\\x1b[2J" in message
