@@ -151,10 +151,10 @@ def test_profile_asks_for_start_and_count(
 def test_ctrl_c_while_a_command_is_imported_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def pressed(name: str) -> None:
+    def pressed(chosen: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dmd2_jax.commands.main.importlib.import_module", pressed)
+    monkeypatch.setattr("dmd2_jax.commands.main._parser", pressed)  # which imports it
     assert dmd2("report", "--workdir=x") == 130
     assert capsys.readouterr().err == "dmd2: interrupted before there was anything to save.\n"
 
