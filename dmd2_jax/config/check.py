@@ -51,8 +51,8 @@ _CHOICES = {
 _DOTTED = ("data.name",)
 _DISTILL = {
     rules.CRITIC_TURNS: ("critic_turns",),
-    rules.DECREASING: ("student_times",),
     rules.LEVELS: ("dm_range", "gan_range"),
+    rules.TIMES: ("dm_times", "critic_times"),
 }
 _NUMBERS = {
     rules.AT_LEAST_ONE: (
@@ -78,6 +78,7 @@ _NUMBERS = {
     ),
     rules.NOT_NEGATIVE: (
         "distill.lora_rank",
+        "distill.student_steps",
         "teacher.warmup",
         "optim.warmup",
         "optim.weight_decay",
@@ -124,6 +125,15 @@ _NUMBERS = {
 def _distill_faults(config: ConfigDict) -> Iterator[str]:
     yield from rules.value_faults(config.distill, _DISTILL, "distill.")
     distill = config.distill
+    if not distill.student_steps:
+        its_rule = {rules.DECREASING: ("student_times",)}
+        yield from rules.value_faults(distill, its_rule, "distill.")
+    elif distill.student_times:
+        yield (
+            f"distill.student_steps={distill.student_steps} and distill.student_times="
+            f"{tuple(distill.student_times)}, expected one of the two; set "
+            "config.distill.student_times=() or config.distill.student_steps=0."
+        )
     if wrong := [one for one in distill.get("objectives", ()) if not isinstance(one, str)]:
         yield (
             f"distill.objectives has {wrong}, expected dotted modules of your own, such as "

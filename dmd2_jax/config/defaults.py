@@ -68,7 +68,7 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.teacher.p_mean = -1.2
     config.teacher.p_std = 1.2
     config.teacher.label_dropout = 0.0
-    config.teacher.sampler_steps = 18  # edm: Heun, 2 * steps - 1 network calls; else DDIM
+    config.teacher.sampler_steps = 18  # sigmas, flows: Heun, 2 * steps - 1 calls; else DDIM
 
     config.distill = ConfigDict()
     config.distill.cycles = 200  # one cycle = one generator turn + critic_turns critic turns
@@ -80,7 +80,9 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.distill.lora_targets = ()  # ends of layers' names, such as "conv*"; (): the family's
     config.distill.lora_critic = False  # True: the critic is adapters of the teacher too
     config.distill.critic_turns = 5  # K of TTUR; 1 = no TTUR
-    config.distill.student_times = (80.0,)  # decreasing times of the student's steps
+    config.distill.student_times = (80.0,)  # decreasing times of the student's steps; or ()
+    # Or () and here so many equal parts of the levels, with their shift (docs/transformers.md).
+    config.distill.student_steps = 0
     config.distill.backward_simulation = True
     config.distill.first_trained_step = 0  # earlier steps are rolled out only (docs/ablations.md)
     config.distill.dm_weight = config_dict.placeholder(float)
@@ -96,7 +98,11 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.distill.train_critic = True  # False: no score matching; for GAN only
     config.distill.dm_range = (0.02, 0.98)  # of the schedule's levels, the end included
     config.distill.gan_range = (0.0, 1.0)  # of the schedule's levels, the end left out
-    config.distill.denoising_weight = "edm"  # edm | eps | x0
+    # How often levels are drawn, by distribution matching and by the critic's denoising: uniform |
+    # logit_normal:MEAN:STD | shifted:S | polynomial:P (docs/method.md).
+    config.distill.dm_times = "uniform"
+    config.distill.critic_times = "uniform"
+    config.distill.denoising_weight = "edm"  # edm | eps | x0 | flow
     config.distill.gan_head_channels = 128
     config.distill.diffusion_gan = True  # False: the discriminator sees clean images
     config.distill.shared_pass = False  # True: DSM and the GAN's fakes share one noised pass

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dmd2_jax.config.plugins import nearest
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.times import EXPECTED, parsed_times
 
 __all__ = [
     "AT_LEAST_ONE",
@@ -24,6 +25,7 @@ __all__ = [
     "POSITIVE_OR_NONE",
     "REMAT",
     "RESIZE",
+    "TIMES",
     "Rule",
     "check_seed",
     "choice_faults",
@@ -84,6 +86,7 @@ LEVELS = Rule(
     lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 1,
     "(low, high) with 0 <= low < high <= 1, fractions of the schedule's levels",
 )
+TIMES = Rule(lambda v: _are_times(v), EXPECTED)
 
 
 def value_faults(
@@ -205,6 +208,13 @@ def holds(rule: Callable[[Any], bool], value: Any) -> bool:
     try:
         return bool(rule(value)) and not (isinstance(value, float) and not math.isfinite(value))
     except TypeError:
+        return False
+
+
+def _are_times(value: Any) -> bool:
+    try:
+        return bool(parsed_times(value))
+    except Refused:
         return False
 
 

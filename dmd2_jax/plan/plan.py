@@ -94,7 +94,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str | None = None
         num_bytes=costs.num_bytes if costs else 0,
         collectives=costs.collectives if costs else {},
         compile_seconds=time.perf_counter() - start,
-        student_steps=len(config.distill.student_times),
+        student_steps=config.distill.student_steps or len(config.distill.student_times),
         is_compiled=until != "trace",
     )
 

@@ -27,7 +27,7 @@ from dmd2_jax.distill import (
 )
 from dmd2_jax.networks.gan_head import GanHead, discriminator
 from dmd2_jax.recipe.lora import player_adapters
-from dmd2_jax.recipe.open import Family
+from dmd2_jax.recipe.open import Family, student_times
 from dmd2_jax.recipe.placement import (
     check_player_rules,
     cycle_shardings,
@@ -172,7 +172,7 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
     values |= {
         "objectives": objectives(config),
         "sample_shape": tuple(family.image_shape),
-        "student_times": tuple(float(t) for t in config.distill.student_times),
+        "student_times": tuple(float(t) for t in student_times(config, family.denoiser.schedule)),
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
     return DistillConfig(**values)

@@ -21,7 +21,8 @@ from dmd2_jax.config.recorded import completed
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import unsaid_faults
 from dmd2_jax.data import Source
-from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.denoiser import Denoiser, Schedule
+from dmd2_jax.diffusion.samplers import sampling_times
 from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.families.published.folder import is_component
 from dmd2_jax.families.published.pipeline import NETWORKS
@@ -45,6 +46,7 @@ __all__ = [
     "parameter_table",
     "recorded_config",
     "sample_labels",
+    "student_times",
     "teacher_file",
     "uniform_labels",
     "weights_file",
@@ -139,7 +141,8 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
       batch_size: the global batch of the training that is to run.
 
     Returns:
-      The recipe; its config has the channels and classes of the data where the given one has None.
+      The recipe; its config has the channels and classes of the data where the given one has None,
+      and the times of the student's steps where that has their number.
 
     Raises:
       ValueError: if a value is refused, the data do not fit the model, or the batch does not
@@ -159,6 +162,7 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     _check_measurable(config, dataset)
     family = _conditioned(config, family, dataset)
     _check_fits(config, family, dataset)
+    config = _with_times(config, family)
     return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
 
 
@@ -173,6 +177,36 @@ def _as_the_data_say(config: ConfigDict, dataset: Source) -> ConfigDict:
         for key, value in said.items():
             if settled.model.get(key, value) is None:
                 settled.model[key] = value
+    return settled
+
+
+def student_times(config: ConfigDict, schedule: Schedule) -> tuple[float, ...]:
+    """Return the times of the student's steps: as given, or equal parts of a schedule's levels.
+
+    Of four parts they begin at the levels of 4, 3, 2 and 1 quarters of their number: 999, 749, 499
+    and 249 of a thousand steps; 1, 0.9, 0.75 and 0.5 of a flow with shift 3.
+
+    Args:
+      config: the whole config.
+      schedule: the family's.
+
+    Raises:
+      Refused: if there are more steps than levels.
+    """
+    steps = config.distill.get("student_steps", 0)
+    if not steps:
+        return tuple(config.distill.student_times)
+    starts = sampling_times(schedule, steps)[:-1].astype(np.float32)
+    return tuple(float(str(t)) for t in starts)  # the shortest that is this float32
+
+
+def _with_times(config: ConfigDict, family: Family) -> ConfigDict:
+    """Return the config with the times of the student's steps in place of their number."""
+    if not config.distill.student_steps:
+        return config
+    settled = config.copy_and_resolve_references()
+    settled.distill.student_times = student_times(config, family.denoiser.schedule)
+    settled.distill.student_steps = 0
     return settled
 
 
@@ -304,8 +338,9 @@ def build_family(config: ConfigDict) -> Family:
             f"model.family={model.family} builds; set it."
         )
     # A config for converting weights has the network alone.
-    times = config.distill.student_times if "distill" in config else ()
-    check_student_times(times, family.denoiser.schedule, "distill.student_times")
+    schedule = family.denoiser.schedule
+    times = student_times(config, schedule) if "distill" in config else ()
+    check_student_times(times, schedule, "distill.student_times")
     return family
 
 

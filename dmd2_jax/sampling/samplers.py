@@ -17,7 +17,7 @@ from dmd2_jax.diffusion.schedules import is_rectified_flow, karras_sigmas
 from dmd2_jax.distill import generate
 from dmd2_jax.families.published.flow_scheduler import flow_times, is_flow
 from dmd2_jax.families.published.scheduler import ddim_times
-from dmd2_jax.recipe.open import Family, Recipe, sample_labels
+from dmd2_jax.recipe.open import Family, Recipe, sample_labels, student_times
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
 
@@ -88,7 +88,8 @@ def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
 
 def student_sampler(family: Family, config: ConfigDict) -> Sampler:
     """Make the student's sampler: its few steps."""
-    return few_step_sampler(family.denoiser, config.distill.student_times)
+    times = student_times(config, family.denoiser.schedule)
+    return few_step_sampler(family.denoiser, times)
 
 
 def few_step_sampler(denoiser: Denoiser, times: Sequence[float]) -> Sampler:

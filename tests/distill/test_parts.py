@@ -1,5 +1,7 @@
 """Config, draws, rollout, optimiser, averages: the parts of the cycle one by one."""
 
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.diffusion import schedules
 from dmd2_jax.distill import backward_simulation, draw_cycle, generate, init_state, make_cycle
-from dmd2_jax.distill.objectives import level_bounds
+from dmd2_jax.distill.objectives import Levels, level_bounds
 from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.distill.state import (
     Player,
@@ -95,6 +97,55 @@ def test_draw_cycle_keeps_indices_in_range_and_steps_within_the_student():
     assert int(draws.critic["denoising"].level.max()) == 49
     assert set(np.asarray(draws.rollouts.step).tolist()) <= {0, 1, 2, 3}
     np.testing.assert_allclose(jnp.std(draws.rollouts.noise), 1.0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("times", "quantile"),
+    [
+        ("logit_normal:-0.5:0.8", lambda p: 1 / (1 + np.exp(0.5 - 0.8 * NormalDist().inv_cdf(p)))),
+        ("shifted:3", lambda p: 3 * p / (1 + 2 * p)),
+        ("polynomial:2", lambda p: p**2),
+    ],
+)
+def test_levels_have_the_distribution_that_is_asked_for(times, quantile):
+    schedule, (low, high) = schedules.rectified_flow(), (0.2, 0.6)
+    draw = Levels((low, high), last=False, times=times).draw(
+        jax.random.key(0), "x", (20_000,), (), schedule
+    )
+    level = np.sort(np.asarray(draw.level))
+    assert level[0] >= 200
+    assert level[-1] <= 599
+    for p in (0.1, 0.5, 0.9):
+        # Three standard errors of a quantile are 0.01 of a uniform share at most.
+        below, above = (low + (high - low) * quantile(q) for q in (p - 0.01, p + 0.01))
+        assert 1000 * below - 1 <= level[int(p * len(level))] <= 1000 * above
+
+
+def test_dm_and_critic_draw_their_own_distributions_and_others_stay_as_they_were():
+    key, config = jax.random.key(0), toy.config(batch_size=512)
+    before = draw_cycle(key, config, toy.SCHEDULE)
+    changes = {"dm_times": "polynomial:9", "critic_times": "shifted:50"}
+    after = draw_cycle(key, toy.config(batch_size=512, **changes), toy.SCHEDULE)
+    assert after.generator["dm"].level.mean() < 0.4 * before.generator["dm"].level.mean()
+    assert after.critic["denoising"].level.mean() > 1.5 * before.critic["denoising"].level.mean()
+    for turn in ("generator", "critic"):
+        for name in ("gan",) if turn == "generator" else ("real", "fake"):
+            pair = (getattr(it, turn)[name].level for it in (before, after))
+            np.testing.assert_array_equal(*pair)
+    np.testing.assert_array_equal(before.generator["dm"].noise, after.generator["dm"].noise)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dm_times": "shifted:2", "dm_weight": None}, "dm_times=shifted:2 of an objective"),
+        ({"critic_times": "shifted:2", "dm_weight": None, "train_critic": False}, "critic_times"),
+        ({"dm_times": "shifted"}, "times='shifted', expected uniform, logit_normal"),
+    ],
+)
+def test_times_of_no_objective_or_distribution_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy.config(**changes)
 
 
 def test_draw_cycle_draws_no_step_before_the_first_trained_one():

@@ -6,7 +6,9 @@ from ml_collections import ConfigDict
 from dmd2_jax.config import defaults
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.recipe.distillation import distill_config
 from dmd2_jax.recipe.open import build_family, check, open_recipe
+from dmd2_jax.sampling.samplers import student_sampler
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,25 @@ def test_build_family_refuses_steps_that_the_scheduler_has_not() -> None:
     config.distill.student_times = (1000,)
     with pytest.raises(match=r"has \[1000\], expected whole numbers in 0..999"):
         build_family(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        ({"model.family": "sit"}, (1.0, 0.75, 0.5, 0.25)),
+        ({"model.family": "sit", "model.shift": "3"}, (1.0, 0.9, 0.75, 0.5)),
+        ({"model.family": "sit", "model.prediction": "eps"}, (999, 749, 499, 249)),
+    ],
+)
+def test_student_steps_are_equal_parts_of_the_levels(overrides: dict, times: tuple) -> None:
+    config = defaults.get_config()
+    steps = {"distill.student_steps": "4", "distill.student_times": "()"}
+    apply_overrides(config, overrides | steps)
+    recipe = open_recipe(config, batch_size=8)
+    assert recipe.config.distill.student_times == times
+    assert recipe.config.distill.student_steps == 0  # what a run records are the times
+    assert distill_config(config, recipe.family).student_times == times
+    assert student_sampler(recipe.family, config).nfe == 4
 
 
 def test_open_recipe_takes_channels_and_classes_from_the_data_where_none_are_said() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from dmd2_jax.config.times import UNIFORM
 from dmd2_jax.distill.objectives.contract import Objective
 from dmd2_jax.distill.objectives.noising import Levels, average_by_level
 from dmd2_jax.distill.objectives.view import Pass, View
@@ -18,14 +19,16 @@ class Denoising(Objective):
     """`denoising_loss` of the critic at all levels.
 
     Attributes:
-      kind: the weight of each level, "edm", "eps" or "x0" (see losses.denoising).
+      kind: the weight of each level, "edm", "eps", "x0" or "flow" (see losses.denoising).
       sigma_data: standard deviation of the data, for "edm".
+      times: how often each level is drawn, see `Levels`.
 
     Source: DMD2 (arXiv 2405.14867) eq. 4.
     """
 
     kind: str = "edm"
     sigma_data: float = 0.5
+    times: str = UNIFORM
     name: ClassVar[str] = "denoising"
     player: ClassVar[str] = "critic"
     trains_critic: ClassVar[bool] = True
@@ -33,7 +36,7 @@ class Denoising(Objective):
     @property
     def draws(self) -> Mapping[str, Levels]:
         """The noising "denoising"."""
-        return {NOISING: Levels()}
+        return {NOISING: Levels(times=self.times)}
 
     @property
     def passes(self) -> tuple[Pass, ...]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from dmd2_jax.config.times import UNIFORM
 from dmd2_jax.distill.objectives.contract import Objective
 from dmd2_jax.distill.objectives.noising import Levels, average_by_level
 from dmd2_jax.distill.objectives.view import Pass, View
@@ -24,6 +25,7 @@ class DistributionMatching(Objective):
       guidance: w of the teacher's u + w (c - u); None = conditional teacher.
       range: the part of the schedule's levels that is drawn from, last level included.
       normalizer_floor: smallest normaliser of the gradient.
+      times: how often each of these levels is drawn, see `Levels`.
 
     Source: DMD2 (arXiv 2405.14867) eq. 2.
     """
@@ -31,6 +33,7 @@ class DistributionMatching(Objective):
     guidance: float | None = None
     range: tuple[float, float] = (0.02, 0.98)
     normalizer_floor: float = NORMALIZER_FLOOR
+    times: str = UNIFORM
     name: ClassVar[str] = "distribution_matching"
     player: ClassVar[str] = "generator"
     needs_critic: ClassVar[bool] = True
@@ -38,7 +41,7 @@ class DistributionMatching(Objective):
     @property
     def draws(self) -> Mapping[str, Levels]:
         """The noising "dm"."""
-        return {NOISING: Levels(self.range)}
+        return {NOISING: Levels(self.range, times=self.times)}
 
     @property
     def passes(self) -> tuple[Pass, ...]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.config import rules
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.times import UNIFORM, parsed_times
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.runtime.random import stream_key
@@ -17,6 +18,7 @@ from dmd2_jax.typing import Array, Float, Int, Key, PyTree, Shaped
 LEVEL_BINS = 5
 """Bins of the schedule's levels, equal in number of levels, from least to most noisy."""
 
+_RULES = {rules.LEVELS: ("range",), rules.TIMES: ("times",)}
 _ROUNDING = 1e-6
 """Added before an excluded end is cut: 29 / 100 * 100 is a little less than 29."""
 
@@ -64,7 +66,14 @@ class Draw(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """A noising: uniform levels in a part of the schedule, and standard normal noise.
+    """A noising: levels of a part of the schedule, and standard normal noise.
+
+    A level is the share v of the part, from its least noisy end on, u being uniform in (0, 1):
+
+        uniform                v = u
+        logit_normal:MEAN:STD  v = 1 / (1 + exp(-n)), n normal with MEAN and STD
+        shifted:S              v = S u / (1 + (S - 1) u); above 1 more levels are noisy
+        polynomial:P           v = u^P; below 1 more levels are noisy
 
     Attributes:
       range: (low, high), the part of the levels, fractions of their number.
@@ -72,18 +81,22 @@ class Levels:
         matching; its GAN leaves it out.
       clean: no noise at all, at the least noisy level.
       of: whose samples are noised: "student" or "real".
+      times: the distribution. On a flow without shift the whole part's share is the time.
 
     Raises:
-      ValueError: on construction, for a range that is none.
+      ValueError: on construction, for a range or a distribution that is none.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), equations 19 and 23.
     """
 
     range: tuple[float, float] = (0.0, 1.0)
     last: bool = True
     clean: bool = False
     of: str = "student"
+    times: str = UNIFORM
 
     def __post_init__(self) -> None:
-        wrong = rules.value_faults(vars(self), {rules.LEVELS: ("range",)}, remedy="correct {}")
+        wrong = rules.value_faults(vars(self), _RULES, remedy="correct {}")
         rules.refuse(list(wrong), "a noising")
         if self.of not in ("student", "real"):
             raise Refused(f"of={self.of!r} is unknown; choose 'student' or 'real'.")
@@ -100,9 +113,26 @@ class Levels:
         if self.clean:
             return Noising(jnp.zeros(lead, jnp.int32), None)
         low, high = level_bounds(self.range, len(schedule.levels), last=self.last)
-        level = jax.random.randint(stream_key(key, f"{name}/index"), lead, low, high)
+        level = _drawn_levels(stream_key(key, f"{name}/index"), self.times, lead, low, high)
         noise = jax.random.normal(stream_key(key, f"{name}/noise"), (*lead, *sample_shape))
         return Noising(level, noise)
+
+
+def _drawn_levels(
+    key: Key, times: str, lead: tuple[int, ...], low: int, high: int
+) -> Int[Array, "..."]:
+    """Draw levels of [low, high) of the distribution `times`."""
+    name, numbers = parsed_times(times)
+    if name == UNIFORM:
+        return jax.random.randint(key, lead, low, high)
+    if name == "logit_normal":
+        mean, std = numbers
+        share = jax.nn.sigmoid(mean + std * jax.random.normal(key, lead))
+    else:
+        (number,), u = numbers, jax.random.uniform(key, lead)
+        share = number * u / (1.0 + (number - 1.0) * u) if name == "shifted" else u**number
+    # A share that rounding makes 1 is of the last level.
+    return jnp.minimum(low + (share * (high - low)).astype(jnp.int32), high - 1)
 
 
 def level_bounds(fractions: tuple[float, float], num_levels: int, *, last: bool) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dmd2_jax.config.plugins import available, is_dotted, load_plugin, nearest
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.times import UNIFORM
 from dmd2_jax.distill.objectives import denoising, distribution_matching
 from dmd2_jax.distill.objectives.contract import Objective
 from dmd2_jax.distill.objectives.denoising import Denoising
@@ -40,6 +41,8 @@ def dmd2(
     dm_range: tuple[float, float] = DistributionMatching.range,
     gan_range: tuple[float, float] = GeneratorGan.range,
     diffusion_gan: bool = GeneratorGan.diffusion,
+    dm_times: str = DistributionMatching.times,
+    critic_times: str = Denoising.times,
     denoising_weight: str = Denoising.kind,
     sigma_data: float = Denoising.sigma_data,
     normalizer_floor: float = DistributionMatching.normalizer_floor,
@@ -60,6 +63,8 @@ def dmd2(
       dm_range: the part of the schedule's levels that DM draws from, last level included.
       gan_range: the part that the GAN draws from, last level left out.
       diffusion_gan: False shows the discriminator clean images at the least noisy level.
+      dm_times: how often each of its levels DM draws (see `noising.Levels`).
+      critic_times: the same of denoising score matching.
       denoising_weight: weight of the critic's denoising loss (see losses.denoising).
       sigma_data: standard deviation of the data, for the "edm" denoising weight.
       normalizer_floor: smallest normaliser of the DM gradient.
@@ -97,11 +102,19 @@ def dmd2(
         raise Refused(
             "train_critic=False without a GAN leaves the critic turn empty; use one of the two."
         )
+    for key, times, used in (
+        ("dm_times", dm_times, dm_weight is not None),
+        ("critic_times", critic_times, train_critic),
+    ):
+        if times != UNIFORM and not used:
+            raise Refused(
+                f"{key}={times} of an objective that is left out, expected {UNIFORM}; set it so."
+            )
     made: list[Objective] = []
     shared: dict[str, str | None] = {"generator": None, "critic": None}
     if dm_weight is not None:
         shared["generator"] = distribution_matching.NOISING if shared_pass else None
-        made.append(DistributionMatching(dm_weight, guidance, dm_range, normalizer_floor))
+        made.append(DistributionMatching(dm_weight, guidance, dm_range, normalizer_floor, dm_times))
     if gan_generator_weight is not None:
         noising = shared["generator"]
         made.append(GeneratorGan(gan_generator_weight, gan_range, diffusion_gan, noising))
@@ -109,7 +122,7 @@ def dmd2(
         made.append(Regression(regression_weight))
     if train_critic:
         shared["critic"] = denoising.NOISING if shared_pass else None
-        made.append(Denoising(kind=denoising_weight, sigma_data=sigma_data))
+        made.append(Denoising(kind=denoising_weight, sigma_data=sigma_data, times=critic_times))
     if gan_critic_weight is not None:
         made.append(CriticGan(gan_critic_weight, gan_range, diffusion_gan, shared["critic"]))
     return (*made, *more)
