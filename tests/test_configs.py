@@ -32,18 +32,23 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.py")
-    if path.stem != "common" and load_config(path.stem).model.family == "edm"
+    if path.stem != "common" and load_config(path.stem).model.family in ("edm", "sit")
 )
 
+SMALL = {
+    "edm": {
+        "model.model_channels": "8",
+        "model.channel_mult": "1",
+        "model.num_blocks": "1",
+        "model.attention_resolutions": "()",
+        "model.dropout": "0.1",
+    },
+    "sit": {"model.width": "16", "model.depth": "2", "model.heads": "2", "model.patch": "2"},
+}
 SHRUNK = {
-    "model.model_channels": "8",
-    "model.channel_mult": "1",
-    "model.num_blocks": "1",
-    "model.attention_resolutions": "()",
     "model.resolution": "8",
     "model.image_channels": "1",
     "model.num_classes": "10",
-    "model.dropout": "0.1",
     "distill.batch_size": "4",
     "distill.critic_turns": "2",
     "distill.gan_head_channels": "8",
@@ -156,7 +161,8 @@ def test_config_builds_its_network_at_full_size(config: ConfigDict) -> None:
 
 def test_config_traces_at_full_width(config: ConfigDict) -> None:
     if config.name != DEEP:
-        apply_overrides(config, {"model.num_blocks": "1"})
+        depth = "depth" if config.model.family == "sit" else "num_blocks"
+        apply_overrides(config, {f"model.{depth}": "1"})
     recipe = recipe_of(config)
     if once(TRACED, f"teacher {teacher_key(config)}"):
         params = recipe.family.param_shapes()
@@ -198,8 +204,9 @@ def test_config_reads_batches_of_the_shapes_that_its_program_takes(config: Confi
 @pytest.mark.slow
 def test_config_runs_one_step_shrunk(config: ConfigDict) -> None:
     # Half precision in the U-Net that compiles faster is enough: the step is the same around it.
-    dtype = config.model.dtype if config.model.network == "song" else "float32"
-    apply_overrides(config, SHRUNK | {"model.dtype": dtype})
+    dtype = config.model.dtype if config.model.get("network") == "song" else "float32"
+    small = SHRUNK | SMALL[config.model.family]
+    apply_overrides(config, small | {"model.dtype": dtype})
     recipe = recipe_of(config)
     params = recipe.family.init(jax.random.key(0))
     if once(RUN, f"teacher {teacher_key(config)}"):

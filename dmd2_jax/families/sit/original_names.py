@@ -1,5 +1,6 @@
 """Weights with the names of the original programs of DiT and SiT, and of REPA's SiT."""
 
+import logging
 import re
 from collections.abc import Mapping
 
@@ -8,6 +9,8 @@ import numpy as np
 from dmd2_jax.weights.state_dict import Tensors
 
 __all__ = ["from_original", "holds_original_names", "to_original"]
+
+_log = logging.getLogger(__name__)
 
 _NAMES = {
     "x_embedder.proj": "pos_embed.proj",
@@ -26,7 +29,8 @@ _BLOCK_NAMES = {
 _QKV = ("to_q", "to_k", "to_v")
 _OURS = re.compile(r"transformer_blocks\.(\d+)\.(.+)\.(weight|bias)")
 _THEIRS = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
-_NOT_USED = ("pos_embed", "projectors.")  # a fixed table; REPA's heads of its own loss
+_TABLE = "pos_embed"  # of sines and cosines, which are computed here
+_PROJECTORS = "projectors."  # REPA's, of a loss of its training
 
 
 def holds_original_names(tensors: Mapping[str, object]) -> bool:
@@ -35,14 +39,16 @@ def holds_original_names(tensors: Mapping[str, object]) -> bool:
 
 
 def from_original(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Return tensors with diffusers' names; those that belong to no network are left out.
+    """Return tensors with diffusers' names, without those that the network does not use.
 
     Args:
       tensors: with the original names.
     """
     ours: dict[str, np.ndarray] = {}
+    if left := [name for name in tensors if name.startswith(_PROJECTORS)]:
+        _log.warning("left out REPA's %d tensors projectors.*, of its training alone.", len(left))
     for name, tensor in tensors.items():
-        if name == _NOT_USED[0] or name.startswith(_NOT_USED[1]):
+        if name == _TABLE or name in left:
             continue
         stem, _, leaf = name.rpartition(".")
         if match := _THEIRS.fullmatch(name):

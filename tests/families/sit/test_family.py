@@ -72,7 +72,9 @@ def test_original_names_round_trip(tmp_path: Path, changes) -> None:
     assert names["final_layer.linear.bias"] == (4 * (6 if changes.get("learned_variance") else 3),)
 
 
-def test_files_of_the_original_programs_and_of_repa_are_read(tmp_path: Path) -> None:
+def test_files_of_the_original_programs_and_of_repa_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     family = sit.build(SMALL)
     params = perturbed(family)
     tensors = family.to_state_dict(params)
@@ -80,6 +82,7 @@ def test_files_of_the_original_programs_and_of_repa_are_read(tmp_path: Path) -> 
     tensors["projectors.0.0.weight"] = np.zeros((4, 16), np.float32)
     write_safetensors(tensors, tmp_path / "x.safetensors")
     jax.tree.map(np.testing.assert_array_equal, family.load(tmp_path / "x.safetensors"), params)
+    assert caplog.messages == ["left out REPA's 1 tensors projectors.*, of its training alone."]
 
 
 def test_features_are_the_chosen_blocks_outputs_on_their_grid() -> None:
