@@ -1,10 +1,11 @@
 """The loop that every training command runs: step, report, draw, save, and stop when asked."""
 
+import contextlib
 import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ def _steps(
             jax.block_until_ready(metrics)
             check_in_a_row(step)
             with traced.step(step):
-                state, metrics = job.advance(state, batches.take(step), step)
+                with saver.rescuing(step, state, metrics, window, f"{unit} {step} of {total}"):
+                    batch = batches.take(step)
+                state, metrics = job.advance(state, batch, step)
             window.add(metrics)
             traced.after(metrics)
             done, values = step + 1, None
@@ -210,6 +213,9 @@ class _Pictures:
             self._failed = True
 
 
+_RESCUE = Due(last=False, stop=True, report=False, export=False, draw=False, score=False, save=True)
+
+
 class _Saver:
     """Save a state when it is due, or as soon after that as no row of updates is being refused.
 
@@ -245,6 +251,26 @@ class _Saver:
         self._before()  # the metrics up to here are to be there as soon as the state is
         self._checkpoints.save(done, state, extra)
         self._due = False
+
+    @contextlib.contextmanager
+    def rescuing(
+        self, done: int, state: PyTree, metrics: Mapping[str, Any], window: Window, when: str
+    ) -> Iterator[None]:
+        """Where the next batch cannot be read, save the state before the error ends the run.
+
+        Nothing is saved that is saved already or within a row of refused updates. Of several
+        processes one may be alone with such an error, and none can save without the others.
+        """
+        try:
+            yield
+        except Exception:
+            if metrics and jax.process_count() == 1 and not _in_a_row(metrics):
+                self._checkpoints.wait()
+                if self._checkpoints.latest_step() != done:
+                    self.step(done, state, metrics, None, window, _RESCUE)
+                    self._checkpoints.wait()
+                _log.warning("%s is saved in %s.", when, self._checkpoints.directory)
+            raise
 
 
 def check_room(workdir: str | Path, state: PyTree, keep: int) -> None:

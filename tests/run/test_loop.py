@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, Keep, Restored
 from dmd2_jax.run.folder import RunFolderError
 from dmd2_jax.run.job import Job
@@ -50,8 +51,18 @@ class Run:
         skip: int | set[int] = 99,
         score: Callable[[dict], dict] | None = None,
         broken: tuple[int, ...] = (),
+        unread: int = 99,
     ) -> float:
-        """Run to `total` steps; `at` sends a signal in a step, updates fail from `skip` on."""
+        """Run to `total` steps.
+
+        Args:
+          total: of the run.
+          at: sends a signal in a step.
+          skip: updates fail from there on, or in these steps.
+          score: of the job.
+          broken: the steps whose pictures cannot be drawn.
+          unread: the step whose data cannot be read.
+        """
 
         def refused(i: int) -> int:
             return max(0, i + 1 - skip) if isinstance(skip, int) else int(i in skip)
@@ -60,6 +71,11 @@ class Run:
             self.drawn.append(done)
             if done in broken:
                 raise OSError("no such font")
+
+        def make_batch(i: int, seen: int) -> tuple[int, int]:
+            if i == unread:
+                raise Refused(f"image {i} cannot be read, expected a PNG; replace it.")
+            return i, seen
 
         def advance(state: dict, batch: tuple[int, int], i: int) -> tuple[dict, dict]:
             assert batch == (i, 10 * i)
@@ -81,7 +97,7 @@ class Run:
             shapes=SHAPES,
             shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
             make_state=lambda: {"x": jnp.float32(1.0)},
-            make_batch=lambda i, seen: (i, seen),
+            make_batch=make_batch,
             advance=advance,
             examples_per_step=10,
             images_per_step=1,
@@ -168,6 +184,33 @@ def test_run_loop_resumed_equals_never_stopped(tmp_path: Path) -> None:
     assert stopped.taken == whole.taken
     # The stopped one has a row more, of step 5, which takes nothing from the row of step 6.
     assert whole.rows() == [row for row in stopped.rows() if row["step"] != 5]
+
+
+def test_run_loop_saves_what_was_trained_before_data_that_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, stopped = Run(tmp_path / "a"), Run(tmp_path / "b")
+    for run in (whole, stopped):
+        run.workdir.mkdir()
+    expected = whole.to(9)
+    for attempt in range(2):  # the second finds it saved
+        with pytest.raises(Refused, match="image 5 cannot be read"):
+            stopped.to(9, unread=5)
+        assert stopped.checkpoints()[-1] == 5
+        assert ("step 5 of 9 is saved in" in caplog.text) == (attempt == 0)
+        caplog.clear()
+    assert stopped.to(9) == expected
+    assert stopped.taken == whole.taken and stopped.rows() == whole.rows()
+
+
+@pytest.mark.parametrize(("skip", "unread", "saved"), [(4, 5, [3]), (99, 0, []), (99, 3, [3])])
+def test_run_loop_saves_nothing_twice_and_nothing_refused_before_unread_data(
+    skip: int, unread: int, saved: list[int], tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(Refused, match="cannot be read"):
+        run.to(9, skip=skip, unread=unread)
+    assert run.checkpoints() == saved
 
 
 def test_run_loop_averages_over_the_steps_since_the_last_report(tmp_path: Path) -> None:
