@@ -99,7 +99,7 @@ def open_run(
     resumed = (folder / "config.json").exists()
     used: list[dict[str, Any]] = []
     if resumed:
-        changes = _changes(folder, record, tuple(may_differ), tuple(allow))
+        changes = _changes(folder, record, tuple(may_differ), tuple(allow), check)
         _check_saved(changes, tuple(allow), check)
         history, used = _listed_in(folder, "changes"), _listed_in(folder, "devices")
         if changes:
@@ -276,7 +276,11 @@ def check_writable(folder: Path, *, keep: bool) -> None:
 
 
 def _changes(
-    folder: Path, record: Mapping[str, Any], may_differ: tuple[str, ...], allow: tuple[str, ...]
+    folder: Path,
+    record: Mapping[str, Any],
+    may_differ: tuple[str, ...],
+    allow: tuple[str, ...],
+    check: Callable[[], object] | None,
 ) -> dict[str, list[Any]]:
     """Return {key: [value there, value here]} of all that differs, if it may."""
     command, config = read_run(folder)
@@ -297,10 +301,15 @@ def _changes(
         names = dict.fromkeys(
             key if key in here else key.rpartition(".")[0] or key for key in refused
         )
+        more = f", or allow the change by allow_change={','.join(names)}."
+        try:
+            _check_saved({}, (), check)
+        except ValueError as error:  # which allowing them would only lead to
+            more = f". allow_change could not grant these: {error}"
         raise RunFolderError(
             f"workdir {folder} holds a run of another config:\n  {_listed(refused)}\n"
-            f"expected the same values in order to resume; choose another workdir, give these "
-            f"keys the run's values, or allow the change by allow_change={','.join(names)}."
+            f"expected the same values in order to resume; choose another workdir, or give these "
+            f"keys the run's values{more}"
         )
     return changes
 

@@ -134,6 +134,11 @@ def test_change_of_the_states_shapes_is_refused_though_allowed(
     assert "allow_change=distill.gan_head_channels cannot be granted" in message
     assert "another structure than this config makes" in message
     assert contents(workdir) == before
+    # Nor is it advised where it would be refused.
+    assert dmd2(*distill_words(workdir, change)) == 2
+    message = capsys.readouterr().err
+    assert "distill.gan_head_channels: got 16" in message
+    assert "could not grant these: checkpoint" in message and "allow the change" not in message
 
 
 def test_allow_change_of_a_key_that_is_not_there_is_refused(
