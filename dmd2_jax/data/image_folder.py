@@ -134,6 +134,11 @@ def _places(path: str) -> dict[str, tuple[FileTree, str]]:
             f"config.data.path={path} does not exist, expected a folder or zip of images; mind "
             "the working directory."
         )
+    elif is_image(root.name):
+        raise Refused(
+            f"config.data.path={path} is one image, expected a folder or zip of images; give the "
+            "folder that it is in."
+        )
     tree = Folder(root, _wanted) if root.is_dir() else _open_zip(root)
     base = _common_folder(tree.names)
     inner = {name[len(base) :].partition("/")[0] for name in tree.names}

@@ -163,8 +163,8 @@ class Checkpoints(Closing):
 
         Raises:
           CheckpointError: if there is no checkpoint, or none passes its digests.
-          ValueError: if the checkpoint is sound but of another structure, shape, dtype, step or
-            run.
+          ValueError: if there is none of this step, or the checkpoint is sound but of another
+            structure, shape, dtype, step or run.
           OSError: if one cannot be read at the moment, which is then left as it is.
         """
         return self._newest_good(step, lambda at: self._attempt(at, template))
@@ -195,10 +195,15 @@ class Checkpoints(Closing):
         refuse_links(self._here)
         present = sorted(self._manager.all_steps(), reverse=True)
         steps = present if step is None else [step]
-        if not steps or (step is not None and step not in present):
+        if not present:
             raise CheckpointError(
-                f"no checkpoint{'' if step is None else f' of step {step}'} in {self.directory}, "
-                f"expected one of {sorted(present)}; start a run there first."
+                f"no checkpoint in {self.directory}, expected one at least; start a run there "
+                f"first."
+            )
+        if not set(steps) <= set(present):
+            raise Refused(
+                f"checkpoint {step} is not in {self.directory}, expected one of "
+                f"{sorted(present)}; choose one."
             )
         faults: dict[int, str] = {}
         for candidate in steps:

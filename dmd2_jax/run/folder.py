@@ -258,6 +258,11 @@ def check_writable(folder: Path, *, keep: bool) -> None:
     if in_bucket(folder):
         _check_bucket(folder)
         return
+    if folder.is_symlink() and not folder.exists():
+        raise RunFolderError(
+            f"workdir {folder} is a link to {os.readlink(folder)}, which is not there, expected a "
+            f"folder; make it, or choose another workdir."
+        )
     existed = folder.exists()
     probe = folder
     try:

@@ -167,7 +167,10 @@ def test_new_says_what_is_wrong_with_words(capsys: pytest.CaptureFixture[str]) -
     assert "--data=nowhere does not exist" in refused(capsys, "new", "--data=nowhere")
     line = ("new", "--source=digits")
     assert "expected a Python file" in refused(capsys, *line, "--out=recipe")
-    assert "--resolution=63, expected" in refused(capsys, *line, "--resolution=63")
+    for side in (63, 4096):
+        assert f"--resolution={side}, expected 8 to 1024" in refused(
+            capsys, *line, f"--resolution={side}"
+        )
     assert "--source='digit', expected" in refused(capsys, "new", "--source=digit")
 
 

@@ -218,22 +218,21 @@ def test_checkpoint_params_of_a_teacher_are_what_it_exports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "message"),
     [
-        (["--checkpoint=3"], 1, "no checkpoint of step 3 in"),
-        (["--checkpoint=4", "--which=teacher"], 2, "expected the student that the run in"),
-        (["--checkpoint=4", "--ema=0.5"], 2, "expected one of optim.ema_decays=(0.9,)"),
+        (["--checkpoint=3"], "checkpoint 3 is not in"),
+        (["--checkpoint=4", "--which=teacher"], "expected the student that the run in"),
+        (["--checkpoint=4", "--ema=0.5"], "expected one of optim.ema_decays=(0.9,)"),
     ],
 )
 def test_sample_refuses_checkpoints_that_are_not_there(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    code: int,
     message: str,
 ) -> None:
     more = (f"--workdir={student_run()}", f"--out={tmp_path / 'x.png'}", *words)
-    assert dmd2("sample", *more) == code
+    assert dmd2("sample", *more) == 2
     assert message in capsys.readouterr().err
 
 

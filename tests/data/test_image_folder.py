@@ -234,6 +234,8 @@ def test_load_refuses_a_place_that_does_not_exist(tmp_path: Path) -> None:
         opened(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"config\.data\.path is empty"):
         image_folder.load("")
+    with pytest.raises(ValueError, match="is one image, expected a folder or zip of images; give"):
+        opened(write_folder(tmp_path, {"a/1.png": b""}) / "a" / "1.png")
 
 
 @BOTH
@@ -256,9 +258,12 @@ def test_load_says_that_links_to_folders_and_further_splits_are_left_out(
 ) -> None:
     names = ("train/a/1.png", "val/a/2.png", "test/a/3.png")
     path = write_folder(tmp_path / "x", {n: png(picture(i)) for i, n in enumerate(names)})
+    (path / "train" / "c").mkdir()
     (path / "train" / "b").symlink_to(write_folder(tmp_path / "b", {"4.png": png(picture(4))}))
     assert len(opened(path)[0]) == 2
-    assert "left out 1: 1 links to folders, which are not followed" in caplog.text
+    assert "left out 2: 1 empty folders, which are no classes, 1 links to folders, which are" in (
+        caplog.text
+    )
     assert "left out val: the test split is test" in caplog.text
 
 

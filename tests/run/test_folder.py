@@ -200,3 +200,12 @@ def test_open_run_records_the_devices_and_when_they_change(tmp_path: Path) -> No
     assert used(1) == used(1) == [first]
     (tmp_path / "checkpoints" / "7").mkdir(parents=True)
     assert used(8) == [first, {"after_step": 7, "platform": "cpu", "number": 8}]
+
+
+def test_workdir_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    for keep in (True, False):  # a run, a dry run
+        with pytest.raises(RunFolderError, match="is a link to .*gone, which is not there"):
+            check_writable(tmp_path / "run", keep=keep)
+    (tmp_path / "gone").mkdir()
+    check_writable(tmp_path / "run", keep=True)

@@ -294,7 +294,7 @@ def test_starting_weights_are_those_of_the_run() -> None:
     ("place", "message"),
     [
         (lambda: teacher_run(), "is a run of `train-teacher`, expected one of `distill`"),
-        (lambda: f"{student_run()}@3", "no checkpoint of step 3"),
+        (lambda: f"{student_run()}@3", "checkpoint 3 is not in"),
         (lambda: "nowhere", "no run in workdir nowhere"),
     ],
 )

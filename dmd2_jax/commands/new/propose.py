@@ -15,6 +15,7 @@ __all__ = ["Group", "Machine", "propose", "sizes_in_words", "this_machine"]
 _SIDES = (8, 16, 32, 64, 128, 256)
 """To which images of sizes that differ are resized."""
 
+_LARGEST = 1024  # beyond that, pixels are for no network of this family: latents are
 _MOST_AT_THE_BOTTOM = 16  # side of the coarsest level, where the network attends
 _SMALL_SHARE = 5  # per cent of the images may be made larger
 
@@ -97,9 +98,9 @@ def propose(facts: Facts, machine: Machine, resolution: int | None = None) -> li
 def _resolution(facts: Facts, most: int, asked: int | None) -> int:
     shorter = facts.sizes.min(axis=1)
     if asked is not None:
-        if asked < SMALLEST or not _fits(asked):
+        if not SMALLEST <= asked <= _LARGEST or not _fits(asked):
             raise Refused(
-                f"`resolution={asked}`, expected at least {SMALLEST} and a number that can be "
+                f"`resolution={asked}`, expected {SMALLEST} to {_LARGEST} and a number that can be "
                 f"halved down to {_MOST_AT_THE_BOTTOM} or less, such as one of {_SIDES}; choose "
                 "one."
             )

@@ -15,6 +15,7 @@ Wanted = Callable[[str], bool]
 """Whether a file of this name is one of those to list."""
 
 _LINK = "links to folders, which are not followed"
+_EMPTY = "empty folders, which are no classes"
 _KINDS = 10  # that are named
 _said: set[str] = set()
 
@@ -81,6 +82,7 @@ class Folder:
             folders[:] = [name for name in folders if not hidden(name)]
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
             self.others.update({_LINK: len(links)} if links else {})
+            self.others.update({_EMPTY: 1} if prefix and not (folders or files) else {})
             yield from (prefix + name for name in files if not hidden(name))
 
 
