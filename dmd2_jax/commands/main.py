@@ -5,7 +5,7 @@ dotted module, `dmd2 my_lab.my_command --flag`. It has
   its docstring   the help: the first line in the list of commands, all of it in its own --help
   Options         a frozen dataclass whose fields are declared by `dmd2_jax.config.flags.flag`;
                   a field `overrides` that is no flag takes what --config.KEY=VALUE say
-  run(options)    what it does
+  run(options)    what it does; if what it returns has an `exit_code`, that is the command's
 and may have
   RESUMES         true: the same command again goes on, so that SIGTERM and SIGHUP are no failure
   SEVERAL         true: several processes can do it together
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; those of the process by default.
 
     Returns:
-      The exit code: 0 done (or stopped by SIGTERM or SIGHUP and saved), 2 refused input, 1 failed,
-      130 stopped by Ctrl-C.
+      The exit code: 0 done (or stopped by SIGTERM or SIGHUP and saved), 2 refused input, 1 failed
+      or a verdict that something is wrong, 130 stopped by Ctrl-C.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
@@ -145,7 +145,7 @@ def _run(
         with stoppable("The same command again goes on.") if resumable else nullcontext():
             if not together:
                 prepare_backend()
-            command.run(arguments, overrides)
+            done = command.run(arguments, overrides)
     except Interrupted as stop:
         _say(str(stop))
         return stop.exit_code or int(os.environ.get("DMD2_EXIT_WHEN_SAVED") or 0)
@@ -169,7 +169,7 @@ def _run(
             raise
         _say(told)
         return 2
-    return 0
+    return getattr(done, "exit_code", 0)
 
 
 def _place(command: _Command, arguments: argparse.Namespace) -> Any:

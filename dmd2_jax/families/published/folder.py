@@ -38,6 +38,8 @@ __all__ = [
     "read_component",
     "read_component_config",
     "read_component_tensors",
+    "weights_file",
+    "weights_variant",
     "write_component",
 ]
 
@@ -143,14 +145,24 @@ def read_component_tensors(
       ValueError: if there are no weights, if there is a choice, or if a file is damaged.
     """
     folder = fetched(folder)
+    file = weights_file(folder, stem, variant)
+    if file.suffix == ".json":
+        return _read_shards(file)
+    return read_weights(file).tensors
+
+
+def weights_file(folder: Path, stem: str, variant: str | None = None) -> Path:
+    """Return the file of weights, or the index of shards, that is read of a folder.
+
+    Raises:
+      ValueError: if there are no weights, or if there is a choice.
+    """
     if variant is None:
         variant = _only_variant(folder, stem)
     names = _file_names(stem, variant)
     for name in names:
         if (folder / name).is_file():
-            if name.endswith(".json"):
-                return _read_shards(folder / name)
-            return read_weights(folder / name).tensors
+            return folder / name
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no folder"
     raise Refused(
         f"no weights: got {present}, expected {', '.join(names[:-1])} or {names[-1]}; download "
@@ -163,6 +175,22 @@ def has_variant(folder: str | os.PathLike, variant: str) -> bool:
     folder = path_of(folder)
     stems = {stem for pair in _BIN.items() for stem in pair}
     return any((folder / name).is_file() for stem in stems for name in _file_names(stem, variant))
+
+
+def weights_variant(folder: str | os.PathLike, named: str = "") -> str | None:
+    """Return the variant of a component's weights that is read; None: full precision.
+
+    Args:
+      folder: the component's.
+      named: that is meant where the folder has it; "": none is.
+
+    Raises:
+      ValueError: if there is a choice.
+    """
+    if named and has_variant(folder, named):
+        return named
+    found = [_only_variant(path_of(folder), stem) for stem in _BIN]
+    return next((variant for variant in found if variant), None)
 
 
 def is_component(folder: str | os.PathLike) -> bool:

@@ -1,0 +1,126 @@
+"""What is verified: a pipeline's folder or a network's, maybe with other weights in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dmd2_jax import families
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
+from dmd2_jax.families.published.family import PublishedFamily
+from dmd2_jax.families.published.folder import is_component
+from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
+from dmd2_jax.families.published.scheduler import recorded_times
+from dmd2_jax.recipe.text_family import default_guidance
+from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import path_of
+from dmd2_jax.sampling.prompts import PromptSettings, is_few_step, pipeline_model
+from dmd2_jax.sampling.runs import open_run
+from dmd2_jax.sampling.samplers import Sampler, few_step_sampler
+from dmd2_jax.text2image.pipeline import TextToImage
+from dmd2_jax.typing import Params
+
+__all__ = ["STEPS", "Subject", "open_subject"]
+
+STEPS = 4
+"""Of a teacher's sampler, and of an LCM without times of its own."""
+
+
+class Subject(NamedTuple):
+    """A network with what is around it; weights are read when they are asked for.
+
+    Attributes:
+      folder: of the pipeline, or of the network alone.
+      network: folder of the network.
+      family: the network.
+      load: reads its weights.
+      replaced: whether these are others than the folder's.
+      pipeline: what is around the network; None: nothing is.
+      sampler: from noise to latents; None without a pipeline.
+      times: of a student; None: its scheduler chooses them, or a teacher is sampled.
+      guidance: of a teacher's two calls; None: a student's, that has none.
+    """
+
+    folder: Path
+    network: Path
+    family: PublishedFamily
+    load: Callable[[], Params]
+    replaced: bool = False
+    pipeline: TextToImage | None = None
+    sampler: Sampler | None = None
+    times: tuple[float, ...] | None = None
+    guidance: float | None = None
+
+    @property
+    def index(self) -> PipelineIndex:
+        """What model_index.json says."""
+        assert self.pipeline is not None  # which the caller has seen to
+        return self.pipeline.index
+
+
+def open_subject(pipeline: str, weights: str = "", variant: str = "") -> Subject:
+    """Open what is to be verified; of a pipeline no weights are read yet.
+
+    Args:
+      pipeline: a diffusers folder: of a pipeline, or of a network of a class that a family reads.
+      weights: a run of `train-teacher` or `distill`, or a file or folder of weights, to take the
+        place of the network's own; "": none.
+      variant: of the weights' files, such as fp16.
+
+    Raises:
+      Refused: if something is missing, of a class that is not built here, or another network.
+    """
+    folder = fetched(path_of(pipeline).expanduser())
+    file = folder / INDEX
+    name = _class_name(file) if file.is_file() else ""
+    subject = _of_pipeline(folder, variant) if name in PIPELINES else _alone(folder, variant)
+    return _with_weights(subject, weights) if weights else subject
+
+
+def _class_name(file: Path) -> Any:
+    try:
+        return read_json(file).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise Refused(
+            f"{file} cannot be read ({type(error).__name__}: {error}), expected the index of a "
+            "diffusers pipeline; download it again."
+        ) from error
+
+
+def _of_pipeline(folder: Path, variant: str) -> Subject:
+    model = pipeline_model(folder, PromptSettings(variant=variant))
+    pipeline, family = model.pipeline, model.family
+    assert pipeline is not None and isinstance(family, PublishedFamily)  # as those of prompts are
+    times, few = recorded_times(pipeline.scheduler), is_few_step(pipeline.scheduler)
+    settings = PromptSettings(variant=variant, steps=None if times else STEPS)
+    sampler = pipeline_model(folder, settings).sampler
+    guidance = None if few else default_guidance(pipeline.index)
+    network = pipeline.index.part(pipeline.index.network)
+    return Subject(folder, network, family, model.load, False, pipeline, sampler, times, guidance)
+
+
+def _alone(folder: Path, variant: str) -> Subject:
+    options = {"variant": variant} if variant else {}
+    family, params = families.read(folder, **options)
+    network = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    return Subject(folder, network, family, lambda: params)
+
+
+def _with_weights(subject: Subject, weights: str) -> Subject:
+    """Put other weights into the network, and a student's times into its sampler."""
+    place = path_of(weights).expanduser()
+    if not place.is_dir() or is_component(place) or (place / INDEX).is_file():
+        return subject._replace(load=lambda: subject.family.load(weights), replaced=True)
+    run = open_run(place)
+    shapes = getattr(run.family, "tensor_shapes", dict)()
+    if shapes != subject.family.tensor_shapes():
+        raise Refused(
+            f"the run in {weights} is of another network than {subject.folder}, expected the "
+            "pipeline that it was made from; give its folder."
+        )
+    subject = subject._replace(load=run.load, replaced=True)
+    if run.which != "student" or subject.pipeline is None:
+        return subject
+    times = tuple(run.config.distill.student_times)
+    sampler = few_step_sampler(subject.family.denoiser, times)
+    return subject._replace(sampler=sampler, times=times, guidance=None)

@@ -1,0 +1,336 @@
+"""What the same parts compute in diffusers and transformers; torch is imported here alone.
+
+Everything is float32 on the processor. Their own classes read the files: nothing of this package
+stands between the folder and their numbers.
+"""
+
+import importlib.util
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmd2_jax.commands.verify.subject import STEPS, Subject
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
+from dmd2_jax.families.published.flow_scheduler import is_flow
+from dmd2_jax.families.published.folder import weights_variant
+from dmd2_jax.families.published.pipeline import INDEX
+from dmd2_jax.families.published.scheduler import student_scheduler
+from dmd2_jax.typing import Float, Int, PyTree
+
+__all__ = ["Theirs", "missing_packages"]
+
+_EMPTY = ""
+_GUIDANCE = 3.5  # the input of FLUX.1-dev, as the family has it
+_KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_SWITCHED_OFF = {
+    "StableDiffusionPipeline": {"requires_safety_checker": False},
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+}
+"""What is no part of a pipeline's numbers."""
+
+
+def missing_packages() -> list[str]:
+    """Return the packages that comparing needs and that are not installed."""
+    names = ("torch", "diffusers", "transformers")
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+class Theirs:
+    """A subject in diffusers; each part is read when it is asked for, and freed."""
+
+    def __init__(self, subject: Subject) -> None:
+        """Import the packages, which takes seconds; read nothing."""
+        import diffusers
+        import torch
+        import transformers
+
+        self._subject = subject
+        self._torch, self._diffusers, self._transformers = torch, diffusers, transformers
+        self.versions = (
+            f"diffusers {diffusers.__version__}, transformers {transformers.__version__}, "
+            f"torch {torch.__version__}"
+        )
+        self._text: Any = None
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep their progress bars and hints off the terminal for a while."""
+        logs = [lib.utils.logging for lib in (self._diffusers, self._transformers)]
+        levels = [log.get_verbosity() for log in logs]
+        for log in logs:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for log, level in zip(logs, levels, strict=True):
+                log.set_verbosity(level)
+                log.enable_progress_bar()
+
+    def tokens(self, part: str, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+        """Return the tokens of texts, cut and padded to a length, as its pipeline asks for them."""
+        tokenizer = getattr(self._text_parts(), part)
+        settings = {"padding": "max_length", "max_length": length, "truncation": True}
+        return {"ids": np.asarray(tokenizer(list(texts), **settings)["input_ids"], np.int32)}
+
+    def encode(self, part: str, ids: Int[np.ndarray, "n t"]) -> dict[str, np.ndarray]:
+        """Return what one text encoder makes of tokens, by the names of `ours.encode`."""
+        torch, encoder = self._torch, getattr(self._text_parts(), part).float()
+        if type(encoder).__name__ == "T5EncoderModel":
+            with torch.no_grad():
+                return {"last state": encoder(torch.tensor(ids)).last_hidden_state.numpy()}
+        with torch.no_grad():
+            out = encoder(torch.tensor(ids, dtype=torch.long), output_hidden_states=True)
+        arrays = {"last state": out.last_hidden_state, "last but one": out.hidden_states[-2]}
+        if "text_embeds" in out:
+            arrays["projected"] = out.text_embeds
+        else:
+            arrays["pooled"] = out.pooler_output
+        return {name: array.numpy() for name, array in arrays.items()}
+
+    def condition(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the condition of prompts as their pipeline makes it, by our names."""
+        pipe, torch, texts = self._text_parts(), self._torch, list(texts)
+        kind = self._subject.index.class_name
+        with torch.no_grad():
+            if kind == "FluxPipeline":
+                made = [
+                    pipe.encode_prompt(t, None, device="cpu")
+                    for t in (texts, [_EMPTY] * len(texts))
+                ]
+                parts = (made[0][0], made[1][0], made[0][1], made[1][1])
+            elif kind == "StableDiffusion3Pipeline":
+                parts = pipe.encode_prompt(texts, None, None, device="cpu")
+            elif kind == "StableDiffusionXLPipeline":
+                parts = pipe.encode_prompt(texts, device="cpu")
+            else:
+                parts = pipe.encode_prompt(texts, "cpu", 1, True)
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled", "negative_pooled")
+        return {n: array.numpy() for n, array in zip(names, parts, strict=False)}
+
+    def _text_parts(self) -> Any:
+        """Open their pipeline with text encoders alone; of its network it has the config."""
+        if self._text is None:
+            subject = self._subject
+            with self._torch.device("meta"):
+                network = self._class().from_config(self._class().load_config(subject.network))
+            kept = [name for pair in subject.index.text_parts for name in pair]
+            self._text = self._pipeline({subject.index.network: network}, kept)
+        return self._text
+
+    def close_text(self) -> None:
+        """Free the text encoders."""
+        self._text = None
+
+    def noise(
+        self, shape: tuple[int, int, int], steps: int, count: int
+    ) -> Float[np.ndarray, "s b h w c"]:
+        """Draw the noises of images that their pipeline draws too, its latents and each step's."""
+        rows = [[self._ours(x, shape) for x in self._draw(shape, steps, i)] for i in range(count)]
+        return np.concatenate([np.stack(row) for row in rows], axis=1)
+
+    def _draw(self, shape: tuple[int, int, int], steps: int, seed: int) -> list[Any]:
+        """Draw from the global generator: not every pipeline hands its own to its scheduler."""
+        h, w, c = shape
+        size = (1, h // 2 * (w // 2), 4 * c) if self._packed else (1, c, h, w)
+        self._torch.manual_seed(seed)
+        return [self._torch.randn(size) for _ in range(steps)]
+
+    @property
+    def _packed(self) -> bool:
+        return self._subject.family.model.class_name == "FluxTransformer2DModel"
+
+    def _ours(self, latents: Any, shape: tuple[int, int, int]) -> np.ndarray:
+        if self._packed:
+            latents = self._diffusers.FluxPipeline._unpack_latents(latents, *shape[:2], 1)
+        return latents.numpy().transpose(0, 2, 3, 1)
+
+    def network(self) -> Any:
+        """Read their network, with the subject's weights where these are others.
+
+        Raises:
+          Refused: if diffusers' network does not hold these weights.
+        """
+        subject, kind = self._subject, self._class()
+        if not subject.replaced:
+            variant = self._variant(subject.network)
+            return kind.from_pretrained(subject.network, variant=variant).float().eval()
+        network = kind.from_config(kind.load_config(subject.network))
+        arrays = subject.family.to_state_dict(subject.load())
+        tensors = {k: self._torch.from_numpy(np.array(v, np.float32)) for k, v in arrays.items()}
+        shapes = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+        wrong = sorted(k for k, v in tensors.items() if shapes.get(k) != tuple(v.shape))
+        lost = sorted(set(shapes) - set(tensors))
+        if wrong or lost:
+            raise Refused(
+                f"diffusers' {kind.__name__} does not hold these weights: {len(wrong)} tensors of "
+                f"other names or shapes {wrong[:3]}, {len(lost)} missing {lost[:3]}, expected "
+                "those of the pipeline's network; leave `weights` away, or export the run first."
+            )
+        network.load_state_dict(tensors, assign=True)
+        return network.eval()
+
+    def x_0(
+        self,
+        network: Any,
+        x_t: Float[np.ndarray, "1 h w c"],
+        times: np.ndarray,
+        halves: PyTree,
+        tell: Callable[[], None],
+    ) -> dict[str, np.ndarray]:
+        """Return x_0 at some times for each half of guidance, by the names of `ours.network`."""
+        arrays = {}
+        for t in times:
+            for name, cond in halves.items():
+                with self._torch.no_grad():
+                    raw = self._raw(network, x_t, t, cond)
+                alpha, sigma, kind = self._levels(t)
+                arrays[f"x_0 at t={t:g}, {name}"] = _to_x_0(kind, raw, x_t, alpha, sigma)
+                tell()
+        return arrays
+
+    def _raw(self, network: Any, x_t: np.ndarray, t: Any, cond: Any) -> np.ndarray:
+        """Call their network as its pipeline does."""
+        torch, kind = self._torch, type(network).__name__
+        x = self._torch.from_numpy(np.ascontiguousarray(x_t.transpose(0, 3, 1, 2)))
+        time = torch.full((len(x_t),), float(t))
+        if kind == "DiTTransformer2DModel":
+            out = network(x, timestep=time, class_labels=torch.tensor(np.asarray(cond))).sample
+            return out[:, : x.shape[1]].numpy().transpose(0, 2, 3, 1)
+        text = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in cond.items()}
+        if kind == "UNet2DConditionModel":
+            added = (
+                {"text_embeds": text["pooled"], "time_ids": text["time_ids"]}
+                if "time_ids" in text
+                else {}
+            )
+            out = network(x, time, text["prompt_embeds"], added_cond_kwargs=added).sample
+            return out.numpy().transpose(0, 2, 3, 1)
+        text = {
+            "encoder_hidden_states": text["prompt_embeds"],
+            "pooled_projections": text["pooled"],
+        }
+        if kind == "SD3Transformer2DModel":
+            out = network(x, timestep=1000 * time, **text).sample
+            return out.numpy().transpose(0, 2, 3, 1)
+        b, c, h, w = x.shape
+        flux = self._diffusers.FluxPipeline
+        tokens = flux._pack_latents(x, b, c, h, w)
+        places = flux._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
+        if network.config.guidance_embeds:
+            text["guidance"] = torch.full((b,), _GUIDANCE)
+        length = text["encoder_hidden_states"].shape[1]
+        out = network(tokens, timestep=time, img_ids=places, txt_ids=torch.zeros(length, 3), **text)
+        return self._ours(out.sample, (h, w, c))
+
+    def _levels(self, t: Any) -> tuple[float, float, str]:
+        """Return alpha, sigma and what is predicted, as their scheduler of the folder has them."""
+        family, folder = self._subject.family, self._subject.folder / "scheduler"
+        kind = family.diffusion.kind
+        if kind == "flow":
+            return 1.0 - float(t), float(t), kind
+        if not folder.is_dir():  # of a network alone: what this package takes
+            schedule, time = family.denoiser.schedule, np.asarray([t])
+            return float(schedule.alpha(time)[0]), float(schedule.sigma(time)[0]), kind
+        config = read_json(folder / "scheduler_config.json")
+        scheduler = self._diffusers.DDPMScheduler.from_config(config)
+        square = float(scheduler.alphas_cumprod[int(t)])
+        return square**0.5, (1 - square) ** 0.5, _KINDS[scheduler.config.prediction_type]
+
+    def images(
+        self, network: Any, cond: Mapping[str, np.ndarray], tell: Callable[[], None]
+    ) -> Float[np.ndarray, "n h w 3"]:
+        """Sample the images by their pipeline, in [0, 1]: their scheduler and autoencoder.
+
+        Args:
+          network: theirs.
+          cond: of the images.
+          tell: is called after every image.
+        """
+        subject, torch = self._subject, self._torch
+        pipe = self._pipeline({subject.index.network: network}, ["vae"])
+        pipe.set_progress_bar_config(disable=True)
+        words = self._sampling(pipe)
+        names = {
+            "pooled": "pooled_prompt_embeds",
+            "negative_pooled": "negative_pooled_prompt_embeds",
+        }
+        made = []
+        for i in range(len(cond["prompt_embeds"])):
+            one = {
+                names.get(k, k): torch.from_numpy(np.array(v[i : i + 1]))
+                for k, v in cond.items()
+                if k != "time_ids" and not (self._packed and k.startswith("negative_"))
+            }
+            latents = self._draw(subject.family.image_shape, 1, i)[0]
+            made.append(pipe(latents=latents, output_type="np", **one, **words).images)
+            tell()
+        return np.concatenate(made)
+
+    def _sampling(self, pipe: Any) -> dict[str, Any]:
+        """Choose the scheduler of a pipeline; return what its call is told of it."""
+        subject, libraries = self._subject, self._diffusers
+        assert subject.pipeline is not None
+        config, times = subject.pipeline.scheduler, subject.times
+        words: dict[str, Any] = {"guidance_scale": subject.guidance or 0}
+        words |= dict.fromkeys(("height", "width"), subject.pipeline.resolution)
+        if self._packed:
+            words["guidance_scale"] = _GUIDANCE
+        if is_flow(config):
+            if times is None:
+                return words | {"sigmas": np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()}
+            flow = libraries.FlowMatchEulerDiscreteScheduler
+            pipe.scheduler = flow(stochastic_sampling=True)
+            return words | {"sigmas": list(times)}
+        if times is not None:
+            pipe.scheduler = libraries.LCMScheduler.from_config(student_scheduler(config, times))
+            return words | {"timesteps": [int(t) for t in times]}
+        if subject.guidance is not None:
+            settings = {"clip_sample": False}
+            pipe.scheduler = libraries.DDIMScheduler.from_config(pipe.scheduler.config, **settings)
+        return words | {"num_inference_steps": STEPS}
+
+    def autoencoder(self, picture: Float[np.ndarray, "1 h w 3"]) -> dict[str, np.ndarray]:
+        """Return a picture's latent and that latent's image, by the names of `ours`."""
+        torch, subject = self._torch, self._subject
+        folder = subject.index.part("vae")
+        kind = getattr(self._diffusers, read_json(folder / "config.json")["_class_name"])
+        vae = kind.from_pretrained(folder, variant=self._variant(folder)).float().eval()
+        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
+        with torch.no_grad():
+            encoded = vae.encode(torch.from_numpy(picture.transpose(0, 3, 1, 2).copy()))
+            z = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
+            image = vae.decode(z).sample
+        arrays = {"latent": (z - shift) * scale, "image": image}
+        return {name: x.numpy().transpose(0, 2, 3, 1) for name, x in arrays.items()}
+
+    def _class(self) -> Any:
+        return getattr(self._diffusers, self._subject.family.model.class_name)
+
+    def _pipeline(self, given: Mapping[str, Any], kept: Collection[str]) -> Any:
+        """Open their pipeline with some of its parts alone."""
+        index = read_json(self._subject.folder / INDEX)
+        parts = {k for k, v in index.items() if isinstance(v, list)} - {*kept, "scheduler"}
+        words: dict[str, Any] = dict.fromkeys(sorted(parts)) | dict(given)
+        name = self._subject.index.class_name
+        words |= _SWITCHED_OFF.get(name, {})
+        variant = self._variant(self._subject.index.part(next(k for k in kept if "token" not in k)))
+        kind = getattr(self._diffusers, name)
+        return kind.from_pretrained(self._subject.folder, variant=variant, **words)
+
+    def _variant(self, folder: Path) -> str | None:
+        """Return the variant that we read, which diffusers has to be told."""
+        return weights_variant(folder, self._subject.family.variant)
+
+
+def _to_x_0(kind: str, raw: np.ndarray, x_t: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+    """Return x_0 of a prediction, by the definitions of each kind."""
+    if kind == "eps":
+        return (x_t - sigma * raw) / alpha
+    if kind == "v":
+        return alpha * x_t - sigma * raw
+    return raw if kind == "x0" else x_t - sigma * raw
