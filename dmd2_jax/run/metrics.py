@@ -180,7 +180,7 @@ class Progress(Closing):
           total: steps in the whole run.
           initial: steps already taken.
           description: shown in front.
-          images_per_step: images a step, for the images/s figure.
+          images_per_step: images a step, for the images/s figure; 0: there is none.
           stream: where to write; standard error by default.
           seconds_between_lines: the quiet time where `stream` is not a terminal.
         """
@@ -257,7 +257,7 @@ class Progress(Closing):
     def _postfix(self) -> str:
         shown = [f"{name} {value:.4g}" for name, value in self._values.items()]
         taken = self._done - self._initial
-        if taken and self._start is not None:
+        if taken and self._images and self._start is not None:
             speed = taken * self._images / max(self._updated - self._start, 1e-9)
             shown.insert(0, f"{speed:.3g} images/s")
         return ", ".join(shown)

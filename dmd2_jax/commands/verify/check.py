@@ -1,6 +1,7 @@
 """Part after part through both libraries: `dmd2 verify`."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -38,7 +39,9 @@ def verify(subject: Subject, tolerance: float) -> tuple[Report, dict[str, np.nda
     with (
         jax.default_matmul_precision("highest"),  # on accelerators that is not the default
         theirs.quiet() if theirs else nullcontext(),
-        Progress(total=_pieces(subject, theirs), description="verifying") as progress,
+        Progress(
+            total=_pieces(subject, theirs), description="verifying", images_per_step=0
+        ) as progress,
     ):
         check = _Check(subject, theirs, tolerance, progress, f"no {', '.join(lacking)}")
         print(HEADING)

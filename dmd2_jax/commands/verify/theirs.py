@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.commands.verify.subject import STEPS, Subject
@@ -18,7 +19,7 @@ from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.flow_scheduler import is_flow
 from dmd2_jax.families.published.folder import weights_variant
 from dmd2_jax.families.published.pipeline import INDEX
-from dmd2_jax.families.published.scheduler import student_scheduler
+from dmd2_jax.families.published.scheduler import recorded_times, student_scheduler
 from dmd2_jax.typing import Float, Int, PyTree
 
 __all__ = ["Theirs", "missing_packages"]
@@ -234,7 +235,7 @@ class Theirs:
         if kind == "flow":
             return 1.0 - float(t), float(t), kind
         if not folder.is_dir():  # of a network alone: what this package takes
-            schedule, time = family.denoiser.schedule, np.asarray([t])
+            schedule, time = family.denoiser.schedule, jnp.asarray([t])
             return float(schedule.alpha(time)[0]), float(schedule.sigma(time)[0]), kind
         config = read_json(folder / "scheduler_config.json")
         scheduler = self._diffusers.DDPMScheduler.from_config(config)
@@ -272,7 +273,7 @@ class Theirs:
         return np.concatenate(made)
 
     def _sampling(self, pipe: Any) -> dict[str, Any]:
-        """Choose the scheduler of a pipeline; return what its call is told of it."""
+        """Choose the scheduler, its own of a student's export; return what the call is told."""
         subject, libraries = self._subject, self._diffusers
         assert subject.pipeline is not None
         config, times = subject.pipeline.scheduler, subject.times
@@ -283,11 +284,14 @@ class Theirs:
         if is_flow(config):
             if times is None:
                 return words | {"sigmas": np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()}
-            flow = libraries.FlowMatchEulerDiscreteScheduler
-            pipe.scheduler = flow(stochastic_sampling=True)
+            if recorded_times(config) != times:
+                flow = libraries.FlowMatchEulerDiscreteScheduler
+                pipe.scheduler = flow(stochastic_sampling=True)
             return words | {"sigmas": list(times)}
         if times is not None:
-            pipe.scheduler = libraries.LCMScheduler.from_config(student_scheduler(config, times))
+            if recorded_times(config) != times:
+                lcm = libraries.LCMScheduler
+                pipe.scheduler = lcm.from_config(student_scheduler(config, [int(t) for t in times]))
             return words | {"timesteps": [int(t) for t in times]}
         if subject.guidance is not None:
             settings = {"clip_sample": False}
