@@ -159,6 +159,12 @@ def test_config_builds_its_network_at_full_size(config: ConfigDict) -> None:
     assert tuple(features) == family.feature_shapes(2)
 
 
+def test_sit_xl_has_the_published_number_of_parameters() -> None:
+    shapes = build_family(load_config("sit_xl_imagenet256")).tensor_shapes()
+    # as DiT's program prints of DiT-XL/2, with its fixed table of 256 places
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) + 256 * 1152 == 675_129_632
+
+
 def test_config_traces_at_full_width(config: ConfigDict) -> None:
     if config.name != DEEP:
         depth = "depth" if config.model.family == "sit" else "num_blocks"

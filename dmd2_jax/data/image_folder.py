@@ -16,7 +16,6 @@ that are left out.
 Source of the layout: T. Karras et al., EDM, dataset_tool.py's documented output.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,18 +24,17 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
-from dmd2_jax.config.text import decode_text
 from dmd2_jax.data.reading.classes import in_order, listing_of_files, shown
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import check_split, split_indices
 from dmd2_jax.data.reading.decode import (
     MAX_BYTES,
-    CorruptImageError,
     image_endings,
     image_size,
     is_image,
     read_image,
 )
+from dmd2_jax.data.reading.edm_labels import LABELS, MAX_LABEL_BYTES, edm_classes
 from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings, warn_of_left_out
 from dmd2_jax.data.reading.source import DecodedSource, listed
 from dmd2_jax.data.reading.zip_file import ZipFolder
@@ -45,10 +43,7 @@ from dmd2_jax.typing import Shaped
 
 _LOG = logging.getLogger(__name__)
 
-LABELS = "dataset.json"
 TEST_NAMES = ("test", "val", "valid", "validation")
-MAX_CLASSES = 100_000  # ImageNet-21k has 21,841; a lying label must not make us allocate much
-_MAX_LABEL_BYTES = 2**28  # of a dataset.json: ten million images
 
 
 class _Part(NamedTuple):
@@ -148,7 +143,7 @@ def _places(path: str) -> dict[str, tuple[FileTree, str]]:
 
 
 def _open_zip(path: Path) -> ZipFolder:
-    return ZipFolder(path, _wanted, max(MAX_BYTES, _MAX_LABEL_BYTES))
+    return ZipFolder(path, _wanted, max(MAX_BYTES, MAX_LABEL_BYTES))
 
 
 def _wanted(name: str) -> bool:
@@ -191,7 +186,7 @@ def _read_part(tree: FileTree, folder: str) -> _Part:
         )
     warn_of_left_out(tree, f"files ending in {', '.join(image_endings())}")
     if folder + LABELS in inside:
-        return _Part(tree, images, inner, _edm_classes(tree, folder, inner))
+        return _Part(tree, images, inner, edm_classes(tree, folder, inner))
     tops = [name.rpartition("/")[0].partition("/")[0] for name in inner]
     if "" in tops and any(tops):
         lone = [name for name, top in zip(images, tops, strict=True) if not top]
@@ -200,49 +195,6 @@ def _read_part(tree: FileTree, folder: str) -> _Part:
             f"folder of its class, or a {LABELS}; move or remove them."
         )
     return _Part(tree, images, inner, tops)
-
-
-def _edm_classes(tree: FileTree, folder: str, names: list[str]) -> list[int]:
-    """Return the class of each image that EDM's dataset.json gives."""
-    file = f"{tree.place}/{folder}{LABELS}"
-    form = 'expected {"labels": [["00000/img0.png", 3], ...]}'
-    try:
-        content = json.loads(decode_text(tree.read(folder + LABELS, _MAX_LABEL_BYTES), file))
-    except (ValueError, RecursionError, CorruptImageError) as error:
-        raise Refused(
-            f"{file} cannot be read ({type(error).__name__}: {error}), {form}; make it again."
-        ) from error
-    entries = content.get("labels", ...) if isinstance(content, dict) else ...
-    if entries is None:  # EDM's word for no labels
-        return [0] * len(names)
-    if not isinstance(entries, list):
-        raise Refused(f"{file} has no list of labels, {form}; make it again.")
-    classes: dict[str, int] = {}
-    for entry in entries:
-        pair = isinstance(entry, list) and len(entry) == 2
-        if not pair or not isinstance(entry[0], str) or type(entry[1]) is not int:
-            raise Refused(f"{file} has the entry {entry!r:.80}, {form}; make it again.")
-        name, number = entry
-        if not 0 <= number < MAX_CLASSES or classes.setdefault(name, number) != number:
-            raise Refused(
-                f"{file} has class {number} for {name!r}, expected one class for each name in "
-                f"0..{MAX_CLASSES - 1}; correct it."
-            )
-    _check_same(file, names, classes)
-    return [classes[name] for name in names]
-
-
-def _check_same(file: str, names: list[str], classes: Mapping[str, int]) -> None:
-    """Refuse labels that are not exactly those of the images."""
-    lacking = [name for name in names if name not in classes]
-    absent = sorted(classes.keys() - set(names))
-    if lacking or absent:
-        faults = [f"no label for {len(lacking)} images ({listed(lacking)})"] * bool(lacking)
-        faults += [f"labels for {len(absent)} absent files ({listed(absent)})"] * bool(absent)
-        raise Refused(
-            f"{file} has {' and '.join(faults)}, expected one for each image; the copy may be "
-            "incomplete."
-        )
 
 
 def _number(

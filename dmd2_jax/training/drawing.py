@@ -186,7 +186,7 @@ def _decoded(recipe: Recipe, images: np.ndarray) -> np.ndarray:
     if images.shape[-1] in (1, 3) or images.shape[1] > LARGE_LATENT:
         return visible(images)
     config = recipe.config
-    decode = open_decoder(config.model.pipeline, config.teacher.get("variant", ""))
+    decode = open_decoder(config.model.get("pipeline", ""), config.teacher.get("variant", ""))
     return visible(images) if decode is None else decode(images)
 
 

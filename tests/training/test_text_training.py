@@ -23,7 +23,15 @@ from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.pictures.grids import image_grid
 from dmd2_jax.recipe.distillation import batch_shapes, distill_config, state_shapes
-from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, sample_labels, teacher_file
+from dmd2_jax.recipe.open import (
+    Recipe,
+    build_family,
+    check,
+    open_recipe,
+    sample_labels,
+    student_times,
+    teacher_file,
+)
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.sampling.samplers import (
     grid_labels,
@@ -42,7 +50,8 @@ from tests.tiny import dmd2, refused, scratch
 RECIPE = Path(__file__).resolve()
 ROOT = RECIPE.parents[2]
 SDXL = ("sdxl_four_step", "sdxl_four_step_lora", "sdxl_one_step", "sdxl_one_step_start")
-PUBLISHED = ("sd15", "sd15_gan", *SDXL)
+FLOWS = ("sd35_medium", "sd35_large", "sd35_large_lora", "flux_dev")
+PUBLISHED = ("sd15", "sd15_gan", *SDXL, *FLOWS)
 TIMES = (999, 499)
 
 UNET = {
@@ -346,6 +355,24 @@ def test_recipe_fits_the_published_network(name: str) -> None:
     state = state_shapes(config, family)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.critic.params))
     assert count == {"sd15": 859_520_964, "sdxl": 2_567_463_684}[config.model.pipeline]
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_recipe_of_a_flow_has_the_published_network_and_four_shifted_steps(name: str) -> None:
+    config = load_config(name)
+    check(config)
+    family = build_family(config)
+    # the tables of positions of SD 3.5 are among the weights, and not counted by its publisher
+    counts = {
+        "sd35_medium": 2_243_171_520 + 384**2 * 1536,
+        "sd35_large": 8_056_627_520 + 192**2 * 2432,
+        "flux_dev": 11_901_408_320,
+    }
+    sizes = [np.prod(shape) for shape in family.tensor_shapes().values()]
+    assert (config.name, sum(map(int, sizes))) == (name, counts[config.model.pipeline])
+    shift = np.exp(1.15) if name == "flux_dev" else 5.0
+    expected = [shift * u / (1 + (shift - 1) * u) for u in (1, 0.75, 0.5, 0.25)]
+    np.testing.assert_allclose(student_times(config, family.denoiser.schedule), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "captioned_digits"])
