@@ -3,7 +3,7 @@
 Its header is the one that the Hugging Face Hub reads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import yaml
 
 from dmd2_jax.commands.export.origin import Origin, hub_file
 from dmd2_jax.commands.export.record import Record
+from dmd2_jax.families.published.flow_scheduler import is_flow, recorded_guidance
 from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler, recorded_times
 from dmd2_jax.version import __version__
@@ -25,6 +26,8 @@ _NO_PLACE = "this folder"
 _TAGS = {
     "StableDiffusionPipeline": ["stable-diffusion", "stable-diffusion-diffusers"],
     "StableDiffusionXLPipeline": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
+    "StableDiffusion3Pipeline": ["sd3", "sd3-diffusers"],
+    "FluxPipeline": ["flux", "flux-diffusers"],
 }
 
 
@@ -33,11 +36,12 @@ class Card(NamedTuple):
 
     Attributes:
       base: the teacher's pipeline.
-      scheduler: of the student, from `student_scheduler`; or of a teacher.
+      scheduler: of the student, from `student_scheduler` or `flow_student_scheduler`; or of a
+        teacher.
       origin: what is known of the base.
       kind: one of `KINDS`.
       file: its name, of adapters or a single file.
-      dtype: of the U-Net's tensors.
+      dtype: of the network's tensors.
       record: what the run tells; by default there is none.
       place: where it will be on the Hub, owner/name; "": nowhere.
     """
@@ -52,9 +56,14 @@ class Card(NamedTuple):
     place: str = ""
 
     @property
-    def times(self) -> list[int]:
+    def times(self) -> list[float]:
         """Those of the student; []: it is a teacher."""
         return list(recorded_times(self.scheduler) or ())
+
+    @property
+    def flow(self) -> bool:
+        """Whether the network predicts a flow."""
+        return is_flow(self.scheduler)
 
 
 def header(card: Card) -> str:
@@ -76,12 +85,13 @@ def header(card: Card) -> str:
 
 def model_card(card: Card) -> str:
     """Return the README.md of an export."""
-    parts = [f"# {_title(card)}", _what(card.times), _origin(card.origin, card.record)]
+    parts = [f"# {_title(card)}", _what(card), _origin(card.origin, card.record)]
     parts += ["## diffusers", _diffusers(card)]
-    parts += [
-        "## ComfyUI, A1111, Forge",
-        _others(card.scheduler, card.kind, card.file, card.times),
-    ]
+    if card.flow:
+        parts += ["## ComfyUI", _comfyui(card)]
+    else:
+        others = _others(card.scheduler, card.kind, card.file, card.times)
+        parts += ["## ComfyUI, A1111, Forge", others]
     if card.record.figures:
         parts += ["## Measured", f"```\n{card.record.figures}\n```", _measured(card.record)]
     parts += ["## Details", _details(card)]
@@ -94,12 +104,14 @@ def _title(card: Card) -> str:
     return f"{card.place.rpartition('/')[2] or card.origin.name}: {what}"
 
 
-def _what(times: list[int]) -> str:
+def _what(card: Card) -> str:
+    times = card.times
     if not times:
-        return "A pipeline with a U-Net trained by dmd2_jax."
+        network = "U-Net" if card.base.network == "unet" else "transformer"
+        return f"A pipeline with a {network} trained by dmd2_jax."
     return (
         f"A student of {len(times)} step{'s' if len(times) > 1 else ''} at "
-        f"{', '.join(map(str, times))}, distilled by distribution matching (DMD2, "
+        f"{_listed(times)}, distilled by distribution matching (DMD2, "
         "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867)) with dmd2_jax. The guidance is in "
         "its weights: it takes none when it samples."
     )
@@ -128,10 +140,14 @@ def _diffusers(card: Card) -> str:
     name, sampler = card.base.class_name, card.scheduler["_class_name"]
     times, place = card.times, card.place or _NO_PLACE
     base = card.origin.hub or "the base pipeline"
-    steps = (
-        f"timesteps={times}" if sampler == "LCMScheduler" else f"num_inference_steps={len(times)}"
-    )
-    call = f'pipe("a red fox", {steps}, guidance_scale=0)' if times else 'pipe("a red fox")'
+    steps = f"num_inference_steps={len(times)}"
+    if card.flow:
+        steps = f"sigmas={times}"
+    elif sampler == "LCMScheduler":
+        steps = f"timesteps={times}"
+    guidance = recorded_guidance(card.scheduler)
+    scale = "0" if guidance is None else f"{guidance:g}"
+    call = f'pipe("a red fox", {steps}, guidance_scale={scale})' if times else 'pipe("a red fox")'
     lines = [f'pipe = {name}.from_pretrained("{place}")']
     if card.kind != "pipeline":
         settings = {key: value for key, value in card.scheduler.items() if not key.startswith("_")}
@@ -144,7 +160,50 @@ def _diffusers(card: Card) -> str:
             lines = [f'pipe = {name}.from_single_file("{file}", config="{base}")']
         lines += [f"pipe.scheduler = diffusers.{sampler}(**{settings})"]
     code = ["```python", "import diffusers", f"from diffusers import {name}", "", *lines]
-    return "\n".join([*code, f"image = {call}.images[0]", "```"])
+    if not (card.flow and times):
+        return "\n".join([*code, f"image = {call}.images[0]", "```"])
+    seeded = ["import torch", *code[1:], "torch.manual_seed(0)", f"image = {call}.images[0]"]
+    return "\n".join(["```python", *seeded, "```", "", *_flow_calls(card, guidance)])
+
+
+def _flow_calls(card: Card, guidance: float | None) -> list[str]:
+    """Say what a call of diffusers' pipelines of flows has to be."""
+    said = [
+        "- Give `sigmas`: by a number of steps alone the pipeline takes others. The shift is in "
+        "them, so the scheduler's own is 1; another one would shift them again.",
+        "- The noise between steps is `torch.manual_seed`'s: the pipeline hands its `generator` to "
+        "the first noise alone.",
+    ]
+    if guidance is not None:
+        said.append(
+            f"- `guidance_scale={guidance:g}` is an input of the network, and the only one that "
+            "the student was trained with; `true_cfg_scale` stays 1."
+        )
+    elif card.base.class_name == "FluxPipeline":
+        said.append("- The network takes no guidance: `guidance_scale` changes nothing.")
+    else:
+        said.append("- `guidance_scale` of 1 and less is none.")
+    if card.base.class_name == "FluxPipeline":
+        said.append(
+            "- In bfloat16 the pipeline rounds the times (0.75 to 0.752); with float32 they are "
+            "exact."
+        )
+    return said
+
+
+def _comfyui(card: Card) -> str:
+    """Return what is known of it for a flow's files."""
+    if not card.times:
+        return "It does not open this folder."
+    opens = (
+        "By its source it knows the names of these adapters"
+        if card.kind == "peft"
+        else "It does not open this folder"
+    )
+    return (
+        f"{opens}; that was not run. The student's steps are its sampler lcm with the sigmas "
+        f"{_listed(card.times)}, 0 and cfg 1.0."
+    )
 
 
 def _measured(record: Record) -> str:
@@ -163,7 +222,7 @@ def _details(card: Card) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
 
 
-def _others(scheduler: Mapping[str, Any], kind: str, file: str, times: list[int]) -> str:
+def _others(scheduler: Mapping[str, Any], kind: str, file: str, times: list[float]) -> str:
     """Return what the programs with a window do with it."""
     if kind == "pipeline":
         return (
@@ -193,7 +252,7 @@ def _others(scheduler: Mapping[str, Any], kind: str, file: str, times: list[int]
     return "\n".join(said)
 
 
-def _sampling(times: list[int], diffusion: Diffusion) -> list[str]:
+def _sampling(times: list[float], diffusion: Diffusion) -> list[str]:
     """Say which sampler and scheduler of theirs take a student's times, if one does."""
     if not times:
         return ["- Any sampler and scheduler that suit the base."]
@@ -216,5 +275,5 @@ def _sampling(times: list[int], diffusion: Diffusion) -> list[str]:
     ]
 
 
-def _listed(times: list[int]) -> str:
+def _listed(times: Sequence[float]) -> str:
     return ", ".join(map(str, times))

@@ -1,6 +1,6 @@
 """Write a student as a diffusers folder, a LoRA or one file, and share it on the Hub.
 
-Write a text-to-image student so that diffusers loads it: a folder with its U-Net, a
+Write a text-to-image student so that diffusers loads it: a folder with its network, a
 scheduler with its times, and everything else copied from its teacher's pipeline. (Of a run
 of classes, such as digits, `dmd2 convert` writes the weights.)
 
@@ -12,11 +12,14 @@ examples:
   dmd2 export --workdir=runs/sdxl --out=student --single_file --dtype=float16
   dmd2 export --weights=student.safetensors --pipeline=sdxl --times=999,749,499,249 \\
       --out=student
+  dmd2 export --workdir=runs/sd35 --out=student --dtype=bfloat16
   dmd2 export --workdir=runs/sdxl --out=student --push=ada/sdxl-four-step --private
 
 then, in Python (README.md in the folder has the lines):
   pipe = StableDiffusionXLPipeline.from_pretrained('student')
   pipe('a red fox', timesteps=[999, 749, 499, 249], guidance_scale=0)
+of SD 3 and FLUX.1, whose times are in (0, 1]:
+  pipe('a red fox', sigmas=[1.0, 0.9, 0.75, 0.5], guidance_scale=0)
 or: dmd2 sample --pipeline=student --prompt='a red fox'
 
 Only .json, .txt and .safetensors are written, and a README.md: a model card with the base and
@@ -41,16 +44,18 @@ GROUPS = {
 
 _WHAT, _AS, _CARD, _HUB = "what is exported", "how it is written", "README.md", "the Hub"
 _LORA = ("peft", "kohya")
-_SCHEDULERS = ("lcm", "ddim")  # families.published.scheduler.STUDENT_SCHEDULERS imports jax
+_SCHEDULERS = ("lcm", "ddim", "euler")  # the lists of families.published import jax
 
 
-def _times(text: str) -> tuple[int, ...]:
+def _times(text: str) -> tuple[float, ...]:
     try:
-        return tuple(int(word) for word in text.split(","))
+        times = [float(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}, expected whole numbers with commas; try 999,749,499,249"
+            f"{text!r}, expected numbers with commas; try 999,749,499,249, or of a flow "
+            "1,0.75,0.5,0.25"
         ) from None
+    return tuple(int(t) if t.is_integer() else t for t in times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Options:
         metavar="NAME",
         group=_WHAT,
     )
-    times: tuple[int, ...] = flag(
+    times: tuple[float, ...] = flag(
         "of the student's steps, with --weights",
         default=(),
         metavar="999,749",
@@ -109,14 +114,16 @@ class Options:
         "one file of the original names, for ComfyUI, A1111 and Forge", default=False, group=_AS
     )
     scheduler: str = flag(
-        "LCMScheduler, which takes the student's steps, or DDIMScheduler, which takes those of a "
-        "one-step student at 999; default: lcm, of a teacher its pipeline's",
+        "lcm: LCMScheduler, which takes the student's steps, of a flow FlowMatchLCMScheduler; "
+        "ddim: DDIMScheduler, which takes those of a one-step student at 999; euler: of a flow, "
+        "FlowMatchEulerDiscreteScheduler; default: lcm, of a flow euler, of a teacher its "
+        "pipeline's",
         default="",
         choices=_SCHEDULERS,
         group=_AS,
     )
     dtype: str = flag(
-        "of the U-Net's file",
+        "of the network's file",
         default="float32",
         choices=("float32", "bfloat16", "float16"),
         group=_AS,
@@ -185,7 +192,7 @@ class Options:
             )
         if self.lora and self.dtype != "float32":
             raise Refused(
-                f"--lora with --dtype={self.dtype}, which is of a whole U-Net, expected one: "
+                f"--lora with --dtype={self.dtype}, which is of a whole network, expected one: "
                 "adapters are small and written as float32; leave --dtype away."
             )
         if self.private and not self.push:

@@ -1,7 +1,8 @@
-"""What `dmd2 export` writes: a pipeline's files, copied as plain data around another U-Net.
+"""What `dmd2 export` writes: a pipeline's files, copied as plain data around another network.
 
-Of the base's folders go over: .json and .txt, and weights as .safetensors (read without executing
-anything where they are .bin). Never a pickle, never Python code.
+Of the base's folders go over: .json, .txt and T5's spiece.model (a table of pieces), and weights as
+.safetensors (read without executing anything where they are .bin). Never a pickle, never Python
+code.
 """
 
 import json
@@ -15,13 +16,12 @@ from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.folder import read_component_tensors, write_component
 from dmd2_jax.families.published.lora_file import kohya_tensors
 from dmd2_jax.families.published.model import PublishedModel
-from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
+from dmd2_jax.families.published.pipeline import INDEX, NETWORKS, PIPELINES, PipelineIndex
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import Tensors, write_safetensors
 
 __all__ = [
     "LORA_FILE",
-    "LORA_PREFIX",
     "copied_bytes",
     "write_lora",
     "write_pipeline",
@@ -30,19 +30,18 @@ __all__ = [
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder of adapters."""
 
-LORA_PREFIX = "unet."
-"""Before the names of a U-Net's adapters there."""
-
 _PLAIN = (".json", ".txt")
+_PIECES = "spiece.model"
 _STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+    "text_encoder_3": "model",
     "safety_checker": "model",
     "image_encoder": "model",
 }
 # Whose classes diffusers then imports: never what the base's index names.
-_LIBRARIES = {"unet": "diffusers", "vae": "diffusers", "scheduler": "diffusers"}
+_LIBRARIES = dict.fromkeys((*NETWORKS, "vae", "scheduler"), "diffusers")
 _OPTIONAL = {
     "safety_checker": ("stable_diffusion", "StableDiffusionSafetyChecker"),
     "feature_extractor": ("transformers", "CLIPImageProcessor"),
@@ -52,22 +51,22 @@ _OPTIONAL = {
 
 def write_pipeline(
     base: PipelineIndex,
-    unet: PublishedModel,
+    network: PublishedModel,
     params: Params,
     scheduler: Mapping[str, Any],
     folder: Path,
     *,
     dtype: str = "float32",
 ) -> None:
-    """Write a pipeline of the base's parts with another U-Net and scheduler.
+    """Write a pipeline of the base's parts with another network and scheduler.
 
     Args:
       base: the pipeline whose other parts are copied.
-      unet: the network.
+      network: the one that denoises.
       params: its weights.
       scheduler: the contents of scheduler_config.json.
       folder: an empty one.
-      dtype: of the U-Net's tensors.
+      dtype: of the network's tensors.
 
     Raises:
       ValueError: if a part of the base is missing or damaged, or the weights do not fit the dtype.
@@ -75,10 +74,10 @@ def write_pipeline(
     """
     index = _index(base, scheduler)
     for part, entry in index.items():
-        if part not in ("unet", "scheduler") and isinstance(entry, list) and entry[0]:
+        if part not in (base.network, "scheduler") and isinstance(entry, list) and entry[0]:
             stem, variant = _STEMS.get(part), base.variant_of(part)
             _copy_part(base.part(part), folder / part, stem, variant)
-    write_component(unet, params, folder / "unet", dtype=dtype)
+    write_component(network, params, folder / base.network, dtype=dtype)
     (folder / "scheduler").mkdir()
     _write_json(scheduler, folder / "scheduler" / "scheduler_config.json")
     _write_json(index, folder / INDEX)
@@ -89,19 +88,20 @@ def copied_bytes(base: PipelineIndex) -> int:
     return sum(
         file.stat().st_size
         for part in (*PIPELINES[base.class_name], *_OPTIONAL)
-        if part != "unet" and (base.folder / part).is_dir()
+        if part != base.network and (base.folder / part).is_dir()
         for file in (base.folder / part).iterdir()
         if file.suffix in (*_PLAIN, ".safetensors", ".bin")
     )
 
 
-def write_lora(tensors: Tensors, folder: Path, names: str = "peft") -> None:
-    """Write adapters of a U-Net so that `pipe.load_lora_weights(folder)` loads them.
+def write_lora(tensors: Tensors, folder: Path, network: str, names: str = "peft") -> None:
+    """Write adapters of a network so that `pipe.load_lora_weights(folder)` loads them.
 
     Args:
       tensors: as `to_lora_tensors` returns them.
       folder: an empty one.
-      names: "peft" or "kohya", whose the names are.
+      network: the part of a pipeline that they are for, "unet" or "transformer".
+      names: "peft" or "kohya", whose the names are; those of kohya are of a U-Net.
 
     Raises:
       OSError: if the disk refuses.
@@ -112,7 +112,7 @@ def write_lora(tensors: Tensors, folder: Path, names: str = "peft") -> None:
         notes["ss_network_alpha"] = rank
         write_safetensors(kohya_tensors(tensors), folder / LORA_FILE, notes)
         return
-    named = {LORA_PREFIX + name: tensor for name, tensor in tensors.items()}
+    named = {f"{network}.{name}": tensor for name, tensor in tensors.items()}
     write_safetensors(named, folder / LORA_FILE)
 
 
@@ -125,10 +125,12 @@ def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
         if name != "_name_or_path" and (value is None or isinstance(value, bool | int | str))
     }
     for part in PIPELINES[base.class_name]:
-        index[part] = [_LIBRARIES.get(part, "transformers"), theirs[part][-1]]
+        library = _LIBRARIES.get(part, "transformers")
+        index[part] = [None, None] if part in base.absent else [library, theirs[part][-1]]
     for part, known in _OPTIONAL.items():
         if part in theirs:
             there = bool((theirs[part] or [None])[-1]) and (base.folder / part).is_dir()
+            there = there and base.network == "unet"  # beside a transformer of other classes
             index[part] = list(known) if there else [None, None]
     index["scheduler"] = [_LIBRARIES["scheduler"], scheduler["_class_name"]]
     return index
@@ -138,7 +140,8 @@ def _copy_part(source: Path, target: Path, stem: str | None, variant: str | None
     """Copy a part's plain files, and its weights as one .safetensors file."""
     target.mkdir()
     for file in sorted(source.iterdir()):
-        if file.suffix in _PLAIN and not file.name.endswith(".index.json") and file.is_file():
+        plain = file.suffix in _PLAIN or file.name == _PIECES
+        if plain and not file.name.endswith(".index.json") and file.is_file():
             shutil.copyfile(file, target / file.name)
     if stem is None:
         return

@@ -11,7 +11,6 @@ from dmd2_jax.commands.export.card import Card, header, model_card
 from dmd2_jax.commands.export.command import Options
 from dmd2_jax.commands.export.folder import (
     LORA_FILE,
-    LORA_PREFIX,
     copied_bytes,
     write_lora,
     write_pipeline,
@@ -21,6 +20,7 @@ from dmd2_jax.commands.export.push import check_header, check_push, push
 from dmd2_jax.commands.export.record import Record, read_record
 from dmd2_jax.commands.export.single_file import SINGLE_FILE, write_single_file
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.published.flow_scheduler import flow_student_scheduler, is_flow
 from dmd2_jax.families.published.lora import check_lora_tensors
 from dmd2_jax.families.published.lora_file import (
     LoraLayer,
@@ -57,7 +57,7 @@ class _Student(NamedTuple):
 
     Attributes:
       base: the teacher's pipeline.
-      family: the U-Net.
+      family: the network.
       times: the student's; (): it is a teacher.
       load: reads its weights, whole.
       file: of the adapters.
@@ -67,7 +67,7 @@ class _Student(NamedTuple):
 
     base: PipelineIndex
     family: TextFamily
-    times: tuple[int, ...]
+    times: tuple[float, ...]
     load: Callable[[], Params]
     file: Path = Path()
     rank: int | None = None
@@ -92,6 +92,7 @@ def export(options: Options) -> str:
     there = bool(options.push) and check_push(options.push, private=options.private)
     out = _check_out(options.out)
     student = _from_run(options) if options.workdir else _from_file(options)
+    _check_programs(student.base, options)
     card = _card(student, options)
     if options.push:
         check_header(options.push, header(card))
@@ -115,7 +116,11 @@ def export(options: Options) -> str:
 def _card(student: _Student, options: Options) -> Card:
     """Return what the README.md tells, with the student's scheduler."""
     scheduler = read_scheduler_config(student.base)
-    if student.times:
+    if student.times and is_flow(scheduler):
+        guidance = getattr(student.family, "input_guidance", None)
+        kind = options.scheduler or "euler"
+        scheduler = flow_student_scheduler(scheduler, student.times, kind, guidance)
+    elif student.times:
         scheduler = student_scheduler(scheduler, student.times, options.scheduler or "lcm")
     elif options.scheduler:
         raise Refused(
@@ -143,13 +148,30 @@ def _write(student: _Student, card: Card, tensors: Tensors, folder: Path) -> Non
     """Write the files of an export into an empty folder."""
     base, model = student.base, student.family.model
     if card.kind in _LORA:
-        write_lora(tensors, folder, card.kind)
+        write_lora(tensors, folder, base.network, card.kind)
     elif card.kind == "single_file":
         unet, diffusion = model.to_tensors(student.load()), read_scheduler(card.scheduler)
         write_single_file(base, unet, diffusion, folder, dtype=card.dtype)
     else:
         write_pipeline(base, model, student.load(), card.scheduler, folder, dtype=card.dtype)
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def _check_programs(base: PipelineIndex, options: Options) -> None:
+    """Refuse what other programs have names for in a U-Net alone."""
+    if base.network == "unet":
+        return
+    asked = "--single_file" if options.single_file else f"--lora={options.lora}"
+    if options.single_file or options.lora == "kohya":
+        remedy = (
+            "leave it away: the folder has the transformer's file, which diffusers opens"
+            if options.single_file
+            else "use --lora, by peft's names, which diffusers opens"
+        )
+        raise Refused(
+            f"{asked} of a {base.class_name}, expected a pipeline with a U-Net: the names of those "
+            f"programs are known here of Stable Diffusion's alone; {remedy}."
+        )
 
 
 def _described(card: Card, adapters: int) -> str:
@@ -226,7 +248,7 @@ def _from_run(options: Options) -> _Student:
     if options.variant:
         base = base._replace(variant=options.variant)
     distill = run.config.distill
-    times = tuple(int(t) for t in distill.student_times) if run.which == "student" else ()
+    times = tuple(distill.student_times) if run.which == "student" else ()
     if not options.lora:
         return _Student(base, family, times, run.load, record=read_record(run, base.folder))
     if not (times and distill.lora_rank):
@@ -258,11 +280,13 @@ def _adapters(student: _Student) -> Tensors:
     """Read the adapters' tensors and check them against the base."""
     shapes = student.family.tensor_shapes()
     weights = read_weights(student.file)
-    tensors = {name.removeprefix(LORA_PREFIX): t for name, t in weights.tensors.items()}
+    prefix = f"{student.base.network}."
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items()}
     try:
         ours = all(_PEFT.search(name) for name in tensors) and not lora_alphas(weights)
         if is_lora(tensors) and not ours:
-            tensors = _as_peft(lora_layers(weights, shapes, unet_names(shapes)))
+            original = unet_names(shapes) if student.base.network == "unet" else {}
+            tensors = _as_peft(lora_layers(weights, shapes, original))
         check_lora_tensors(tensors, shapes, student.rank)
     except ValueError as error:
         raise Refused(f"{student.file}: {error}") from error

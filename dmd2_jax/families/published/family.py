@@ -34,6 +34,8 @@ class PublishedFamily:
       num_classes: 0: there are no class labels.
       null_tokens: n of the condition of no prompt; None as long as `with_null` has not given it.
       variant: of the weights in a folder, "fp16" and the like; "": none is meant.
+      input_guidance: the scale that the network takes as an input, where a condition has none;
+        None: it takes none.
     """
 
     denoiser: Denoiser
@@ -43,6 +45,7 @@ class PublishedFamily:
     num_classes: int = 0
     null_tokens: int | None = None
     variant: str = ""
+    input_guidance: float | None = None
 
     @property
     def image_tokens(self) -> int:

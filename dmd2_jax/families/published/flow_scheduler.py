@@ -1,16 +1,28 @@
 """A FlowMatchEulerDiscreteScheduler's scheduler_config.json: the flow's levels and their shift."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.diffusion.schedules import rectified_flow
-from dmd2_jax.families.published.scheduler import Diffusion
+from dmd2_jax.families.published.scheduler import FLOW_TIMES, Diffusion
 
-__all__ = ["flow_shift", "flow_times", "is_flow", "read_flow_scheduler"]
+__all__ = [
+    "FLOW_STUDENT_SCHEDULERS",
+    "flow_shift",
+    "flow_student_scheduler",
+    "flow_times",
+    "is_flow",
+    "read_flow_scheduler",
+    "recorded_guidance",
+]
+
+FLOW_STUDENT_SCHEDULERS = ("euler", "lcm")
+"""Kinds of `flow_student_scheduler`."""
 
 _CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 _DEFAULTS: dict[str, Any] = {
@@ -25,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 # What says how to sample, and changes no level.
 _IGNORED = ("scale_factors", "stochastic_sampling", "upscale_mode")
+_GUIDANCE = "_student_guidance"  # diffusers keeps and ignores what begins with an underscore
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
@@ -111,3 +124,74 @@ def read_flow_scheduler(config: Mapping[str, Any], tokens: int) -> Diffusion:
     levels = config.get("num_train_timesteps", _DEFAULTS["num_train_timesteps"])
     schedule = rectified_flow(shift=flow_shift(config, tokens), num_levels=levels)
     return Diffusion(schedule, "flow")
+
+
+def flow_student_scheduler(
+    config: Mapping[str, Any],
+    times: Sequence[float],
+    kind: str = "euler",
+    guidance: float | None = None,
+) -> dict[str, Any]:
+    """Return the config of a scheduler with which diffusers samples a flow's few-step student.
+
+    | kind    | class                                                    |
+    |---------|----------------------------------------------------------|
+    | "euler" | FlowMatchEulerDiscreteScheduler with stochastic_sampling |
+    | "lcm"   | FlowMatchLCMScheduler                                    |
+
+    A step of both is the student's: x_0, and then fresh noise. Both shift the sigmas that they are
+    given once more, so the shift is written as 1: the student's times have the teacher's already.
+
+    Args:
+      config: what the teacher's scheduler_config.json holds.
+      times: the student's, decreasing, in (0, 1].
+      kind: a name of `FLOW_STUDENT_SCHEDULERS`.
+      guidance: the scale that the network takes as an input; None: it takes none.
+
+    Returns:
+      The contents of a scheduler_config.json, from which `recorded_times` reads the times, and
+      `recorded_guidance` the scale.
+
+    Raises:
+      Refused: if the times are not decreasing or out of range, or the kind is unknown.
+    """
+    times = [float(t) for t in times]
+    decreasing = all(a > b for a, b in itertools.pairwise(times))
+    if not (times and decreasing and times[-1] > 0 and times[0] <= 1):
+        raise Refused(
+            f"student times {times}, expected decreasing numbers in (0, 1], 1 is noise; try "
+            "1,0.75,0.5,0.25."
+        )
+    if kind not in FLOW_STUDENT_SCHEDULERS:
+        raise Refused(
+            f"scheduler={kind!r} of a student that predicts a flow, expected one of "
+            f"{FLOW_STUDENT_SCHEDULERS}; choose one."
+        )
+    made = {
+        "_class_name": _CLASSES[FLOW_STUDENT_SCHEDULERS.index(kind)],
+        FLOW_TIMES: times,
+        "num_train_timesteps": config.get("num_train_timesteps", _DEFAULTS["num_train_timesteps"]),
+        "shift": 1.0,
+        "shift_terminal": None,
+        "use_dynamic_shifting": False,
+    }
+    made |= {"stochastic_sampling": True} if kind == "euler" else {}
+    return made | ({} if guidance is None else {_GUIDANCE: float(guidance)})
+
+
+def recorded_guidance(config: Mapping[str, Any]) -> float | None:
+    """Return the scale that a student's network takes as an input; None: none is recorded.
+
+    Args:
+      config: what scheduler_config.json holds.
+
+    Raises:
+      Refused: if it is no number, 0 or more.
+    """
+    scale = config.get(_GUIDANCE)
+    if scale is not None and not (type(scale) in (int, float) and 0 <= scale < math.inf):
+        raise Refused(
+            f"{_GUIDANCE}={scale!r:.80}, expected a number, 0 or more; export the student again, "
+            "or correct scheduler_config.json."
+        )
+    return scale

@@ -2,7 +2,8 @@
 
     kohya's programs     lora_unet_LAYER.lora_down.weight, .lora_up.weight and .alpha, with _ for
                          the dots of LAYER; of SDXL with its original names (input_blocks_4_1_...)
-    peft, diffusers      unet.LAYER.lora_A.weight and .lora_B.weight, alpha in the header
+    peft, diffusers      unet.LAYER.lora_A.weight and .lora_B.weight, alpha in the header; of a
+                         transformer transformer.LAYER...
     diffusers, long ago  unet.LAYER.lora.down.weight and .lora.up.weight, or
                          unet.ATTENTION.processor.to_q_lora.down.weight and .up.weight
 
@@ -34,7 +35,8 @@ __all__ = [
     "read_lora",
 ]
 
-_WRAPPERS = ("base_model.model.", "unet.", "model.diffusion_model.", "diffusion_model.")
+_PARTS = ("unet.", "transformer.")
+_WRAPPERS = ("base_model.model.", *_PARTS, "model.diffusion_model.", "diffusion_model.")
 _FLAT = ("lora_unet_", "lycoris_")
 _TEXT = ("lora_te", "text_encoder", "te.", "te1.", "te2.", "conditioner.", "cond_stage_model.")
 _ENDS = {
@@ -214,7 +216,7 @@ def lora_alphas(weights: Weights) -> Mapping[str, Any]:
         return {}
     try:
         said = json.loads(notes[_HEADER])
-        own = {key.removeprefix("unet."): value for key, value in said.items()}
+        own = {key.removeprefix(_PARTS[0]).removeprefix(_PARTS[1]): it for key, it in said.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise Refused(
             f"the header's {_HEADER} cannot be read ({error}), expected JSON; download it again."

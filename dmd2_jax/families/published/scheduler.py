@@ -16,6 +16,7 @@ from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import discrete_vp
 
 __all__ = [
+    "FLOW_TIMES",
     "STUDENT_SCHEDULERS",
     "Diffusion",
     "ddim_times",
@@ -27,6 +28,9 @@ __all__ = [
 
 STUDENT_SCHEDULERS = ("lcm", "ddim")
 """Kinds of `student_scheduler`."""
+
+FLOW_TIMES = "_student_sigmas"
+"""Where the scheduler of a flow's student records its times, which diffusers calls sigmas."""
 
 _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -198,7 +202,7 @@ def lcm_times(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
 
 
 def student_scheduler(
-    config: Mapping[str, Any], times: Sequence[int], kind: str = "lcm"
+    config: Mapping[str, Any], times: Sequence[float], kind: str = "lcm"
 ) -> dict[str, Any]:
     """Return the config of a scheduler with which diffusers samples a few-step student.
 
@@ -223,12 +227,13 @@ def student_scheduler(
         of range, or not DDIM's.
     """
     read_scheduler(config)
-    times, n = [int(t) for t in times], int(config["num_train_timesteps"])
-    if not (_decreasing(times) and times[-1] > 0 and times[0] < n):
+    whole, n = all(float(t).is_integer() for t in times), int(config["num_train_timesteps"])
+    if not (whole and _decreasing(times) and times[-1] > 0 and times[0] < n):
         raise Refused(
-            f"student times {times}, expected decreasing numbers in 1..{n - 1}; try "
+            f"student times {list(times)}, expected decreasing numbers in 1..{n - 1}; try "
             "999,749,499,249."
         )
+    times = [int(t) for t in times]
     common = {key: config[key] for key in _REQUIRED} | {
         _TIMES: times,
         "clip_sample": False,
@@ -258,29 +263,37 @@ def student_scheduler(
     return made
 
 
-def recorded_times(config: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the times of a student that `student_scheduler` recorded; None: of no student.
+def recorded_times(config: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Return the times of a student that its export recorded; None: of no student.
 
     Args:
-      config: what scheduler_config.json holds.
+      config: what scheduler_config.json holds: of `student_scheduler`, or of a flow's.
+
+    Returns:
+      Whole numbers of a discrete diffusion; of a flow, numbers in (0, 1].
 
     Raises:
       ValueError: if they are no decreasing numbers.
     """
-    times = config.get(_TIMES)
+    name = FLOW_TIMES if FLOW_TIMES in config else _TIMES
+    times = config.get(name)
     if times is None:
         return None
-    n = config["num_train_timesteps"]
-    numbers = isinstance(times, list) and all(type(t) is int and 0 <= t < n for t in times)
-    if not (numbers and _decreasing(times)):
+    if not (isinstance(times, list) and _are_times(times, config) and _decreasing(times)):
         raise Refused(
-            f"{_TIMES}={times!r:.80}, expected decreasing times; export the student again, or "
+            f"{name}={times!r:.80}, expected decreasing times; export the student again, or "
             "correct scheduler_config.json."
         )
     return tuple(times)
 
 
-def _decreasing(times: Sequence[int]) -> bool:
+def _are_times(times: Sequence[Any], config: Mapping[str, Any]) -> bool:
+    if FLOW_TIMES in config:
+        return all(type(t) in (int, float) and 0 < t <= 1 for t in times)
+    return all(type(t) is int and 0 <= t < config["num_train_timesteps"] for t in times)
+
+
+def _decreasing(times: Sequence[float]) -> bool:
     return bool(times) and all(a > b for a, b in itertools.pairwise(times))
 
 
