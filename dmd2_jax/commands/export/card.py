@@ -11,7 +11,7 @@ import yaml
 
 from dmd2_jax.commands.export.origin import Origin, hub_file
 from dmd2_jax.commands.export.record import Record
-from dmd2_jax.families.published.flow_scheduler import is_flow, recorded_guidance
+from dmd2_jax.families.published.flow_scheduler import is_flow, recorded_settings
 from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler, recorded_times
 from dmd2_jax.version import __version__
@@ -44,6 +44,7 @@ class Card(NamedTuple):
       dtype: of the network's tensors.
       record: what the run tells; by default there is none.
       place: where it will be on the Hub, owner/name; "": nowhere.
+      pixels: height and width that a call of diffusers has to give; 0: its default.
     """
 
     base: PipelineIndex
@@ -54,6 +55,7 @@ class Card(NamedTuple):
     dtype: str = "float32"
     record: Record = Record()
     place: str = ""
+    pixels: int = 0
 
     @property
     def times(self) -> list[float]:
@@ -145,9 +147,10 @@ def _diffusers(card: Card) -> str:
         steps = f"sigmas={times}"
     elif sampler == "LCMScheduler":
         steps = f"timesteps={times}"
-    guidance = recorded_guidance(card.scheduler)
+    guidance = recorded_settings(card.scheduler).get("guidance")
+    size = f"height={card.pixels}, width={card.pixels}, " if card.pixels else ""
     scale = "0" if guidance is None else f"{guidance:g}"
-    call = f'pipe("a red fox", {steps}, guidance_scale={scale})' if times else 'pipe("a red fox")'
+    call = f'pipe("a red fox", {size}{steps}, guidance_scale={scale})' if times else 'pipe("a red fox")'
     lines = [f'pipe = {name}.from_pretrained("{place}")']
     if card.kind != "pipeline":
         settings = {key: value for key, value in card.scheduler.items() if not key.startswith("_")}

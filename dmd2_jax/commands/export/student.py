@@ -39,7 +39,7 @@ from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_folder
 from dmd2_jax.sampling.runs import open_run
-from dmd2_jax.text2image.pipeline import read_scheduler_config
+from dmd2_jax.text2image.pipeline import open_pipeline, read_scheduler_config
 from dmd2_jax.typing import Params
 from dmd2_jax.version import __version__
 from dmd2_jax.weights.state_dict import Tensors
@@ -115,11 +115,15 @@ def export(options: Options) -> str:
 
 def _card(student: _Student, options: Options) -> Card:
     """Return what the README.md tells, with the student's scheduler."""
-    scheduler = read_scheduler_config(student.base)
+    scheduler, pixels = read_scheduler_config(student.base), 0
     if student.times and is_flow(scheduler):
+        side = student.family.image_shape[0]
         guidance = getattr(student.family, "input_guidance", None)
         kind = options.scheduler or "euler"
-        scheduler = flow_student_scheduler(scheduler, student.times, kind, guidance)
+        scheduler = flow_student_scheduler(
+            scheduler, student.times, kind, side=side, guidance=guidance
+        )
+        pixels = open_pipeline(student.base, latent_side=side).resolution
     elif student.times:
         scheduler = student_scheduler(scheduler, student.times, options.scheduler or "lcm")
     elif options.scheduler:
@@ -141,6 +145,7 @@ def _card(student: _Student, options: Options) -> Card:
         options.dtype,
         student.record,
         options.push,
+        pixels,
     )
 
 

@@ -30,7 +30,7 @@ from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.families.published.conditions import Condition, check_condition, null_conditions
 from dmd2_jax.families.published.family import PublishedFamily
-from dmd2_jax.families.published.flow_scheduler import read_flow_scheduler, recorded_guidance
+from dmd2_jax.families.published.flow_scheduler import read_flow_scheduler, recorded_settings
 from dmd2_jax.families.published.folder import read_component_config, read_component_tensors
 from dmd2_jax.families.published.lora_file import is_lora
 from dmd2_jax.families.published.model import PublishedClass, PublishedModel, class_of
@@ -112,17 +112,16 @@ class FlowNetwork:
         Args:
           folder: with transformer/ and scheduler/, or with config.json; then the flow has no shift.
           options: resolution, dtype, remat, variant and the family's other settings; by default
-            a student's guidance is the one that its export recorded.
+            a student's are those that its export recorded.
 
         Raises:
           ValueError: if a part is missing, damaged, or of a class that is not built here.
         """
         try:
             own, scheduler = _folder_configs(path_of(folder))
-            trained_with = recorded_guidance(scheduler)
-            if trained_with is not None and "guidance" in self.defaults():
-                options = {"guidance": trained_with} | options
-            return self.build({_NETWORK: own, _SCHEDULER: scheduler} | options)
+            known, recorded = self.defaults(), recorded_settings(scheduler)
+            trained_with = {key: value for key, value in recorded.items() if key in known}
+            return self.build({_NETWORK: own, _SCHEDULER: scheduler} | trained_with | options)
         except ValueError as error:
             raise Refused(f"{folder}: {error}") from error
 

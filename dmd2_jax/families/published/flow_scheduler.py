@@ -18,7 +18,7 @@ __all__ = [
     "flow_times",
     "is_flow",
     "read_flow_scheduler",
-    "recorded_guidance",
+    "recorded_settings",
 ]
 
 FLOW_STUDENT_SCHEDULERS = ("euler", "lcm")
@@ -37,7 +37,9 @@ _DEFAULTS: dict[str, Any] = {
 }
 # What says how to sample, and changes no level.
 _IGNORED = ("scale_factors", "stochastic_sampling", "upscale_mode")
-_GUIDANCE = "_student_guidance"  # diffusers keeps and ignores what begins with an underscore
+# What a student was trained with: setting -> entry, which diffusers keeps and ignores.
+_SETTINGS = {"guidance": "_student_guidance", "resolution": "_student_latent_side"}
+_LARGEST_SIDE = 2**12
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
@@ -130,6 +132,8 @@ def flow_student_scheduler(
     config: Mapping[str, Any],
     times: Sequence[float],
     kind: str = "euler",
+    *,
+    side: int,
     guidance: float | None = None,
 ) -> dict[str, Any]:
     """Return the config of a scheduler with which diffusers samples a flow's few-step student.
@@ -146,11 +150,12 @@ def flow_student_scheduler(
       config: what the teacher's scheduler_config.json holds.
       times: the student's, decreasing, in (0, 1].
       kind: a name of `FLOW_STUDENT_SCHEDULERS`.
+      side: of the latents that it was trained on.
       guidance: the scale that the network takes as an input; None: it takes none.
 
     Returns:
       The contents of a scheduler_config.json, from which `recorded_times` reads the times, and
-      `recorded_guidance` the scale.
+      `recorded_settings` the others.
 
     Raises:
       Refused: if the times are not decreasing or out of range, or the kind is unknown.
@@ -170,28 +175,35 @@ def flow_student_scheduler(
     made = {
         "_class_name": _CLASSES[FLOW_STUDENT_SCHEDULERS.index(kind)],
         FLOW_TIMES: times,
+        _SETTINGS["resolution"]: side,
         "num_train_timesteps": config.get("num_train_timesteps", _DEFAULTS["num_train_timesteps"]),
         "shift": 1.0,
         "shift_terminal": None,
         "use_dynamic_shifting": False,
     }
     made |= {"stochastic_sampling": True} if kind == "euler" else {}
-    return made | ({} if guidance is None else {_GUIDANCE: float(guidance)})
+    return made | ({} if guidance is None else {_SETTINGS["guidance"]: float(guidance)})
 
 
-def recorded_guidance(config: Mapping[str, Any]) -> float | None:
-    """Return the scale that a student's network takes as an input; None: none is recorded.
+def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an export recorded of a student's settings, by their names in `config.model`.
 
     Args:
       config: what scheduler_config.json holds.
 
+    Returns:
+      resolution, the side of its latents; guidance, the scale that the network takes as an input,
+      where it takes one. {}: it is of no student.
+
     Raises:
-      Refused: if it is no number, 0 or more.
+      Refused: if one is out of range.
     """
-    scale = config.get(_GUIDANCE)
-    if scale is not None and not (type(scale) in (int, float) and 0 <= scale < math.inf):
+    found = {key: config[entry] for key, entry in _SETTINGS.items() if entry in config}
+    scale, side = found.get("guidance", 0.0), found.get("resolution", 1)
+    fits = type(scale) in (int, float) and 0 <= scale < math.inf
+    if not fits or type(side) is not int or not 0 < side <= _LARGEST_SIDE:
         raise Refused(
-            f"{_GUIDANCE}={scale!r:.80}, expected a number, 0 or more; export the student again, "
-            "or correct scheduler_config.json."
+            f"{found!r:.80} recorded of a student, expected a guidance of 0 or more and a side in "
+            f"1..{_LARGEST_SIDE}; export the student again, or correct scheduler_config.json."
         )
-    return scale
+    return found
