@@ -45,11 +45,11 @@ def tiny_pipeline(kind: str) -> Path:
     return folder
 
 
-def diffusers_pipeline(folder: Path):
+def diffusers_pipeline(folder: Path, **options):
     """Open a pipeline's folder by diffusers itself."""
     import diffusers
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

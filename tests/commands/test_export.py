@@ -184,7 +184,9 @@ def test_dry_run_writes_nothing_and_push_sends_what_is_written(
 @pytest.mark.parametrize(
     "more, message",
     [
-        (("--times=",), "'', expected whole numbers with commas; try 999,749,499,249"),
+        (("--times=",), "'', expected numbers with commas; try 999,749,499,249"),
+        (("--times=999.5",), "student times [999.5], expected decreasing numbers in 1..999, whole"),
+        (("--scheduler=euler",), "scheduler='euler', expected one of ('lcm', 'ddim')"),
         (("--times=249,999",), "student times [249, 999], expected decreasing numbers"),
         (("--times=1000",), "expected decreasing numbers in 1..999"),
         (("--scheduler=ddim", "--times=399"), "DDIMScheduler takes 1 steps at [999]"),

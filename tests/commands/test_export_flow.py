@@ -1,4 +1,4 @@
-"""`dmd2 export` of flow students: the images of diffusers' own SD 3 and FLUX.1 pipelines are ours."""
+"""`dmd2 export` of flow students: in diffusers' SD 3 and FLUX.1 pipelines the images are ours."""
 
 import ast
 import functools
@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 
+from dmd2_jax import families
 from dmd2_jax.config.load import apply_overrides, plain
 from dmd2_jax.families.flux.transformer import pack
+from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.families.published.scheduler import recorded_times
+from dmd2_jax.networks.lora import LoraConfig, lora_init, matching_targets, merge
 from dmd2_jax.run.folder import open_run
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
 from dmd2_jax.sampling.samplers import sample_noise
@@ -30,7 +34,22 @@ SCHEDULERS = ("flow_match_euler_discrete", "flow_match_lcm")
 
 
 @functools.cache
-def run_folder(kind: str, steps: int = 4) -> Path:
+def lora(kind: str) -> tuple[dict[str, np.ndarray], Any, Any]:
+    """Adapters made up of a tiny pipeline: their tensors, the family, what they make of it."""
+    family, base = families.read(tiny_pipeline(kind))
+    targets = matching_targets(base, family.lora_targets, family.tensor_name)
+    settings = LoraConfig(3, 4.0, targets)
+    own = lora_init(jax.random.key(0), base, settings, family.tensor_name)
+    random = np.random.RandomState(0)
+    own = jax.tree.map(
+        lambda x: 0.5 * random.standard_normal(x.shape).astype(np.float32) / x.shape[-2] ** 0.5, own
+    )
+    tensors = to_lora_tensors(own, settings, family.tensor_name)
+    return tensors, family, merge(base, own, settings)
+
+
+@functools.cache
+def run_folder(kind: str, steps: int = 4, adapters: bool = False) -> Path:
     """What distilling leaves: the config, and weights made up; do not change it."""
     config = get_config()
     settings = {
@@ -41,18 +60,25 @@ def run_folder(kind: str, steps: int = 4) -> Path:
     }
     if kind == "flux":
         settings["model.guidance"] = "2.25"
+    if adapters:
+        settings |= {"distill.lora_rank": "3", "distill.lora_alpha": "4.0"}
     apply_overrides(config, settings)
     folder = scratch() / "run"
     open_run(folder, "distill", plain(config))
-    write_safetensors(read_safetensors(student_file(kind)), folder / "student.safetensors")
+    if adapters:
+        tensors, family, merged = lora(kind)
+        write_safetensors(tensors, folder / "student_lora.safetensors")
+        family.save(merged, folder / "student.safetensors")
+    else:
+        write_safetensors(read_safetensors(student_file(kind)), folder / "student.safetensors")
     return folder
 
 
 @functools.cache
-def exported(kind: str, steps: int, *more: str) -> Path:
+def exported(kind: str, steps: int, *more: str, adapters: bool = False) -> Path:
     """A student's pipeline; do not change it."""
-    out = scratch() / "student"
-    assert dmd2("export", f"--workdir={run_folder(kind, steps)}", f"--out={out}", *more) == 0
+    run, out = run_folder(kind, steps, adapters), scratch() / "student"
+    assert dmd2("export", f"--workdir={run}", f"--out={out}", *more) == 0
     return out
 
 
@@ -114,6 +140,137 @@ def test_call_of_the_readme_makes_our_images_in_diffusers(kind: str, steps: int)
     assert call["height"] == call["width"] == RESOLUTION
     assert call["guidance_scale"] == (2.25 if kind == "flux" else 0)
     expected = theirs(diffusers_pipeline(folder), noise, **call)
-    print("largest", kind, steps, np.abs(images - expected).max())
     assert np.abs(images - expected).max() <= 1e-5
     assert expected.std() > 0.05 and np.abs(expected[0] - expected[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_makes_our_images_in_diffusers(kind: str) -> None:
+    pytest.importorskip("peft", reason="diffusers loads adapters by peft, which is not installed")
+    import diffusers
+
+    images, noise = ours(exported(kind, 4, adapters=True))
+    folder = exported(kind, 4, "--lora", adapters=True)
+    card = (folder / "README.md").read_text()
+    pipe = diffusers_pipeline(tiny_pipeline(kind))
+    line = next(line for line in card.splitlines() if line.startswith("pipe.scheduler = "))
+    name, _, settings = line.removeprefix("pipe.scheduler = diffusers.").partition("(**")
+    pipe.scheduler = getattr(diffusers, name)(**ast.literal_eval(settings.removesuffix(")")))
+    without = theirs(pipe, noise, **call_of(card))
+    pipe.load_lora_weights(folder)
+    expected = theirs(pipe, noise, **call_of(card))
+    assert np.abs(images - expected).max() <= 1e-5
+    assert np.abs(without - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_is_one_file_of_the_transformers_names(kind: str) -> None:
+    folder = exported(kind, 4, "--lora", adapters=True)
+    assert set(contents(folder)) == {"README.md", "pytorch_lora_weights.safetensors"}
+    got = read_safetensors(folder / "pytorch_lora_weights.safetensors")
+    assert got.keys() == {f"transformer.{name}" for name in lora(kind)[0]}
+    layers = {name.rpartition(".lora_")[0] for name in got}
+    known = {f"transformer.{name}".removesuffix(".weight") for name in student_names(kind)}
+    assert layers <= known and any("add_q_proj" in name for name in layers)
+    # What was exported can be exported again.
+    out, file = scratch() / "again", folder / "pytorch_lora_weights.safetensors"
+    assert dmd2(*words(kind, out, "--lora", f"--weights={file}")) == 0
+    assert read_safetensors(out / file.name).keys() == got.keys()
+
+
+def student_names(kind: str) -> set[str]:
+    return set(read_safetensors(student_file(kind)))
+
+
+def test_lcm_scheduler_makes_the_images_of_eulers() -> None:
+    _, noise = ours(exported("sd3", 4))
+    made = []
+    for folder in (exported("sd3", 4), exported("sd3", 4, "--scheduler=lcm")):
+        call = call_of((folder / "README.md").read_text())
+        made.append(theirs(diffusers_pipeline(folder), noise, **call))
+    name = type(diffusers_pipeline(exported("sd3", 4, "--scheduler=lcm")).scheduler).__name__
+    assert name == "FlowMatchLCMScheduler"
+    np.testing.assert_allclose(made[1], made[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_between_steps_is_of_manual_seed_and_not_of_the_generator(kind: str) -> None:
+    import torch
+
+    folder = exported(kind, 4)
+    pipe, call = diffusers_pipeline(folder), call_of((folder / "README.md").read_text())
+
+    def image(seed: int) -> np.ndarray:
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
+        return pipe(PROMPTS[0], generator=generator, output_type="np", **call).images
+
+    first = image(1)
+    np.testing.assert_array_equal(image(1), first)
+    assert np.abs(image(2) - first).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_is_a_complete_pipeline_of_plain_files(kind: str) -> None:
+    files, base = contents(exported(kind, 4)), contents(tiny_pipeline(kind))
+    same = {path for path in base if path.split("/")[0] not in ("transformer", "scheduler")}
+    for path in same - {"model_index.json"}:
+        assert files[path] == base[path]
+    assert {Path(path).suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}
+    written = json.loads(files["scheduler/scheduler_config.json"])
+    assert recorded_times(written) == FLOW_TIMES
+    assert written["shift"] == 1.0 and not written["use_dynamic_shifting"]
+    got = read_safetensors(
+        exported(kind, 4) / "transformer" / "diffusion_pytorch_model.safetensors"
+    )
+    for name, tensor in read_safetensors(student_file(kind)).items():
+        np.testing.assert_array_equal(got[name], tensor)
+
+
+def test_export_without_t5_opens_without_t5(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_pipeline("sd3"), tmp_path / "base"))
+    index = json.loads((base / "model_index.json").read_text())
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(base / part)
+        index[part] = [None, None]
+    (base / "model_index.json").write_text(json.dumps(index))
+    out = tmp_path / "student"
+    assert dmd2(*words("sd3", out, f"--pipeline={base}")) == 0
+    assert not (out / "text_encoder_3").exists()
+    images, noise = ours(out)
+    card = (out / "README.md").read_text()
+    assert 'from_pretrained("this folder", text_encoder_3=None, tokenizer_3=None)' in card
+    pipe = diffusers_pipeline(out, text_encoder_3=None, tokenizer_3=None)
+    assert np.abs(images - theirs(pipe, noise, **call_of(card))).max() <= 1e-5
+
+
+def test_sample_takes_an_export_at_the_size_and_guidance_of_its_run(tmp_path: Path) -> None:
+    made = []
+    for source in (f"--workdir={run_folder('flux')}", f"--pipeline={exported('flux', 4)}"):
+        file = tmp_path / f"{len(made)}.png"
+        assert dmd2("sample", source, f"--prompt={PROMPTS[0]}", f"--out={file}") == 0
+        made.append(file.read_bytes())
+    assert made[0] == made[1]
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (("--times=0.5,1",), "student times [0.5, 1.0], expected decreasing numbers in (0, 1]"),
+        (("--times=999,749",), "expected decreasing numbers in (0, 1], 1 is noise"),
+        (("--times=1,0",), "expected decreasing numbers in (0, 1]"),
+        (("--times=nan",), "expected decreasing numbers in (0, 1]"),
+        (("--scheduler=ddim",), "expected one of ('euler', 'lcm')"),
+        (("--single_file",), "--single_file of a StableDiffusion3Pipeline, expected a pipeline"),
+        (("--lora=kohya",), "use --lora, by peft's names, which diffusers opens"),
+        (("--lora",), "no LoRA file"),
+    ],
+)
+def test_export_refuses(
+    more: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, *words("sd3", tmp_path / "s", *more))
+    assert list(tmp_path.iterdir()) == []

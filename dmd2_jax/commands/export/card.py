@@ -150,12 +150,15 @@ def _diffusers(card: Card) -> str:
     guidance = recorded_settings(card.scheduler).get("guidance")
     size = f"height={card.pixels}, width={card.pixels}, " if card.pixels else ""
     scale = "0" if guidance is None else f"{guidance:g}"
-    call = f'pipe("a red fox", {size}{steps}, guidance_scale={scale})' if times else 'pipe("a red fox")'
-    lines = [f'pipe = {name}.from_pretrained("{place}")']
+    given = f", {size}{steps}, guidance_scale={scale}" if times else ""
+    call = f'pipe("a red fox"{given})'
+    # diffusers opens a pipeline that lacks a part only if it is told so.
+    absent = "".join(f", {part}=None" for part in card.base.absent)
+    lines = [f'pipe = {name}.from_pretrained("{place}"{absent})']
     if card.kind != "pipeline":
         settings = {key: value for key, value in card.scheduler.items() if not key.startswith("_")}
         lines = [
-            f'pipe = {name}.from_pretrained("{base}")',
+            f'pipe = {name}.from_pretrained("{base}"{absent})',
             f'pipe.load_lora_weights("{place}")',
         ]
         if card.kind == "single_file":

@@ -230,8 +230,8 @@ def student_scheduler(
     whole, n = all(float(t).is_integer() for t in times), int(config["num_train_timesteps"])
     if not (whole and _decreasing(times) and times[-1] > 0 and times[0] < n):
         raise Refused(
-            f"student times {list(times)}, expected decreasing numbers in 1..{n - 1}; try "
-            "999,749,499,249."
+            f"student times {list(times)}, expected decreasing numbers in 1..{n - 1}, whole "
+            "ones; try 999,749,499,249."
         )
     times = [int(t) for t in times]
     common = {key: config[key] for key in _REQUIRED} | {
