@@ -1,0 +1,89 @@
+"""The whole way of a user of SD 3 and FLUX.1, without torch: cache, distil, sample, export."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dmd2_jax.run.metrics import read_metrics
+from dmd2_jax.weights.state_dict import read_safetensors
+from tests import tiny
+from tests.flow_pipelines import CAPTIONS, RESOLUTION, flow_pipeline, photos
+from tests.tiny import dmd2, scratch
+
+RECIPE = Path(__file__).resolve()
+KINDS = ("sd3", "flux")
+PROMPTS = (CAPTIONS[3], CAPTIONS[8])
+STEPS = {"sd3": (1.0, 0.75), "flux": (1.0,)}
+"""Two equal parts, shifted by 3, of the one; one step of the other."""
+
+
+def get_config() -> ConfigDict:
+    """Return a config that moves the weights of a tiny pipeline within two cycles."""
+    config = tiny.get_config()
+    config.name = "tiny_flow"
+    config.data.name = "latents"
+    config.distill.denoising_weight = "flow"
+    config.distill.cycles = 2
+    config.distill.batch_size = 4
+    config.distill.shared_pass = True  # less to compile
+    config.distill.student_times = ()
+    config.optim.generator_lr = 1e-2
+    config.optim.critic_lr = 1e-2
+    config.log.grid_every = 2
+    return config
+
+
+def distilled(kind: str, pipeline: Path, images: Path, side: int, *more: str) -> Path:
+    """Cache images with captions by a pipeline and distil its teacher on them."""
+    cache, run = scratch() / "cache", scratch() / "run"
+    size = f"--resolution={2 * side}"
+    words = ["cache", f"--pipeline={pipeline}", f"--images={images}", f"--out={cache}", size]
+    assert dmd2(*words) == 0
+    words = ["distill", f"--config={RECIPE}", f"--workdir={run}", f"--config.data.path={cache}"]
+    words += [f"--config.model.family={kind}", f"--config.model.pipeline={pipeline}"]
+    assert dmd2(*words, f"--config.model.resolution={side}", *more) == 0
+    rows = read_metrics(run / "metrics.jsonl")
+    assert all(np.isfinite(row["generator_loss"] + row["critic_loss"]) for row in rows)
+    return run
+
+
+@functools.cache
+def student_run(kind: str) -> Path:
+    """A student of SD 3 with a GAN and guidance; of FLUX.1 as adapters."""
+    more = {
+        "sd3": ("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
+        "flux": ("--config.distill.student_steps=1", "--config.distill.lora_rank=3"),
+    }[kind]
+    return distilled(kind, flow_pipeline(kind), photos(), RESOLUTION // 2, *more)
+
+
+@functools.cache
+def exported(kind: str, *more: str) -> Path:
+    out = scratch() / "student"
+    assert dmd2("export", f"--workdir={student_run(kind)}", f"--out={out}", *more) == 0
+    return out
+
+
+def pixels(*words: object) -> np.ndarray:
+    """Sample by the command and read the picture."""
+    out = scratch() / "x.png"
+    assert dmd2("sample", *words, *(f"--prompt={text}" for text in PROMPTS), f"--out={out}") == 0
+    return np.asarray(Image.open(out))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_of_a_distilled_student_is_sampled_as_its_run(kind: str) -> None:
+    run, out = student_run(kind), exported(kind)
+    images = pixels(f"--workdir={run}")
+    np.testing.assert_array_equal(images, pixels(f"--pipeline={out}"))
+    assert images.std() > 5
+    got = read_safetensors(out / "transformer" / "diffusion_pytorch_model.safetensors")
+    teacher = flow_pipeline(kind) / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = read_safetensors(teacher)
+    moved = [name for name in before if np.abs(got[name] - before[name]).max() > 1e-3]
+    assert len(moved) > 5 and got.keys() == before.keys()

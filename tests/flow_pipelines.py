@@ -1,0 +1,156 @@
+"""Complete tiny pipelines of SD 3 and FLUX.1 of random weights, made without torch or diffusers."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dmd2_jax import families
+from dmd2_jax.families.published.folder import write_component
+from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.networks.initialise import init_variables
+from examples.captioned_digits.make import NAMES
+from examples.captioned_digits.pipeline import write_tokenizer
+from tests.data.images import picture, png, write_folder
+from tests.tiny import scratch
+
+RESOLUTION = 12
+"""Height and width of the pipelines' images; latents are of half the size."""
+
+CAPTIONS = tuple(f"a handwritten {name}" for name in NAMES)
+
+_TOKENS = 7  # of CLIP's prompts
+
+_SD3 = {
+    "_class_name": "SD3Transformer2DModel",
+    "sample_size": RESOLUTION // 2,
+    "in_channels": 6,
+    "out_channels": 6,
+    "num_layers": 2,
+    "attention_head_dim": 4,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 20,
+    "caption_projection_dim": 12,
+    "pooled_projection_dim": 12,
+    "pos_embed_max_size": 5,
+    "dual_attention_layers": [0],
+    "qk_norm": "rms_norm",
+}
+_FLUX = {
+    "_class_name": "FluxTransformer2DModel",
+    "in_channels": 6 * 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 20,
+    "pooled_projection_dim": 8,
+    "guidance_embeds": True,
+    "axes_dims_rope": [2, 2, 4],
+}
+_VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [4, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "latent_channels": 6,
+    "sample_size": RESOLUTION,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+_T5 = {
+    "architectures": ["T5EncoderModel"],
+    "d_model": 20,
+    "d_kv": 5,
+    "d_ff": 14,
+    "num_layers": 1,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}
+_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+
+
+@functools.cache
+def flow_pipeline(kind: str) -> Path:
+    """Return the folder of a pipeline, "sd3" or "flux"; do not change it."""
+    folder = scratch() / kind
+    end = len(write_tokenizer(folder / "tokenizer", CAPTIONS, _TOKENS)) - 1
+    clip = {
+        "architectures": ["CLIPTextModelWithProjection" if kind == "sd3" else "CLIPTextModel"],
+        "vocab_size": end + 1,
+        "eos_token_id": end,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "max_position_embeddings": _TOKENS,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    }
+    t5 = "text_encoder_3" if kind == "sd3" else "text_encoder_2"
+    parts: dict[str, Mapping[str, Any]] = {"vae": _VAE}
+    parts["text_encoder"] = clip | {"projection_dim": 5}
+    if kind == "sd3":
+        write_tokenizer(folder / "tokenizer_2", CAPTIONS, _TOKENS)
+        parts["text_encoder_2"] = clip | {"projection_dim": 7}
+    parts[t5] = _T5 | {"vocab_size": _write_t5_tokenizer(folder / f"tokenizer{t5[-2:]}")}
+    for number, (part, config) in enumerate(parts.items()):
+        model = PublishedModel.from_config(config)
+        weights = init_variables(model.module, jax.random.key(number), *model.example_inputs())
+        write_component(model, weights, folder / part)
+    shift = {"shift": 3.0} if kind == "sd3" else {"shift": 3.0, "use_dynamic_shifting": True}
+    own, scheduler = {"sd3": _SD3, "flux": _FLUX}[kind], _SCHEDULER | shift
+    settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
+    family = getattr(families, kind).build(settings)
+    random = jax.random.key(7)  # its own initial weights let nothing of the prompt through
+    drawn = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(jax.random.fold_in(random, x.size), x.shape),
+        family.init(jax.random.key(8)),
+    )
+    family.save(drawn, folder / "transformer")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "model_index.json").write_text(json.dumps(_index(kind, parts)))
+    return folder
+
+
+def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    name = {"sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}[kind]
+    own = {"sd3": _SD3, "flux": _FLUX}[kind]["_class_name"]
+    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.42.1"}
+    index |= {
+        part: ["transformers", config["architectures"][0]]
+        for part, config in parts.items()
+        if part != "vae"
+    }
+    for part in list(index):
+        if part.startswith("text_encoder"):
+            kind_of = "T5Tokenizer" if index[part][1].startswith("T5") else "CLIPTokenizer"
+            index[part.replace("text_encoder", "tokenizer")] = ["transformers", kind_of]
+    index["vae"], index["transformer"] = ["diffusers", "AutoencoderKL"], ["diffusers", own]
+    index["scheduler"] = ["diffusers", _SCHEDULER["_class_name"]]
+    return index
+
+
+def _write_t5_tokenizer(folder: Path) -> int:
+    """Write a tokenizer of the captions' letters and return the size of its vocabulary."""
+    from transformers import T5Tokenizer
+
+    letters = sorted({letter for caption in CAPTIONS for letter in caption if letter != " "})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    vocabulary = [*pieces, *((letter, -3.0) for letter in letters)]
+    T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(folder)
+    return len(vocabulary)
+
+
+@functools.cache
+def photos() -> Path:
+    """Images with captions."""
+    lines = [json.dumps({"file_name": f"{i}.png", "text": text}) for i, text in enumerate(CAPTIONS)]
+    files = {f"{i}.png": png(picture(i, side=RESOLUTION)) for i in range(len(CAPTIONS))}
+    return write_folder(scratch() / "photos", files | {"metadata.jsonl": "\n".join(lines).encode()})
