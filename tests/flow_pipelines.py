@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dmd2_jax import families
 from dmd2_jax.families.published.folder import write_component
 from dmd2_jax.families.published.model import PublishedModel
-from dmd2_jax.networks.initialise import init_variables
 from examples.captioned_digits.make import NAMES
 from examples.captioned_digits.pipeline import write_tokenizer
 from tests.data.images import picture, png, write_folder
@@ -99,24 +99,30 @@ def flow_pipeline(kind: str) -> Path:
         write_tokenizer(folder / "tokenizer_2", CAPTIONS, _TOKENS)
         parts["text_encoder_2"] = clip | {"projection_dim": 7}
     parts[t5] = _T5 | {"vocab_size": _write_t5_tokenizer(folder / f"tokenizer{t5[-2:]}")}
-    for number, (part, config) in enumerate(parts.items()):
+    for part, config in parts.items():
         model = PublishedModel.from_config(config)
-        weights = init_variables(model.module, jax.random.key(number), *model.example_inputs())
-        write_component(model, weights, folder / part)
+        write_component(model, _weights(model.param_shapes()), folder / part)
     shift = {"shift": 3.0} if kind == "sd3" else {"shift": 3.0, "use_dynamic_shifting": True}
     own, scheduler = {"sd3": _SD3, "flux": _FLUX}[kind], _SCHEDULER | shift
     settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
     family = getattr(families, kind).build(settings)
-    random = jax.random.key(7)  # its own initial weights let nothing of the prompt through
-    drawn = jax.tree.map(
-        lambda x: x + 0.3 * jax.random.normal(jax.random.fold_in(random, x.size), x.shape),
-        family.init(jax.random.key(8)),
-    )
-    family.save(drawn, folder / "transformer")
+    family.save(_weights(family.param_shapes()), folder / "transformer")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     (folder / "model_index.json").write_text(json.dumps(_index(kind, parts)))
     return folder
+
+
+def _weights(shapes: Any) -> Any:
+    """Draw weights of every layer, also of those that a network's own initial ones leave at 0."""
+    random = np.random.RandomState(0)
+
+    def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        fan_in = int(np.prod(shape.shape[:-1])) or 1
+        values = random.standard_normal(shape.shape).astype(np.float32)
+        return 1 + 0.1 * values if "scale" in str(path[-1]) else values / fan_in**0.5
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,15 +21,20 @@ from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.networks.lora import LoraConfig, lora_init, matching_targets, merge
 from dmd2_jax.run.folder import open_run
+from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
 from dmd2_jax.sampling.samplers import sample_noise
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
+from tests.commands.test_cache import photos
+from tests.commands.test_flow_client import distilled
 from tests.exports import FLOW_TIMES, student_file, words
 from tests.pipelines import CAPTIONS, RESOLUTION, diffusers_pipeline, drawn, tiny_pipeline
 from tests.tiny import contents, dmd2, get_config, refused, scratch
 
 KINDS = ("sd3", "flux")
 PROMPTS = (CAPTIONS[3], CAPTIONS[18])
+FOUR_STEPS = ("--config.distill.student_steps=4",)
+ADAPTED = (*FOUR_STEPS, "--config.distill.lora_rank=2", "--config.distill.lora_critic=True")
 SCHEDULERS = ("flow_match_euler_discrete", "flow_match_lcm")
 
 
@@ -251,6 +256,39 @@ def test_sample_takes_an_export_at_the_size_and_guidance_of_its_run(tmp_path: Pa
         assert dmd2("sample", source, f"--prompt={PROMPTS[0]}", f"--out={file}") == 0
         made.append(file.read_bytes())
     assert made[0] == made[1]
+
+
+# --- the whole way, from a pipeline that diffusers made to one that it opens ---
+
+
+def test_distilled_adapters_make_our_images_in_diffusers() -> None:
+    pytest.importorskip("peft", reason="diffusers loads adapters by peft, which is not installed")
+    run = distilled("sd3", tiny_pipeline("sd3"), photos(), RESOLUTION // 2, *ADAPTED)
+    merged, own = scratch() / "merged", scratch() / "lora"
+    assert dmd2("export", f"--workdir={run}", f"--out={merged}") == 0
+    assert dmd2("export", f"--workdir={run}", f"--out={own}", "--lora") == 0
+    images, noise = ours(merged)
+    pipe, call = diffusers_pipeline(merged), call_of((own / "README.md").read_text())
+    np.testing.assert_allclose(theirs(pipe, noise, **call), images, atol=1e-5)
+    adapted = diffusers_pipeline(tiny_pipeline("sd3"))
+    adapted.scheduler = pipe.scheduler
+    before = theirs(adapted, noise, **call)
+    adapted.load_lora_weights(own)
+    np.testing.assert_allclose(theirs(adapted, noise, **call), images, atol=1e-5)
+    assert np.abs(before - images).max() > 1e-3  # it has learned something
+
+
+def test_distilled_student_makes_our_images_in_diffusers() -> None:
+    run = distilled("flux", tiny_pipeline("flux"), photos(), RESOLUTION // 2, *FOUR_STEPS)
+    out = scratch() / "student"
+    assert dmd2("export", f"--workdir={run}", f"--out={out}") == 0
+    images, noise = ours(out)
+    call = call_of((out / "README.md").read_text())
+    expected = theirs(diffusers_pipeline(out), noise, **call)
+    assert len(noise) == 4 and call["sigmas"][0] == 1.0 and call["sigmas"][1] > 0.75
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    rows = read_metrics(run / "metrics.jsonl")
+    assert "gan_generator_loss" in rows[-1]
 
 
 # --- what is refused ---

@@ -1,4 +1,7 @@
-"""The whole way of a user of SD 3 and FLUX.1, without torch: cache, distil, sample, export."""
+"""The whole way of a user of SD 3 and FLUX.1, without torch: cache, distil, sample, export.
+
+test_export_flow.py has the rest of it, in diffusers.
+"""
 
 import functools
 import json
@@ -9,32 +12,37 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.weights.state_dict import read_safetensors
 from tests import tiny
 from tests.flow_pipelines import CAPTIONS, RESOLUTION, flow_pipeline, photos
-from tests.tiny import dmd2, scratch
+from tests.tiny import contents, dmd2, refused, scratch
 
 RECIPE = Path(__file__).resolve()
 KINDS = ("sd3", "flux")
 PROMPTS = (CAPTIONS[3], CAPTIONS[8])
+NO_GAN = ("--config.distill.gan_generator_weight=None", "--config.distill.gan_critic_weight=None")
 STEPS = {"sd3": (1.0, 0.75), "flux": (1.0,)}
 """Two equal parts, shifted by 3, of the one; one step of the other."""
+LORA = ("--config.distill.lora_rank=3", *NO_GAN)
 
 
 def get_config() -> ConfigDict:
-    """Return a config that moves the weights of a tiny pipeline within two cycles."""
+    """Return a config that moves a tiny pipeline's weights in two cycles, and draws nothing."""
     config = tiny.get_config()
     config.name = "tiny_flow"
     config.data.name = "latents"
     config.distill.denoising_weight = "flow"
-    config.distill.cycles = 2
+    config.distill.cycles = 2  # in the first the critic is still the teacher
+    config.distill.critic_turns = 1
     config.distill.batch_size = 4
     config.distill.shared_pass = True  # less to compile
     config.distill.student_times = ()
     config.optim.generator_lr = 1e-2
     config.optim.critic_lr = 1e-2
-    config.log.grid_every = 2
+    config.optim.ema_decays = ()
+    config.log.grid_every = 100
     return config
 
 
@@ -57,7 +65,7 @@ def student_run(kind: str) -> Path:
     """A student of SD 3 with a GAN and guidance; of FLUX.1 as adapters."""
     more = {
         "sd3": ("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
-        "flux": ("--config.distill.student_steps=1", "--config.distill.lora_rank=3"),
+        "flux": ("--config.distill.student_steps=1", *LORA),
     }[kind]
     return distilled(kind, flow_pipeline(kind), photos(), RESOLUTION // 2, *more)
 
@@ -87,3 +95,43 @@ def test_export_of_a_distilled_student_is_sampled_as_its_run(kind: str) -> None:
     before = read_safetensors(teacher)
     moved = [name for name in before if np.abs(got[name] - before[name]).max() > 1e-3]
     assert len(moved) > 5 and got.keys() == before.keys()
+    trained = read_metrics(run / "metrics.jsonl")[-1]
+    assert ("gan_generator_loss" in trained) == (kind == "sd3")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_has_the_times_that_the_run_was_trained_with(kind: str) -> None:
+    folder = exported(kind)
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert recorded_times(scheduler) == STEPS[kind] and scheduler["shift"] == 1.0
+    card = (folder / "README.md").read_text()
+    scale = {"sd3": "0", "flux": "3.5"}[kind]
+    size = f"height={RESOLUTION}, width={RESOLUTION}"
+    call = f'pipe("a red fox", {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})'
+    assert call in card and "torch.manual_seed(0)" in card
+    assert set(contents(flow_pipeline(kind))) | {"README.md"} == set(contents(folder))
+
+
+def test_export_of_flux_adapters_has_the_names_that_diffusers_loads() -> None:
+    file = exported("flux", "--lora") / "pytorch_lora_weights.safetensors"
+    tensors = read_safetensors(file)
+    names = {
+        f"transformer.{layer}.lora_{end}.weight"
+        for layer in (
+            *(f"transformer_blocks.0.attn.{it}" for it in ("to_q", "to_out.0", "add_q_proj")),
+            "transformer_blocks.0.ff.net.0.proj",
+            "single_transformer_blocks.0.attn.to_v",
+        )
+        for end in "AB"
+    }
+    assert names < tensors.keys()
+    assert all(name.startswith("transformer.") for name in tensors)
+
+
+def test_export_refuses_names_of_a_unets_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["export", f"--workdir={student_run('flux')}", f"--out={scratch() / 's'}"]
+    said = refused(capsys, *line, "--lora=kohya")
+    assert "--lora=kohya of a FluxPipeline, expected a pipeline with a U-Net" in said
+    assert "use --lora, by peft's names" in said
+    said = refused(capsys, *line, "--single_file")
+    assert "--single_file of a FluxPipeline" in said and "leave it away: the folder has" in said
