@@ -65,6 +65,21 @@ DEEP = "imagenet64"
 level, as a block more is the same again. Networks are traced in their full depth of all."""
 
 
+class Latents(data.SourceDefaults):
+    """Random latents with classes, of a recipe whose data have more channels than images."""
+
+    def __init__(self, size: int, channels: int, classes: int) -> None:
+        self.name, self.resolution, self.channels, self.num_classes = "x", size, channels, classes
+
+    def __len__(self) -> int:
+        return 16
+
+    def examples(self, indices: np.ndarray) -> data.Batch:
+        shape = (len(indices), self.resolution, self.resolution, self.channels)
+        latent = np.random.RandomState(0).normal(size=shape).astype(np.float32)
+        return {"latent": latent, "label": (indices % self.num_classes).astype(np.int32)}
+
+
 def recipe_of(config: ConfigDict) -> Recipe:
     """Return the recipe with random images in place of its files."""
     check(config)
@@ -73,6 +88,9 @@ def recipe_of(config: ConfigDict) -> Recipe:
         config.model.image_channels,
         max(1, config.model.num_classes),
     )
+    if channels not in (1, 3):
+        source = Latents(size, channels, classes)
+        return Recipe(config, build_family(config), source, make_mesh({"data": 1}))
     random = np.random.RandomState(0)
     images = random.randint(0, 256, (16, size, size, channels)).astype(np.uint8)
     labels = random.randint(0, classes, 16).astype(np.int32)

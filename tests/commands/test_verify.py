@@ -207,7 +207,7 @@ def test_pipelines_of_diffusers_agree(
     assert out.is_file()
 
 
-@pytest.mark.parametrize("kind, times", [("sd15", (999.0, 499.0)), ("flux", (0.9, 0.4))])
+@pytest.mark.parametrize("kind, times", [("sd15", (999.0, 499.0)), ("sd3", (0.9, 0.4))])
 def test_students_agree_by_their_own_steps(kind: str, times: tuple[float, ...]) -> None:
     subject = open_subject(str(tiny(kind)))
     sampler = few_step_sampler(subject.family.denoiser, times)
