@@ -61,17 +61,21 @@ class TextFamilyModule(Protocol):
         """Build the network of a pipeline's folder, reading no weights."""
 
 
-def pipeline_family(index: PipelineIndex, *, dtype: str = "float32") -> TextFamily:
+def pipeline_family(
+    index: PipelineIndex, *, dtype: str = "float32", resolution: int = 0
+) -> TextFamily:
     """Build the network of a pipeline, reading no weights.
 
     Args:
       index: what its model_index.json says.
       dtype: of the computation.
+      resolution: a side of the latents; 0: that which the network was made for.
 
     Raises:
       Refused: if a part is missing, damaged, or of a class that is not built here.
     """
-    return _module_of(index).open_folder(index.folder, dtype=dtype, variant=index.variant)
+    side: dict[str, Any] = {"resolution": resolution} if resolution else {}
+    return _module_of(index).open_folder(index.folder, dtype=dtype, variant=index.variant, **side)
 
 
 def default_guidance(index: PipelineIndex) -> float:

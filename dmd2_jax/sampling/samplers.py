@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt32
 from ml_collections import ConfigDict
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
@@ -123,10 +124,16 @@ def ddim_sampler(
       tokens: of an image, which the shift of a flow may follow.
 
     Raises:
-      ValueError: if steps are more than the diffusion has.
+      ValueError: if steps are more than the diffusion has, or the scheduler is of another kind.
     """
     x0_fn, schedule = guided_x0(denoiser, guidance), denoiser.schedule
     flow = is_flow(scheduler)
+    if flow != is_rectified_flow(schedule):
+        kind = "a flow" if is_rectified_flow(schedule) else "no flow"
+        raise Refused(
+            f"scheduler of class {scheduler.get('_class_name')!r}, expected one of the network's, "
+            f"which predicts {kind}; correct scheduler in model_index.json, or take the release's."
+        )
     times = flow_times(scheduler, steps, tokens) if flow else ddim_times(scheduler, steps)
 
     @jax.jit

@@ -5,6 +5,7 @@ test_export_flow.py has the rest of it, in diffusers.
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.weights.state_dict import read_safetensors
 from tests import tiny
+from tests.data.images import write_folder
 from tests.flow_pipelines import CAPTIONS, RESOLUTION, flow_pipeline, photos
 from tests.tiny import contents, dmd2, refused, scratch
 
@@ -135,3 +137,57 @@ def test_export_refuses_names_of_a_unets_programs(capsys: pytest.CaptureFixture[
     assert "use --lora, by peft's names" in said
     said = refused(capsys, *line, "--single_file")
     assert "--single_file of a FluxPipeline" in said and "leave it away: the folder has" in said
+
+
+# --- bad input, before anything is compiled ---
+
+
+def cached(pipeline: Path, *more: str) -> list[object]:
+    images, out = f"--images={photos()}", f"--out={scratch() / 'cache'}"
+    return ["cache", f"--pipeline={pipeline}", images, out, "--enlarge", *more]
+
+
+def changed(kind: str, file: str, **settings: object) -> Path:
+    """A copy of a pipeline with other settings in one of its files."""
+    folder = Path(shutil.copytree(flow_pipeline(kind), scratch() / kind))
+    text = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(text | settings))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cache_refuses_a_size_that_no_patch_divides(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, *cached(flow_pipeline(kind), "--resolution=14"))
+    assert "resolution=14 pixels are latents of 7" in said and "expected a multiple of 2" in said
+
+
+@pytest.mark.parametrize(
+    "kind, file, settings, message",
+    [
+        ("sd3", "transformer/config.json", {"_class_name": "HunyuanDiT2DModel"}, "HunyuanDiT2"),
+        ("sd3", "transformer/config.json", {"added_kv": 3}, "added_kv=3 is no setting"),
+        ("flux", "scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "use_karras_sig"),
+        ("flux", "model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "DDIMSched"),
+        ("flux", "model_index.json", {"text_encoder_2": [None, None]}, "text_encoder_2 = [None"),
+        ("sd3", "model_index.json", {"transformer": ["x", "SanaTransformer"]}, "SanaTransformer"),
+    ],
+)
+def test_sample_refuses_a_pipeline_by_what_is_wrong_with_it(
+    kind: str,
+    file: str,
+    settings: dict[str, object],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["sample", f"--pipeline={changed(kind, file, **settings)}", f"--prompt={PROMPTS[0]}"]
+    assert message in refused(capsys, *line, f"--out={scratch() / 'x.png'}")
+
+
+def test_prompt_beyond_its_length_is_cut_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    words = cached(flow_pipeline("sd3"), "--dry_run")
+    images = write_folder(scratch() / "long", {"0.png": (photos() / "0.png").read_bytes()})
+    (images / "0.txt").write_text("seven " * 300)
+    assert dmd2(*words, f"--images={images}") == 0
+    assert "1 of 1 prompts have more than 256 tokens and lose their ends" in caplog.text

@@ -17,6 +17,7 @@ from dmd2_jax.data.reading.sealed_shards import Layout
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
+from dmd2_jax.recipe.text_family import pipeline_family
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.text2image.image_latents import Autoencoder, latent_shape
@@ -137,7 +138,9 @@ def open_inputs(options: Options) -> CacheInputs:
     encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype])
     resolution = options.resolution or own_resolution(index, vae)
     options = replace(options, resolution=resolution)
-    layout = _layout(options, index, encoders, latent_shape(vae, resolution), bool(captioned))
+    latent = latent_shape(vae, resolution)
+    _check_patches(index, resolution, latent[0])
+    layout = _layout(options, index, encoders, latent, bool(captioned))
     per_shard = options.shard_examples or max(1, SHARD_BYTES // layout.size)
     if captioned:
         _check_first(captioned, options)
@@ -146,6 +149,16 @@ def open_inputs(options: Options) -> CacheInputs:
     return CacheInputs(
         options, texts, captioned, index, encoders, vae, vae_params, layout, min(per_shard, 10**6)
     )
+
+
+def _check_patches(index: PipelineIndex, resolution: int, side: int) -> None:
+    """Refuse latents that a pipeline's transformer does not divide into patches."""
+    if index.network != "transformer" or not (index.folder / index.network).is_dir():
+        return
+    try:
+        pipeline_family(index, resolution=side)
+    except ValueError as error:
+        raise Refused(f"resolution={resolution} pixels are latents of {side}: {error}") from error
 
 
 def _layout(

@@ -21,7 +21,7 @@ class Options:
       Refused: if a value is out of range.
     """
 
-    pipeline: str = flag("a diffusers pipeline: SD 1.x, 2.x or SDXL", metavar="DIR")
+    pipeline: str = flag("a diffusers pipeline: SD 1.x to 3.5, SDXL or FLUX.1", metavar="DIR")
     out: str = flag("the cache; new, or to go on", metavar="DIR")
     images: str = flag("images with captions", default="", metavar="PATH")
     prompts: str = flag("prompts alone", default="", metavar="FILE")
