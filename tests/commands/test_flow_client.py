@@ -14,7 +14,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dmd2_jax.families.published.scheduler import recorded_times
+from dmd2_jax.recipe.open import build_family
+from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.metrics import read_metrics
+from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.weights.state_dict import read_safetensors
 from tests import tiny
 from tests.data.images import write_folder
@@ -128,6 +131,18 @@ def test_export_of_flux_adapters_has_the_names_that_diffusers_loads() -> None:
     }
     assert names < tensors.keys()
     assert all(name.startswith("transformer.") for name in tensors)
+
+
+def test_adapters_of_an_export_are_merged_into_a_teacher() -> None:
+    config = open_run(student_run("flux")).config
+    config.teacher.lora = str(exported("flux", "--lora") / "pytorch_lora_weights.safetensors")
+    family = build_family(config)
+    merged = family.to_state_dict(load_teacher(config, family))
+    expected = read_safetensors(
+        exported("flux") / "transformer" / "diffusion_pytorch_model.safetensors"
+    )
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(merged[name], tensor, atol=1e-6)
 
 
 def test_export_refuses_names_of_a_unets_programs(capsys: pytest.CaptureFixture[str]) -> None:

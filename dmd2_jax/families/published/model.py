@@ -195,7 +195,7 @@ def class_of(config: Mapping[str, Any], expected: Collection[str] = tuple(CLASSE
         raise Refused(
             f"config.json is of class {name!r}, expected "
             f"{' or '.join(repr(known) for known in expected)}; check which folder it is, or use "
-            "a model of SD 1.x, SD 2.x or SDXL."
+            "a model of that class."
         )
     return name
 
