@@ -107,7 +107,8 @@ class ClassLatents(SourceDefaults):
           Refused: if that file holds no latents.
         """
         self._tree, self._files, self._labels, self._chosen = tree, files, labels, chosen
-        self._scale, self._shape = scale, ()
+        self._scale = scale
+        self._shape: tuple[int, ...] = ()
         self.name = f"class_latents {Path(tree.place).name}"
         self.num_classes = int(labels.max()) + 1
         self._shape = self._read(0).shape
@@ -138,8 +139,8 @@ class ClassLatents(SourceDefaults):
         """
         numbers = self._chosen[np.asarray(indices)]
         latents = np.empty((len(numbers), *self._shape), np.float32)
-        for row, number in zip(latents, numbers, strict=True):
-            row[...] = self._read(int(number))
+        for row, number in enumerate(numbers):
+            latents[row] = self._read(int(number))
         return {"latent": latents, "label": self._labels[numbers]}
 
     def _read(self, number: int) -> Float[np.ndarray, "h w c"]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import jax
@@ -57,7 +59,7 @@ def _pieces(subject: Subject, theirs: Theirs | None) -> int:
     halves = 2 if subject.family.cond_shapes(1) is not None else 1
     pieces = len(ours.times_of(subject)) * halves
     if subject.pipeline is not None:
-        pieces += len(PROMPTS) + len(subject.index.text_parts) + 1
+        pieces += len(PROMPTS) + len(subject.pipeline_index.text_parts) + 1
     return pieces * (2 if theirs else 1)
 
 
@@ -92,29 +94,25 @@ class _Check:
         """
         subject, theirs, features, drawn = self._subject, self._theirs, [], False
         texts = (*PROMPTS, "")
-        for pair in subject.index.text_parts:
+        for pair in subject.pipeline_index.text_parts:
             tokenizer, encoder = pair
-            made = self._ours(tokenizer, lambda pair=pair: ours.tokens(subject, pair))
+            made = self._ours(tokenizer, partial(ours.tokens, subject, pair))
             if made is None:
                 drawn, ids = True, ours.drawn_tokens(subject, encoder)
             else:
                 ids = made["ids"]
                 length = ids.shape[1]
-                self._row(
-                    tokenizer,
-                    made,
-                    lambda t, name=tokenizer, n=length: t.tokens(name, texts, n),
-                    tolerance=0.0,
-                )
-            one = self._ours(encoder, lambda e=encoder, i=ids: ours.encode(subject, e, i))
+                tokens = methodcaller("tokens", tokenizer, texts, length)
+                self._row(tokenizer, made, tokens, tolerance=0.0)
+            one = self._ours(encoder, partial(ours.encode, subject, encoder, ids))
             self._tell()
             if one is None:
                 continue
             features.append(one.features)
-            self._row(encoder, one.arrays, lambda t, e=encoder, i=ids: t.encode(e, i))
+            self._row(encoder, one.arrays, methodcaller("encode", encoder, ids))
             self._tell(theirs)
         cond = None
-        if not drawn and len(features) == len(subject.index.text_parts):
+        if not drawn and len(features) == len(subject.pipeline_index.text_parts):
             cond = ours.condition(subject, features)
             known = {k: v for k, v in cond.items() if k != "time_ids"}
             self._row("prompts joined", known, lambda t: t.condition(PROMPTS))
@@ -138,8 +136,7 @@ class _Check:
 
         def compute(other: Theirs) -> Arrays:
             network = other.network()
-            tell = lambda: self._tell(other)  # noqa: E731
-            computed = other.x_0(network, x_t, times, halves, tell)
+            computed = other.x_0(network, x_t, times, halves, self._tell)
             if noise is not None and cond is not None:
                 self._their_images(other, network, cond)
             return computed
@@ -150,7 +147,7 @@ class _Check:
     def _their_images(self, other: Theirs, network: Any, cond: Arrays) -> None:
         """Sample their images while their network is there."""
         try:
-            images = other.images(network, cond, lambda: self._tell(other))
+            images = other.images(network, cond, self._tell)
         except Exception as error:  # of any class: it is theirs, and said in the images' row
             self._why = _said(error)
         else:

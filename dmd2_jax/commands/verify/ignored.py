@@ -28,7 +28,7 @@ def ignored_files(subject: Subject) -> list[str]:
         if not (subject.replaced and folder == subject.network):
             read |= _weights(subject, folder, kind.file_stem)
     if subject.pipeline is not None:
-        for tokenizer, _ in subject.index.text_parts:
+        for tokenizer, _ in subject.pipeline_index.text_parts:
             read |= {subject.folder / tokenizer / name for name in _TOKENIZER}
     left = [
         path for path in sorted(subject.folder.rglob("*")) if path.is_file() and path not in read
@@ -46,7 +46,7 @@ def ignored_files(subject: Subject) -> list[str]:
 
 
 def _weights(subject: Subject, folder: Path, stem: str) -> set[Path]:
-    named = subject.index.variant_of(folder.name) if subject.pipeline is not None else None
+    named = subject.pipeline_index.variant_of(folder.name) if subject.pipeline is not None else None
     try:
         file = weights_file(folder, stem, named)
         places = read_json(file)["weight_map"] if file.suffix == ".json" else {}
@@ -69,8 +69,8 @@ def _components(subject: Subject) -> Iterator[tuple[Path, PublishedClass]]:
     """Yield the folder of each network and what is known of its class."""
     yield subject.network, subject.family.model.kind
     if subject.pipeline is not None:
-        for part in (*(encoder for _, encoder in subject.index.text_parts), "vae"):
-            folder = subject.index.part(part)
+        for part in (*(encoder for _, encoder in subject.pipeline_index.text_parts), "vae"):
+            folder = subject.pipeline_index.part(part)
             yield folder, CLASSES[class_of(read_component_config(folder))]
 
 

@@ -58,9 +58,9 @@ def tokens(subject: Subject, pair: tuple[str, str]) -> Arrays:
     """
     tokenizer, encoder = pair
     module = _encoder(subject, encoder, weights=False)[0]
-    folder = subject.index.part(tokenizer)
+    folder = subject.pipeline_index.part(tokenizer)
     if isinstance(module, T5Encoder):
-        length = T5_TOKENS[subject.index.class_name]
+        length = T5_TOKENS[subject.pipeline_index.class_name]
         return {"ids": open_t5_tokenizer(folder, module, length)((*PROMPTS, "")).ids}
     return {"ids": open_tokenizer(folder, module)((*PROMPTS, "")).ids}
 
@@ -101,7 +101,7 @@ def encode(subject: Subject, encoder: str, ids: Int[np.ndarray, "n t"]) -> Encod
 
 
 def _encoder(subject: Subject, encoder: str, weights: bool = True) -> tuple[Any, Any]:
-    index = subject.index
+    index = subject.pipeline_index
     folder, expected = index.part(encoder), index.expected(encoder)
     if not weights:
         config = read_component_config(folder)
@@ -119,12 +119,12 @@ def condition(subject: Subject, features: list[Any]) -> Arrays:
       subject: with a pipeline.
       features: of each text encoder.
     """
-    joined = {k: np.asarray(v) for k, v in join_of(subject.index)(features).items()}
-    cond = {name: array[:-1] for name, array in joined.items()}
-    null = {name: array[-1:] for name, array in joined.items()}
-    if subject.index.zero_null:
+    joined = {k: np.asarray(v) for k, v in join_of(subject.pipeline_index)(features).items()}
+    cond: Any = {name: array[:-1] for name, array in joined.items()}
+    null: Any = {name: array[-1:] for name, array in joined.items()}
+    if subject.pipeline_index.zero_null:
         null = jax.tree.map(np.zeros_like, null)
-    if subject.index.with_sizes:
+    if subject.pipeline_index.with_sizes:
         assert subject.pipeline is not None
         side = (subject.pipeline.resolution,) * 2
         cond["time_ids"] = np.tile(size_ids(side, (0, 0), side), (len(PROMPTS), 1))
@@ -185,7 +185,9 @@ def network(
     rows = []
     for row in range(noise.shape[1]):  # one image at a time, in little memory
         picked = jax.tree.map(lambda x, row=row: x[row : row + 1], cond)
-        latent = subject.sampler.run(params, noise[:, row : row + 1], family.cond(picked))
+        latent = subject.sampler.run(
+            params, jnp.asarray(noise[:, row : row + 1]), family.cond(picked)
+        )
         rows.append(np.asarray(latent))
         tell()
     return arrays, np.concatenate(rows)

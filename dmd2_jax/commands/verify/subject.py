@@ -52,7 +52,7 @@ class Subject(NamedTuple):
     guidance: float | None = None
 
     @property
-    def index(self) -> PipelineIndex:
+    def pipeline_index(self) -> PipelineIndex:
         """What model_index.json says."""
         assert self.pipeline is not None  # which the caller has seen to
         return self.pipeline.index
@@ -110,7 +110,8 @@ def _with_weights(subject: Subject, weights: str) -> Subject:
     """Put other weights into the network, and a student's times into its sampler."""
     place = path_of(weights).expanduser()
     if not place.is_dir() or is_component(place) or (place / INDEX).is_file():
-        return subject._replace(load=lambda: subject.family.load(weights), replaced=True)
+        family: Any = subject.family
+        return subject._replace(load=lambda: family.load(weights), replaced=True)
     run = open_run(place)
     shapes = getattr(run.family, "tensor_shapes", dict)()
     if shapes != subject.family.tensor_shapes():

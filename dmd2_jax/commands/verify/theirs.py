@@ -96,7 +96,7 @@ class Theirs:
     def condition(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the condition of prompts as their pipeline makes it, by our names."""
         pipe, torch, texts = self._text_parts(), self._torch, list(texts)
-        kind = self._subject.index.class_name
+        kind = self._subject.pipeline_index.class_name
         with torch.no_grad():
             if kind == "FluxPipeline":
                 made = [
@@ -119,8 +119,8 @@ class Theirs:
             subject = self._subject
             with self._torch.device("meta"):
                 network = self._class().from_config(self._class().load_config(subject.network))
-            kept = [name for pair in subject.index.text_parts for name in pair]
-            self._text = self._pipeline({subject.index.network: network}, kept)
+            kept = [name for pair in subject.pipeline_index.text_parts for name in pair]
+            self._text = self._pipeline({subject.pipeline_index.network: network}, kept)
         return self._text
 
     def close_text(self) -> None:
@@ -253,7 +253,7 @@ class Theirs:
           tell: is called after every image.
         """
         subject, torch = self._subject, self._torch
-        pipe = self._pipeline({subject.index.network: network}, ["vae"])
+        pipe = self._pipeline({subject.pipeline_index.network: network}, ["vae"])
         pipe.set_progress_bar_config(disable=True)
         words = self._sampling(pipe)
         names = {
@@ -277,6 +277,7 @@ class Theirs:
         subject, libraries = self._subject, self._diffusers
         assert subject.pipeline is not None
         config, times = subject.pipeline.scheduler, subject.times
+        own = recorded_times(config) == times
         words: dict[str, Any] = {"guidance_scale": subject.guidance or 0}
         words |= dict.fromkeys(("height", "width"), subject.pipeline.resolution)
         if self._packed:
@@ -284,12 +285,12 @@ class Theirs:
         if is_flow(config):
             if times is None:
                 return words | {"sigmas": np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()}
-            if recorded_times(config) != times:
+            if not own:
                 flow = libraries.FlowMatchEulerDiscreteScheduler
                 pipe.scheduler = flow(stochastic_sampling=True)
             return words | {"sigmas": list(times)}
         if times is not None:
-            if recorded_times(config) != times:
+            if not own:
                 lcm = libraries.LCMScheduler
                 pipe.scheduler = lcm.from_config(student_scheduler(config, [int(t) for t in times]))
             return words | {"timesteps": [int(t) for t in times]}
@@ -301,7 +302,7 @@ class Theirs:
     def autoencoder(self, picture: Float[np.ndarray, "1 h w 3"]) -> dict[str, np.ndarray]:
         """Return a picture's latent and that latent's image, by the names of `ours`."""
         torch, subject = self._torch, self._subject
-        folder = subject.index.part("vae")
+        folder = subject.pipeline_index.part("vae")
         kind = getattr(self._diffusers, read_json(folder / "config.json")["_class_name"])
         vae = kind.from_pretrained(folder, variant=self._variant(folder)).float().eval()
         shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
@@ -320,9 +321,10 @@ class Theirs:
         index = read_json(self._subject.folder / INDEX)
         parts = {k for k, v in index.items() if isinstance(v, list)} - {*kept, "scheduler"}
         words: dict[str, Any] = dict.fromkeys(sorted(parts)) | dict(given)
-        name = self._subject.index.class_name
+        name = self._subject.pipeline_index.class_name
         words |= _SWITCHED_OFF.get(name, {})
-        variant = self._variant(self._subject.index.part(next(k for k in kept if "token" not in k)))
+        first = next(part for part in kept if "token" not in part)
+        variant = self._variant(self._subject.pipeline_index.part(first))
         kind = getattr(self._diffusers, name)
         return kind.from_pretrained(self._subject.folder, variant=variant, **words)
 
