@@ -1,8 +1,8 @@
 """Write a student as a diffusers folder, a LoRA or one file, and share it on the Hub.
 
 Write a text-to-image student so that diffusers loads it: a folder with its network, a
-scheduler with its times, and everything else copied from its teacher's pipeline. (Of a run
-of classes, such as digits, `dmd2 convert` writes the weights.)
+scheduler with its times, and everything else copied from its teacher's pipeline. Of a
+student of classes, such as digits: its weights, and a README.md that says how to sample them.
 
 examples:
   dmd2 export --workdir=runs/sdxl --out=student

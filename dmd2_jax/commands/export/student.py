@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.commands.export.card import Card, header, model_card
+from dmd2_jax.commands.export.classes import export_classes
 from dmd2_jax.commands.export.command import Options
 from dmd2_jax.commands.export.folder import (
     LORA_FILE,
@@ -38,7 +39,7 @@ from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_folder
-from dmd2_jax.sampling.runs import open_run
+from dmd2_jax.sampling.runs import Run, open_run
 from dmd2_jax.text2image.pipeline import open_pipeline, read_scheduler_config
 from dmd2_jax.typing import Params
 from dmd2_jax.version import __version__
@@ -91,7 +92,13 @@ def export(options: Options) -> str:
     """
     there = bool(options.push) and check_push(options.push, private=options.private)
     out = _check_out(options.out)
-    student = _from_run(options) if options.workdir else _from_file(options)
+    if options.workdir:
+        run = open_run(options.workdir, ema=options.ema, checkpoint=options.checkpoint)
+        if text_family(run.family) is None:
+            return export_classes(run, options, out)
+        student = _from_run(options, run)
+    else:
+        student = _from_file(options)
     _check_programs(student.base, options)
     card = _card(student, options)
     if options.push:
@@ -239,16 +246,10 @@ def _check_out(out: str | Path) -> Path:
     return out
 
 
-def _from_run(options: Options) -> _Student:
-    """Open what a run trained."""
-    run = open_run(options.workdir, ema=options.ema, checkpoint=options.checkpoint)
+def _from_run(options: Options, run: Run) -> _Student:
+    """Open what a run of prompts trained."""
     family = text_family(run.family)
-    if family is None:
-        raise Refused(
-            f"{options.workdir} holds a run of model.family={run.config.model.family!r}, expected "
-            "a text-to-image model; `dmd2 sample` draws its classes, `dmd2 convert` writes its "
-            "weights."
-        )
+    assert family is not None  # the caller has seen to it
     base = base_pipeline(options.pipeline or run.config.model.pipeline, family)
     if options.variant:
         base = base._replace(variant=options.variant)

@@ -66,7 +66,21 @@ class SitFamily(PublishedFamily):
     """A class-conditional transformer as a Denoiser, with what makes, reads and writes its weights.
 
     Its features are the tokens after some blocks, on their grid.
+
+    Attributes:
+      convention: what the network is told of the time, and predicts.
     """
+
+    convention: str = ""
+
+    @property
+    def weights_note(self) -> str:
+        """Say how another program has to read the weights that `save` writes."""
+        return (
+            f"They are those of DiT and SiT. {self.convention} diffusers' DiTTransformer2DModel "
+            "cannot hold them, as each of its blocks has an embedding of the time with other "
+            "sinusoids; its DiTPipeline has no class for SiT and no sampler of flows."
+        )
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -190,6 +204,7 @@ def build(model_config: Mapping[str, Any]) -> SitFamily:
         diffusion,
         num_classes=module.num_classes,
         variant=parts.get("variant", ""),
+        convention=_convention(diffusion.kind, config),
     )
 
 
@@ -226,6 +241,16 @@ def _diffusion(config: Mapping[str, Any], scheduler: Mapping[str, Any] | None) -
         return Diffusion(rectified_flow(shift=config["shift"], num_levels=levels), "flow")
     schedule = discrete_vp(betas="linear", beta_start=1e-4, beta_end=0.02, num_levels=levels)
     return Diffusion(schedule, "eps")
+
+
+def _convention(kind: str, config: Mapping[str, Any]) -> str:
+    """Put a row of the module's table into words."""
+    if kind != "flow":
+        return "The network is told t and predicts eps."
+    scale = f"{config['time_scale']:g}"
+    if config["data_time"] == 1:
+        return f"The network is told {scale} (1 - t) and predicts x_0 - eps."
+    return f"The network is told {scale} t and predicts eps - x_0."
 
 
 def _denoiser(
