@@ -111,11 +111,12 @@ def _steps(run: Run, times: tuple[float, ...]) -> str:
     rows = zip(times, alphas.tolist(), sigmas.tolist(), strict=True)
     table = "\n".join(f"| {t:.7g} | {alpha:.7g} | {sigma:.7g} |" for t, alpha, sigma in rows)
     first = float(schedule.prior_scale(t[:1])[0])
-    return (
+    rule = (
         f"It begins with x = {first:.7g} z of standard normal z. A step at time t predicts x_0 "
-        "from (x, t, class); the next one's x is alpha x_0 + sigma z with fresh z and the next row's "
-        f"numbers. The last x_0 is the image.\n\n| t | alpha | sigma |\n|---|---|---|\n{table}"
+        "from (x, t, class); the next one's x is alpha x_0 + sigma z with fresh z and the next "
+        "row's numbers. The last x_0 is the image."
     )
+    return f"{rule}\n\n| t | alpha | sigma |\n|---|---|---|\n{table}"
 
 
 def _python(run: Run, times: tuple[float, ...]) -> str:
