@@ -233,9 +233,9 @@ def student_scheduler(
             f"student times {list(times)}, expected decreasing numbers in 1..{n - 1}, whole "
             "ones; try 999,749,499,249."
         )
-    times = [int(t) for t in times]
+    steps = [int(t) for t in times]
     common = {key: config[key] for key in _REQUIRED} | {
-        _TIMES: times,
+        _TIMES: steps,
         "clip_sample": False,
         "prediction_type": config.get("prediction_type") or "epsilon",
         _ZERO_SNR: bool(config.get(_ZERO_SNR)),
@@ -246,7 +246,7 @@ def student_scheduler(
     if kind == "lcm":
         return common | {
             "_class_name": "LCMScheduler",
-            "original_inference_steps": _grid_of(times, n),
+            "original_inference_steps": _grid_of(steps, n),
             # Of the boundary condition, by which LCM's x_0 keeps some of x_t: none, then.
             "timestep_scaling": 1e4,
             "timestep_spacing": "leading",
@@ -254,11 +254,11 @@ def student_scheduler(
     if kind != "ddim":
         raise Refused(f"scheduler={kind!r}, expected one of {STUDENT_SCHEDULERS}; choose one.")
     made = common | {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"}
-    grid = ddim_times(made, len(times))[:-1].astype(int).tolist()
-    if grid != times:
+    grid = ddim_times(made, len(steps))[:-1].astype(int).tolist()
+    if grid != steps:
         raise Refused(
-            f"DDIMScheduler takes {len(times)} steps at {grid}, expected the student's times "
-            f"{times}; choose LCMScheduler (lcm), which takes any."
+            f"DDIMScheduler takes {len(steps)} steps at {grid}, expected the student's times "
+            f"{steps}; choose LCMScheduler (lcm), which takes any."
         )
     return made
 
