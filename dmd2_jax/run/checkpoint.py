@@ -7,6 +7,7 @@ arrays, everything is compared with it on restore, and a step that fails falls b
 newest good one, aloud.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.run.manifest import entries_of, handlers, manifest
 from dmd2_jax.run.parts import part_entries, read_part
 from dmd2_jax.run.retention import Keep, Retention
 from dmd2_jax.run.staging import Staging, copied
@@ -112,7 +114,9 @@ class Checkpoints(Closing):
             todelete_subdir=None if read_only or in_bucket(self._here) else _DISCARDED,
         )
         self._sweep()
-        self._manager = ocp.CheckpointManager(self._here, options=options)
+        self._manager = ocp.CheckpointManager(
+            self._here, options=options, handler_registry=handlers()
+        )
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any] | None = None) -> None:
         """Start writing `state` as checkpoint `step`; a step that exists already is left alone.
@@ -139,9 +143,13 @@ class Checkpoints(Closing):
         # Own copies: on CPU a view would share the buffer that the next step overwrites.
         state = jax.tree.map(_copied, state)
         of = {"step": step} | ({} if self._run is None else {"run": self._run})
-        meta = sealed(array_entries(state), extra or {}, of)
-        self._retention.note(step, meta["extra"])
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        extra = json.loads(json.dumps(extra or {}))  # as it is now, whoever changes it later
+        entries = entries_of(state)
+        self._retention.note(step, extra)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            meta=manifest(lambda: sealed(entries(), extra, of)),
+        )
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:

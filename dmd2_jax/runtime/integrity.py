@@ -17,7 +17,15 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.places import holds_checkpoints, in_bucket
-from dmd2_jax.runtime.seal import SEAL, canonical, check_reached, digest, is_sealed, seal
+from dmd2_jax.runtime.seal import (
+    SEAL,
+    canonical,
+    check_reached,
+    digest,
+    digests,
+    is_sealed,
+    seal,
+)
 from dmd2_jax.typing import PyTree
 
 __all__ = [
@@ -52,12 +60,16 @@ class Misplaced(Refused):
 
 def array_entries(tree: PyTree) -> dict[str, dict[str, Any]]:
     """Describe every array as {path: {shape, dtype, digest}}; only the shapes of shapes."""
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
+    arrays = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
-        entry = {"shape": list(np.shape(leaf)), "dtype": str(np.dtype(leaf.dtype))}
+        name = jax.tree_util.keystr(path)
+        entries[name] = {"shape": list(np.shape(leaf)), "dtype": str(np.dtype(leaf.dtype))}
         if not isinstance(leaf, jax.ShapeDtypeStruct):
-            entry["digest"] = digest(np.ascontiguousarray(to_host(leaf)).tobytes())
-        entries[jax.tree_util.keystr(path)] = entry
+            arrays[name] = leaf
+    # Processes exchange their parts one array after the other, in the thread that asks.
+    for name, found in zip(arrays, digests(map(_bytes, arrays.values())), strict=True):
+        entries[name]["digest"] = found
     return entries
 
 
@@ -111,6 +123,12 @@ def read_manifest(folder: Path, run: str | None = None) -> Manifest:
     of = manifest.get("of")
     _check_place(folder, of if isinstance(of, Mapping) else {}, run)
     return manifest
+
+
+def _bytes(array: Any) -> memoryview:
+    """Return an array's bytes, in C order, without a copy where it lies so in host memory."""
+    flat = np.ascontiguousarray(to_host(array)).reshape(-1)
+    return memoryview(flat.view(np.uint8))
 
 
 def _check_place(folder: Path, of: Mapping[str, Any], run: str | None) -> None:

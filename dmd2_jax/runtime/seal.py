@@ -9,7 +9,9 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ __all__ = [
     "canonical",
     "check_reached",
     "digest",
+    "digests",
     "file_digest",
     "is_sealed",
     "seal",
@@ -30,6 +33,8 @@ SEAL = "seal"
 """The key under which sealed JSON has its own digest."""
 
 _SIZE = 16
+_THREADS = min(8, os.cpu_count() or 1)
+_AHEAD = 16
 _UNREACHED = frozenset(
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EREMOTEIO", "ENXIO")
@@ -46,6 +51,22 @@ class Unreachable(OSError):
 def digest(content: bytes | memoryview) -> str:
     """Return the digest of bytes."""
     return hashlib.blake2b(content, digest_size=_SIZE).hexdigest()
+
+
+def digests(contents: Iterable[bytes | memoryview]) -> Iterator[str]:
+    """Yield the digest of each, in order; several threads make them.
+
+    Args:
+      contents: asked for a few ahead, so that not all need be there at once.
+    """
+    waiting: deque[Future[str]] = deque()
+    with ThreadPoolExecutor(_THREADS, "digests") as pool:
+        for content in contents:
+            waiting.append(pool.submit(digest, content))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def file_digest(path: str | os.PathLike) -> str:

@@ -8,13 +8,14 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.runtime.seal import canonical, digest
+from dmd2_jax.runtime.seal import canonical, digest, digests
 
-__all__ = ["NOTES", "check_sealed", "sealed_header"]
+__all__ = ["NOTES", "check_sealed", "write_sealed"]
 
 _DIGESTS, _SEAL = "dmd2_digests", "dmd2_seal"
 NOTES = (_DIGESTS, _SEAL)
@@ -24,27 +25,32 @@ _METADATA = "__metadata__"
 _LISTED = 3
 
 
-def sealed_header(file: bytes) -> tuple[bytes, memoryview]:
-    """Put digests into what safetensors made.
+def write_sealed(content: bytes, file: BinaryIO) -> None:
+    """Write what safetensors made, with digests.
 
     Its own order of the texts differs from process to process; here it is sorted, so that the same
     tensors are the same bytes.
 
     Args:
-      file: all bytes of a .safetensors file.
+      content: all bytes of a .safetensors file.
+      file: new and open for writing.
 
-    Returns:
-      (length and header, the tensors' bytes): a file one after the other.
+    Raises:
+      OSError: if the disk refuses.
     """
-    header, data = _parts(memoryview(file))
-    notes = header.pop(_METADATA, {}) | {
-        _DIGESTS: json.dumps({name: _of(entry, data) for name, entry in header.items()})
-    }
-    notes[_SEAL] = _header_digest(header, notes)
-    text = json.dumps({_METADATA: dict(sorted(notes.items())), **header}, separators=(",", ":"))
-    content = text.encode()
-    content += b" " * (-len(content) % 8)  # as the format aligns the tensors
-    return len(content).to_bytes(8, "little") + content, data
+    header, data = _parts(memoryview(content))
+    notes = header.pop(_METADATA, {})
+    # All digests are of one length, so the place of the tensors is known before: the disk writes
+    # them while they are digested.
+    blank = dict.fromkeys(header, digest(b""))
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(_found, header, data)
+        file.seek(len(_with_digests(header, notes, blank)))
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        file.write(_with_digests(header, notes, found.result()))
 
 
 def check_sealed(path: str | os.PathLike) -> None:
@@ -63,10 +69,11 @@ def check_sealed(path: str | os.PathLike) -> None:
     if seal != _header_digest(header, notes):
         raise _refused(path, "its header is not as it was written")
     try:
-        digests = dict(json.loads(notes[_DIGESTS]))
+        expected = dict(json.loads(notes[_DIGESTS]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _refused(path, "its digests are none") from error
-    altered = [name for name, entry in header.items() if digests.get(name) != _of(entry, data)]
+    found = _found(header, data)
+    altered = [name for name in header if expected.get(name) != found[name]]
     if altered:
         more = f" and {len(altered) - _LISTED} more" if len(altered) > _LISTED else ""
         raise _refused(path, f"not as written: {', '.join(altered[:_LISTED])}{more}")
@@ -77,9 +84,22 @@ def _parts(file: memoryview) -> tuple[dict[str, Any], memoryview]:
     return json.loads(bytes(file[8 : 8 + length])), file[8 + length :]
 
 
-def _of(entry: Mapping[str, Any], data: memoryview) -> str:
-    begin, end = entry["data_offsets"]
-    return digest(data[begin:end])
+def _found(header: Mapping[str, Any], data: memoryview) -> dict[str, str]:
+    """Return the digest of each tensor's bytes."""
+    parts = (data[begin:end] for begin, end in (it["data_offsets"] for it in header.values()))
+    return dict(zip(header, digests(parts), strict=True))
+
+
+def _with_digests(
+    header: Mapping[str, Any], notes: Mapping[str, str], found: Mapping[str, str]
+) -> bytes:
+    """Return what stands before the tensors: the header's length, and the header."""
+    notes = {**notes, _DIGESTS: json.dumps(dict(found))}
+    notes[_SEAL] = _header_digest(header, notes)
+    text = json.dumps({_METADATA: dict(sorted(notes.items())), **header}, separators=(",", ":"))
+    content = text.encode()
+    content += b" " * (-len(content) % 8)  # as the format aligns the tensors
+    return len(content).to_bytes(8, "little") + content
 
 
 def _header_digest(header: Mapping[str, Any], notes: Mapping[str, str]) -> str:

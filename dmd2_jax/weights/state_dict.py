@@ -20,7 +20,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.seal import check_reached
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import Array, Params, PyTree
-from dmd2_jax.weights.sealed_tensors import NOTES, check_sealed, sealed_header
+from dmd2_jax.weights.sealed_tensors import NOTES, check_sealed, write_sealed
 from dmd2_jax.weights.unpickle import shown
 
 Naming = Callable[[tuple[str, ...]], str]
@@ -153,10 +153,9 @@ def write_safetensors(
         contiguous = {name: np.asarray(t, order="C") for name, t in tensors.items()}
         # transformers refuses a file that does not say whose layouts it has.
         kept = {name: text for name, text in (notes or {}).items() if name not in NOTES}
-        header, data = sealed_header(save(contiguous, metadata={"format": "pt", **kept}))
+        content = save(contiguous, metadata={"format": "pt", **kept})
         with partial.open("wb") as file:
-            file.write(header)
-            file.write(data)
+            write_sealed(content, file)
 
 
 def to_tensors(

@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, newest_extra, state_bytes
-from dmd2_jax.runtime.integrity import Misplaced, read_manifest, sealed
+from dmd2_jax.runtime.integrity import Misplaced, read_manifest, sealed, step_folders
 from dmd2_jax.runtime.seal import Unreachable
 from dmd2_jax.typing import PyTree
 from tests.tiny import contents
@@ -86,6 +86,30 @@ def test_save_copies_before_the_state_is_donated(tmp_path: Path) -> None:
             state = overwrite(state)
         restored = checkpoints.restore(state).state
     np.testing.assert_array_equal(np.asarray(restored.params[0]["w"]), expected)
+
+
+def test_save_takes_what_is_said_beside_the_state_as_it_is_now(tmp_path: Path) -> None:
+    extra = {"window": [1]}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, make_state(1), extra)
+        extra["window"].append(2)
+        assert checkpoints.restore(make_state(0)).extra == {"window": [1]}
+
+
+def test_digests_that_cannot_be_made_are_a_save_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(tree: object) -> None:
+        raise MemoryError("no room for a digest")
+
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, make_state(1))
+        checkpoints.wait()
+        monkeypatch.setattr("dmd2_jax.run.manifest.array_entries", out_of_memory)
+        checkpoints.save(2, make_state(2))
+        with pytest.raises(CheckpointError, match="no room for a digest"):
+            checkpoints.wait()
+        assert list(step_folders(tmp_path / "checkpoints")) == [1]
 
 
 def test_save_keeps_the_latest(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """Digests, seals, links, and parts of a checkpoint."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, newest_extra
 from dmd2_jax.runtime.integrity import (
+    array_entries,
     mismatches,
     params_digest,
     read_manifest,
@@ -18,6 +21,7 @@ from dmd2_jax.runtime.integrity import (
     sealed,
     step_folders,
 )
+from dmd2_jax.runtime.seal import digest, digests
 from dmd2_jax.typing import PyTree
 
 
@@ -62,6 +66,40 @@ def test_params_digest_changes_with_value_name_shape_and_type() -> None:
 def test_params_digest_does_not_depend_on_who_holds_the_array() -> None:
     array = np.arange(6, dtype=np.float32)
     assert params_digest({"a": array}) == params_digest({"a": jnp.asarray(array)})
+
+
+def test_array_entries_are_those_of_every_release() -> None:
+    tree = {
+        "half": np.ones(5, ml_dtypes.bfloat16),
+        "number": np.float32(3.0),
+        "nothing": np.zeros((0, 2), np.float16),
+        "turned": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "jax": jnp.arange(3),
+        "shape": jax.ShapeDtypeStruct((2,), np.float32),
+    }
+    # Recorded when each array was copied and digested after the other.
+    assert [(name, it.get("digest")) for name, it in array_entries(tree).items()] == [
+        ("['half']", "cc3363c955c886be43deb1417428a188"),
+        ("['jax']", "953221e3def79ccd1f76477e81644e13"),
+        ("['nothing']", "cae66941d9efbd404e4d88758ea67670"),
+        ("['number']", "ff5e3c70ac29d05d816ddb3beadf7729"),
+        ("['shape']", None),
+        ("['turned']", "3d91e4af8cb16544b719e24d6c5f0bd8"),
+    ]
+
+
+def test_digests_of_many_are_in_order_and_few_are_held() -> None:
+    taken, contents = [], [bytes([i]) * 5000 for i in range(100)]
+
+    def one_by_one() -> Iterator[bytes]:
+        for content in contents:
+            taken.append(content)
+            yield content
+
+    found = digests(one_by_one())
+    first = next(found)
+    assert len(taken) < 20
+    assert [first, *found] == [digest(content) for content in contents]
 
 
 def test_sealed_is_what_read_manifest_accepts(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Weights that were written here are read as they were written, or refused by name."""
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -30,6 +31,14 @@ def test_one_flipped_bit_is_refused(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(Refused, match=r"x\.safetensors"):
             read_safetensors(file)
+
+
+def test_the_bytes_of_a_file_are_those_of_every_release(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    write_safetensors(TENSORS, file, {"dmd2_data": "{}", "note": "x"})
+    # Recorded when the digests were made before the first byte was written.
+    recorded = "2d3dec02a72eb1f1d809053ba61e49b38aa717d2a6ac80585350d9ef94cf0387"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == recorded
 
 
 def test_the_altered_tensor_is_named(tmp_path: Path) -> None:
