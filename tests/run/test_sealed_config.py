@@ -99,9 +99,9 @@ def test_a_run_keeps_its_identity(file: Path) -> None:
 def test_a_config_that_the_disk_does_not_hand_over_is_not_called_damaged(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(self: Path) -> bytes:
+    def denied(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(Unreachable, match=r"config\.json cannot be read at the moment"):
         read_run(file.parent)
