@@ -109,8 +109,9 @@ def test_network_alone_is_verified_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert without_torch(f"--pipeline={GOLDEN / 'dit'}", f"--out={tmp_path / 'x.png'}") == 1
-    told = capsys.readouterr().out
+    told, progress = capsys.readouterr()
     assert next(iter(rows_of(told))) == "network" and "finite numbers" in told
+    assert "verifying 10/10" in progress and "images/s" not in progress
     assert not (tmp_path / "x.png").exists()
 
 
@@ -215,6 +216,20 @@ def test_students_agree_by_their_own_steps(kind: str, times: tuple[float, ...]) 
         subject._replace(sampler=sampler, times=times, guidance=None), 3e-5
     )
     assert report.verdict == "agrees" and set(pictures) == {"dmd2_jax", "diffusers"}
+
+
+@pytest.mark.parametrize("kind, times", [("sd15", "999,499"), ("sd3", "1,0.4")])
+def test_exported_student_agrees_with_its_own_scheduler(
+    kind: str, times: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline, out = tiny(kind), tmp_path / "student"
+    part = "unet" if kind == "sd15" else "transformer"
+    weights = pipeline / part / "diffusion_pytorch_model.safetensors"
+    words = [f"--weights={weights}", f"--pipeline={pipeline}", f"--times={times}", f"--out={out}"]
+    assert dmd2("export", *words) == 0
+    assert dmd2("verify", f"--pipeline={out}", f"--out={tmp_path / 'x.png'}") == 0
+    told = capsys.readouterr().out
+    assert "agrees" in rows_of(told)["images"] and "not read: README.md" in told
 
 
 def dit(folder: Path) -> Subject:
