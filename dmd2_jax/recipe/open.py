@@ -241,6 +241,12 @@ def _check_measurable(config: ConfigDict, dataset: Source) -> None:
             f"with classes, on which the classifier that judges is trained; {off}, and measure "
             "checkpoints by `dmd2 evaluate --all_checkpoints --features=inception --prompts=FILE`."
         )
+    if dataset.channels not in (1, 3):
+        raise Refused(
+            f"log.evaluate_every={every} with {dataset.name}, which has latents of "
+            f"{dataset.channels} channels, expected images, on which the classifier that judges is "
+            f"trained; {off}."
+        )
     if dataset.num_classes < 2:
         raise Refused(
             f"log.evaluate_every={every} with {dataset.name}, which has {dataset.num_classes} "

@@ -215,9 +215,17 @@ class SampledImages:
           first: number of the first image.
           timed: whether the time of an image is wanted, for which one batch more is made, so that
             compilation is not in it.
+
+        Raises:
+          Refused: if the network makes latents, and there is no pipeline to decode them.
         """
         self.key, self.name, self.step = key, name, step
         self.resolution, _, self.channels = model.image_shape
+        if self.channels not in (1, 3):
+            raise Refused(
+                f"{name} makes latents of {self.channels} channels, expected images: latents of "
+                "classes are not decoded here; take a network of pixels, or of prompts."
+            )
         self.conditional = conditions.are_classes
         self.conditions = conditions
         self._model = model

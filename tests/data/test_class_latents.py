@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.data import inputs_of, labels_of
-from tests.tiny import dmd2
+from tests.tiny import dmd2, refused
 
 LABELS = [2, 0, 1, 1]
 
@@ -108,7 +108,9 @@ def test_folders_without_labels_or_of_another_size_are_refused(folder: Path) -> 
         load(folder)
 
 
-def test_a_small_sit_is_trained_on_latents_with_classes(folder: Path, tmp_path: Path) -> None:
+def test_a_small_sit_is_trained_on_latents_with_classes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes = {"width": 8, "depth": 1, "heads": 1, "resolution": 4, "image_channels": 4}
     values = {f"model.{key}": value for key, value in sizes.items()} | {
         "model.num_classes": 3,
@@ -124,3 +126,12 @@ def test_a_small_sit_is_trained_on_latents_with_classes(folder: Path, tmp_path: 
     workdir = tmp_path / "run"
     assert dmd2("train-teacher", "--config=digits_sit", f"--workdir={workdir}", *words) == 0
     assert list(workdir.glob("grid_*.png"))
+    message = refused(capsys, "sample", f"--workdir={workdir}", f"--out={tmp_path / 'x.png'}")
+    assert "makes latents of 4 channels, expected images" in message
+    again = [*words, "--config.log.evaluate_every=1", "--dry_run"]
+    message = refused(
+        capsys, "train-teacher", "--config=digits_sit", f"--workdir={tmp_path / 'y'}", *again
+    )
+    assert "latents of 4 channels, expected images" in message
+    message = refused(capsys, "data", "--config=digits_sit", *words[:9])
+    assert "has latents of 4 channels, expected a source of images" in message

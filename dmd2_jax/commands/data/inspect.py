@@ -158,6 +158,11 @@ def _open_splits(config: ConfigDict) -> dict[str, Source]:
     sources = {"train": _open(config, "train")}
     with contextlib.suppress(NoSplitError):
         sources["test"] = _open(config, "test")
+    if (channels := sources["train"].channels) not in (1, 3):
+        raise Refused(
+            f"config.data.name={config.data.name!r} has latents of {channels} channels, expected a "
+            "source of images, which are looked at and written here; a training reads latents."
+        )
     return sources
 
 
