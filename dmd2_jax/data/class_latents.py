@@ -28,7 +28,7 @@ from dmd2_jax.data.reading.zip_file import ZipFolder
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Float, Int
 
-SPEC = "<scale>"
+SPEC = "[<scale>]"
 
 _SCALE = 0.18215
 _CHANNELS = (4, 16)  # of a latent; with the std twice as many

@@ -35,7 +35,8 @@ def test_data_lists_the_sources_with_a_line_each(capsys: pytest.CaptureFixture[s
     assert dmd2("data") == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines[1:]]
-    expected = ["array_record", "arrays", "digits", "fashion_mnist", "idx", "image_folder"]
+    expected = ["array_record", "arrays", "class_latents:[<scale>]", "digits", "fashion_mnist"]
+    expected += ["idx", "image_folder"]
     assert names == [*expected, "latents", "tfds:<name>[/<config>][:<split>]", "my_lab.shapes"]
     assert all(len(line.split()) > 4 for line in lines[1:])
 
