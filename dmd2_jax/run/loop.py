@@ -91,7 +91,13 @@ def _steps(
     unit, total, log = job.unit, job.total, job.log
     state, extra, start = resumed
     with (
-        Writers(job.workdir, resumed_step=start, log=log, rows=extra.get("rows")) as writers,
+        Writers(
+            job.workdir,
+            resumed_step=start,
+            log=log,
+            rows=extra.get("rows"),
+            rows_digest=extra.get("rows_digest"),
+        ) as writers,
         GracefulStop() as stop,
         Progress(
             total=total, initial=start, description=unit, images_per_step=job.images_per_step
@@ -107,7 +113,7 @@ def _steps(
             waited=lambda: batches.waited,
         )
         window = Window(extra.get("window"))
-        saver = _Saver(checkpoints, lambda at: describe(at) | {"rows": writers.rows}, writers.sync)
+        saver = _Saver(checkpoints, lambda at: describe(at) | writers.record, writers.sync)
         pictures = _Pictures(job, writers)
         judge = job.judge if is_first() else None
         if judge is not None and start:

@@ -1,5 +1,6 @@
 """The files of one JSON object a report, each flushed as it is written; the progress display."""
 
+import hashlib
 import json
 import logging
 import math
@@ -66,9 +67,10 @@ class MetricsWriter(Closing):
     """Append one JSON object a line to `metrics.jsonl`, each flushed as it is written.
 
     Opening drops the lines beyond `resumed_step` (they belong to work that will be done again)
-    and a last line cut short by a kill, so that a resumed file equals an uninterrupted one. Lines
-    that are damaged or gone end no run: how many are lost is said. In a bucket lines are uploaded
-    every half a minute, and by `sync`.
+    and a last line cut short by a kill, so that a resumed file equals an uninterrupted one; and it
+    puts lines in the order of their steps, each once. Lines that are damaged, gone or altered end
+    no run: how many are lost, or that they are others, is said. In a bucket lines are uploaded every
+    half a minute, and by `sync`.
     """
 
     def __init__(
@@ -77,11 +79,21 @@ class MetricsWriter(Closing):
         resumed_step: int = 0,
         name: str = METRICS,
         rows: int | None = None,
+        rows_digest: str | None = None,
     ) -> None:
-        """Open WORKDIR/`name` for the steps after `resumed_step`; it had `rows` until there."""
-        self.path, text = path_of(workdir) / name, ""
-        kept = [row for row in _sound_rows(self.path) if row["step"] <= resumed_step]
-        self.rows = len(kept)
+        """Open WORKDIR/`name` for the steps after `resumed_step`.
+
+        Args:
+          workdir: the run folder.
+          resumed_step: see the class.
+          name: of the file.
+          rows: how many it had up to that step; None: not known.
+          rows_digest: the `rows_digest` that it had then; None: not known.
+        """
+        self.path = path_of(workdir) / name
+        kept = _sound_rows(self.path, resumed_step)
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        self.rows, self._digest = len(kept), hashlib.blake2b(text.encode(), digest_size=16)
         if rows is not None and len(kept) < rows:
             _log.warning(
                 "%s: %d rows are lost, of the %d up to step %d; the run goes on without them.",
@@ -90,8 +102,15 @@ class MetricsWriter(Closing):
                 rows,
                 resumed_step,
             )
+        elif rows_digest not in (None, self.rows_digest):
+            _log.warning(
+                "%s: the %d rows up to step %d are not those that the run wrote, expected them "
+                "unchanged; the run goes on with them as they are. Restore the file from a copy.",
+                self.path,
+                len(kept),
+                resumed_step,
+            )
         if self.path.exists():
-            text = "".join(json.dumps(row) + "\n" for row in kept)
             with whole_file(self.path) as partial:
                 partial.write_text(text)
         self._file: TextIO | _Growing = (
@@ -108,9 +127,16 @@ class MetricsWriter(Closing):
             their counts. What is not finite, or the average of nothing, is written as null.
         """
         row = {"step": int(step)} | {name: plain_value(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = json.dumps(row, allow_nan=False) + "\n"
+        self._file.write(line)
         self._file.flush()
+        self._digest.update(line.encode())
         self.rows += 1
+
+    @property
+    def rows_digest(self) -> str:
+        """The digest of all lines so far."""
+        return self._digest.hexdigest()
 
     def sync(self) -> None:
         """Have all lines where they are to be: a loss of power leaves them there."""
@@ -141,9 +167,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def _sound_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl that can be read as such."""
-    rows = []
+def _sound_rows(path: Path, last: int) -> list[dict[str, Any]]:
+    """Return the rows up to step `last` that can be read as such, by step, the first of each."""
+    rows = dict[int, dict[str, Any]]()
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
@@ -153,9 +179,9 @@ def _sound_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            rows.append(row)
-    return rows
+        if isinstance(row, dict) and type(row.get("step")) is int and row["step"] <= last:
+            rows.setdefault(row["step"], row)
+    return [rows[step] for step in sorted(rows)]
 
 
 class Progress(Closing):

@@ -77,6 +77,7 @@ class Writers(Closing):
         resumed_step: int = 0,
         log: Mapping[str, Any] | None = None,
         rows: int | None = None,
+        rows_digest: str | None = None,
     ) -> None:
         """Open the files, and the displays that `log` (see `check_writers`) asks for.
 
@@ -84,14 +85,16 @@ class Writers(Closing):
           workdir: the run folder.
           resumed_step: what was written for later steps is dropped.
           log: `config.log`.
-          rows: how many the metrics had at that step; None: not known.
+          rows, rows_digest: the `record` of that step; None: not known.
         """
         workdir, log = path_of(workdir), log or {}
         self._boards: list[_Board] = []
         self._metrics = self._speed = None
         if not is_first():
             return
-        self._metrics = MetricsWriter(workdir, resumed_step, rows=rows)
+        self._metrics = MetricsWriter(
+            workdir, resumed_step, rows=rows, rows_digest=rows_digest
+        )
         self._speed = MetricsWriter(workdir, resumed_step, "speed.jsonl")
         if log.get("tensorboard"):
             self._boards.append(_TensorBoard(workdir / "tensorboard"))
@@ -123,9 +126,11 @@ class Writers(Closing):
             board.images(step, pictures or {})
 
     @property
-    def rows(self) -> int | None:
-        """How many rows the metrics have; None in a process that writes none."""
-        return None if self._metrics is None else self._metrics.rows
+    def record(self) -> dict[str, int | str]:
+        """How many rows the metrics have and their digest; {} in a process that writes none."""
+        if self._metrics is None:
+            return {}
+        return {"rows": self._metrics.rows, "rows_digest": self._metrics.rows_digest}
 
     def sync(self) -> None:
         """Have the lines of both files where they are to be; see `MetricsWriter.sync`."""

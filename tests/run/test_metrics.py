@@ -93,6 +93,33 @@ def test_open_says_how_many_rows_are_lost(
     assert len(read_metrics(writer.path)) == 4 - lost
 
 
+@pytest.mark.parametrize(
+    ("harm", "is_said"),
+    [
+        (lambda lines: lines, False),
+        (lambda lines: lines * 2, False),  # put right
+        (lambda lines: lines[::-1], False),
+        (lambda lines: [lines[0], lines[1].replace("1.0", "7.0"), lines[2]], True),
+        (lambda lines: [lines[0].replace("2", "1"), *lines[1:]], True),
+        (lambda lines: [*lines, '{"step": 5, "loss": 1.0}\n'], True),
+    ],
+)
+def test_open_says_when_rows_are_not_those_that_were_written(
+    harm: Callable[[list[str]], list[str]],
+    is_said: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        for step in (2, 4, 6):
+            writer.write(step, {"loss": 1.0})
+    before = writer.path.read_text()
+    writer.path.write_text("".join(harm(before.splitlines(keepends=True))))
+    MetricsWriter(tmp_path, resumed_step=6, rows=3, rows_digest=writer.rows_digest).close()
+    assert ("are not those that the run wrote" in caplog.text) == is_said
+    assert is_said or writer.path.read_text() == before
+
+
 def test_sync_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     with MetricsWriter(tmp_path) as writer:
