@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.manifest import entries_of, handlers, manifest
 from dmd2_jax.run.parts import part_entries, read_part
+from dmd2_jax.run.quiet import say_failures_once
 from dmd2_jax.run.retention import Keep, Retention
 from dmd2_jax.run.staging import Staging, copied
 from dmd2_jax.runtime.closing import Closing
@@ -114,6 +115,7 @@ class Checkpoints(Closing):
             todelete_subdir=None if read_only or in_bucket(self._here) else _DISCARDED,
         )
         self._sweep()
+        say_failures_once()
         self._manager = ocp.CheckpointManager(
             self._here, options=options, handler_registry=handlers()
         )
@@ -427,6 +429,7 @@ def _abstract(template: PyTree) -> PyTree:
 
 
 def _brief(error: Exception) -> str:
+    """Return one line; of a long one both ends, as the cause (a full disk) stands last."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     text = f"{type(error).__name__}: {lines[0]}"
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if len(text) <= 300 else f"{text[:147]} ... {text[-147:]}"

@@ -338,6 +338,7 @@ def run_python(code: str, prefix: Sequence[str] = ()) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # what fails is raised, and said once
     return done.stdout
 
 
