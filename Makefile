@@ -8,6 +8,7 @@ VENV ?= .venv
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+CHAOS_ARGS ?=
 BIN := $(VENV)/bin
 TRY := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -15,7 +16,7 @@ INSTALL := $(PIP) install --quiet --editable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test docs install install-dev install-docs lint typecheck pytest format clean
+.PHONY: help demo test chaos docs install install-dev install-docs lint typecheck pytest format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -31,6 +32,9 @@ test: install-dev ## every check that CI runs
 	$(MAKE) --no-print-directory pytest; tests=$$?; \
 	wait $$checks; checks=$$?; cat "$$said"; rm -f "$$said"; \
 	exit $$((tests | checks))
+
+chaos: install-dev ## hundreds of damages at random, in 20 minutes; CHAOS_ARGS="--seed=7 --share=0.1"
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 # Not --quiet: MkDocs 1.6 would count no warning then, and --strict would pass broken links.
 docs: install-docs ## build the documentation into site/

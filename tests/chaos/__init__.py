@@ -1,0 +1,1 @@
+"""Damage of every kind, at random from a seed: `make chaos`. docs/durability.md has its table."""
