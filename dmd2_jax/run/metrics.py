@@ -69,8 +69,8 @@ class MetricsWriter(Closing):
     Opening drops the lines beyond `resumed_step` (they belong to work that will be done again)
     and a last line cut short by a kill, so that a resumed file equals an uninterrupted one; and it
     puts lines in the order of their steps, each once. Lines that are damaged, gone or altered end
-    no run: how many are lost, or that they are others, is said. In a bucket lines are uploaded every
-    half a minute, and by `sync`.
+    no run: how many are lost, or that they are others, is said. In a bucket lines are uploaded
+    every half a minute, and by `sync`.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class MetricsWriter(Closing):
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl, ignoring a last line that was cut short."""
     rows = []
-    lines = path_of(path).read_text().splitlines()
+    lines = path_of(path).read_bytes().splitlines()
     for number, line in enumerate(lines):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) - 1:
                 break
             raise Refused(

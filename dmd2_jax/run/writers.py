@@ -92,9 +92,7 @@ class Writers(Closing):
         self._metrics = self._speed = None
         if not is_first():
             return
-        self._metrics = MetricsWriter(
-            workdir, resumed_step, rows=rows, rows_digest=rows_digest
-        )
+        self._metrics = MetricsWriter(workdir, resumed_step, rows=rows, rows_digest=rows_digest)
         self._speed = MetricsWriter(workdir, resumed_step, "speed.jsonl")
         if log.get("tensorboard"):
             self._boards.append(_TensorBoard(workdir / "tensorboard"))

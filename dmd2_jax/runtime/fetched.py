@@ -107,7 +107,7 @@ def _versions(root: Path, folder: Path) -> dict[str, Any]:
     """Return which version of each file of a folder is copied."""
     try:
         found = json.loads(_note(root, folder).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

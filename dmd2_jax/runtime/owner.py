@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dmd2_jax.config.printable import printable
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.places import in_bucket, make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
@@ -202,7 +203,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Return what is noted of an owner, {} if there is nothing or it cannot be read."""
     try:
         noted = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return noted if isinstance(noted, dict) else {}
 
@@ -246,7 +247,7 @@ def _who(noted: Mapping[str, Any]) -> str:
     if not noted:
         return "another process"
     host, process, since = (noted.get(key) for key in ("host", "process", "since"))
-    return f"process {process} on {host} ({noted.get('command')}, since {since})"
+    return printable(f"process {process} on {host} ({noted.get('command')}, since {since})")
 
 
 def _taken(folder: str | os.PathLike, noted: Mapping[str, Any]) -> str:

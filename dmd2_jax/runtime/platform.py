@@ -227,7 +227,7 @@ def _accepts(flags: list[str]) -> bool:
     question = f"{version} {' '.join(flags)}"
     try:
         answers = json.loads(memory.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         answers = {}
     if isinstance(answers, dict) and isinstance(answers.get(question), bool):
         return answers[question]

@@ -294,5 +294,5 @@ def _comment(file: Path) -> Any:
     try:
         with zipfile.ZipFile(file) as archive:
             return json.loads(archive.comment)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile):
         return None

@@ -129,9 +129,10 @@ def test_sync_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(synced) == 1
 
 
-def test_read_names_a_damaged_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b"nonsense", b"\xff", bytes(9), b"[" * 100_000])
+def test_read_names_a_damaged_line(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 2 of .* is not JSON"):
         read_metrics(path)
 

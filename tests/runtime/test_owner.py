@@ -60,6 +60,15 @@ def test_what_a_killed_owner_left_is_said_and_taken(tmp_path: Path, capsys: Any)
     assert "process 7 on far (dmd2 distill, since 2026-01-01 00:00:00) ended without" in said
 
 
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("note", ["[" * 100_000, '{"host": "\\u001b[2J", "beat": []}', "3", "\0"])
+def test_a_note_of_anything_is_nobodys(note: str, tmp_path: Path, capsys: Any) -> None:
+    for name in (LOCK, LEASE):
+        (tmp_path / name).write_text(note)
+    with owned(tmp_path):
+        assert "\x1b" not in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("leased")
 def test_lease_that_another_took_ends_the_process_before_it_writes(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch

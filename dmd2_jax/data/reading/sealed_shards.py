@@ -351,7 +351,7 @@ def _sound_entry(target: Path) -> Entry | None:
             return entry
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         check_reached(error, target)
     _log.warning("%s is damaged and will be written again.", target)
     return None

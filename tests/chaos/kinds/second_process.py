@@ -48,8 +48,11 @@ def _process(*words: object) -> Iterator[subprocess.Popen]:
 
 def attempt(dice: random.Random, folder: Path) -> Try:
     """Have a folder owned by a process, and start another command there."""
-    if dice.random() < 0.12:
+    draw = dice.random()
+    if draw < 0.12:
         return _training(dice, folder)
+    if draw < 0.25:
+        return _noted(dice, folder)
     return _owned(dice, folder)
 
 
@@ -68,6 +71,17 @@ def _owned(dice: random.Random, folder: Path) -> Try:
         it = asked(folder, name, *words, same=lambda: False, kept=(out,))
         assert first.poll() is None
     return it
+
+
+def _noted(dice: random.Random, folder: Path) -> Try:
+    """Nobody has the folder, and what is noted of its owner is damaged, or a stranger's."""
+    run = halted(folder, dice, students=0)
+    note = dice.choice(
+        ["", "{", "[" * 100_000, '{"host": "\\u001b[2J"}', "\0" * 50, '{"beat": {}}']
+    )
+    (run.workdir / dice.choice([".owner", ".owner.json"])).write_text(note)
+    it = asked(folder, f"a note {note[:20]!r}", *run.words, same=run.same, kept=())
+    return it._replace(outcome=SILENT) if "\x1b" in it.said else it
 
 
 def _after_a_kill(name: str, folder: Path, out: Path, words: list) -> Try:
