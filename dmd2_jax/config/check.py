@@ -111,6 +111,7 @@ _NUMBERS = {
         "distill.gan_critic_weight",
         "distill.regression_weight",
     ),
+    Rule(math.isfinite, "a finite number"): ("teacher.lora_scale", "teacher.p_mean"),
     Rule(lambda v: v is None or math.isfinite(v), "a finite number, or None"): (
         "distill.guidance",
     ),

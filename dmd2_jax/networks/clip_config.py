@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.clip import ACTIVATIONS, Clip, ClipText, ClipVision, Transformer
+from dmd2_jax.networks.published_config import check_kinds
 from dmd2_jax.typing import DType
 
 __all__ = [
@@ -65,7 +66,7 @@ def text_from_config(
     Raises:
       ValueError: if the config asks for what this network does not do, or contradicts itself.
     """
-    c = _TEXT | dict(config.get("text_config") or config)
+    c = _read(config, "text_config", _TEXT)
     return ClipText(
         size=_transformer(c),
         vocabulary=c["vocab_size"],
@@ -86,7 +87,7 @@ def vision_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32)
     Raises:
       ValueError: if the config asks for what this network does not do, or contradicts itself.
     """
-    c = _VISION | dict(config.get("vision_config") or config)
+    c = _read(config, "vision_config", _VISION)
     if c["image_size"] % c["patch_size"]:
         raise Refused(
             f"image_size={c['image_size']}, expected a multiple of patch_size={c['patch_size']}; "
@@ -110,8 +111,9 @@ def clip_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -
     """
     # The two parts' own projection_dim is not used by a CLIPModel.
     common = {"projection_dim": config.get("projection_dim", _PROJECTION)}
-    text = {**(config.get("text_config") or {}), **common}
-    vision = {**(config.get("vision_config") or {}), **common}
+    text, vision = (
+        {**(_part(config, name) or {}), **common} for name in ("text_config", "vision_config")
+    )
     return Clip(
         text_from_config(text, projection=True, dtype=dtype),
         vision_from_config(vision, dtype=dtype),
@@ -132,6 +134,23 @@ def example_vision_inputs(vision: ClipVision) -> tuple[jax.ShapeDtypeStruct]:
 def example_clip_inputs(clip: Clip) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Return one prompt and one image."""
     return (*example_text_inputs(clip.text), *example_vision_inputs(clip.vision))
+
+
+def _read(config: Mapping[str, Any], part: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of one of the two encoders, whose file may be that of both."""
+    its = _part(config, part) or config
+    check_kinds(its, defaults, f"CLIP model's {part}")
+    return {**defaults, **its}
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    part = config.get(name)
+    if part is not None and not isinstance(part, Mapping):
+        raise Refused(
+            f"config of a CLIPModel has {name}={str(part)[:40]!r}, expected its settings; download "
+            "it again."
+        )
+    return part
 
 
 def _transformer(c: Mapping[str, Any]) -> Transformer:

@@ -9,7 +9,13 @@ from typing import Any
 
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["per_level", "read_config", "square_side"]
+__all__ = ["check_kinds", "per_level", "read_config", "square_side"]
+
+_PER_LEVEL = (
+    *("attention_head_dim", "cross_attention_dim", "layers_per_block"),
+    "transformer_layers_per_block",
+)
+"""Settings of a U-Net that are one value, or a list of one for each level."""
 
 # What diffusers' EMAModel notes in the config.json of an average's folder, such as unet_ema/.
 _AVERAGE = {
@@ -50,6 +56,7 @@ def read_config(
       ValueError: if a setting has a value that is not supported, or is none the network knows and
         not switched off.
     """
+    check_kinds(config, defaults, class_name)
     problems = []
     if notes := _AVERAGE & set(config):
         _say_once(f"{', '.join(sorted(notes))} in a {class_name}'s config.json are not used.")
@@ -67,6 +74,42 @@ def read_config(
             "Use a model without it; SD 1.x, SD 2.x and SDXL and their relatives have none of it."
         )
     return {key: _plain(config.get(key, default)) for key, default in defaults.items()}
+
+
+def check_kinds(config: Mapping[str, Any], defaults: Mapping[str, Any], class_name: str) -> None:
+    """Refuse settings of another kind than the library's defaults: texts for numbers and the like.
+
+    Args:
+      config: what config.json holds.
+      defaults: the settings that are used, with the library's defaults; None: of any kind.
+      class_name: the model's class, for the message.
+
+    Raises:
+      Refused: naming them.
+    """
+    odd = [
+        f"{key}={str(config[key])[:40]!r} (its default is {default!r})"
+        for key, default in defaults.items()
+        if key in config and not _alike(config[key], default, several=key in _PER_LEVEL)
+    ]
+    if odd:
+        raise Refused(
+            f"config of a {class_name} has {'; '.join(odd)}, expected values of the kind of the "
+            "defaults; download it again."
+        )
+
+
+def _alike(value: Any, default: Any, *, several: bool = False) -> bool:
+    if default is None:
+        return not isinstance(value, Mapping)
+    if isinstance(default, tuple):
+        entry = default[0] if default else 0
+        return isinstance(value, list | tuple) and all(_alike(it, entry) for it in value)
+    if several and isinstance(value, list | tuple):
+        return all(_alike(it, default, several=True) for it in value)
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, int | float if isinstance(default, float) else type(default))
 
 
 def per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:

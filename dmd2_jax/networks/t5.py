@@ -15,6 +15,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Embedding, Linear
+from dmd2_jax.networks.published_config import check_kinds
 from dmd2_jax.networks.rms_norm import RmsNorm
 from dmd2_jax.typing import Array, DType, Float, Int
 
@@ -201,6 +202,7 @@ def t5_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> 
       ValueError: if the config asks for what this network does not do.
     """
     # What else such a file holds says how a decoder writes, how dropout trains, or who wrote it.
+    check_kinds(config, _DEFAULTS, "T5EncoderModel")
     c = _DEFAULTS | dict(config)
     if c["feed_forward_proj"] != "gated-gelu":
         raise Refused(

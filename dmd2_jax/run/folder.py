@@ -219,9 +219,10 @@ def exported_step(workdir: str | Path) -> int | None:
     try:
         if not (folder / _EXPORTED).exists():
             return _newest_step(folder)
-        return int(read_json(folder / _EXPORTED)["step"])
+        step = read_json(folder / _EXPORTED)["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return step if isinstance(step, int) else None
 
 
 def unfinished(workdir: str | Path) -> str:

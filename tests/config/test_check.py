@@ -36,6 +36,8 @@ def test_validate_accepts_the_base_config() -> None:
         ({"optim__b2": 1.0}, r"optim.b2=1.0, expected a number in \[0, 1\)"),
         ({"optim__ema_decays": (1.5,)}, "ema_decays has 1.5"),
         ({"optim__ema_decays": (0.99999901, 0.999999)}, "has 0.999999 more than once"),
+        ({"teacher__p_mean": float("nan")}, "teacher.p_mean=nan, expected a finite number"),
+        ({"teacher__lora_scale": float("inf")}, "teacher.lora_scale=inf, expected a finite number"),
         ({"distill__guidance": float("nan")}, "distill.guidance=nan, expected a finite number"),
         ({"distill__dm_range": (0.9, 0.1)}, r"distill.dm_range=\(0.9, 0.1\), expected \(low, high"),
         ({"distill__gan_range": (0.0, 0.5, 1.0)}, r"distill.gan_range=\(0.0, 0.5, 1.0\), expected"),

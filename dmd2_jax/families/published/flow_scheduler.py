@@ -10,6 +10,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.diffusion.schedules import rectified_flow
 from dmd2_jax.families.published.scheduler import FLOW_TIMES, Diffusion
+from dmd2_jax.networks.published_config import check_kinds
 
 __all__ = [
     "FLOW_STUDENT_SCHEDULERS",
@@ -79,6 +80,7 @@ def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
     Raises:
       Refused: if time_shift_type is another.
     """
+    check_kinds(config, _DEFAULTS, "flow's scheduler")
     c = _DEFAULTS | dict(config)
     if not c["use_dynamic_shifting"]:
         return float(c["shift"])

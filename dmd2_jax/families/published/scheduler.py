@@ -14,6 +14,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import discrete_vp
+from dmd2_jax.networks.published_config import check_kinds
 
 __all__ = [
     "FLOW_TIMES",
@@ -35,6 +36,16 @@ FLOW_TIMES = "_student_sigmas"
 _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _REQUIRED = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+_KNOWN = {
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "timestep_spacing": "leading",
+}
 _LCM_GRID = 50
 _TIMES = "_student_timesteps"  # diffusers keeps and ignores what begins with an underscore
 _ZERO_SNR = "rescale_betas_zero_snr"
@@ -87,6 +98,8 @@ def read_scheduler(config: Mapping[str, Any], *, may_clip: bool = False) -> Diff
       ValueError: if settings are missing, or ask for a diffusion that is not built here.
     """
     name = config.get("_class_name", "scheduler")
+    given = {key: value for key, value in config.items() if value is not None}
+    check_kinds(given, _KNOWN, str(name))
     if missing := [key for key in _REQUIRED if config.get(key) is None]:
         raise Refused(
             f"config of a {name} lacks {', '.join(missing)}, expected the settings of a discrete "

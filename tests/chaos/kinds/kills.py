@@ -10,7 +10,7 @@ from tests.commands.test_kill import Victim, good_steps, results
 from tests.tiny import scratch
 
 NAME = "SIGKILL, SIGTERM, SIGHUP at any moment"
-TRIES = 16
+TRIES = 10
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 
