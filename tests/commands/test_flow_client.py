@@ -114,7 +114,22 @@ def test_export_has_the_times_that_the_run_was_trained_with(kind: str) -> None:
     size = f"height={RESOLUTION}, width={RESOLUTION}"
     call = f'pipe("a red fox", {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})'
     assert call in card and "torch.manual_seed(0)" in card
-    assert set(contents(flow_pipeline(kind))) | {"README.md"} == set(contents(folder))
+    more = {"README.md", "digests.json"}
+    assert set(contents(flow_pipeline(kind))) | more == set(contents(folder))
+
+
+def test_sample_refuses_an_export_of_which_a_file_was_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported("sd3"), folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace('"shift": 1.0', '"shift": 3.0'))
+    words = ("sample", f"--pipeline={folder}", "--prompt=a", f"--out={tmp_path / 'x.png'}")
+    assert dmd2(*words) == 2
+    said = capsys.readouterr().err
+    assert "scheduler/scheduler_config.json is not as it was written" in said
+    assert "remove digests.json" in said and not (tmp_path / "x.png").exists()
 
 
 def test_export_of_flux_adapters_has_the_names_that_diffusers_loads() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
+from dmd2_jax.families.published.digests import write_digests
 from dmd2_jax.families.published.folder import read_component_tensors, write_component
 from dmd2_jax.families.published.lora_file import kohya_tensors
 from dmd2_jax.families.published.model import PublishedModel
@@ -81,6 +82,7 @@ def write_pipeline(
     (folder / "scheduler").mkdir()
     _write_json(scheduler, folder / "scheduler" / "scheduler_config.json")
     _write_json(index, folder / INDEX)
+    write_digests(folder)
 
 
 def copied_bytes(base: PipelineIndex) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.config_sizes import check_sizes
+from dmd2_jax.families.published.digests import check_digest
 from dmd2_jax.families.published.model import CLASSES, PublishedClass, PublishedModel
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import make_folder, path_of
@@ -146,6 +147,7 @@ def read_component_tensors(
     """
     folder = fetched(folder)
     file = weights_file(folder, stem, variant)
+    check_digest(folder.parent, f"{folder.name}/{file.name}")
     if file.suffix == ".json":
         return _read_shards(file)
     return read_weights(file).tensors

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.config.text import read_json
+from dmd2_jax.families.published.digests import check_plain_digests
 from dmd2_jax.families.published.folder import has_variant
 from dmd2_jax.runtime.fetched import fetched
 
@@ -163,6 +164,7 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
             f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
             "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1 or a model made from them."
         )
+    check_plain_digests(file.parent)
     absent = []
     for part, classes in PIPELINES[name].items():
         entry = index.get(part)
