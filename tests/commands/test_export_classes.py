@@ -13,26 +13,34 @@ from dmd2_jax.distill import generate
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.folder import open_run
 from dmd2_jax.weights.state_dict import read_safetensors
-from tests.tiny import contents, dmd2, get_config, refused, scratch, student_run, teacher_run
+from tests.tiny import contents, dmd2, get_config, refused, scratch
 
 TIMES = (1.0, 0.75, 0.5)
 
 
-@functools.cache
+SMALL = {"family": "sit", "width": "8", "depth": "2", "heads": "2", "shift": "3.0"}
+
+
 def sit_run(**settings: str) -> tuple[Path, Any]:
-    """What distilling a SiT leaves: the config, and weights made up; and the config."""
+    """A run of a small SiT, and its config."""
+    given = {f"model.{key}": value for key, value in (SMALL | settings).items()}
+    return made_run("distill", **given, **{"distill.student_times": ",".join(map(str, TIMES))})
+
+
+@functools.cache
+def made_run(command: str, **settings: str) -> tuple[Path, Any]:
+    """What training leaves: the config, and weights made up; and the config."""
     config = get_config()
-    small = {"family": "sit", "width": "8", "depth": "2", "heads": "2", "shift": "3.0"}
-    given = {f"model.{key}": value for key, value in (small | settings).items()}
-    apply_overrides(config, given | {"distill.student_times": ",".join(map(str, TIMES))})
+    apply_overrides(config, settings)
     folder = scratch() / "run"
-    open_run(folder, "distill", plain(config))
+    open_run(folder, command, plain(config))
     family = build_family(config)
     random = np.random.RandomState(0)
     params = jax.tree.map(
         lambda x: 0.3 * random.standard_normal(x.shape).astype(np.float32), family.param_shapes()
     )
-    family.save(params, folder / "student.safetensors")
+    which = "student" if command == "distill" else "teacher"
+    family.save(params, folder / f"{which}.safetensors")
     return folder, config
 
 
@@ -75,10 +83,9 @@ def test_weights_of_a_sit_have_the_original_names_and_the_readme_says_what_they_
 
 
 def test_student_of_the_other_family_is_exported_too() -> None:
-    out = exported(student_run())
-    got, expected = (
-        read_safetensors(folder / "student.safetensors") for folder in (out, student_run())
-    )
+    run, _ = made_run("distill")
+    out = exported(run)
+    got, expected = (read_safetensors(folder / "student.safetensors") for folder in (out, run))
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(got[name], tensor)
@@ -100,5 +107,5 @@ def test_export_of_classes_refuses_what_is_of_pipelines(
 
 
 def test_export_refuses_a_teacher_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["export", f"--workdir={teacher_run()}", f"--out={scratch() / 's'}"]
+    line = ["export", f"--workdir={made_run('train-teacher')[0]}", f"--out={scratch() / 's'}"]
     assert "expected a student; `dmd2 convert` writes its weights" in refused(capsys, *line)
