@@ -166,6 +166,8 @@ def test_call_of_the_readme_makes_our_images_in_diffusers(kind: str, steps: int)
     assert call["sigmas"] == list(FLOW_TIMES[:steps])
     assert call["height"] == call["width"] == RESOLUTION
     assert call["guidance_scale"] == (2.25 if kind == "flux" else 0)
+    card = (folder / "README.md").read_text()
+    assert ("it takes none when it samples" in card) == (kind != "flux")
     expected = theirs(diffusers_pipeline(folder), noise, **call)
     assert np.abs(images - expected).max() <= 1e-5
     assert expected.std() > 0.05 and np.abs(expected[0] - expected[1]).max() > 0.01

@@ -111,11 +111,14 @@ def _what(card: Card) -> str:
     if not times:
         network = "U-Net" if card.base.network == "unet" else "transformer"
         return f"A pipeline with a {network} trained by dmd2_jax."
+    if "guidance" in recorded_settings(card.scheduler):
+        guidance = "A step is one call of its network, which takes a guidance scale as an input."
+    else:
+        guidance = "The guidance is in its weights: it takes none when it samples."
     return (
         f"A student of {len(times)} step{'s' if len(times) > 1 else ''} at "
         f"{_listed(times)}, distilled by distribution matching (DMD2, "
-        "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867)) with dmd2_jax. The guidance is in "
-        "its weights: it takes none when it samples."
+        f"[arXiv 2405.14867](https://arxiv.org/abs/2405.14867)) with dmd2_jax. {guidance}"
     )
 
 
