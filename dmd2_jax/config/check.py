@@ -45,6 +45,7 @@ _CHOICES = {
     "optim.lr_schedule": rules.LR_SCHEDULES,
     "optim.moment_dtype": rules.DTYPES,
     "teacher.objective": ("edm", "eps", "flow"),
+    "data.digest": rules.DIGESTS,
     "data.resize": rules.RESIZE,
     "distill.fake_labels": ("uniform", "real"),
 }

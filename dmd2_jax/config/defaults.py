@@ -38,6 +38,7 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.data.classes = ()  # names or numbers of those that are read, and count anew; (): all
     config.data.prompts = ""  # text to image: a cache of the student's prompts; "": the data's own
     config.data.test_fraction = 0.1  # of each class, held out where the data have no test split
+    config.data.digest = "sizes"  # names, sizes or contents of files tell a run's from others
     config.data.max_corrupt = 10  # undecodable images that are replaced before reading stops
     # Images of other sizes than model.resolution. none: refused | crop: resized until the shorter
     # side fits, the middle kept | enlarge: the same, and smaller ones are made larger.

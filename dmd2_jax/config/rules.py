@@ -16,6 +16,7 @@ __all__ = [
     "CLASSES",
     "CRITIC_TURNS",
     "DECREASING",
+    "DIGESTS",
     "DTYPES",
     "FRACTION",
     "LEVELS",
@@ -40,6 +41,9 @@ __all__ = [
 
 DTYPES = ("float32", "bfloat16")
 """The types that networks compute in, and that an optimiser's moments are kept in."""
+
+DIGESTS = ("names", "sizes", "contents")
+"""What tells the files of one run's data from others: their names, sizes too, or every byte."""
 
 LR_SCHEDULES = ("constant", "cosine")
 """What a learning rate does after its warm-up: nothing, or falls to 0 at the end of the run."""

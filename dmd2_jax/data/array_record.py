@@ -20,6 +20,7 @@ from dmd2_jax.data.reading.classes import listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, Options
 from dmd2_jax.data.reading.dataset import check_split
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, encode_png
+from dmd2_jax.data.reading.files import files_of_shards
 from dmd2_jax.data.reading.records import ArrayRecords, Shard, labels_of, open_writer
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.runtime.distributed import say_once
@@ -82,6 +83,7 @@ def load(
         listing=lambda: listing_of_parts(
             [*((Path(shard.path).name, shard.total) for shard in shards), info["listings"], names]
         ),
+        files=lambda: files_of_shards([s.path for s in shards], (options or Options()).digest),
         labels=lambda: labels_of(images.records, np.arange(len(images.records)), images.label),
     )
 

@@ -35,6 +35,7 @@ from dmd2_jax.data.reading.decode import (
     read_image,
 )
 from dmd2_jax.data.reading.edm_labels import LABELS, MAX_LABEL_BYTES, edm_classes
+from dmd2_jax.data.reading.files import files_of
 from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings, warn_of_left_out
 from dmd2_jax.data.reading.source import DecodedSource, listed
 from dmd2_jax.data.reading.zip_file import ZipFolder
@@ -94,6 +95,12 @@ def load(
         tree, name = files[i]
         return read_image(tree, name, resolution, options.resize), int(labels[i])
 
+    def content(i: int) -> bytes:
+        try:
+            return files[i][0].read(files[i][1], MAX_BYTES)
+        except CorruptImageError:  # which is replaced as it is met
+            return b""
+
     def size_of(i: int) -> tuple[int, int]:
         tree, name = files[i]
         return image_size(tree.read(name, MAX_BYTES))
@@ -110,6 +117,12 @@ def load(
         formerly=_formerly(class_names),
         size_of=size_of,
         listing=lambda: listing_of_files(zip(names, labels.tolist(), strict=True), num_classes),
+        files=lambda: files_of(
+            names,
+            options.digest,
+            lambda i: files[i][0].size(files[i][1]),
+            content,
+        ),
         labels=lambda: labels,
     )
 

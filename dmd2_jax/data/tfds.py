@@ -24,6 +24,7 @@ from dmd2_jax.data.reading.classes import are_synsets, in_order, listing_of_part
 from dmd2_jax.data.reading.contract import MissingPackageError, Options
 from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
 from dmd2_jax.data.reading.decode import CorruptImageError, decode_image, image_size
+from dmd2_jax.data.reading.files import files_of_shards
 from dmd2_jax.data.reading.records import ArrayRecords, Records, Shard, TFRecords, labels_of
 from dmd2_jax.data.reading.source import DecodedSource
 from dmd2_jax.runtime.distributed import say_once
@@ -126,6 +127,7 @@ def load(
                 keys.names,
             ]
         ),
+        files=lambda: files_of_shards([shard.path for shard in shards], options.digest),
         labels=lambda: labels_of(records, chosen, lambda record: _parse(record, keys)[1]),
     )
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.data.reading.classes import Listing, listing_of_parts, shown
+from dmd2_jax.data.reading.files import Files
+from dmd2_jax.recipe.data_files import FILES, read_files, write_files
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.distributed import from_all, say
@@ -27,7 +29,7 @@ __all__ = [
     "check_resumed",
     "check_same_everywhere",
     "check_same_names",
-    "check_teacher_classes",
+    "check_teacher_data",
     "data_record",
     "read_record",
     "save_weights",
@@ -93,12 +95,20 @@ def check_same_everywhere(record: DataRecord) -> None:
         )
 
 
-def write_record(workdir: Path, record: DataRecord) -> None:
-    """Write the record into a run folder; what was recorded before stays under "changes"."""
+def write_record(workdir: Path, record: DataRecord, files: Files | None = None) -> None:
+    """Write the record into a run folder; what was recorded before stays under "changes".
+
+    Args:
+      workdir: the run folder.
+      record: of the data.
+      files: that the examples come from; None: not known.
+    """
     value, before = record.to_json(), _read_file(workdir / RECORD)
     history = before.pop("changes", []) if before else []
-    if before and before != value:
+    if before and not _says_as_much(before, value):
         history = [*history, before]
+    if before != value or not (workdir / FILES).exists():
+        write_files(workdir, files)
     write_json(workdir / RECORD, value | ({"changes": history} if history else {}))
 
 
@@ -153,6 +163,7 @@ def check_resumed(
     source: Source,
     where: str,
     allow: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> None:
     """Refuse to go on with data whose classes or examples are others than were recorded.
 
@@ -161,6 +172,7 @@ def check_resumed(
       source: the data at hand.
       where: the run, for messages.
       allow: keys of the config that may differ; "data" accepts other data, which is said.
+      folder: the run's, which lists its files; None: nothing does.
 
     Raises:
       Refused: naming what differs.
@@ -170,32 +182,41 @@ def check_resumed(
         fault = _formerly_fault(source, where)
     else:
         fault = _names_fault(source, record, where)
-        fault = fault or _listing_fault(data_record(source), record, where)
+        so_that = "the run would not go on where it stopped"
+        fault = fault or _listing_fault(source, record, where, folder, so_that)
     _refuse(fault, f"choose another workdir, {_ACCEPT}", allow)
 
 
-def check_teacher_classes(
+def check_teacher_data(
     file: Path, source: Source, num_classes: int, allow: Sequence[str] = ()
 ) -> None:
-    """Refuse weights that were trained on classes with other numbers than the data have.
+    """Refuse weights that were trained on other data, by what is recorded of those.
 
     Args:
-      file: of the weights.
+      file: of the weights. Where they lie in the folder of their run, other files are refused too;
+        of weights from elsewhere that is said, since nobody here need have theirs.
       source: the data.
-      num_classes: that the network is conditioned on; 0: none, and nothing can be wrong.
+      num_classes: that the network is conditioned on; 0: none, whose numbers could be others.
       allow: see `check_resumed`.
 
     Raises:
-      Refused: naming the first classes that differ.
+      Refused: naming the first classes or files that differ.
     """
-    if not num_classes:
-        return
-    record, fault = weights_record(file), ""
-    if record is not None:
+    folder, fault = file.parent, ""
+    of_run = (folder / "config.json").is_file()
+    recorded = read_record(folder) if of_run else None
+    record = weights_record(file) or recorded
+    if num_classes and record is not None:
         fault = _names_fault(source, record, str(file))
-    elif (file.parent / "config.json").is_file() and not (file.parent / RECORD).is_file():
-        fault = _formerly_fault(source, str(file.parent))
-    _refuse(fault, f"give weights that were trained on these classes, {_ACCEPT}", allow)
+    elif num_classes and of_run:
+        fault = _formerly_fault(source, str(folder))
+    if record is not None and not fault:
+        so_that = "the student would see other data than its teacher did"
+        fault = _listing_fault(source, record, str(file), folder, so_that)
+        if fault and recorded is None:
+            say(f"{fault}.")
+            return
+    _refuse(fault, f"give weights that were trained on these, {_ACCEPT}", allow)
 
 
 def check_same_names(
@@ -252,11 +273,42 @@ def _names_fault(source: Source, expected: DataRecord, where: str) -> str:
     )
 
 
-def _listing_fault(got: DataRecord, expected: DataRecord, where: str) -> str:
-    """Say that other examples are listed than were recorded; "": the same, or it is not known."""
+def _listing_fault(
+    source: Source, expected: DataRecord, where: str, folder: Path | None, so_that: str
+) -> str:
+    """Say that other examples are listed than were recorded; "": the same, or it is not known.
+
+    Args:
+      source: the data at hand.
+      expected: what was recorded.
+      where: it was recorded, for the message.
+      folder: the run folder that may have the list of files; None: there is none.
+      so_that: what would happen.
+    """
+    got = data_record(source)
     ours, theirs = got.listing, expected.listing
-    if ours is None or theirs is None or ours.digest == theirs.digest:
+    if ours is None or theirs is None:
         return ""
+    others = ours.digest != theirs.digest
+    if not others and _agree(ours.sizes, theirs.sizes) and _agree(ours.contents, theirs.contents):
+        return ""
+    files = source.files
+    before = None if folder is None or files is None else read_files(folder, theirs)
+    said = [_counted(got, expected)] if others else []
+    said += [] if files is None or before is None else files.since(before)
+    lists = "lists other examples" if others else "has other contents under the same names"
+    why = "; ".join(said) or "sizes or bytes differ"
+    return f"{got.source} {lists} than in {where}, so that {so_that}: {why}"
+
+
+def _agree(ours: str, theirs: str) -> bool:
+    """Return whether two digests are the same, as far as both are known."""
+    return not ours or not theirs or ours == theirs
+
+
+def _counted(got: DataRecord, expected: DataRecord) -> str:
+    """Say how many examples there are, and of which classes."""
+    ours, theirs = got.listing or Listing(""), expected.listing or Listing("")
     said = f"got {got.images:,} examples, expected {expected.images:,}"
     if len(ours.counts) == len(theirs.counts):
         pairs = enumerate(zip(ours.counts, theirs.counts, strict=True))
@@ -268,10 +320,16 @@ def _listing_fault(got: DataRecord, expected: DataRecord, where: str) -> str:
         )
         if not other:
             said += ", some with other names or classes"
-    return (
-        f"{got.source} lists other examples than in {where}, so that the run would not go on where "
-        f"it stopped: {said}"
-    )
+    return said
+
+
+def _says_as_much(before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    """Return whether a record says the same as one before it, or what that one left open."""
+    listing, now = before.get("listing"), value.get("listing")
+    if isinstance(listing, Mapping) and isinstance(now, Mapping):
+        known = {key: entry for key, entry in listing.items() if entry}
+        before = {**before, "listing": {**now, **known}}
+    return before == value
 
 
 def _formerly_fault(source: Source, where: str) -> str:
@@ -313,14 +371,13 @@ def _from_json(value: Any) -> DataRecord | None:
         return None
     found = None
     if listing is not None:
-        digest, counts = (
-            (listing.get("digest"), listing.get("counts"))
-            if isinstance(listing, Mapping)
-            else (None, None)
-        )
-        if not isinstance(digest, str) or not isinstance(counts, list):
+        if not isinstance(listing, Mapping) or not isinstance(listing.get("counts"), list):
             return None
-        found = Listing(digest, tuple(n for n in counts if type(n) is int))
+        texts = [listing.get("digest"), listing.get("sizes", ""), listing.get("contents", "")]
+        if not _is_texts(texts):
+            return None
+        counts = tuple(n for n in listing["counts"] if type(n) is int)
+        found = Listing(texts[0], counts, *texts[1:])
     return DataRecord(
         value["source"],
         value["images"],

@@ -36,6 +36,7 @@ _MAY_DIFFER = (
     "distill.pairs",
     "model.pipeline",
     "data.max_corrupt",
+    "data.digest",
     "data.workers",
     "teacher.steps",
     "teacher.weights",
@@ -119,7 +120,7 @@ def open_training(
             check_teacher(newest[1].get("teacher"), teacher)
         # The folder's first: it has what a resumption was allowed to change.
         recorded = read_record(workdir) or newest[1].get("data")
-        check_resumed(recorded, dataset, str(workdir), allow_change)
+        check_resumed(recorded, dataset, str(workdir), allow_change, workdir)
 
     def open_folder() -> bool:
         check_writers(config.log)
@@ -140,7 +141,7 @@ def open_training(
             devices=device_record(mesh),
         )
         if not dry_run:
-            write_record(workdir, record)
+            write_record(workdir, record, dataset.files)
         if resumed and not dry_run:
             clear_partial(workdir)
         return resumed

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import plain
 from dmd2_jax.distill import TrainState
-from dmd2_jax.recipe.classes import check_teacher_classes, data_record
+from dmd2_jax.recipe.classes import check_teacher_data, data_record
 from dmd2_jax.recipe.distillation import (
     Distillation,
     initial_state,
@@ -84,7 +84,7 @@ def train(
     config = recipe.config
     job = open_student(recipe)
     file, classes = teacher_file(config), recipe.family.num_classes
-    check_teacher_classes(file, recipe.dataset, classes, allow_change)
+    check_teacher_data(file, recipe.dataset, classes, allow_change)
     base, teacher = read_teacher(config, recipe.family, file)
     start = starting_weights(
         config.distill.start_from, recipe.family, config, teacher, recipe.dataset

@@ -94,6 +94,21 @@ def test_new_image_is_refused_until_it_is_allowed(
     assert dmd2(*longer, "--dry_run") == 0
 
 
+def test_files_that_changed_are_named_on_resuming_and_by_the_student(
+    mine: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = mine
+    (data / "bee/0.png").write_bytes(png(picture(99, channels=1)) + b"\0")
+    (data / "cat/1.png").rename(data / "cat/9.png")
+    student = words("distill", data, tmp_path / "student", f"--config.teacher.weights={run}")
+    for line in (words("train-teacher", data, run, "--config.teacher.steps=3"), student):
+        message = refused(capsys, *line)
+        assert "1 added (train/cat/9.png); 1 gone (train/cat/1.png)" in message
+        assert "1 of another size (train/bee/0.png)" in message and "allow_change=data" in message
+    assert dmd2(*student, "--allow_change=data", "--dry_run") == 0
+    assert "accepted by allow_change: image_folder animals lists" in capsys.readouterr().err
+
+
 def test_moved_and_zipped_data_are_the_same(mine: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = mine
     shutil.make_archive(str(tmp_path / "elsewhere"), "zip", tmp_path, "animals")

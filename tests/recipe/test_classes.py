@@ -1,23 +1,27 @@
 """What a run records of its data, and what is refused by it."""
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dmd2_jax.data import ImageDataset
-from dmd2_jax.data.reading.classes import in_order, shown
+from dmd2_jax.data.reading.classes import Listing, in_order, shown
+from dmd2_jax.data.reading.files import Files
 from dmd2_jax.recipe import classes
 from dmd2_jax.recipe.classes import (
     DataRecord,
     check_resumed,
     check_same_names,
-    check_teacher_classes,
+    check_teacher_data,
     data_record,
     read_record,
     weights_record,
     write_record,
 )
+from dmd2_jax.recipe.data_files import FILES, read_files, write_files
 from dmd2_jax.weights.state_dict import write_safetensors
 
 FRUIT = ("apple", "banana", "cherry")
@@ -93,6 +97,61 @@ def test_check_resumed_accepts_the_same_and_what_is_allowed(
     assert "accepted by allow_change: fruit lists other examples" in capsys.readouterr().err
 
 
+def test_other_pixels_under_the_same_labels_are_refused_where_both_are_known() -> None:
+    record, here = data_record(source()), source()
+    here.images[0] = 1
+    with pytest.raises(ValueError, match="other contents under the same names .*sizes or bytes"):
+        check_resumed(record, here, "runs/t")
+    value = record.to_json()
+    del value["listing"]["contents"], value["listing"]["sizes"]  # of a release that knew neither
+    check_resumed(value, here, "runs/t")
+
+
+def test_record_of_a_release_that_knew_less_is_completed_and_no_change(tmp_path: Path) -> None:
+    record = data_record(source())
+    value = record.to_json()
+    del value["listing"]["contents"], value["listing"]["sizes"]
+    (tmp_path / classes.RECORD).write_text(json.dumps(value))
+    assert read_record(tmp_path) == record._replace(listing=record.listing._replace(contents=""))
+    write_record(tmp_path, record)
+    assert json.loads((tmp_path / classes.RECORD).read_text()) == record.to_json()
+
+
+def test_files_are_read_as_they_were_written_or_not_at_all(tmp_path: Path) -> None:
+    files = Files(("a", "\udcff"), (1, 2))
+    write_files(tmp_path, files)
+    first = (tmp_path / FILES).read_bytes()
+    listing = Listing("", (), files.by_size)
+    assert read_files(tmp_path, listing) == files
+    assert read_files(tmp_path, listing._replace(sizes="other")) is None
+    write_files(tmp_path, files)
+    assert (tmp_path / FILES).read_bytes() == first
+    damaged = (
+        b"",
+        first[:-9],
+        b"x" + first,
+        *map(gzip.compress, (b"[]", b"{", b"[" * 9999, b"{}")),
+    )
+    for content in damaged:
+        (tmp_path / FILES).write_bytes(content)
+        assert read_files(tmp_path, listing) is None
+
+
+def test_teacher_of_other_images_is_refused_beside_its_run_and_said_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = data_record(source())
+    file = weights(tmp_path / "teacher.safetensors", record)
+    check_teacher_data(file, source(labels=(2, 1)), 3)
+    assert "the student would see other data than its teacher did" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    write_record(tmp_path, record)
+    with pytest.raises(ValueError, match=r"got 2 examples, expected 4.*allow_change=data"):
+        check_teacher_data(file, source(labels=(2, 1)), 0)
+    check_teacher_data(file, source(labels=(2, 1)), 3, ["data"])
+    check_teacher_data(file, source(), 3)
+
+
 def test_check_resumed_of_a_run_without_a_record_refuses_only_what_was_numbered_otherwise() -> None:
     check_resumed(None, source(), "runs/t")
     it = source()
@@ -118,18 +177,18 @@ def weights(file: Path, record: DataRecord | None) -> Path:
 def test_weights_say_of_which_classes_they_are(tmp_path: Path) -> None:
     file = weights(tmp_path / "teacher.safetensors", data_record(source()))
     assert weights_record(file) == data_record(source())
-    check_teacher_classes(file, source(labels=(2, 1)), 3)  # other images, the same classes
+    check_teacher_data(file, source(labels=(2, 1)), 3)  # other images, the same classes
     other = source(("banana", "cherry", "zapple"))
-    check_teacher_classes(file, other, 0)  # a network without classes
+    check_teacher_data(file, other, 0)  # a network without classes
     with pytest.raises(ValueError, match=r"in .*teacher\.safetensors.*class 0 is 'banana'"):
-        check_teacher_classes(file, other, 3)
+        check_teacher_data(file, other, 3)
 
 
 def test_weights_without_notes_pass(tmp_path: Path) -> None:
     for record in (None, data_record(source(None))):
         file = weights(tmp_path / "w.safetensors", record)
         assert weights_record(file) is None
-        check_teacher_classes(file, source(), 3)
+        check_teacher_data(file, source(), 3)
     assert weights_record(tmp_path / "none.pkl") is None
 
 
@@ -137,10 +196,10 @@ def test_weights_of_an_earlier_run_that_numbered_otherwise_are_refused(tmp_path:
     it = source()
     here = Renumbered(it.images, it.labels, 3, "fruit", ("2", "9", "10"))
     file = weights(tmp_path / "teacher.safetensors", None)
-    check_teacher_classes(file, here, 3)  # somebody's weights, of no run of ours
+    check_teacher_data(file, here, 3)  # somebody's weights, of no run of ours
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="numbered the classes of fruit by spelling"):
-        check_teacher_classes(file, here, 3)
+        check_teacher_data(file, here, 3)
 
 
 def test_check_same_names_says_what_is_new_in_a_long_list() -> None:

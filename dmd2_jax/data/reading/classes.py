@@ -27,10 +27,14 @@ class Listing(NamedTuple):
     Attributes:
       digest: changes with the names of the examples, their classes and their order.
       counts: examples of each class; (): not known before they are read.
+      sizes: changes with the sizes of the files; "": not known.
+      contents: changes with any byte of the files, or any pixel in memory; "": not known.
     """
 
     digest: str
     counts: tuple[int, ...] = ()
+    sizes: str = ""
+    contents: str = ""
 
 
 def in_order(names: Iterable[str]) -> list[str]:

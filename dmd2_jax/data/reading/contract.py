@@ -8,8 +8,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.config.rules import RESIZE
+from dmd2_jax.config.rules import DIGESTS, RESIZE
 from dmd2_jax.data.reading.classes import Listing
+from dmd2_jax.data.reading.files import Files
 from dmd2_jax.typing import Int
 
 __all__ = [
@@ -97,6 +98,10 @@ class Source(Examples, Protocol):
         """What is listed, without reading an image; None: unknown."""
 
     @property
+    def files(self) -> Files | None:
+        """The files that the examples come from, with their sizes; None: unknown."""
+
+    @property
     def corrupt(self) -> Mapping[int, str]:
         """Of each example found undecodable so far: its number -> its name and what is wrong."""
 
@@ -119,6 +124,7 @@ class SourceDefaults:
     identity: str | None = None
     class_names: tuple[str, ...] | None = None
     formerly: str = ""
+    files: Files | None = None
     corrupt: Mapping[int, str] = MappingProxyType({})
 
     @property
@@ -151,6 +157,8 @@ class Options:
       workers: threads that decode; 0: one for each processor.
       resize: "none": an image of another size than the resolution is refused; "crop": it is resized
         until its shorter side fits, and its middle is kept; "enlarge": smaller ones as well.
+      digest: what tells the files of one run from other ones: "names"; "sizes" as well; or
+        "contents", for which every file is read once when a run starts.
 
     Raises:
       ValueError: if a value is out of range.
@@ -161,6 +169,7 @@ class Options:
     max_corrupt: int = 10
     workers: int = 0
     resize: str = "none"
+    digest: str = "sizes"
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
@@ -176,6 +185,10 @@ class Options:
         if self.resize not in RESIZE:
             raise Refused(
                 f"config.data.resize={self.resize!r}, expected one of {RESIZE}; choose one."
+            )
+        if self.digest not in DIGESTS:
+            raise Refused(
+                f"config.data.digest={self.digest!r}, expected one of {DIGESTS}; choose one."
             )
 
 

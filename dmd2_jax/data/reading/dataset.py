@@ -1,5 +1,6 @@
 """The source that lies in memory, splits, and what every source needs."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,8 @@ from jaxtyping import Bool, UInt8
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.classes import Listing, listing_of_labels, listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, NoSplitError, Source, SourceDefaults
+from dmd2_jax.data.reading.files import Files
+from dmd2_jax.runtime.seal import digest
 from dmd2_jax.typing import Array, Float, Int, PyTree, Shaped
 
 CONDITION = ("prompt_embeds", "pooled", "time_ids")
@@ -90,10 +93,13 @@ class ImageDataset(SourceDefaults):
         """1 for grey, 3 for colour."""
         return self.images.shape[3]
 
-    @property
-    def listing(self) -> Listing:
-        """The classes in their order."""
-        return listing_of_labels(self.labels, self.num_classes)
+    @functools.cached_property
+    def listing(self) -> Listing:  # type: ignore[override]
+        """The classes in their order, and the pixels where they are in memory."""
+        listing = listing_of_labels(self.labels, self.num_classes)
+        if isinstance(self.images, np.memmap):  # which may be of any size
+            return listing
+        return listing._replace(contents=digest(memoryview(np.ascontiguousarray(self.images))))
 
     def known_labels(self) -> Int[np.ndarray, " n"]:
         """Return the labels."""
@@ -145,7 +151,14 @@ class Subset(SourceDefaults):
         """The whole's, and which of its examples."""
         whole = self.source.listing
         chosen = np.asarray(self.indices, "<i8").tobytes().hex()
-        return None if whole is None else listing_of_parts([whole.digest, chosen])
+        if whole is None:
+            return None
+        return whole._replace(digest=listing_of_parts([whole.digest, chosen]).digest, counts=())
+
+    @property
+    def files(self) -> Files | None:  # type: ignore[override]
+        """The whole's."""
+        return self.source.files
 
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order."""

@@ -44,6 +44,9 @@ class FileTree(Protocol):
           TooLargeError: if it has more than `limit` bytes.
         """
 
+    def size(self, name: str) -> int:
+        """Return how many bytes a file has."""
+
 
 class Folder:
     """A `FileTree` on disk. Hidden files are left out; links to folders are not followed."""
@@ -74,6 +77,10 @@ class Folder:
                 "remove the file if it is no part of the data set."
             )
         return data
+
+    def size(self, name: str) -> int:
+        """Return how many bytes a file has; see `FileTree`."""
+        return os.stat(os.path.join(self.place, name)).st_size
 
     def _walk(self) -> Iterator[str]:
         for folder, folders, files in os.walk(self.place, onerror=_raise):

@@ -45,7 +45,7 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
       data_config: `config.data`: name (a file of dmd2_jax/data or a dotted module of your own, and
         its spec after a colon), path (where the files lie, for sources that read files), classes
         (those that are read; missing or (): all) and, by the defaults of `Options` where they are
-        missing, test_fraction, max_corrupt, workers and resize.
+        missing, test_fraction, max_corrupt, workers, resize and digest.
       split: "train", "test" or "all".
       resolution: pixels, the model's; sources pad to it or refuse, and resize if they are told to.
 
@@ -64,7 +64,7 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
             f"{_KEY}={data_config.name!r}, expected {name!r}, which takes nothing after a colon; "
             "leave it away."
         )
-    keys = ("test_fraction", "max_corrupt", "workers", "resize")
+    keys = ("test_fraction", "max_corrupt", "workers", "resize", "digest")
     options = Options(spec, **{key: data_config[key] for key in keys if key in data_config})
     dataset = completed(module.load(data_config.path, split, resolution, options), name)
     if plugins.is_dotted(name):

@@ -7,6 +7,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.classes import Listing
 from dmd2_jax.data.reading.contract import Batch, Source, SourceDefaults
+from dmd2_jax.data.reading.files import Files
 from dmd2_jax.typing import Int, Shaped
 
 __all__ = ["Picture", "Resized", "crop_to", "size_fault"]
@@ -106,6 +107,11 @@ class Resized(SourceDefaults):
     def listing(self) -> Listing | None:
         """The source's."""
         return self._source.listing
+
+    @property
+    def files(self) -> Files | None:  # type: ignore[override]
+        """The source's."""
+        return self._source.files
 
     def examples(self, indices: Int[np.ndarray, " n"]) -> Batch:
         """Return the examples of these numbers, in this order."""

@@ -8,6 +8,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.class_choice import chosen_classes
 from dmd2_jax.data.reading.classes import Listing, listing_of_labels, listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, Source, SourceDefaults
+from dmd2_jax.data.reading.files import Files
 from dmd2_jax.runtime.distributed import say_once
 from dmd2_jax.typing import Int
 
@@ -80,7 +81,13 @@ class SomeClasses(SourceDefaults):
         if whole is None:
             return None
         counts = listing_of_labels(self._labels, self.num_classes).counts
-        return Listing(listing_of_parts([whole.digest, *(self.class_names or ())]).digest, counts)
+        digest = listing_of_parts([whole.digest, *(self.class_names or ())]).digest
+        return whole._replace(digest=digest, counts=counts)
+
+    @property
+    def files(self) -> Files | None:  # type: ignore[override]
+        """The whole's."""
+        return self._source.files
 
     def known_labels(self) -> Int[np.ndarray, " n"]:
         """Return every example's class."""

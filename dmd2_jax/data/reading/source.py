@@ -14,6 +14,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data.reading.classes import Listing
 from dmd2_jax.data.reading.contract import Batch, Options, SourceDefaults
 from dmd2_jax.data.reading.decode import CorruptImageError, with_channels
+from dmd2_jax.data.reading.files import Files
 from dmd2_jax.typing import Int, Shaped
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class DecodedSource(SourceDefaults):
         class_names: Sequence[str] | None = None,
         formerly: str = "",
         listing: Callable[[], Listing] | None = None,
+        files: Callable[[], Files | None] | None = None,
         labels: Callable[[], Int[np.ndarray, " n"]] | None = None,
         size_of: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
@@ -71,7 +73,9 @@ class DecodedSource(SourceDefaults):
           channels: 1 or 3; None: 3 if any of the images looked at has colour.
           read_many: reads many sound ones at once, faster; may raise CorruptImageError.
           class_names, formerly: see `Source`.
-          listing: makes the member of that name, when it is asked for.
+          listing: makes the member of that name, when it is asked for, but for its `sizes` and
+            `contents`.
+          files: makes the member of that name, when it is asked for.
           labels: makes `known_labels`, when they are asked for.
           size_of: number -> width and height before resizing; raises as `read`. None: as after.
 
@@ -88,6 +92,7 @@ class DecodedSource(SourceDefaults):
         self._read_many = read_many
         self.class_names = None if class_names is None else tuple(class_names)
         self.formerly, self._list, self._labels = formerly, listing, labels
+        self._files = files
         self._size_of = size_of
         self._max_corrupt = options.max_corrupt
         self._lock = threading.Lock()
@@ -155,7 +160,15 @@ class DecodedSource(SourceDefaults):
     @functools.cached_property
     def listing(self) -> Listing | None:
         """What is listed, without reading an image; None: unknown."""
-        return None if self._list is None else self._list()
+        listing, files = None if self._list is None else self._list(), self.files
+        if listing is None or files is None:
+            return listing
+        return listing._replace(sizes=files.by_size, contents=files.by_content)
+
+    @functools.cached_property
+    def files(self) -> Files | None:  # type: ignore[override]
+        """The files that the examples come from; None: unknown."""
+        return None if self._files is None else self._files()
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -88,6 +88,10 @@ class ZipFolder:
             raise CorruptImageError("damaged zip member: not the size and checksum it should have")
         return data
 
+    def size(self, name: str) -> int:
+        """Return how many bytes a member has, as the directory says; see `FileTree`."""
+        return int(self._sizes[bisect.bisect_left(self.names, name)])
+
     def _start(self, name: str, offset: int) -> int:
         """Return where a member's bytes begin: behind its own header, which repeats its name."""
         header = os.pread(self._file, _HEADER.size + 4 * len(name), offset)

@@ -11,7 +11,7 @@ from dmd2_jax import data
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.data import ImageDataset, array_record
 from dmd2_jax.data.reading.some_classes import SomeClasses
-from dmd2_jax.recipe.classes import check_teacher_classes, data_record
+from dmd2_jax.recipe.classes import check_teacher_data, data_record
 from tests.tiny import dmd2
 
 NAMES = ("ant", "bee", "cat", "golf ball")
@@ -136,7 +136,7 @@ def test_record_of_a_run_names_the_chosen_classes(folder: Path, tmp_path: Path) 
     assert record.class_names == ("bee", "cat") and record.listing is not None
     assert record.listing.counts == (5, 5)
     assert record.listing.digest != data_record(others).listing.digest
-    check_teacher_classes(tmp_path / "none.safetensors", some, 2)
+    check_teacher_data(tmp_path / "none.safetensors", some, 2)
 
 
 @pytest.mark.parametrize(
