@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.load import from_plain, plain
 from dmd2_jax.plan.cycle import machine, open_cycle
 from dmd2_jax.recipe.distillation import trace
+from dmd2_jax.runtime.whole_file import scratch_folder
 
 __all__ = ["Buffers", "assign_buffers", "is_whole"]
 
@@ -58,13 +58,12 @@ def assign_buffers(config: ConfigDict, name: str) -> Buffers:
     Raises:
       ChildProcessError: if the compiler fails in another way than by lack of memory.
     """
-    with tempfile.TemporaryDirectory(prefix="dmd2_plan_") as folder:
-        place = Path(folder)
+    with scratch_folder("plan") as place:
         (place / _CONFIG).write_text(json.dumps(plain(config)))
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder}".strip()
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={place}".strip()
         with (place / _SAID).open("w") as said:
             compiler = subprocess.Popen(
-                [sys.executable, "-m", "dmd2_jax.plan.buffers", name, folder],
+                [sys.executable, "-m", "dmd2_jax.plan.buffers", name, str(place)],
                 env=os.environ | _CACHE | {"XLA_FLAGS": flags},
                 stdin=subprocess.DEVNULL,
                 stdout=said,

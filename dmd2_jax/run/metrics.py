@@ -19,7 +19,7 @@ from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.places import in_bucket, path_of
 from dmd2_jax.runtime.summaries import Average, Histogram
-from dmd2_jax.runtime.whole_file import whole_file
+from dmd2_jax.runtime.whole_file import room_for, whole_file
 
 __all__ = ["METRICS", "MetricsWriter", "Progress", "plain_value", "read_metrics"]
 
@@ -128,8 +128,9 @@ class MetricsWriter(Closing):
         """
         row = {"step": int(step)} | {name: plain_value(value) for name, value in metrics.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
-        self._file.write(line)
-        self._file.flush()
+        with room_for(self.path):
+            self._file.write(line)
+            self._file.flush()
         self._digest.update(line.encode())
         self.rows += 1
 
@@ -143,7 +144,8 @@ class MetricsWriter(Closing):
         if isinstance(self._file, _Growing):
             self._file.sync()
         else:
-            os.fsync(self._file.fileno())
+            with room_for(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -7,7 +7,6 @@ what a bucket has is copied first, into the user's cache, and a file again only 
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.places import check_place, client_of, in_bucket, reaching
 from dmd2_jax.runtime.platform import user_cache
-from dmd2_jax.runtime.whole_file import whole_file
+from dmd2_jax.runtime.whole_file import room_for, scratch_folder, whole_file
 
 __all__ = ["fetched"]
 
@@ -124,8 +123,8 @@ def _check_room(path: str | os.PathLike, root: Path, stale: Mapping[str, _Versio
 
 def _copy(client: Any, root: Path, wanted: Mapping[str, _Version], path: str | os.PathLike) -> None:
     """Copy some files, each whole or not at all, then note their versions."""
-    with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as scratch:
-        files = {name: Path(scratch, str(i)) for i, name in enumerate(wanted)}
+    with room_for(root), scratch_folder("copied", root) as scratch:
+        files = {name: scratch / str(i) for i, name in enumerate(wanted)}
         with reaching(path):
             client.get(list(files), [str(file) for file in files.values()])
         folders: dict[Path, dict[str, Any]] = {}

@@ -19,6 +19,7 @@ import jax
 import jaxlib.version
 
 from dmd2_jax.config.refused import pip_install
+from dmd2_jax.runtime.whole_file import whole_file
 
 CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "-individual_convolution"}
 """XLA's options for this package's programs on CPU: name -> value."""
@@ -233,7 +234,9 @@ def _accepts(flags: list[str]) -> bool:
         return answers[question]
     answer = _probe(flags)
     with contextlib.suppress(OSError):  # Asked again next time.
-        _write_whole(memory, json.dumps({question: answer}))
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(memory) as partial:
+            partial.write_text(json.dumps({question: answer}))
     return answer
 
 
@@ -247,15 +250,6 @@ def _probe(flags: list[str]) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Write a file so that another process reads the old text or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 def _keep_compiled_programs(folder: str) -> None:

@@ -1,7 +1,6 @@
 """A trace of a few steps of a run for a profiler, on demand."""
 
-import shutil
-import tempfile
+import contextlib
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,7 +9,7 @@ import jax
 
 from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.places import in_bucket, path_of
-from dmd2_jax.runtime.whole_file import upload_folder
+from dmd2_jax.runtime.whole_file import scratch_folder, upload_folder
 
 __all__ = ["Profiler"]
 
@@ -29,7 +28,7 @@ class Profiler:
     def __init__(self, folder: str | Path, span: tuple[int, int] | None, *, unit: str) -> None:
         """Trace `span` = (steps to let pass, steps to trace); None traces nothing."""
         self._folder, self._span, self._unit = path_of(folder), span, unit
-        self._traced = self._folder
+        self._traced, self._scratch = self._folder, contextlib.ExitStack()
         self._taken = 0
         self._running = False
 
@@ -37,7 +36,7 @@ class Profiler:
         """Return what marks step `number` in a trace; begins the trace if it is time."""
         if self._span is not None and self._taken == self._span[0]:
             if in_bucket(self._folder):
-                self._traced = Path(tempfile.mkdtemp())
+                self._traced = self._scratch.enter_context(scratch_folder("profile"))
             jax.profiler.start_trace(self._traced, create_perfetto_trace=True)
             self._running = True
         return jax.profiler.StepTraceAnnotation(self._unit, step_num=number)
@@ -74,8 +73,8 @@ class Profiler:
         jax.profiler.stop_trace()
         self._running = False
         if self._traced != self._folder:
-            upload_folder(self._traced, self._folder)
-            shutil.rmtree(self._traced, ignore_errors=True)
+            with self._scratch:
+                upload_folder(self._traced, self._folder)
         say(
             f"profile written to {self._folder}. To look at it: `tensorboard --logdir "
             f"{self._folder}` with the tensorboard-plugin-profile package, or open the "

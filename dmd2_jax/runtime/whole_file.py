@@ -1,11 +1,17 @@
 """Write a file or a folder whole or not at all, on this machine or in a bucket.
 
+What is not whole yet has a name that says on which host, by which process and thread it is written.
+A killed process leaves it; the next one on that host that writes in the same folder removes it.
+
 In a bucket a file appears when all of it has arrived, so one upload is enough; a folder is none
 there, and its files come one after the other, those that say what it is last.
 """
 
 import contextlib
+import errno
+import itertools
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -15,7 +21,50 @@ from pathlib import Path
 
 from dmd2_jax.runtime.places import in_bucket, local, path_of, upload
 
-__all__ = ["clear_partial", "upload_folder", "whole_file", "whole_folder"]
+__all__ = [
+    "NoRoom",
+    "clear_partial",
+    "room_for",
+    "scratch_folder",
+    "upload_folder",
+    "whole_file",
+    "whole_folder",
+]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_numbers = itertools.count()
+_cleared: set[Path] = set()
+
+
+class NoRoom(OSError):
+    """A disk or a quota is full."""
+
+    def __str__(self) -> str:
+        """Return what was to be written, and what helps."""
+        return str(self.strerror)
+
+
+@contextlib.contextmanager
+def room_for(target: str | os.PathLike) -> Iterator[None]:
+    """Say what was being written, and what helps, where the disk or a quota is full.
+
+    Args:
+      target: what the body writes.
+
+    Raises:
+      NoRoom: in place of the disk's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, NoRoom):
+            raise
+        raise NoRoom(
+            error.errno,
+            f"{os.fspath(target)} cannot be written ({os.strerror(error.errno)}), expected room on "
+            "its disk and in your quota; free some, or choose a place on another disk, and run the "
+            "same command again. What was there before is untouched.",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -29,21 +78,24 @@ def whole_file(target: str | os.PathLike) -> Iterator[Path]:
       A path of this machine with the same suffix, in the same folder if that is of this machine.
 
     Raises:
+      NoRoom: if the disk is full.
       OSError: if the disk or the bucket refuses.
     """
     if in_bucket(target):
-        with tempfile.TemporaryDirectory() as scratch:
-            partial = Path(scratch, path_of(target).name)
+        with room_for(target), scratch_folder("upload") as scratch:
+            partial = scratch / path_of(target).name
             yield partial
             upload(partial, target)
         return
     target = local(target)
+    _clear_once(target.parent)
     partial = target.with_name(f".{target.stem}.{_writer()}.partial{target.suffix}")
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        with room_for(target):
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,25 +112,49 @@ def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
       A new folder, beside it if that is of this machine.
 
     Raises:
+      NoRoom: if the disk is full.
       OSError: if the disk or the bucket refuses, or the target is not empty.
     """
     if in_bucket(target):
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
-            upload_folder(Path(scratch), target)
+        with room_for(target), scratch_folder("upload") as scratch:
+            yield scratch
+            upload_folder(scratch, target)
         return
     target = local(target).absolute()
+    _clear_once(target.parent)
     partial = target.with_name(f".{target.name}.{_writer()}.partial")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        os.replace(partial, target)
+        with room_for(target):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(purpose: str, parent: str | os.PathLike | None = None) -> Iterator[Path]:
+    """Give an empty folder that goes with the body.
+
+    Args:
+      purpose: a word for its name.
+      parent: of this machine; None: where the system has temporary files.
+
+    Raises:
+      OSError: if the disk refuses.
+    """
+    place = Path(tempfile.gettempdir() if parent is None else parent)
+    _clear_once(place)
+    folder = place / f".dmd2_{purpose}_{next(_numbers)}.{_writer()}.partial"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def upload_folder(folder: Path, target: str | os.PathLike) -> None:
@@ -93,21 +169,59 @@ def upload_folder(folder: Path, target: str | os.PathLike) -> None:
 
 
 def clear_partial(folder: Path) -> None:
-    """Remove what `whole_file` left in a folder when its process was killed.
+    """Remove what killed processes of this host, and this process before, left in a folder.
+
+    What belongs to a living process or to another host stays.
 
     Args:
-      folder: one that nobody else writes to at the moment.
+      folder: one that this process does not write to at the moment.
     """
-    if in_bucket(folder):
+    _clear(folder, but_own=False)
+
+
+def _clear_once(folder: Path) -> None:
+    """Remove what killed processes of this host left, when this process first writes there."""
+    place = folder.absolute()
+    if place not in _cleared:
+        _cleared.add(place)
+        _clear(place, but_own=True)
+
+
+def _clear(folder: Path, but_own: bool) -> None:
+    if in_bucket(folder) or not folder.is_dir():
         return
-    for left in folder.glob(".*.partial.*"):
-        left.unlink(missing_ok=True)
+    named = re.compile(rf"\..*\.{re.escape(_host())}\.(\d+)\.\d+\.partial(\.[^.]*)?")
+    for entry in os.scandir(folder):
+        found = named.fullmatch(entry.name)
+        if found is None or _lives(int(found[1]), but_own):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # another user's
+                os.unlink(entry.path)
+
+
+def _lives(process: int, but_own: bool) -> bool:
+    """Return whether what a process of this host writes is to stay."""
+    if process == os.getpid():
+        return but_own
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
 
 
 def _writer() -> str:
     """Return who writes, as no other machine, process or thread that shares the disk is called."""
-    host = socket.gethostname().replace(os.sep, "_")
-    return f"{host}.{os.getpid()}.{threading.get_ident()}"
+    return f"{_host()}.{os.getpid()}.{threading.get_ident()}"
+
+
+def _host() -> str:
+    return socket.gethostname().replace(os.sep, "_")
 
 
 def _describes(path: Path) -> tuple[bool, int, str]:

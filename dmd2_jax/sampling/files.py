@@ -33,7 +33,7 @@ from dmd2_jax.runtime.owner import holds_nothing, owned
 from dmd2_jax.runtime.places import in_bucket, upload
 from dmd2_jax.runtime.platform import user_cache
 from dmd2_jax.runtime.preemption import Interrupted, stoppable
-from dmd2_jax.runtime.whole_file import upload_folder, whole_file
+from dmd2_jax.runtime.whole_file import room_for, upload_folder, whole_file
 from dmd2_jax.sampling.images import SampledImages
 from dmd2_jax.typing import Shaped
 
@@ -135,7 +135,8 @@ def _fill(
             _describe(folder, len(images), labels, captions)
             if packed:
                 shape = (len(images), images.resolution, images.resolution, images.channels)
-                _pack(folder, out, shape, labels, json.dumps(made_of, sort_keys=True))
+                with room_for(out):
+                    _pack(folder, out, shape, labels, json.dumps(made_of, sort_keys=True))
                 shutil.rmtree(folder)
     except KeyboardInterrupt:
         raise Interrupted(f"the images that are made stay in {folder}. {_AGAIN}", 130) from None
@@ -207,10 +208,11 @@ def _pixels(images: SampledImages, begin: int, batch: np.ndarray) -> Shaped[np.n
 
 
 def _write(file: Path, image: Shaped[np.ndarray, "h w c"]) -> None:
-    file.parent.mkdir(exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_bytes(encode_png(image))
-    os.replace(partial, file)
+    with room_for(file):
+        file.parent.mkdir(exist_ok=True)
+        partial.write_bytes(encode_png(image))
+        os.replace(partial, file)
 
 
 def _is_whole(file: Path) -> bool:

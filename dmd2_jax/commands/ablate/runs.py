@@ -37,6 +37,7 @@ from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher
 from dmd2_jax.training.run import may_differ
@@ -296,7 +297,8 @@ def _write(
     current = _current(ablation, table, teacher)
     table |= summary(ablation, current)
     write_json(workdir / _TABLE, table)
-    (workdir / "table.md").write_text(markdown(ablation, table), encoding="utf-8")
+    with whole_file(workdir / "table.md") as partial:
+        partial.write_text(markdown(ablation, table), encoding="utf-8")
     figure = next(
         (it for it in ablation.figures if any(values_of(current, r, it) for r in ablation.rows)), ""
     )

@@ -1,7 +1,6 @@
 """A run folder as it is now: how far the run is, its newest grid, its curves."""
 
 import io
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dmd2_jax.run.folder import LENGTHS, read_run
 from dmd2_jax.run.metrics import METRICS, read_metrics
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import in_bucket, path_of
+from dmd2_jax.runtime.whole_file import scratch_folder
 
 __all__ = ["Live", "Seen"]
 
@@ -122,8 +122,8 @@ class Live:
         ]
         if not shown:
             return None
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "curves.png"
+        with scratch_folder("curves") as scratch:
+            path = scratch / "curves.png"
             loss_curves(points, path, x_label=self._unit)
             return path.read_bytes()
 

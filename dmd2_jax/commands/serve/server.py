@@ -6,12 +6,12 @@ import importlib.util
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data.reading.contract import MissingPackageError
+from dmd2_jax.runtime.whole_file import scratch_folder
 
 __all__ = ["Door", "check_gradio", "listening", "prepared", "quiet_gradio", "serve"]
 
@@ -103,11 +103,11 @@ def quiet_gradio() -> Iterator[None]:
 
     To be entered before Gradio is imported.
     """
-    with tempfile.TemporaryDirectory(prefix="dmd2_serve_") as scratch:
+    with scratch_folder("serve") as scratch:
         own = {
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "GRADIO_TEMP_DIR": scratch,
+            "GRADIO_TEMP_DIR": str(scratch),
         }
         before = {name: os.environ.get(name) for name in own}
         os.environ.update(own)
