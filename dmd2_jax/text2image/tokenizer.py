@@ -17,6 +17,7 @@ from dmd2_jax.data import MissingPackageError
 from dmd2_jax.networks.clip import ClipText
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.links import check_inside
 from dmd2_jax.typing import Int
 
 __all__ = ["Tokenizer", "Tokens", "open_t5_tokenizer", "open_tokenizer", "warn_of_cut"]
@@ -156,6 +157,8 @@ def _read(folder: str, family: str) -> Any:
             f"{folder} has no tokenizer: got {found}, expected {' and '.join(forms[1])}, or "
             "tokenizer.json; download the missing files."
         )
+    for file in Path(folder).iterdir():  # transformers opens more than it needs
+        check_inside(file, folder)
     try:
         import transformers
     except ImportError as error:

@@ -68,6 +68,19 @@ def test_export_is_a_complete_pipeline_of_plain_files(kind: str, name: str) -> N
     )
 
 
+def test_export_copies_nothing_that_a_link_leads_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(shutil.copytree(tiny_pipeline("sd15"), tmp_path / "base"))
+    (tmp_path / "private.json").write_text("{}")
+    special = base / "tokenizer" / "special_tokens_map.json"
+    special.unlink(missing_ok=True)
+    special.symlink_to(tmp_path / "private.json")
+    line = [w for w in words("sd15", tmp_path / "s") if "--pipeline" not in str(w)]
+    assert "is a link to" in refused(capsys, *line, f"--pipeline={base}")
+    assert not (tmp_path / "s").exists()
+
+
 def test_export_holds_the_students_weights_and_times() -> None:
     got = read_safetensors(exported("sdxl") / "unet" / "diffusion_pytorch_model.safetensors")
     expected = read_safetensors(student_file("sdxl"))
@@ -135,6 +148,8 @@ def test_export_writes_a_base_of_pickles_and_programs_as_plain_data(tmp_path: Pa
     half.rename(half.with_name("diffusion_pytorch_model.fp16.safetensors"))
     (base / "unet" / "code.py").write_text("raise SystemExit")
     (base / "vae" / "code.py").write_text("raise SystemExit")
+    (base / "vae" / "password.txt").write_text("not the model's")
+    (base / "tokenizer" / "notes.json").write_text("{}")
     index = base / "model_index.json"
     changed = json.loads(index.read_text()) | {"extra": ["code", "Extra"]}
     index.write_text(json.dumps(changed | {"text_encoder": ["code", "CLIPTextModel"]}))

@@ -1,8 +1,8 @@
 """What `dmd2 export` writes: a pipeline's files, copied as plain data around another network.
 
-Of the base's folders go over: .json, .txt and T5's spiece.model (a table of pieces), and weights as
-.safetensors (read without executing anything where they are .bin). Never a pickle, never Python
-code.
+Of the base's folders go over: settings and vocabularies of known names (T5's spiece.model, a table of
+pieces, among them), and weights as .safetensors (read without executing anything where they are .bin).
+Never a pickle, never Python code, never what a link leads to outside of the base.
 """
 
 import json
@@ -18,6 +18,7 @@ from dmd2_jax.families.published.folder import read_component_tensors, write_com
 from dmd2_jax.families.published.lora_file import kohya_tensors
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import INDEX, NETWORKS, PIPELINES, PipelineIndex
+from dmd2_jax.runtime.links import check_inside
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import Tensors, write_safetensors
 
@@ -31,8 +32,18 @@ __all__ = [
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder of adapters."""
 
-_PLAIN = (".json", ".txt")
-_PIECES = "spiece.model"
+_PLAIN = (
+    "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 _STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
@@ -77,7 +88,7 @@ def write_pipeline(
     for part, entry in index.items():
         if part not in (base.network, "scheduler") and isinstance(entry, list) and entry[0]:
             stem, variant = _STEMS.get(part), base.variant_of(part)
-            _copy_part(base.part(part), folder / part, stem, variant)
+            _copy_part(base, base.part(part), folder / part, stem, variant)
     write_component(network, params, folder / base.network, dtype=dtype)
     (folder / "scheduler").mkdir()
     _write_json(scheduler, folder / "scheduler" / "scheduler_config.json")
@@ -92,7 +103,7 @@ def copied_bytes(base: PipelineIndex) -> int:
         for part in (*PIPELINES[base.class_name], *_OPTIONAL)
         if part != base.network and (base.folder / part).is_dir()
         for file in (base.folder / part).iterdir()
-        if file.suffix in (*_PLAIN, ".safetensors", ".bin")
+        if file.name in _PLAIN or file.suffix in (".safetensors", ".bin")
     )
 
 
@@ -138,17 +149,20 @@ def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return index
 
 
-def _copy_part(source: Path, target: Path, stem: str | None, variant: str | None) -> None:
+def _copy_part(
+    base: PipelineIndex, source: Path, target: Path, stem: str | None, variant: str | None
+) -> None:
     """Copy a part's plain files, and its weights as one .safetensors file."""
     target.mkdir()
-    for file in sorted(source.iterdir()):
-        plain = file.suffix in _PLAIN or file.name == _PIECES
-        if plain and not file.name.endswith(".index.json") and file.is_file():
-            shutil.copyfile(file, target / file.name)
+    for name in _PLAIN:
+        if (source / name).is_file():
+            check_inside(source / name, base.folder)
+            shutil.copyfile(source / name, target / name)
     if stem is None:
         return
     whole = f"{stem}.safetensors"
     if variant is None and (source / whole).is_file():
+        check_inside(source / whole, base.folder)
         shutil.copyfile(source / whole, target / whole)
         return
     try:

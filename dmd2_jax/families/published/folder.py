@@ -26,6 +26,7 @@ from dmd2_jax.families.published.config_sizes import check_sizes
 from dmd2_jax.families.published.digests import check_digest
 from dmd2_jax.families.published.model import CLASSES, PublishedClass, PublishedModel
 from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.links import check_inside
 from dmd2_jax.runtime.places import make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.typing import DType, Params
@@ -164,6 +165,7 @@ def weights_file(folder: Path, stem: str, variant: str | None = None) -> Path:
     names = _file_names(stem, variant)
     for name in names:
         if (folder / name).is_file():
+            check_inside(folder / name, folder)
             return folder / name
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no folder"
     raise Refused(
@@ -257,6 +259,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
                 f"{index.name} names the shard {shard!r}, expected a {suffix} file beside it; "
                 "download it again."
             )
+        check_inside(index.parent / shard, index.parent)
         tensors |= read_weights(index.parent / shard).tensors
     if set(tensors) != set(places):
         lost = sorted(set(places) ^ set(tensors))
@@ -268,6 +271,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    check_inside(path, path.parent)
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
