@@ -96,6 +96,16 @@ def test_header_is_what_the_hub_reads(tmp_path: Path) -> None:
     }
 
 
+def test_names_of_strangers_are_text_and_nothing_else(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)> [a](b) `c` *d* | e\n# \x1b[2J"
+    shown = r"&lt;img src=x onerror=alert(1)&gt; \[a\](b) \`c\` \*d\* \| e \# \\x1b\[2J"
+    record = Record((("recipe", evil),), (evil,), "fid 1", evil)
+    it = card(base(tmp_path / "b"), kind="kohya", file=evil, record=record)
+    text = model_card(it._replace(origin=Origin(evil)))
+    assert text.count(shown) == 6 and "<img" not in text and "\x1b" not in text
+    assert f"\n# {shown}: 4 steps\n" in text and f"\n| recipe | {shown} |\n" in text
+
+
 @pytest.mark.parametrize("kind", ["peft", "kohya"])
 def test_header_of_adapters_says_so(kind: str, tmp_path: Path) -> None:
     it = card(base(tmp_path / "b"), said={"base_model": "ada/xl"}, kind=kind, file="x.safetensors")

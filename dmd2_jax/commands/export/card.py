@@ -3,6 +3,8 @@
 Its header is the one that the Hugging Face Hub reads.
 """
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import yaml
 
 from dmd2_jax.commands.export.origin import Origin, hub_file
 from dmd2_jax.commands.export.record import Record
+from dmd2_jax.config.printable import printable
 from dmd2_jax.families.published.flow_scheduler import is_flow, recorded_settings
 from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler, recorded_times
@@ -103,7 +106,7 @@ def model_card(card: Card) -> str:
 def _title(card: Card) -> str:
     steps = len(card.times)
     what = f"{steps} step{'s' if steps > 1 else ''}" if steps else "trained further"
-    return f"{card.place.rpartition('/')[2] or card.origin.name}: {what}"
+    return f"{card.place.rpartition('/')[2] or _text(card.origin.name)}: {what}"
 
 
 def _what(card: Card) -> str:
@@ -123,10 +126,11 @@ def _what(card: Card) -> str:
 
 
 def _origin(origin: Origin, record: Record) -> str:
-    base = f"[{origin.name}](https://huggingface.co/{origin.hub})" if origin.hub else origin.name
+    name = _text(origin.name)
+    base = f"[{name}](https://huggingface.co/{origin.hub})" if origin.hub else name
     said = [f"Base: {base}."]
     if record.teachers:
-        said.append(f"The teacher's weights are of {', '.join(record.teachers)}.")
+        said.append(f"The teacher's weights are of {', '.join(map(_text, record.teachers))}.")
     licence = origin.licence
     named = licence.name or licence.id
     link = f" ({licence.link})" if licence.link else ""
@@ -217,7 +221,7 @@ def _comfyui(card: Card) -> str:
 
 def _measured(record: Record) -> str:
     return (
-        f"By `dmd2 evaluate`: {record.measured}. A distance compares with others that were "
+        f"By `dmd2 evaluate`: {_text(record.measured)}. A distance compares with others that were "
         "measured in the same way, and with nothing else."
     )
 
@@ -228,7 +232,9 @@ def _details(card: Card) -> str:
     rows += [("scheduler", card.scheduler["_class_name"])]
     rows += [("steps at", _listed(card.times))] if card.times else []
     rows += [("exported by", f"dmd2_jax {__version__}")]
-    return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {what} | {_text(value)} |" for what, value in rows)]
+    )
 
 
 def _others(scheduler: Mapping[str, Any], kind: str, file: str, times: list[float]) -> str:
@@ -244,13 +250,13 @@ def _others(scheduler: Mapping[str, Any], kind: str, file: str, times: list[floa
             "export --lora=kohya` writes those that it knows."
         )
     place = {
-        "kohya": f"{file}: `models/loras` of ComfyUI, `models/Lora` of A1111 and Forge; strength "
-        "1, with the base checkpoint",
-        "single_file": f"{file}: `models/checkpoints` of ComfyUI, `models/Stable-diffusion` of "
-        "A1111 and Forge",
+        "kohya": "`models/loras` of ComfyUI, `models/Lora` of A1111 and Forge; strength 1, with "
+        "the base checkpoint",
+        "single_file": "`models/checkpoints` of ComfyUI, `models/Stable-diffusion` of A1111 and "
+        "Forge",
     }[kind]
     diffusion = read_scheduler(scheduler)
-    said = [f"- {place}.", *_sampling(times, diffusion)]
+    said = [f"- {_text(file)}: {place}.", *_sampling(times, diffusion)]
     if diffusion.kind == "v":
         zero = ", zsnr on" if diffusion.zero_snr else ""
         said.append(
@@ -282,6 +288,11 @@ def _sampling(times: list[float], diffusion: Diffusion) -> list[str]:
         f"- No scheduler of theirs takes these times ({n} steps of simple: {_listed(simple)}). In "
         f"ComfyUI give the sampler lcm the sigmas {sigmas}, 0 and cfg 1.0, or use diffusers."
     ]
+
+
+def _text(words: str) -> str:
+    """Return names of files and runs as Markdown shows them and nothing else."""
+    return re.sub(r"([\\`*\[\]|#])", r"\\\1", html.escape(" ".join(printable(words).split())))
 
 
 def _listed(times: Sequence[float]) -> str:

@@ -273,7 +273,12 @@ def _read_cache(path: Path, template: Params) -> Params | None:
         return None
     expected = traverse_util.flatten_dict(template, sep="/")
     try:
-        with np.load(fetched(path), allow_pickle=False) as archive:
+        file = fetched(path)
+        with zipfile.ZipFile(file) as entries:
+            size = sum(info.file_size for info in entries.infolist())
+        if size > 2 * sum(array.size * array.dtype.itemsize for array in expected.values()) + 2**20:
+            raise Refused(f"it unfolds to {size:,} bytes")
+        with np.load(file, allow_pickle=False) as archive:
             if set(archive.files) != set(expected):
                 raise Refused("other tensors than this network has")
             weights = {name: archive[name] for name in expected}

@@ -76,6 +76,20 @@ def test_read_prompts_leaves_out_nulls_of_parquet(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "p.parquet").texts == ("a",)
 
 
+def test_a_parquet_file_that_unfolds_without_end_is_refused_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["x" * 1000] * 20_000}), tmp_path / "p.parquet")
+    assert (tmp_path / "p.parquet").stat().st_size < 20_000
+    monkeypatch.setattr("dmd2_jax.data.reading.parquet._MOST_BYTES", 10_000_000)
+    with pytest.raises(ValueError, match=r"p\.parquet unfolds to more than .* of texts"):
+        read_prompts(tmp_path / "p.parquet")
+    monkeypatch.setattr("dmd2_jax.data.reading.parquet._MOST_BYTES", 30_000_000)
+    assert len(read_prompts(tmp_path / "p.parquet").texts) == 20_000
+
+
 def test_prompts_come_in_the_order_of_every_source(many: Path) -> None:
     prompts = read_prompts(many)
     batch = data.batches_from(prompts, 17, 2, batch_size=4, seed=5)

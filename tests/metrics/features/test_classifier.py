@@ -152,7 +152,15 @@ def not_finite(file):
     np.savez(file, **arrays)
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped_byte, other_tensors, pickled, not_finite])
+def without_end(file):
+    with np.load(file) as archive:
+        names = archive.files
+    np.savez_compressed(file, **{name: np.zeros(2**22, np.float32) for name in names})
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated, flipped_byte, other_tensors, pickled, not_finite, without_end]
+)
 def test_train_classifier_replaces_a_damaged_cache(real, tmp_path, caplog, damage):
     first = lib.train_classifier(*real, cache_dir=tmp_path, training=TINY)
     (file,) = tmp_path.iterdir()
@@ -161,6 +169,7 @@ def test_train_classifier_replaces_a_damaged_cache(real, tmp_path, caplog, damag
     with caplog.at_level(logging.WARNING):
         second = lib.train_classifier(*real, cache_dir=tmp_path, training=TINY)
     assert "is damaged" in caplog.text
+    assert ("it unfolds to" in caplog.text) == (damage is without_end)  # before it does
     with np.load(file, allow_pickle=False) as archive:
         assert sum(archive[name].size for name in archive.files) == sum(a.size for a in intact)
     for a, b in zip(intact, leaves(second), strict=True):
