@@ -41,7 +41,7 @@ def read_files(workdir: Path, listing: Listing) -> Files | None:
       None if there is none, or it is not the one that was recorded.
     """
     try:
-        with gzip.open(path_of(workdir / FILES).open("rb")) as packed:
+        with path_of(workdir / FILES).open("rb") as file, gzip.open(file) as packed:
             text = packed.read(_MOST + 1)  # no more than that is ever inflated
         files = _from_json(json.loads(text)) if len(text) <= _MOST else None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError):
@@ -52,9 +52,10 @@ def read_files(workdir: Path, listing: Listing) -> Files | None:
 def _from_json(value: Any) -> Files | None:
     if not isinstance(value, dict):
         return None
-    names, sizes, digests = (value.get(key) for key in Files._fields)
-    if not all(isinstance(column, list) for column in (names, sizes, digests)):
+    columns = [value.get(key) for key in Files._fields]
+    if not all(isinstance(column, list) for column in columns):
         return None
+    names, sizes, digests = (list(column or ()) for column in columns)
     if len(names) != len(sizes) or len(digests) not in (0, len(names)):
         return None
     return Files(tuple(map(str, names)), tuple(sizes), tuple(map(str, digests)))

@@ -128,7 +128,7 @@ def read_manifest(folder: Path, run: str | None = None) -> Manifest:
 def _bytes(array: Any) -> memoryview:
     """Return an array's bytes, in C order, without a copy where it lies so in host memory."""
     flat = np.ascontiguousarray(to_host(array)).reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    return flat.view(np.uint8).data
 
 
 def _check_place(folder: Path, of: Mapping[str, Any], run: str | None) -> None:

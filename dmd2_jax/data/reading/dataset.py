@@ -94,12 +94,12 @@ class ImageDataset(SourceDefaults):
         return self.images.shape[3]
 
     @functools.cached_property
-    def listing(self) -> Listing:  # type: ignore[override]
+    def listing(self) -> Listing:
         """The classes in their order, and the pixels where they are in memory."""
         listing = listing_of_labels(self.labels, self.num_classes)
         if isinstance(self.images, np.memmap):  # which may be of any size
             return listing
-        return listing._replace(contents=digest(memoryview(np.ascontiguousarray(self.images))))
+        return listing._replace(contents=digest(np.ascontiguousarray(self.images).data))
 
     def known_labels(self) -> Int[np.ndarray, " n"]:
         """Return the labels."""
