@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.runtime.seal import canonical, digest, digests
 
@@ -25,28 +27,39 @@ _METADATA = "__metadata__"
 _LISTED = 3
 
 
-def write_sealed(content: bytes, file: BinaryIO) -> None:
-    """Write what safetensors made, with digests.
+def write_sealed(
+    tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], file: BinaryIO
+) -> None:
+    """Write a .safetensors file with digests, from where the tensors lie in memory.
 
-    Its own order of the texts differs from process to process; here it is sorted, so that the same
-    tensors are the same bytes.
+    safetensors puts its whole file together in memory first. It is asked for one number of each
+    tensor instead: that says the order, and how it calls the types. Its own order of the texts
+    differs from process to process; here it is sorted, so that the same tensors are the same bytes.
 
     Args:
-      content: all bytes of a .safetensors file.
+      tensors: in C order, as the format has them.
+      notes: texts by name.
       file: new and open for writing.
 
     Raises:
       OSError: if the disk refuses.
     """
-    header, data = _parts(memoryview(content))
-    notes = header.pop(_METADATA, {})
+    from safetensors.numpy import save
+
+    header, _ = _parts(memoryview(save({n: np.zeros(1, t.dtype) for n, t in tensors.items()})))
+    end = 0
+    for name, entry in header.items():
+        begin, end = end, end + tensors[name].nbytes
+        entry |= {"shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    data = [_bytes(tensors[name]) for name in header]
     # All digests are of one length, so the place of the tensors is known before: the disk writes
     # them while they are digested.
     blank = dict.fromkeys(header, digest(b""))
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(_found, header, data)
+        found = pool.submit(lambda: dict(zip(header, digests(data), strict=True)))
         file.seek(len(_with_digests(header, notes, blank)))
-        file.write(data)
+        for part in data:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
         file.seek(0)
@@ -82,6 +95,11 @@ def check_sealed(path: str | os.PathLike) -> None:
 def _parts(file: memoryview) -> tuple[dict[str, Any], memoryview]:
     length = int.from_bytes(file[:8], "little")
     return json.loads(bytes(file[8 : 8 + length])), file[8 + length :]
+
+
+def _bytes(tensor: np.ndarray) -> memoryview:
+    little = tensor.astype(tensor.dtype.newbyteorder("<"), order="C", copy=False)
+    return little.reshape(-1).view(np.uint8).data
 
 
 def _found(header: Mapping[str, Any], data: memoryview) -> dict[str, str]:

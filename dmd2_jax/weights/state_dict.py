@@ -146,16 +146,12 @@ def write_safetensors(
     Raises:
       OSError: if the disk refuses.
     """
-    from safetensors.numpy import save
-
-    with whole_file(path) as partial:
-        # Not ascontiguousarray, which makes a number a vector of one.
-        contiguous = {name: np.asarray(t, order="C") for name, t in tensors.items()}
-        # transformers refuses a file that does not say whose layouts it has.
-        kept = {name: text for name, text in (notes or {}).items() if name not in NOTES}
-        content = save(contiguous, metadata={"format": "pt", **kept})
-        with partial.open("wb") as file:
-            write_sealed(content, file)
+    # Not ascontiguousarray, which makes a number a vector of one.
+    contiguous = {name: np.asarray(t, order="C") for name, t in tensors.items()}
+    # transformers refuses a file that does not say whose layouts it has.
+    kept = {name: text for name, text in (notes or {}).items() if name not in NOTES}
+    with whole_file(path) as partial, partial.open("wb") as file:
+        write_sealed(contiguous, {"format": "pt", **kept}, file)
 
 
 def to_tensors(
