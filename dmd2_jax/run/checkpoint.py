@@ -364,7 +364,14 @@ def _copied(leaf: Array | np.ndarray) -> Array | np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         # Orbax copies each host's shards from accelerators itself; on CPU see `save`.
         return jnp.copy(leaf) if jax.default_backend() == "cpu" else leaf
-    return np.array(leaf, copy=True)
+    return np.array(leaf, copy=True).view(_Copied)
+
+
+class _Copied(np.ndarray):
+    """A copy that nobody changes: Orbax, which copies arrays of NumPy, need not copy it again."""
+
+    def __deepcopy__(self, memo: object) -> "_Copied":
+        return self
 
 
 def newest_extra(
