@@ -11,6 +11,7 @@ An example is (mean + std eps) SCALE, eps standard normal and fixed by the numbe
 a test split `config.data.test_fraction` of every class is held out by a fixed seed.
 """
 
+import functools
 import io
 import math
 from pathlib import Path
@@ -23,6 +24,7 @@ from dmd2_jax.data.reading.contract import Batch, Options, SourceDefaults
 from dmd2_jax.data.reading.dataset import check_split, split_indices
 from dmd2_jax.data.reading.decode import CorruptImageError
 from dmd2_jax.data.reading.edm_labels import LABELS, MAX_LABEL_BYTES, edm_classes
+from dmd2_jax.data.reading.files import Files, files_of
 from dmd2_jax.data.reading.folder import FileTree, Folder
 from dmd2_jax.data.reading.zip_file import ZipFolder
 from dmd2_jax.runtime.fetched import fetched
@@ -70,7 +72,7 @@ def load(
         )
     labels = np.array(edm_classes(tree, "", files), np.int32)
     chosen = split_indices(labels, split, options.test_fraction, str(path))
-    source = ClassLatents(tree, files, labels, chosen, _scale(options.spec))
+    source = ClassLatents(tree, files, labels, chosen, _scale(options.spec), options.digest)
     if source.resolution != resolution:
         raise Refused(
             f"{source.name}: latents are {source.resolution} wide, expected "
@@ -93,6 +95,7 @@ class ClassLatents(SourceDefaults):
         labels: Int[np.ndarray, " n"],
         chosen: Int[np.ndarray, " m"],
         scale: float,
+        digest: str = "names",
     ) -> None:
         """Look at the first file, whose shape the others must have.
 
@@ -102,12 +105,13 @@ class ClassLatents(SourceDefaults):
           labels: their classes.
           chosen: which of them are the examples.
           scale: of the latents.
+          digest: see `Options`.
 
         Raises:
           Refused: if that file holds no latents.
         """
         self._tree, self._files, self._labels, self._chosen = tree, files, labels, chosen
-        self._scale = scale
+        self._scale, self._digest = scale, digest
         self._shape: tuple[int, ...] = ()
         self.name = f"class_latents {Path(tree.place).name}"
         self.num_classes = int(labels.max()) + 1
@@ -117,11 +121,25 @@ class ClassLatents(SourceDefaults):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    @property
+    @functools.cached_property
     def listing(self) -> Listing:
         """The files and their classes."""
         pairs = [(self._files[i], int(self._labels[i])) for i in self._chosen]
-        return listing_of_files(pairs, self.num_classes)
+        listing, files = listing_of_files(pairs, self.num_classes), self.files
+        if files is None:
+            return listing
+        return listing._replace(sizes=files.by_size, contents=files.by_content)
+
+    @functools.cached_property
+    def files(self) -> Files | None:  # type: ignore[override]
+        """The files and their sizes."""
+        names = [self._files[i] for i in self._chosen]
+        return files_of(
+            names,
+            self._digest,
+            lambda i: self._tree.size(names[i]),
+            lambda i: self._tree.read(names[i], _MAX_BYTES),
+        )
 
     def known_labels(self) -> Int[np.ndarray, " n"]:
         """Return every example's class."""

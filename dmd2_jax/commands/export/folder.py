@@ -1,8 +1,8 @@
 """What `dmd2 export` writes: a pipeline's files, copied as plain data around another network.
 
-Of the base's folders go over: settings and vocabularies of known names (T5's spiece.model, a table of
-pieces, among them), and weights as .safetensors (read without executing anything where they are .bin).
-Never a pickle, never Python code, never what a link leads to outside of the base.
+Of the base's folders go over: settings and vocabularies of known names (T5's spiece.model, a table
+of pieces, among them), and weights as .safetensors (read without executing anything where they are
+.bin). Never a pickle, never Python code, never what a link leads to outside of the base.
 """
 
 import json
