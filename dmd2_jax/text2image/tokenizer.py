@@ -95,7 +95,7 @@ def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
             f"{encoder.end_token} as its text encoder's config says; take both from one pipeline."
         )
     # A config without the setting gets a huge number.
-    return Tokenizer(backend, min(int(backend.model_max_length), encoder.context))
+    return Tokenizer(backend, int(min(backend.model_max_length, encoder.context)))
 
 
 def open_t5_tokenizer(folder: str | os.PathLike, encoder: T5Encoder, length: int) -> Tokenizer:
@@ -174,6 +174,12 @@ def _read(folder: str, family: str) -> Any:
             f"{folder} cannot be read as a tokenizer ({type(error).__name__}: {error!s:.200}), "
             f"expected {family}'s; download it again."
         ) from error
+    longest = backend.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise Refused(
+            f"{folder} has model_max_length={str(longest)[:40]!r}, expected a number of tokens; "
+            "download it again."
+        )
     if len(backend("")["input_ids"]) != ends or backend.pad_token_id is None:
         expected = "a start and an end token" if ends == 2 else "an end token"
         raise Refused(

@@ -1,6 +1,7 @@
 """Folders and zips of images in every layout, and what is wrong with some."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def test_edms_numbers_have_no_names(tmp_path: Path) -> None:
     source = image_folder.load(str(write_folder(tmp_path, edm_files(CLASSES))), "all", 8)
     assert source.class_names is None
     assert source.listing is not None and source.listing.counts == (3, 3, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "00000/img00000000.png"])
+def test_load_does_not_wait_for_a_pipe(tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path / "x", edm_files([0, 1]))
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match="is a pipe or a device, expected a file"):
+        opened(folder)
 
 
 @BOTH

@@ -112,6 +112,18 @@ def test_open_tokenizer_refuses_a_damaged_vocabulary(folder: Path) -> None:
         open_tokenizer(folder, encoder())
 
 
+@pytest.mark.parametrize("length", [[[1]], "x", None, True, 0])
+def test_open_tokenizer_refuses_a_length_that_is_none(folder: Path, length: object) -> None:
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(config | {"model_max_length": length}))
+    if length is None:  # as without it
+        assert open_tokenizer(folder, encoder()).length == encoder().context
+        return
+    with pytest.raises(ValueError, match="model_max_length=.*, expected a number of tokens"):
+        open_tokenizer(folder, encoder())
+
+
 def test_open_tokenizer_names_the_extra_without_transformers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

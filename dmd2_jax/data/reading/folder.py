@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ _said: set[str] = set()
 
 
 class TooLargeError(Refused):
-    """A file of more bytes than one of its kind may have."""
+    """A file of more bytes than one of its kind may have, or one that has no end."""
 
 
 class FileTree(Protocol):
@@ -69,7 +70,11 @@ class Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a file's bytes; see `FileTree`."""
-        with open(os.path.join(self.place, name), "rb") as file:
+        with open(os.path.join(self.place, name), "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise TooLargeError(
+                    f"{self.place}/{name} is a pipe or a device, expected a file; remove it."
+                )
             data = file.read(limit + 1)
         if len(data) > limit:
             raise TooLargeError(
@@ -91,6 +96,11 @@ class Folder:
             self.others.update({_LINK: len(links)} if links else {})
             self.others.update({_EMPTY: 1} if prefix and not (folders or files) else {})
             yield from (prefix + name for name in files if not hidden(name))
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe too, which would wait for a writer otherwise."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _raise(error: OSError) -> None:
