@@ -29,6 +29,7 @@ from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import check_split, split_indices
 from dmd2_jax.data.reading.decode import (
     MAX_BYTES,
+    CorruptImageError,
     image_endings,
     image_size,
     is_image,
