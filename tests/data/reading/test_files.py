@@ -8,6 +8,7 @@ import pytest
 
 from dmd2_jax.data import ImageDataset, Options, image_folder
 from dmd2_jax.data.reading.files import Files, files_of
+from dmd2_jax.runtime.seal import digest
 from tests.data.images import picture, png, write_folder, write_zip
 
 
@@ -42,9 +43,9 @@ def test_folder_and_zip_of_it_are_the_same_files_until_one_is_written_anew(tmp_p
     files = {f"{name}/{i}.png": png(picture(i)) for i in range(3) for name in "ab"}
     folder, archive = write_folder(tmp_path / "x", files), write_zip(tmp_path / "y.zip", files)
 
-    def listing(path: Path, digest: str = "contents"):
+    def listing(path: Path, how: str = "contents"):
         return image_folder.load(
-            str(path), "train", 8, Options(test_fraction=0, digest=digest)
+            str(path), "train", 8, Options(test_fraction=0, digest=how)
         ).listing
 
     first = listing(folder)
@@ -76,3 +77,14 @@ def test_a_file_that_is_gone_is_an_error_of_the_disk(tmp_path: Path) -> None:
     os.unlink(folder / "0.png")
     with pytest.raises(FileNotFoundError, match=r"0\.png"):
         _ = source.listing
+
+
+def test_a_damaged_member_of_a_zip_is_as_good_as_empty(tmp_path: Path) -> None:
+    files = {f"{i}.png": png(picture(i)) for i in range(2)}
+    archive = write_zip(tmp_path / "x.zip", files)
+    content = archive.read_bytes()
+    at = content.index(files["1.png"][-20:])
+    archive.write_bytes(content[:at] + b"\0" + content[at + 1 :])
+    found = image_folder.load(str(archive), "all", 8, Options(digest="contents")).files
+    assert found is not None and found.sizes == tuple(map(len, files.values()))
+    assert found.digests == (digest(files["0.png"]), digest(b""))
