@@ -230,6 +230,7 @@ def test_exported_student_agrees_with_its_own_scheduler(
     assert dmd2("verify", f"--pipeline={out}", f"--out={tmp_path / 'x.png'}") == 0
     told = capsys.readouterr().out
     assert "agrees" in rows_of(told)["images"] and "not read: README.md" in told
+    assert "digests.json" not in told
 
 
 def dit(folder: Path) -> Subject:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dmd2_jax.commands.verify.subject import Subject
 from dmd2_jax.config.text import read_json
+from dmd2_jax.families.published.digests import DIGESTS
 from dmd2_jax.families.published.folder import read_component_config, weights_file
 from dmd2_jax.families.published.model import CLASSES, PublishedClass, class_of
 from dmd2_jax.families.published.pipeline import INDEX
@@ -22,7 +23,8 @@ _SENTINEL = "\u0000"
 
 def ignored_files(subject: Subject) -> list[str]:
     """Return the files below the folder that nothing here reads, those of a folder in one line."""
-    read = {subject.folder / INDEX, subject.folder / "scheduler" / "scheduler_config.json"}
+    named = (INDEX, DIGESTS, "scheduler/scheduler_config.json")
+    read = {subject.folder / name for name in named}
     for folder, kind in _components(subject):
         read.add(folder / "config.json")
         if not (subject.replaced and folder == subject.network):
