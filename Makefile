@@ -33,7 +33,7 @@ test: install-dev ## every check that CI runs
 	wait $$checks; checks=$$?; cat "$$said"; rm -f "$$said"; \
 	exit $$((tests | checks))
 
-chaos: install-dev ## hundreds of damages at random, in 20 minutes; CHAOS_ARGS="--seed=7 --share=0.1"
+chaos: install-dev ## hundreds of damages at random, in half an hour; CHAOS_ARGS="--seed=7 --share=0.1"
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 # Not --quiet: MkDocs 1.6 would count no warning then, and --strict would pass broken links.

@@ -1,7 +1,4 @@
-"""A run that goes on with other data at the same place.
-
-Pixels that change under the same names are not among it: a run records what its data list.
-"""
+"""A run that goes on with other data at the same place; it was asked to record their contents."""
 
 import functools
 import random
@@ -17,6 +14,7 @@ from tests.tiny import scratch
 
 NAME = "a run goes on with other data"
 TRIES = 20
+_CONTENTS = "--config.data.digest=contents"
 _STEPS = "--config.teacher.steps=4"
 
 
@@ -27,7 +25,7 @@ def _pictures(folder: Path) -> Path:
 
 
 def _words(workdir: Path, data: Path, kind: str) -> tuple[str, ...]:
-    more = (f"--config.data.name={kind}", f"--config.data.path={data}")
+    more = (f"--config.data.name={kind}", f"--config.data.path={data}", _CONTENTS)
     network = ("--config.model.num_classes=3", "--config.model.image_channels=3")
     return teacher_words(workdir, *more, *network, "--config.data.test_fraction=0", _STEPS)
 
@@ -79,7 +77,21 @@ def _classes_swapped(data: Path, dice: random.Random) -> None:
     (data / "x").rename(data / "b")
 
 
-FOLDER = (_added, _removed, _renamed, _moved, _class_renamed, _class_added, _classes_swapped)
+def _repainted(data: Path, dice: random.Random) -> None:
+    file = dice.choice(sorted(data.glob("*/*.png")))
+    file.write_bytes(png(picture(60)))
+
+
+FOLDER = (
+    _repainted,
+    _added,
+    _removed,
+    _renamed,
+    _moved,
+    _class_renamed,
+    _class_added,
+    _classes_swapped,
+)
 
 
 def _fewer(entries: dict, dice: random.Random) -> None:
@@ -91,7 +103,11 @@ def _other_labels(entries: dict, dice: random.Random) -> None:
     entries["labels"] = entries["labels"][::-1].copy()
 
 
-ARRAYS = (_fewer, _other_labels)
+def _one_pixel(entries: dict, dice: random.Random) -> None:
+    entries["images"].flat[dice.randrange(entries["images"].size)] ^= 1
+
+
+ARRAYS = (_fewer, _other_labels, _one_pixel)
 
 
 def attempt(dice: random.Random, folder: Path) -> Try:
