@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType, TracebackType
@@ -126,9 +127,32 @@ def stoppable(hint: str) -> Iterator[None]:
         return
     previous = {number: signal.signal(number, stop) for number in terminations()}
     try:
-        yield
+        with _raised_again():
+            yield
     finally:
         _restore(previous)
+
+
+@contextlib.contextmanager
+def _raised_again() -> Iterator[None]:
+    """Send SIGTERM once more where what it raised ended nothing.
+
+    JAX has a callback in Python's collector: an error that a signal raises in there is dropped.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, Interrupted):
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """Signals ask a run to stop; a second Ctrl-C does not ask."""
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import jax
@@ -54,6 +56,20 @@ def test_stoppable_ends_what_has_nothing_to_save() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_stoppable_ends_what_was_collecting_garbage_when_the_signal_came() -> None:
+    def callback(phase: str, info: object) -> None:  # as JAX has one
+        gc.callbacks.remove(callback)
+        signal.raise_signal(signal.SIGTERM)
+
+    def collect() -> None:
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(30)
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), stoppable("again"):
+        collect()
 
 
 def test_a_closed_terminal_ends_what_has_nothing_to_save_by_name() -> None:
