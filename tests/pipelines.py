@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.sampling.images import Model, Prompts, SampledImages
+from tests.data.images import picture, png, write_folder
 from tests.tiny import scratch
 
 # What imports this is skipped where the makers of the pipelines are missing.
@@ -24,6 +25,8 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 CAPTIONS = tuple(f"a handwritten {word}" for word in DIGITS) + tuple(
     f"the digit {word}, written by hand" for word in DIGITS
 )
+COUNT = 10
+"""Photos that a cache is made of."""
 RESOLUTION = 16
 """Height and width of the pipelines' images; latents are of half the size."""
 
@@ -320,3 +323,18 @@ def _flux():
         text_encoder_2=t5,
         tokenizer_2=tokenizer,
     )
+
+
+@functools.cache
+def photos() -> Path:
+    """Ten captioned images of several sizes, the first of them square."""
+    lines = [
+        json.dumps({"file_name": f"{i}.png", "text": CAPTIONS[i]}).encode() for i in range(COUNT)
+    ]
+    files = {f"{i}.png": png(photo(i)) for i in range(COUNT)}
+    return write_folder(scratch() / "photos", files | {"metadata.jsonl": b"\n".join(lines)})
+
+
+def photo(i: int) -> np.ndarray:
+    pixels = picture(i, side=RESOLUTION + 2 * (i // 2))
+    return pixels[: RESOLUTION + i // 2]

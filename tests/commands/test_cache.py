@@ -21,28 +21,12 @@ from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.runtime.integrity import sealed
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.compiling import flags
-from tests.data.images import picture, png, write_folder
-from tests.pipelines import CAPTIONS, RESOLUTION, tiny_pipeline
+from tests.data.images import picture, write_folder
+from tests.pipelines import CAPTIONS, COUNT, photo, photos, tiny_pipeline
 from tests.tiny import RECIPE, cache_folder, contents, dmd2, refused, scratch
 
-COUNT = 10
 SIZES = ("--batch_size=4", "--shard_examples=4")
 EXACT = ("--store=float32", "--latents=mean")
-
-
-@functools.cache
-def photos() -> Path:
-    """Ten captioned images of several sizes, the first of them square."""
-    lines = [
-        json.dumps({"file_name": f"{i}.png", "text": CAPTIONS[i]}).encode() for i in range(COUNT)
-    ]
-    files = {f"{i}.png": png(photo(i)) for i in range(COUNT)}
-    return write_folder(scratch() / "photos", files | {"metadata.jsonl": b"\n".join(lines)})
-
-
-def photo(i: int) -> np.ndarray:
-    pixels = picture(i, side=RESOLUTION + 2 * (i // 2))
-    return pixels[: RESOLUTION + i // 2]
 
 
 def words(kind: str, out: Path, *more: object) -> list[object]:

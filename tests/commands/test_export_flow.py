@@ -25,10 +25,9 @@ from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
 from dmd2_jax.sampling.samplers import sample_noise
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
-from tests.commands.test_cache import photos
 from tests.commands.test_flow_client import distilled
 from tests.exports import FLOW_TIMES, student_file, words
-from tests.pipelines import CAPTIONS, RESOLUTION, diffusers_pipeline, drawn, tiny_pipeline
+from tests.pipelines import CAPTIONS, RESOLUTION, diffusers_pipeline, drawn, photos, tiny_pipeline
 from tests.tiny import contents, dmd2, get_config, refused, scratch
 
 KINDS = ("sd3", "flux")
