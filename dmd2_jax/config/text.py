@@ -8,7 +8,7 @@ from typing import Any
 
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["check_text", "decode_text", "read_json", "read_text"]
+__all__ = ["check_text", "decode_text", "read_json", "read_text", "refuse_special"]
 
 _MOST_BYTES = 2**28  # of a text file; the largest that is known, a tokenizer's, has 2**25
 
@@ -82,11 +82,7 @@ def read_text(path: str | Path) -> str:
       OSError: if it cannot be opened.
       Refused: if it is no text, larger than any text file here, or a pipe or a device.
     """
-    # Opening a pipe waits for a writer, for ever. A bucket's path is nothing on this machine.
-    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise Refused(
-            f"{path} is a pipe, a socket or a device, expected a file; give the file itself."
-        )
+    refuse_special(path)
     file = Path(path) if isinstance(path, str) else path  # which may be one of a bucket
     with file.open("rb") as opened:
         data = opened.read(_MOST_BYTES + 1)
@@ -96,6 +92,22 @@ def read_text(path: str | Path) -> str:
             "the right one."
         )
     return decode_text(data, str(path))
+
+
+def refuse_special(path: str | os.PathLike) -> None:
+    """Refuse a pipe, a socket or a device: opening a pipe waits for a writer, for ever.
+
+    Args:
+      path: of a file that need not be there; a bucket's is nothing on this machine.
+
+    Raises:
+      Refused: if it is one of these.
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise Refused(
+            f"{os.fspath(path)} is a pipe, a socket or a device, expected a file; give the file "
+            "itself."
+        )
 
 
 def read_json(path: str | Path) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.data import Source
 from dmd2_jax.data.reading.classes import Listing, listing_of_parts, shown
 from dmd2_jax.data.reading.files import Files
@@ -291,6 +292,11 @@ def _listing_fault(
         return ""
     others = ours.digest != theirs.digest
     if not others and _agree(ours.sizes, theirs.sizes) and _agree(ours.contents, theirs.contents):
+        if theirs.contents and not ours.contents:
+            say(
+                f"{where} recorded the bytes of its data, which are not compared: that takes "
+                "config.data.digest=contents."
+            )
         return ""
     files = source.files
     before = None if folder is None or files is None else read_files(folder, theirs)
@@ -348,7 +354,7 @@ def _quoted(name: str) -> str:
 
 def _read_file(file: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = read_json(file)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

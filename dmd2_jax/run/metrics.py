@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import refuse_special
 from dmd2_jax.run.display import Display, Look, can_display, clock
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import is_first
@@ -110,7 +111,7 @@ class MetricsWriter(Closing):
                 len(kept),
                 resumed_step,
             )
-        if self.path.exists():
+        if self.path.exists() or os.path.islink(self.path):  # which is replaced, and not followed
             with whole_file(self.path) as partial:
                 partial.write_text(text)
         self._file: TextIO | _Growing = (
@@ -155,6 +156,7 @@ class MetricsWriter(Closing):
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl, ignoring a last line that was cut short."""
     rows = []
+    refuse_special(path)
     lines = path_of(path).read_bytes().splitlines()
     for number, line in enumerate(lines):
         try:
@@ -172,6 +174,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 def _sound_rows(path: Path, last: int) -> list[dict[str, Any]]:
     """Return the rows up to step `last` that can be read as such, by step, the first of each."""
     rows = dict[int, dict[str, Any]]()
+    refuse_special(path)
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:

@@ -21,6 +21,7 @@ from typing import Any
 
 from dmd2_jax.config.printable import printable
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import refuse_special
 from dmd2_jax.runtime.places import in_bucket, make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 
@@ -85,15 +86,18 @@ def check_free(folder: str | os.PathLike) -> None:
         return
     path = Path(folder) / LOCK
     if path.exists():
-        with path.open("rb") as file:
-            _try(file.fileno(), path)
+        file = _opened(path, os.O_RDONLY)
+        try:
+            _try(file, path)
+        finally:
+            os.close(file)
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = _opened(path, os.O_RDWR | os.O_CREAT)
         try:
             _try(file, path)
             if _is_at(file, path):
@@ -110,6 +114,17 @@ def _lock(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(file)
+
+
+def _opened(path: Path, how: int) -> int:
+    """Open the lock's file, never what a link in its place leads to."""
+    refuse_special(path)
+    if path.is_symlink() or path.is_dir():
+        raise Refused(
+            f"{path} is a link or a folder, expected the file that says whose the folder is; "
+            "remove it."
+        )
+    return os.open(path, how | os.O_NOFOLLOW, 0o666)
 
 
 def _is_at(file: int, path: Path) -> bool:

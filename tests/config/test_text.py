@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.config.text import decode_text, read_json
+from dmd2_jax.config.text import decode_text, read_json, refuse_special
 from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.run.folder import read_run
 
@@ -60,3 +60,11 @@ def test_configs_that_an_editor_wrote_again_are_read(encoding: str, tmp_path: Pa
     (tmp_path / "config.json").write_bytes(json.dumps(record).encode(encoding))
     assert read_run(tmp_path)[0] == "distill"
     assert read_component_config(tmp_path)["sample_size"] == 8
+
+
+def test_what_is_no_file_is_refused_and_what_is_not_there_is_not(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Refused, match="is a pipe, a socket or a device"):
+        refuse_special(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "nothing", "gs://bucket/x"):
+        refuse_special(path)

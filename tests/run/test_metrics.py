@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import re
 import types
 from collections.abc import Callable
@@ -242,3 +243,21 @@ def test_progress_on_a_terminal_that_cannot_draw_is_lines(monkeypatch: pytest.Mo
     with Progress(total=1, description="step", stream=stream) as progress:
         progress.update(1)
     assert stream.getvalue() == "step 1/1\n"
+
+
+def test_pipe_in_place_of_metrics_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="is a pipe"):
+        MetricsWriter(tmp_path, 0)
+    with pytest.raises(ValueError, match="is a pipe"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_link_to_nothing_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    file, elsewhere = tmp_path / "run" / "metrics.jsonl", tmp_path / "elsewhere"
+    file.parent.mkdir()
+    file.symlink_to(elsewhere)
+    with MetricsWriter(file.parent, 0) as writer:
+        writer.write(1, {"x": 1.0})
+    assert not elsewhere.exists() and not file.is_symlink()
+    assert read_metrics(file) == [{"step": 1, "x": 1.0}]

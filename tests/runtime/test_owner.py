@@ -136,3 +136,28 @@ def test_kind_of_disk_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
     assert owner._kind_of_disk(far, mounts) == "nfs4"
     assert owner._kind_of_disk(Path("/"), mounts) == "ext4"
     assert owner._kind_of_disk(near, tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_what_stands_in_the_locks_place_is_refused_and_left_alone(
+    kind: str, tmp_path: Path
+) -> None:
+    other, lock = tmp_path / "other", tmp_path / "run" / LOCK
+    lock.parent.mkdir()
+    if kind == "link":
+        other.write_text("precious")
+    if kind in ("link", "dangling"):
+        lock.symlink_to(other)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(Refused, match=r"\.owner is a (link or a folder|pipe)"), owned(lock.parent):
+        raise AssertionError("not reached")
+    if kind == "link":
+        assert other.read_text() == "precious"
+    else:
+        assert not other.exists()
+    if kind != "dangling":  # of which nothing is there to be read
+        with pytest.raises(Refused, match=r"\.owner is a "):
+            check_free(lock.parent)

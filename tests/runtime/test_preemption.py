@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,6 +18,14 @@ import pytest
 
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.runtime.preemption import GracefulStop, Interrupted, deferred, stoppable
+
+
+@pytest.fixture(autouse=True)
+def _not_under_nohup() -> Iterator[None]:
+    """Take SIGHUP as a terminal gives it: where the tests were started by nohup it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def page(drawer: Drawer, live: Live | None) -> gr.Blocks:
 
         asked: dict[str, Any] = {"fn": drawn, "inputs": list(fields.values()), "outputs": outputs}
         asked |= {"show_progress": "hidden", "api_visibility": "private"}
+        asked["trigger_mode"] = "always_last"  # what is asked while it draws comes next
         draw.click(**asked)
         for name in ("what", "seed"):
             if name in fields and hasattr(fields[name], "submit"):

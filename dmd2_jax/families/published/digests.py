@@ -4,6 +4,7 @@ Other programs pass over it. A folder without it, as those of others, is read as
 """
 
 import json
+import os
 from pathlib import Path
 
 from dmd2_jax.config.refused import Refused
@@ -71,7 +72,7 @@ def _compare(folder: Path, name: str, expected: str) -> None:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    if not (folder / DIGESTS).is_file():
+    if not os.path.lexists(folder / DIGESTS):
         return {}
     try:
         content = read_json(folder / DIGESTS)
@@ -86,7 +87,7 @@ def _recorded(folder: Path) -> dict[str, str]:
 
 
 def _is_inside(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    return "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _refused(folder: Path, fault: str) -> Refused:

@@ -1,6 +1,7 @@
 """digests.json beside a pipeline that was exported: any file that is not as written is named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,25 @@ def test_weights_are_compared_when_they_are_read_and_not_before(folder: Path) ->
         json.dumps(seal({"files": {"../../secret.json": "0"}})),
         json.dumps(seal({"files": {"/etc/hostname": "0"}})),
         json.dumps(seal({"files": ["a"]})),
+        json.dumps(seal({"files": {"a\0b": "0"}})),
     ],
 )
 def test_digests_that_are_none_are_refused(content: str, folder: Path) -> None:
     (folder / DIGESTS).write_text(content)
     with pytest.raises(Refused, match=r"does not match its digests\.json: it (is damaged|cannot)"):
+        check_plain_digests(folder)
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_stands_in_the_place_of_digests_is_refused(kind: str, folder: Path) -> None:
+    (folder / DIGESTS).unlink()
+    if kind == "link":
+        (folder / DIGESTS).symlink_to(folder / "nothing")
+    elif kind == "folder":
+        (folder / DIGESTS).mkdir()
+    else:
+        os.mkfifo(folder / DIGESTS)
+    with pytest.raises(Refused, match=r"does not match its digests\.json: it cannot be read"):
         check_plain_digests(folder)
 
 
