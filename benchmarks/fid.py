@@ -27,7 +27,7 @@ import numpy as np
 from dmd2_jax import metrics
 from dmd2_jax.metrics.features.blocks import BLOCKS, BlockStatistics
 from dmd2_jax.metrics.features.extractor import FeatureSet
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.typing import Float
 
 TARGETS = {"fid seconds": 60.0, "peak GB": 4.0}

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from dmd2_jax import data
 from dmd2_jax.commands.data.inspect import write_shards
 from dmd2_jax.data.reading.decode import encode_png
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.typing import Shaped
 
 SIDE = 64

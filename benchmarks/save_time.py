@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 
 ROOT = Path(__file__).resolve().parents[1]
 

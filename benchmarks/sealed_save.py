@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save as plain_safetensors
 
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.run import checkpoint, manifest
 from dmd2_jax.run.metrics import MetricsWriter
 from dmd2_jax.runtime.owner import owned

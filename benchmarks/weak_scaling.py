@@ -23,7 +23,7 @@ from dmd2_jax.plan.cycle import open_cycle
 from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.program_costs import read_program
 from dmd2_jax.recipe.distillation import Distillation, trace
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 
 LAYOUTS = ("data", "fsdp")
 

@@ -7,12 +7,15 @@ import jax
 import numpy as np
 
 from dmd2_jax import families
-from tests.pipelines import tiny_pipeline
+from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
+from dmd2_jax.sampling.samplers import sample_noise
+from tests.pipelines import CAPTIONS, drawn, tiny_pipeline
 from tests.tiny import scratch
 
 TIMES = (999, 749, 499, 249)
 FLOW_TIMES = (1.0, 0.9, 0.75, 0.5)
 """Of a student of SD 3 or FLUX.1."""
+PROMPTS = (CAPTIONS[3], CAPTIONS[18])
 
 
 @functools.cache
@@ -33,3 +36,12 @@ def words(kind: str, out: Path, *more: str) -> list[object]:
     times = f"--times={','.join(map(str, chosen))}"
     base = [f"--weights={student_file(kind)}", f"--pipeline={tiny_pipeline(kind)}", times]
     return ["export", *base, f"--out={out}", *more]
+
+
+def ours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images of our sampler in [0, 1], and their noises [s, b, h, w, c]."""
+    model = pipeline_model(folder, PromptSettings())
+    images = drawn(model, PROMPTS)
+    noises, shape = model.sampler.num_noises, model.family.image_shape
+    noise = sample_noise(0, np.arange(len(PROMPTS)), noises, shape)
+    return np.clip(images / 2 + 0.5, 0, 1), np.asarray(noise)

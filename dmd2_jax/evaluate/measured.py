@@ -14,8 +14,9 @@ from dmd2_jax.data.reading.prompts import read_prompts
 from dmd2_jax.evaluate.options import EvaluateOptions
 from dmd2_jax.evaluate.targets import run_targets
 from dmd2_jax.metrics.features.images import image_batches, open_images
-from dmd2_jax.recipe.open import Family, build_family, weights_file
+from dmd2_jax.recipe.open import Family, build_family
 from dmd2_jax.recipe.text_family import text_family
+from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.sampling.images import Classes, Images, Model, Prompts, SampledImages
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model, run_models
 from dmd2_jax.sampling.runs import Run

@@ -6,7 +6,7 @@ from typing import Any
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.metrics import all_figures
 from dmd2_jax.metrics.contract.figures import CLASS_ACCURACY, Figure
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 
 __all__ = ["metrics_table"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dmd2_jax.plan.chips import Chip
 from dmd2_jax.plan.program_costs import Collective
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 
 __all__ = ["HOST_COLUMN", "Plan", "Unplanned", "plan_table", "sweep_table", "verdict"]
 

@@ -12,8 +12,9 @@ from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
 from dmd2_jax.recipe.classes import DataRecord, save_weights
-from dmd2_jax.recipe.open import Family, teacher_file
+from dmd2_jax.recipe.open import Family
 from dmd2_jax.recipe.teacher import load_teacher
+from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.folder import check_teacher
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.integrity import params_digest

@@ -1,9 +1,7 @@
-"""From a config to the things that it names: the family, the data, the weights, the mesh."""
+"""From a config to the things that it names: the family, the data, the mesh."""
 
 import dataclasses
-import functools
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,13 +22,8 @@ from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion.samplers import sampling_times
 from dmd2_jax.distill.rollout import check_student_times
-from dmd2_jax.families.published.folder import is_component
-from dmd2_jax.families.published.pipeline import NETWORKS
 from dmd2_jax.losses.denoising import WEIGHTINGS
-from dmd2_jax.run.checkpoint import state_bytes
-from dmd2_jax.run.folder import unfinished
-from dmd2_jax.runtime.fetched import fetched
-from dmd2_jax.runtime.places import check_place, path_of
+from dmd2_jax.runtime.places import check_place
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
 from dmd2_jax.typing import Array, Int, Key, Params, PyTree
 from dmd2_jax.weights import hub
@@ -39,21 +32,15 @@ from dmd2_jax.weights.weight_files import Weights
 __all__ = [
     "Family",
     "Recipe",
-    "aligned",
     "build_family",
     "check_has_images",
     "open_recipe",
-    "parameter_table",
     "recorded_config",
     "sample_labels",
     "student_times",
-    "teacher_file",
     "uniform_labels",
-    "weights_file",
 ]
 
-
-_log = logging.getLogger(__name__)
 
 _PATHS = (
     ("data", "path"),
@@ -383,58 +370,6 @@ def uniform_labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:
     return np.arange(num, dtype=np.int32) % max(num_classes, 1)
 
 
-def weights_file(path: str, name: str) -> Path:
-    """Find a file of weights.
-
-    Args:
-      path: a file of weights (docs/weights.md), a run folder that holds one called `name`, a
-        folder of a diffusers pipeline or of its network (unet/, transformer/), or
-        hf://owner/repository/file, which is downloaded once.
-      name: for example "teacher.safetensors"; "": no run folder is meant.
-
-    Returns:
-      The file, or the diffusers folder, which exists. That a run is not finished is said once.
-
-    Raises:
-      ValueError: if it does not, or cannot be downloaded.
-    """
-    if not path:
-        raise Refused(
-            "config.teacher.weights is empty, expected a run folder of train-teacher or a file of "
-            "weights; add `config.teacher.weights=PATH`."
-        )
-    if hub.is_hub_path(path):
-        return hub.fetch(path)
-    place = path_of(path).expanduser()
-    file = place / name if place.is_dir() else place
-    if file.is_file() and file != place and (told := unfinished(place)):
-        _warn_once(told)
-    if not file.is_file() and (any((place / n).is_dir() for n in NETWORKS) or is_component(place)):
-        return fetched(place)
-    if not file.is_file():
-        folder = f" or a run folder that holds {name}; finish its training first, or"
-        raise Refused(
-            f"no weights at {file}, expected a file of weights{folder if name else ';'} give "
-            "another path."
-        )
-    return fetched(file)
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    _log.warning(text)
-
-
-def teacher_file(config: ConfigDict) -> Path:
-    """Find the teacher's weights; without `teacher.weights` those of a family's `pipeline`.
-
-    Raises:
-      ValueError: see `weights_file`.
-    """
-    path = config.teacher.weights or config.model.get("pipeline", "")
-    return weights_file(path, "teacher.safetensors")
-
-
 def check_has_images(recipe: Recipe, needed_by: str) -> None:
     """Refuse data that are prompts alone.
 
@@ -450,27 +385,3 @@ def check_has_images(recipe: Recipe, needed_by: str) -> None:
             f"{recipe.dataset.name} holds prompts alone, expected images with captions for "
             f"{needed_by}; write such a cache (`dmd2 cache --images`)."
         )
-
-
-def parameter_table(networks: dict[str, PyTree]) -> str:
-    """Return a table of parameter counts, one network a line.
-
-    Args:
-      networks: name -> weights, or their shapes.
-    """
-    rows: list[tuple[object, ...]] = [("network", "tensors", "parameters", "MB")]
-    for name, params in networks.items():
-        leaves = jax.tree.leaves(params)
-        count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
-        rows.append((name, len(leaves), f"{count:,}", f"{state_bytes(params) / 1e6:,.1f}"))
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[object]]) -> str:
-    """Lay out rows of one length as a table, the first column left, the others right."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [str(cell).rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([str(first).ljust(widths[0]), *cells]))
-    return "\n".join(lines)

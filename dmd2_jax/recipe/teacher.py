@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.lora_file import add_lora, read_lora
-from dmd2_jax.recipe.open import Family, teacher_file, weights_file
+from dmd2_jax.recipe.open import Family
+from dmd2_jax.recipe.weights_file import teacher_file, weights_file
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import from_torch, to_torch
 

@@ -10,8 +10,9 @@ from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.recipe.classes import check_same_names
 from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
-from dmd2_jax.recipe.open import Family, teacher_file
+from dmd2_jax.recipe.open import Family
 from dmd2_jax.recipe.teacher import load_teacher
+from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.folder import check_teacher, read_run
 from dmd2_jax.run.loop import CHECKPOINTS

@@ -8,15 +8,9 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.recipe.lora import part_shapes, player_adapters, whole_part
-from dmd2_jax.recipe.open import (
-    Family,
-    build_family,
-    check,
-    recorded_config,
-    teacher_file,
-    weights_file,
-)
+from dmd2_jax.recipe.open import Family, build_family, check, recorded_config
 from dmd2_jax.recipe.teacher import load_teacher
+from dmd2_jax.recipe.weights_file import teacher_file, weights_file
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.loop import CHECKPOINTS

@@ -18,14 +18,10 @@ from dmd2_jax.recipe.distillation import (
     trace,
 )
 from dmd2_jax.recipe.lora import export_student, with_base
-from dmd2_jax.recipe.open import (
-    Recipe,
-    check_has_images,
-    open_recipe,
-    parameter_table,
-    teacher_file,
-)
+from dmd2_jax.recipe.open import Recipe, check_has_images, open_recipe
+from dmd2_jax.recipe.tables import parameter_table
 from dmd2_jax.recipe.weights import read_teacher, starting_weights
+from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop

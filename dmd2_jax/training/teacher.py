@@ -17,8 +17,9 @@ from dmd2_jax.data import Batch
 from dmd2_jax.diffusion.schedules import is_rectified_flow
 from dmd2_jax.recipe.classes import data_record, save_weights
 from dmd2_jax.recipe.distillation import state_shapes
-from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe, parameter_table
+from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe
 from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
+from dmd2_jax.recipe.tables import parameter_table
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded

@@ -40,7 +40,7 @@ from dmd2_jax.metrics.features.classifier import (
 )
 from dmd2_jax.metrics.features.images import open_images
 from dmd2_jax.metrics.features.moments import FeatureStatistics, feature_statistics, fid
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.runtime.platform import prepare_backend, user_cache
 from dmd2_jax.sampling.images import Prompts, SampledImages
 from dmd2_jax.sampling.prompts import PromptSettings, run_models

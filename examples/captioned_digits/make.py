@@ -37,7 +37,7 @@ from PIL import Image
 from dmd2_jax.data import digits
 from dmd2_jax.data.reading.decode import encode_png
 from dmd2_jax.pictures.grids import image_grid
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.runtime.platform import prepare_backend
 from dmd2_jax.typing import Float, Int
 from examples.captioned_digits.pipeline import VaeReport, reconstruct, write_pipeline

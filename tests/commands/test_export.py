@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 
 from dmd2_jax.families.published.scheduler import recorded_times
-from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
-from dmd2_jax.sampling.samplers import sample_noise
 from dmd2_jax.version import __version__
 from dmd2_jax.weights.state_dict import read_safetensors
 from dmd2_jax.weights.weight_files import write_weights
-from tests.exports import TIMES, student_file, words
+from tests.exports import PROMPTS, TIMES, ours, student_file, words
 from tests.hub import TOKEN, hub_here
-from tests.pipelines import CAPTIONS, diffusers_pipeline, drawn, lcm_images, tiny_pipeline
+from tests.pipelines import diffusers_pipeline, lcm_images, tiny_pipeline
 from tests.tiny import contents, dmd2, refused, scratch
-
-PROMPTS = (CAPTIONS[3], CAPTIONS[18])
 
 
 @functools.cache
@@ -28,15 +24,6 @@ def exported(kind: str) -> Path:
     out = scratch() / "student"
     assert dmd2(*words(kind, out)) == 0
     return out
-
-
-def ours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images of our sampler in [0, 1], and their noises."""
-    model = pipeline_model(folder, PromptSettings())
-    images = drawn(model, PROMPTS)
-    noises, shape = model.sampler.num_noises, model.family.image_shape
-    noise = sample_noise(0, np.arange(len(PROMPTS)), noises, shape)
-    return np.clip(images / 2 + 0.5, 0, 1), np.asarray(noise)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])

@@ -22,16 +22,13 @@ from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.networks.lora import LoraConfig, lora_init, matching_targets, merge
 from dmd2_jax.run.folder import open_run
 from dmd2_jax.run.metrics import read_metrics
-from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
-from dmd2_jax.sampling.samplers import sample_noise
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.commands.test_flow_client import distilled
-from tests.exports import FLOW_TIMES, student_file, words
-from tests.pipelines import CAPTIONS, RESOLUTION, diffusers_pipeline, drawn, photos, tiny_pipeline
+from tests.exports import FLOW_TIMES, PROMPTS, ours, student_file, words
+from tests.pipelines import RESOLUTION, diffusers_pipeline, photos, tiny_pipeline
 from tests.tiny import contents, dmd2, get_config, refused, scratch
 
 KINDS = ("sd3", "flux")
-PROMPTS = (CAPTIONS[3], CAPTIONS[18])
 FOUR_STEPS = ("--config.distill.student_steps=4",)
 ADAPTED = (*FOUR_STEPS, "--config.distill.lora_rank=2", "--config.distill.lora_critic=True")
 SCHEDULERS = ("flow_match_euler_discrete", "flow_match_lcm")
@@ -105,15 +102,6 @@ def exported(kind: str, steps: int, *more: str, adapters: bool = False) -> Path:
     run, out = run_folder(kind, steps, adapters), scratch() / "student"
     assert dmd2("export", f"--workdir={run}", f"--out={out}", *more) == 0
     return out
-
-
-def ours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images of our sampler in [0, 1], and their noises [s, b, h, w, c]."""
-    model = pipeline_model(folder, PromptSettings())
-    images = drawn(model, PROMPTS)
-    noises, shape = model.sampler.num_noises, model.family.image_shape
-    noise = sample_noise(0, np.arange(len(PROMPTS)), noises, shape)
-    return np.clip(images / 2 + 0.5, 0, 1), np.asarray(noise)
 
 
 @contextmanager

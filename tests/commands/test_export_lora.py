@@ -12,8 +12,7 @@ from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
 from dmd2_jax.networks.lora import LoraConfig, lora_init, merge
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
-from tests.commands.test_export import PROMPTS, ours
-from tests.exports import TIMES
+from tests.exports import PROMPTS, TIMES, ours
 from tests.pipelines import diffusers_pipeline, lcm_images, tiny_pipeline
 from tests.tiny import dmd2, refused, scratch
 

@@ -9,14 +9,13 @@ from ml_collections import ConfigDict
 
 import tests.pipelines  # noqa: F401  first: it skips this file where torch is missing
 from dmd2_jax.run.metrics import read_metrics
-from tests.commands.test_export import ours
-from tests.pipelines import CAPTIONS, diffusers_pipeline, lcm_images, photos, tiny_pipeline
+from tests.exports import PROMPTS, ours
+from tests.pipelines import diffusers_pipeline, lcm_images, photos, tiny_pipeline
 from tests.tiny import dmd2, scratch
 from tests.training.test_text_training import get_config as small_config
 
 RECIPE = Path(__file__).resolve()
 TIMES = (999, 749, 499, 249)
-PROMPTS = (CAPTIONS[3], CAPTIONS[18])
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ import pytest
 
 from dmd2_jax.families import stable_diffusion
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
-from dmd2_jax.recipe.open import weights_file
+from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.exports import student_file, words
 from tests.pipelines import tiny_pipeline

@@ -12,7 +12,8 @@ import pytest
 
 from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.recipe.open import Recipe, open_recipe, teacher_file
+from dmd2_jax.recipe.open import Recipe, open_recipe
+from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.seal import seal
 from dmd2_jax.training.pairs import PairPool, make_pairs

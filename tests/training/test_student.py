@@ -14,8 +14,9 @@ from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.distill.objectives import DistributionMatching
 from dmd2_jax.recipe import distillation
 from dmd2_jax.recipe.distillation import build_players, distill_config, initial_state
-from dmd2_jax.recipe.open import Recipe, build_family, open_recipe, weights_file
+from dmd2_jax.recipe.open import Recipe, build_family, open_recipe
 from dmd2_jax.recipe.weights import starting_weights
+from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.random import stream_key

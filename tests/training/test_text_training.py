@@ -30,8 +30,8 @@ from dmd2_jax.recipe.open import (
     open_recipe,
     sample_labels,
     student_times,
-    teacher_file,
 )
+from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.sampling.samplers import (
     grid_labels,

@@ -26,8 +26,9 @@ from dmd2_jax.evaluate.evaluate import EvaluateOptions, evaluate
 from dmd2_jax.evaluate.options import check_options
 from dmd2_jax.pictures.seed_points import seed_points
 from dmd2_jax.recipe.distillation import trace
-from dmd2_jax.recipe.open import build_family, open_recipe, teacher_file
+from dmd2_jax.recipe.open import build_family, open_recipe
 from dmd2_jax.recipe.teacher import load_teacher
+from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.folder import open_run, write_json
 from dmd2_jax.run.loop import DivergedError
 from dmd2_jax.runtime.devices import device_record, say_devices

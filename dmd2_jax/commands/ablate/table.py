@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from dmd2_jax.commands.ablate.rows import Ablation, Pair
 from dmd2_jax.metrics.contract.figures import Figure
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 
 __all__ = ["RULE", "Spread", "judge", "markdown", "spread", "summary", "terminal", "values_of"]
 

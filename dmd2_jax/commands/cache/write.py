@@ -22,7 +22,7 @@ from dmd2_jax.data.reading.captions import CaptionedImages
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.resize import Picture
 from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
-from dmd2_jax.recipe.open import aligned, parameter_table
+from dmd2_jax.recipe.tables import aligned, parameter_table
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.devices import say_devices

@@ -12,7 +12,8 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
 from dmd2_jax.recipe.classes import save_weights, weights_record
-from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels, weights_file
+from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels
+from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.sampling.runs import open_run

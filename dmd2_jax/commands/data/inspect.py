@@ -15,7 +15,7 @@ from dmd2_jax.data import Batch, Source, array_record, latents
 from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.data.reading.contract import NoSplitError
 from dmd2_jax.pictures.grids import class_headings, image_grid
-from dmd2_jax.recipe.open import aligned
+from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.places import make_folder, path_of

@@ -32,8 +32,8 @@ from dmd2_jax.families.published.lora_file import (
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published.scheduler import read_scheduler, student_scheduler
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
-from dmd2_jax.recipe.open import weights_file
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, pipeline_family, text_family
+from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.runtime.fetched import fetched

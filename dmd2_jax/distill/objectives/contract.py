@@ -77,8 +77,7 @@ class Objective:
           The scalar; metrics by names that no other objective uses: scalars (wrapped in
           `runtime.summaries.Norm` where they are norms), arrays [b], counts, averages, histograms.
         """
-        # The subclass knows the loss; without one there is nothing to minimise.
-        raise NotImplementedError(f"objective {self.name!r} has no value")
+        raise NotImplementedError(f"{self.name!r} has no value")  # the subclass knows the loss
 
 
 def of_player(objectives: Sequence[Objective], player: str) -> tuple[Objective, ...]:
