@@ -1,18 +1,21 @@
 """ImageNet 256 x 256, one step, from SiT-XL/2 in the latents of Stable Diffusion's autoencoder.
 
     dmd2 distill --config=configs/sit_xl_imagenet256.py --workdir=runs/sit_xl \
-        --config.teacher.weights=SiT-XL-2-256.pt --config.data.path=imagenet256_latents
+        --config.teacher.weights=SiT-XL-2-256.pt --config.data.path=imagenet256_latents \
+        --config.model.vae=sd-vae-ft-ema
+    dmd2 evaluate --workdir=runs/sit_xl --which=student --features=inception \
+        --inception_weights=pt_inception-2015-12-05.pth --reference=imagenet/ --num=50000
 
 Teacher: a file of SiT's or REPA's SiT (EMA weights). Those of SiT have twice the channels
 (model.learned_variance=True); of a file with as many as the latents, set it to False: loading says
-so. Data: class_latents, latents with class numbers as EDM2's and REPA's tools write them
-(docs/data.md). Without a GAN no example of them is trained on; they say how many classes there are.
+so. Data: class_latents, latents with class numbers as EDM2's and REPA's tools write them, or
+config.data.name=latents of `dmd2 cache --vae=sd-vae-ft-ema` (docs/data.md). Without a GAN no
+example of them is trained on; they say how many classes there are.
 
 Length: 4,000 cycles = 20,000 critic turns, for which DMDR's 20,000 iterations are taken. Published
 (DMDR, arXiv 2511.13649; REPA's SiT-XL/2, without guidance and reward): FID 2.13, recall 0.64, batch
 512, rates 2e-5, K = 5, critic's times logit-normal. Not run here, and not loaded from a published
-file. `dmd2 evaluate` cannot decode these latents yet: FID of this run needs a program of your own.
-Your own teacher: dmd2 train-teacher --config=configs/sit_xl_imagenet256.py.
+file. Your own teacher: dmd2 train-teacher --config=configs/sit_xl_imagenet256.py.
 """
 
 from ml_collections import ConfigDict

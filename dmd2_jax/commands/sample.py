@@ -134,7 +134,10 @@ class Options:
         group=_TEXT,
     )
     vae: str = flag(
-        "another autoencoder than the pipeline's", default="", metavar="DIR", group=_TEXT
+        "another autoencoder than the pipeline's, or than config.model.vae of a run of classes",
+        default="",
+        metavar="DIR",
+        group=_TEXT,
     )
     vae_dtype: str = flag(
         "type the autoencoder computes in; SDXL's overflows float16",
@@ -206,10 +209,10 @@ def _of_classes(options: Options, run: "Run") -> Path:
     from dmd2_jax.data.reading.class_choice import chosen_classes
     from dmd2_jax.data.reading.classes import shown
     from dmd2_jax.recipe.classes import read_record
-    from dmd2_jax.sampling.images import Classes, Model
+    from dmd2_jax.sampling.images import Classes, class_model
     from dmd2_jax.sampling.samplers import student_sampler, teacher_sampler
 
-    if names := given(options, _OF_PROMPTS):
+    if names := [name for name in given(options, _OF_PROMPTS) if name != "vae"]:
         raise Refused(
             f"--{names[0]} given with the run in {options.workdir}, which draws classes, "
             "expected a text-to-image model; leave it away."
@@ -223,7 +226,8 @@ def _of_classes(options: Options, run: "Run") -> Path:
     conditions = Classes(classes, chosen)
     out = _checked_out(options)
     make = teacher_sampler if run.which == "teacher" else student_sampler
-    model = Model(run.family, make(run.family, run.config), run.load)
+    sampler = make(run.family, run.config)
+    model = class_model(run.family, run.config, sampler, run.load, options.vae)
     num = _CLASSES_NUM if options.num is None else options.num
     different = len(chosen or ())
     columns = different if different > 1 else math.isqrt(num - 1) + 1
@@ -274,10 +278,11 @@ def _of_prompts(
     """Write a grid: a row a prompt, or about a square of one image each."""
     from dmd2_jax.sampling.images import Prompts
     from dmd2_jax.sampling.prompts import PROMPT_BATCH
+    from dmd2_jax.text2image.pipeline import TextToImage
 
     each = _PROMPT_NUM if options.num is None else options.num
     batch_size = PROMPT_BATCH if options.batch_size is None else options.batch_size
-    assert model.pipeline is not None  # which a model of prompts has
+    assert isinstance(model.pipeline, TextToImage)  # which a model of prompts has
     conditions = Prompts(model.pipeline, texts, each=each, negative=options.negative)
     columns = each if each > 1 else math.isqrt(len(texts) - 1) + 1
     images = _images(options, model, conditions, each * len(texts), batch_size, name)

@@ -1,14 +1,16 @@
-"""Latents and embeddings of prompts that `dmd2 cache` wrote: no autoencoder, no text encoder.
+"""Latents, and embeddings of prompts or classes, that `dmd2 cache` wrote: no network is needed.
 
 An example is what a latent diffusion model reads: latent [h, w, c], already scaled, and its
-condition: prompt_embeds [t, d] and, of SDXL, pooled [e] and time_ids [6]; all float32. A cache of
-prompts alone has no latents. `resolution` and `channels` are the latent's. Every file is compared
-with its digest when the cache is opened. Without a test split `config.data.test_fraction` is held
-out by a fixed seed. Needs the package array_record.
+condition: prompt_embeds [t, d] and, of SDXL, pooled [e] and time_ids [6], all float32; or a class.
+A cache of prompts alone has no latents. `resolution` and `channels` are the latent's. Every file is
+compared with its digest when the cache is opened. Without a test split `config.data.test_fraction`
+is held out by a fixed seed. Needs the package array_record.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from dmd2_jax.data.reading.sealed_shards import MANIFEST, Manifest, read_manifes
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.typing import Int
 
-NULL_FILE = "null.safetensors"
+NULL_FILE, LABELS_FILE = "null.safetensors", "labels.safetensors"
 
 
 def load(
@@ -52,28 +54,31 @@ def load(
     manifest = read_manifest(folder)
     verify(folder, manifest, options.workers)
     count = sum(entry.records for entry in manifest.shards)
-    classes = np.zeros(count, np.int32)
+    labels = _read_labels(folder / LABELS_FILE, count) if LABELS_FILE in manifest.files else None
+    classes = np.zeros(count, np.int32) if labels is None else labels
     chosen = split_indices(classes, split, options.test_fraction, f"latents {path}")
-    return Latents(folder, manifest, chosen)
+    return Latents(folder, manifest, chosen, labels)
 
 
 class Latents(SourceDefaults):
     """A cache's examples; implements `Source`, with other arrays than image and label.
 
     Attributes:
-      name, resolution, channels, num_classes: see `Source`; resolution and channels of a latent,
-        and no classes.
+      name, resolution, channels: see `Source`; of a latent.
+      num_classes, class_names: see `Source`; of prompts none.
       has_images, text_encoders, identity: see `Source`.
       pixels: height and width of the images.
       manifest: what the cache says of itself.
       null: the condition of no prompt: prompt_embeds [1, t, d] and, of SDXL, pooled [1, e];
-        without time_ids, which are the example's.
+        without time_ids, which are the example's. None: of classes.
     """
 
-    num_classes = 0
-
     def __init__(
-        self, folder: Path, manifest: Manifest, indices: Int[np.ndarray, " n"] | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        indices: Int[np.ndarray, " n"] | None = None,
+        labels: Int[np.ndarray, " m"] | None = None,
     ) -> None:
         """Open the shards, whose digests have been compared.
 
@@ -81,6 +86,7 @@ class Latents(SourceDefaults):
           folder: of the cache.
           manifest: its manifest.
           indices: which examples; None: all.
+          labels: the class of each record; None: they have prompts.
 
         Raises:
           ValueError: if the manifest lacks something, or a shard cannot be opened.
@@ -97,7 +103,9 @@ class Latents(SourceDefaults):
         self.manifest = manifest
         self.has_images = "latent" in manifest.layout.arrays
         self.text_encoders = tuple(manifest.plan.get("text_encoders", ()))
-        self.null = _read_null(folder / NULL_FILE)
+        self._labels = labels
+        self.null = _read_null(folder / NULL_FILE) if labels is None else None
+        self.num_classes, self.class_names = (0, None) if labels is None else _classes(info, labels)
         self._records = ArrayRecords(
             [
                 Shard(str(folder / entry.file), 0, entry.records, entry.records)
@@ -118,15 +126,22 @@ class Latents(SourceDefaults):
 
         Returns:
           latent [n, h, w, c] (of a cache with images), prompt_embeds [n, t, d] and, of SDXL,
-          pooled [n, e] and time_ids [n, 6]; float32.
+          pooled [n, e] and time_ids [n, 6]; float32. Of classes latent and label [n] int32.
 
         Raises:
           ValueError: if a record is damaged, which happened after the cache was opened.
         """
-        return self._read(indices)[0]
+        batch = self._read(indices)[0]
+        if self._labels is None:
+            return batch
+        return batch | {"label": self._labels[self._indices[np.asarray(indices)]]}
+
+    def known_labels(self) -> Int[np.ndarray, " n"] | None:
+        """Return every example's class; None: they have prompts."""
+        return None if self._labels is None else self._labels[self._indices]
 
     def captions(self, indices: Int[np.ndarray, " n"]) -> list[str]:
-        """Return the prompts of these examples."""
+        """Return the prompts of these examples; of classes the names of their files."""
         return self._read(indices)[1]
 
     def _read(self, indices: Int[np.ndarray, " n"]) -> tuple[Batch, list[str]]:
@@ -155,7 +170,38 @@ def describe(source: Latents) -> str:
     return "\n".join([*lines, *(f"left out: {name}" for name in left_out)])
 
 
+def _classes(
+    info: Mapping[str, Any], labels: Int[np.ndarray, " n"]
+) -> tuple[int, tuple[str, ...] | None]:
+    """Return number and names of the classes that a manifest tells, if they are the labels'."""
+    count, names = info.get("num_classes"), info.get("class_names")
+    good = type(count) is int and len(labels) and labels.min() >= 0 and labels.max() < count
+    if names is not None:
+        good = good and isinstance(names, list) and len(names) == count
+        good = good and all(isinstance(name, str) for name in names)
+    if not good or not isinstance(count, int):
+        raise Refused(
+            f"{MANIFEST} tells {count!r} classes of other names or numbers than {LABELS_FILE}, "
+            "expected what `dmd2 cache` writes; write the cache again."
+        )
+    return count, None if names is None else tuple(names)
+
+
 def _read_null(file: Path) -> dict[str, np.ndarray]:
+    return _read_arrays(file, "the embedding of no prompt")
+
+
+def _read_labels(file: Path, count: int) -> Int[np.ndarray, " n"]:
+    labels = _read_arrays(file, "the classes").get("label", np.zeros(0))
+    if labels.shape != (count,) or labels.dtype != np.int32:
+        raise Refused(
+            f"{file} has labels of {labels.dtype} {labels.shape}, expected int32 ({count},), one "
+            "for each record; write the cache again."
+        )
+    return labels
+
+
+def _read_arrays(file: Path, what: str) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -163,6 +209,5 @@ def _read_null(file: Path) -> dict[str, np.ndarray]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise Refused(
-            f"{file} cannot be read ({error}), expected the embedding of no prompt; write the "
-            "cache again."
+            f"{file} cannot be read ({error}), expected {what}; write the cache again."
         ) from error

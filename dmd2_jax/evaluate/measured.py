@@ -17,10 +17,11 @@ from dmd2_jax.metrics.features.images import image_batches, open_images
 from dmd2_jax.recipe.open import Family, build_family
 from dmd2_jax.recipe.text_family import text_family
 from dmd2_jax.recipe.weights_file import weights_file
-from dmd2_jax.sampling.images import Classes, Images, Model, Prompts, SampledImages
+from dmd2_jax.sampling.images import Classes, Images, Model, Prompts, SampledImages, class_model
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model, run_models
 from dmd2_jax.sampling.runs import Run
 from dmd2_jax.sampling.samplers import Sampler, student_sampler, teacher_sampler
+from dmd2_jax.text2image.pipeline import TextToImage
 
 __all__ = ["FILES_BATCH", "FileImages", "open_measured"]
 
@@ -121,7 +122,7 @@ def _of_run(options: EvaluateOptions, run: Run, mesh: Mesh) -> list[Images]:
     for key, chosen in run_targets(options, run):
         if chosen.which not in samplers:
             samplers[chosen.which] = _sampler(chosen.which, run.family, run.config)
-        model = Model(run.family, samplers[chosen.which], chosen.load)
+        model = class_model(run.family, run.config, samplers[chosen.which], chosen.load)
         found.append(_of_classes(options, run.config, key, chosen.name, model, mesh, chosen.step))
     return found
 
@@ -132,7 +133,8 @@ def _of_weights(
     """Return what a file of weights makes, of a recipe without a run."""
     which = options.which or "student"
     file = weights_file(options.weights, f"{which}.safetensors")
-    model = Model(family, _sampler(which, family, config), lambda: family.load(file))
+    sampler = _sampler(which, family, config)
+    model = class_model(family, config, sampler, lambda: family.load(file))
     return _of_classes(options, config, which, str(file), model, mesh)
 
 
@@ -205,7 +207,7 @@ def _of_prompts(
     mesh: Mesh,
     step: int | None = None,
 ) -> SampledImages:
-    assert model.pipeline is not None  # which a model of prompts has
+    assert isinstance(model.pipeline, TextToImage)  # which a model of prompts has
     return SampledImages(
         key,
         name,

@@ -270,7 +270,13 @@ def _real_images(options: EvaluateOptions, config: ConfigDict | None) -> Source:
             "nothing to compare with: the recipe's data are latents, expected `reference=PATH` (a "
             "folder, a zip or an .npz of statistics); add it."
         )
-    return data.load(config.data, "all", config.model.resolution)
+    source = data.load(config.data, "all", config.model.resolution)
+    if source.channels not in (1, 3):
+        raise Refused(
+            f"nothing to compare with: {source.name} has latents of {source.channels} channels, "
+            "expected images: `reference=PATH` (a folder, a zip or an .npz of statistics); add it."
+        )
+    return source
 
 
 def _collected(

@@ -46,6 +46,7 @@ _PATHS = (
     ("data", "path"),
     ("data", "prompts"),
     ("model", "pipeline"),
+    ("model", "vae"),
     ("teacher", "weights"),
     ("distill", "start_from"),
     ("distill", "pairs"),

@@ -24,6 +24,7 @@ _PATHS = (
     "data.prompts",
     "distill.pairs",
     "distill.start_from",
+    "model.vae",
     "teacher.lora",
     "teacher.weights",
     _PIPELINE,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
@@ -20,10 +21,19 @@ from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from dmd2_jax.sampling.samplers import Sampler, sample_noise
 from dmd2_jax.text2image.image_latents import check_finite
-from dmd2_jax.text2image.pipeline import TextToImage, decode
+from dmd2_jax.text2image.pipeline import LatentDecoder, TextToImage, decode, open_autoencoder
 from dmd2_jax.typing import Float, Int, Params, PyTree
 
-__all__ = ["Classes", "Conditions", "Images", "Model", "Prompts", "SampledImages", "whole_batch"]
+__all__ = [
+    "Classes",
+    "Conditions",
+    "Images",
+    "Model",
+    "Prompts",
+    "SampledImages",
+    "class_model",
+    "whole_batch",
+]
 
 
 class Images(Protocol):
@@ -168,7 +178,7 @@ class Model(NamedTuple):
     family: Family
     sampler: Sampler
     load: Callable[[], Params]
-    pipeline: TextToImage | None = None
+    pipeline: TextToImage | LatentDecoder | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -176,6 +186,39 @@ class Model(NamedTuple):
         if self.pipeline is None:
             return self.family.image_shape
         return (self.pipeline.resolution, self.pipeline.resolution, 3)
+
+
+def class_model(
+    family: Family,
+    config: ConfigDict,
+    sampler: Sampler,
+    load: Callable[[], Params],
+    vae: str = "",
+) -> Model:
+    """Return a network of classes, with the autoencoder that decodes its latents if one is named.
+
+    Args:
+      family: the network.
+      config: the recipe, whose `model.vae` may name the autoencoder.
+      sampler, load: see `Model`.
+      vae: folder of an autoencoder in place of the recipe's.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      Refused: if it is of latents of other channels, or the network makes images.
+    """
+    folder = vae or config.model.get("vae", "")
+    if not folder:
+        return Model(family, sampler, load)
+    side, _, channels = family.image_shape
+    decoder = open_autoencoder(folder, latent_side=side)
+    if decoder.vae.latent_channels != channels:
+        raise Refused(
+            f"vae={folder} is of latents of {decoder.vae.latent_channels} channels, expected "
+            f"{channels} as the network makes; take the one that made the latents, or leave it "
+            "away for a network of pixels."
+        )
+    return Model(family, sampler, load, decoder)
 
 
 class SampledImages:
@@ -223,8 +266,9 @@ class SampledImages:
         self.resolution, _, self.channels = model.image_shape
         if self.channels not in (1, 3):
             raise Refused(
-                f"{name} makes latents of {self.channels} channels, expected images: latents of "
-                "classes are not decoded here; take a network of pixels, or of prompts."
+                f"{name} makes latents of {self.channels} channels, expected images; name the "
+                "autoencoder that decodes them: config.model.vae=FOLDER in training, or "
+                "`vae=FOLDER` of `dmd2 sample`."
             )
         self.conditional = conditions.are_classes
         self.conditions = conditions
@@ -299,7 +343,7 @@ class SampledImages:
         texts = "\n".join(self.captions() or []).encode()
         labels = self.conditions.labels(self._first + np.arange(self._num))
         pipeline = self._model.pipeline
-        encoders = () if pipeline is None else pipeline.encoders.params
+        encoders = pipeline.encoders.params if isinstance(pipeline, TextToImage) else ()
         return {
             "num": self._num,
             "network calls": self._model.sampler.nfe,
@@ -345,7 +389,11 @@ class SampledImages:
         return self._decoded(self._model.pipeline, params[1], made, begin), labels
 
     def _decoded(
-        self, pipeline: TextToImage, vae_params: Params, latents: jax.Array, begin: int
+        self,
+        pipeline: TextToImage | LatentDecoder,
+        vae_params: Params,
+        latents: jax.Array,
+        begin: int,
     ) -> np.ndarray:
         count = min(self._batch_size, self._num - begin)
         names = [self.describe(i) for i in range(begin, begin + count)]

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.vae import AutoencoderKL
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
-from dmd2_jax.typing import Array, Float, Params
+from dmd2_jax.runtime.random import stream_key
+from dmd2_jax.typing import Array, Float, Int, Key, Params
 
 __all__ = [
     "Autoencoder",
     "check_finite",
     "decode_latents",
     "downscale",
+    "drawn_latents",
     "encode_images",
     "latent_shape",
 ]
@@ -47,6 +50,30 @@ def encode_images(
         posterior = module.apply(params, images, method="encode")
         z = posterior.mean if eps is None else posterior.sample(eps)
     return (z - module.shift_factor) * module.scaling_factor
+
+
+def drawn_latents(
+    module: Autoencoder,
+    params: Params,
+    images: Float[Array, "b h w c"],
+    key: Key | None,
+    numbers: Int[Array, " b"],
+) -> Float[Array, "b h2 w2 d"]:
+    """Return the latents of examples: the draw of example n is a function of (key, n) alone.
+
+    Args:
+      module, params, images: see `encode_images`.
+      key: of the draws; None: the mean.
+      numbers: of the examples.
+
+    Raises:
+      ValueError: see `encode_images`.
+    """
+    if key is None:
+        return encode_images(module, params, images)
+    shape = latent_shape(module, images.shape[1])
+    draws = jax.vmap(lambda n: jax.random.normal(stream_key(key, "latents", n), shape))
+    return encode_images(module, params, images, draws(numbers))
 
 
 def decode_latents(

@@ -41,8 +41,10 @@ from dmd2_jax.text2image.text_encoder import (
 from dmd2_jax.typing import Array, DType, Float, Params
 
 __all__ = [
+    "LatentDecoder",
     "TextToImage",
     "decode",
+    "open_autoencoder",
     "open_decoder",
     "open_pipeline",
     "own_resolution",
@@ -51,6 +53,55 @@ __all__ = [
 
 _BATCH = 8
 _TRANSFORMER_SIDE = 128  # of the latents, where config.json has no sample_size: 1024 pixels
+
+
+@dataclass(frozen=True)
+class LatentDecoder:
+    """An autoencoder alone; its weights are read when they are first needed.
+
+    Attributes:
+      vae: the network.
+      folder: of its files.
+      resolution: height and width of the images in pixels; 0: not said.
+    """
+
+    vae: Autoencoder
+    folder: Path
+    resolution: int = 0
+
+    @functools.cached_property
+    def vae_params(self) -> Params:
+        """Its weights.
+
+        Raises:
+          ValueError: if they are missing or damaged.
+        """
+        return read_component(self.folder, expected=AUTOENCODERS)[1]
+
+
+def open_autoencoder(
+    folder: str | os.PathLike, *, latent_side: int = 0, dtype: DType = jnp.float32
+) -> LatentDecoder:
+    """Open an autoencoder's folder, or that of a pipeline which has one, reading no weights yet.
+
+    Args:
+      folder: with config.json, or vae/config.json.
+      latent_side: height and width of the latents; 0: not said.
+      dtype: of the computation.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is of a class that is not built here, or its settings are damaged.
+    """
+    own = path_of(folder).expanduser()
+    own = own / "vae" if (own / "vae").is_dir() else own
+    config = read_component_config(own)
+    try:
+        model = PublishedModel.from_config(config, expected=AUTOENCODERS, dtype=dtype)
+    except ValueError as error:
+        raise Refused(f"{own}: {error}") from error
+    module: Any = model.module
+    return LatentDecoder(module, own, latent_side * downscale(module))
 
 
 @dataclass(frozen=True)
@@ -140,10 +191,10 @@ def open_decoder(
     pipeline: str | os.PathLike,
     variant: str = "",
 ) -> Callable[[Float[np.ndarray, "n h w c"]], Float[np.ndarray, "n h2 w2 3"]] | None:
-    """Open the autoencoder of a pipeline alone, for pictures of latents.
+    """Open the autoencoder of a pipeline, or one alone, for pictures of latents.
 
     Args:
-      pipeline: its folder.
+      pipeline: its folder, or that of the autoencoder.
       variant: of its weights, where it has them.
 
     Returns:
@@ -152,8 +203,11 @@ def open_decoder(
     Raises:
       ValueError: if the autoencoder is damaged or of a class that is not built here.
     """
-    folder = path_of(pipeline).expanduser() / "vae"
-    if not pipeline or not folder.is_dir():
+    if not pipeline:
+        return None
+    folder = path_of(pipeline).expanduser()
+    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    if not (folder / "config.json").is_file():
         return None
     there = variant if variant and has_variant(folder, variant) else None
     model, params = read_component(folder, expected=AUTOENCODERS, variant=there)

@@ -186,7 +186,8 @@ def _decoded(recipe: Recipe, images: np.ndarray) -> np.ndarray:
     if images.shape[-1] in (1, 3) or images.shape[1] > LARGE_LATENT:
         return visible(images)
     config = recipe.config
-    decode = open_decoder(config.model.get("pipeline", ""), config.teacher.get("variant", ""))
+    folder = config.model.get("vae", "") or config.model.get("pipeline", "")
+    decode = open_decoder(folder, config.teacher.get("variant", ""))
     return visible(images) if decode is None else decode(images)
 
 

@@ -31,7 +31,7 @@ from dmd2_jax.text2image.text_encoder import (
 from dmd2_jax.text2image.tokenizer import warn_of_cut
 from dmd2_jax.typing import Params
 
-__all__ = ["DTYPES", "CacheInputs", "open_inputs", "unusable"]
+__all__ = ["DTYPES", "SHARD_BYTES", "CacheInputs", "open_inputs", "unusable"]
 
 SHARD_BYTES = 2**28
 """Of a shard, about."""

@@ -21,9 +21,13 @@ class Options:
       Refused: if a value is out of range.
     """
 
-    pipeline: str = flag("a diffusers pipeline: SD 1.x to 3.5, SDXL or FLUX.1", metavar="DIR")
     out: str = flag("the cache; new, or to go on", metavar="DIR")
-    images: str = flag("images with captions", default="", metavar="PATH")
+    pipeline: str = flag(
+        "a diffusers pipeline: SD 1.x to 3.5, SDXL or FLUX.1", default="", metavar="DIR"
+    )
+    images: str = flag(
+        "images with captions; without --pipeline, of classes", default="", metavar="PATH"
+    )
     prompts: str = flag("prompts alone", default="", metavar="FILE")
     resolution: int = flag("pixels; default: the pipeline's own", default=0, group=_IMAGES)
     enlarge: bool = flag("accept images that are smaller than that", default=False, group=_IMAGES)
@@ -45,7 +49,10 @@ class Options:
     )
     seed: int = flag("of the draws", default=0, group=_IMAGES)
     vae: str = flag(
-        "another autoencoder than the pipeline's", default="", metavar="DIR", group=_NUMBERS
+        "another autoencoder than the pipeline's, or one alone for images of classes",
+        default="",
+        metavar="DIR",
+        group=_NUMBERS,
     )
     variant: str = flag(
         "of the weights' files, such as fp16", default="", metavar="NAME", group=_NUMBERS
@@ -70,6 +77,11 @@ class Options:
     dry_run: bool = flag("check everything, print sizes, and stop", default=False)
 
     def __post_init__(self) -> None:
+        if not (self.pipeline or self.vae):
+            raise Refused(
+                "got neither --pipeline nor --vae, expected --pipeline=FOLDER for images with "
+                "captions or prompts, or --vae=FOLDER for images of classes."
+            )
         if bool(self.images) == bool(self.prompts):
             raise Refused(
                 f"got --images={self.images!r} and --prompts={self.prompts!r}, expected one of "

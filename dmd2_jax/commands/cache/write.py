@@ -29,10 +29,9 @@ from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.owner import check_free, owned
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.prefetch import Prefetch
-from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import make_mesh, replicate, shard_batch
 from dmd2_jax.runtime.whole_file import clear_partial, whole_file
-from dmd2_jax.text2image.image_latents import Autoencoder, check_finite, encode_images, latent_shape
+from dmd2_jax.text2image.image_latents import Autoencoder, check_finite, drawn_latents
 from dmd2_jax.text2image.joining import Join
 from dmd2_jax.text2image.text_encoder import encode_tokens, null_condition, size_ids, tokenize
 from dmd2_jax.typing import Array, Int, Key, Params
@@ -270,13 +269,8 @@ def _encode(
     vae, modules, join, mean = static
     out = encode_tokens(modules, params[1], ids, join)
     if images is not None:
-        shape = latent_shape(vae, images.shape[1])
-        eps = None
-        if not mean:
-            eps = jax.vmap(lambda n: jax.random.normal(stream_key(key, "latents", n), shape))(
-                numbers
-            )
-        out["latent"] = encode_images(vae, params[0], to_model(images), eps)
+        drawn = None if mean else key
+        out["latent"] = drawn_latents(vae, params[0], to_model(images), drawn, numbers)
     return out
 
 

@@ -18,7 +18,7 @@ from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, default_guida
 from dmd2_jax.run.folder import unfinished
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import absolute, path_of
-from dmd2_jax.sampling.images import Classes, Conditions, Model, Prompts
+from dmd2_jax.sampling.images import Classes, Conditions, Model, Prompts, class_model
 from dmd2_jax.sampling.prompts import (
     PROMPT_BATCH,
     STUDENT_STEPS,
@@ -30,6 +30,7 @@ from dmd2_jax.sampling.prompts import (
 )
 from dmd2_jax.sampling.runs import Run, read_run_folder
 from dmd2_jax.sampling.samplers import Sampler, student_sampler, teacher_sampler
+from dmd2_jax.text2image.pipeline import TextToImage
 
 __all__ = [
     "MOST",
@@ -272,7 +273,8 @@ class _ClassRun:
         settings = settings_of(network, request, self.offer)
         sampler = _class_sampler(run, settings)
         assert run.file is not None  # as no checkpoint is asked for
-        return Way(Model(run.family, sampler, run.load), run.name, run.file, note)
+        model = class_model(run.family, run.config, sampler, run.load)
+        return Way(model, run.name, run.file, note)
 
 
 def _class_sampler(run: Run, settings: PromptSettings) -> Sampler:
@@ -287,7 +289,7 @@ def _class_sampler(run: Run, settings: PromptSettings) -> Sampler:
 
 
 def _prompts(network: str, request: Request, model: Model) -> Prompts:
-    assert model.pipeline is not None  # which a model of prompts has
+    assert isinstance(model.pipeline, TextToImage)  # which a model of prompts has
     negative = request.negative if network == "teacher" else ""
     return Prompts(model.pipeline, [request.what], each=request.num, negative=negative or None)
 

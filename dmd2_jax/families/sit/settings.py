@@ -31,6 +31,7 @@ def defaults() -> ConfigDict:
     model.width = 64  # size of a token; 1152 in XL
     model.depth = 4  # blocks; 28 in XL
     model.heads = 4  # 16 in XL
+    model.vae = ""  # folder of the autoencoder that decodes latents; "": none, as of pixels
     model.prediction = "flow"  # flow (SiT) | eps (DiT)
     model.learned_variance = False  # twice the channels, of which the second half is not used (DiT)
     model.data_time = 0  # what the network is told at data: 0, or 1 as the weights of SiT want
