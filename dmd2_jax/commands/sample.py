@@ -278,11 +278,10 @@ def _of_prompts(
     """Write a grid: a row a prompt, or about a square of one image each."""
     from dmd2_jax.sampling.images import Prompts
     from dmd2_jax.sampling.prompts import PROMPT_BATCH
-    from dmd2_jax.text2image.pipeline import TextToImage
 
     each = _PROMPT_NUM if options.num is None else options.num
     batch_size = PROMPT_BATCH if options.batch_size is None else options.batch_size
-    assert isinstance(model.pipeline, TextToImage)  # which a model of prompts has
+    assert model.pipeline is not None  # which a model of prompts has
     conditions = Prompts(model.pipeline, texts, each=each, negative=options.negative)
     columns = each if each > 1 else math.isqrt(len(texts) - 1) + 1
     images = _images(options, model, conditions, each * len(texts), batch_size, name)

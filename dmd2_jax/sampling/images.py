@@ -172,20 +172,27 @@ class Model(NamedTuple):
       family: the network.
       sampler: from noise to images, or to latents.
       load: reads the weights.
-      pipeline: whose autoencoder decodes latents; None: the network makes images.
+      pipeline: of a network of prompts, whose autoencoder decodes latents.
+      autoencoder: that decodes latents of classes.
     """
 
     family: Family
     sampler: Sampler
     load: Callable[[], Params]
-    pipeline: TextToImage | LatentDecoder | None = None
+    pipeline: TextToImage | None = None
+    autoencoder: LatentDecoder | None = None
+
+    @property
+    def decoder(self) -> TextToImage | LatentDecoder | None:
+        """What decodes latents; None: the network makes images."""
+        return self.autoencoder if self.pipeline is None else self.pipeline
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
-        if self.pipeline is None:
+        if self.decoder is None:
             return self.family.image_shape
-        return (self.pipeline.resolution, self.pipeline.resolution, 3)
+        return (self.decoder.resolution, self.decoder.resolution, 3)
 
 
 def class_model(
@@ -218,7 +225,7 @@ def class_model(
             f"{channels} as the network makes; take the one that made the latents, or leave it "
             "away for a network of pixels."
         )
-    return Model(family, sampler, load, decoder)
+    return Model(family, sampler, load, autoencoder=decoder)
 
 
 class SampledImages:
@@ -343,7 +350,7 @@ class SampledImages:
         texts = "\n".join(self.captions() or []).encode()
         labels = self.conditions.labels(self._first + np.arange(self._num))
         pipeline = self._model.pipeline
-        encoders = pipeline.encoders.params if isinstance(pipeline, TextToImage) else ()
+        encoders = () if pipeline is None else pipeline.encoders.params
         return {
             "num": self._num,
             "network calls": self._model.sampler.nfe,
@@ -358,8 +365,8 @@ class SampledImages:
         """Read the weights of the network and of the autoencoder, unless `identity` has."""
         held, self._held = self._held, None
         if held is None:
-            pipeline = self._model.pipeline
-            held = (self._model.load(), None if pipeline is None else pipeline.vae_params)
+            decoder = self._model.decoder
+            held = (self._model.load(), None if decoder is None else decoder.vae_params)
         return held
 
     def figures(self) -> dict[str, Any]:
@@ -384,13 +391,14 @@ class SampledImages:
         cond = jax.device_put(family.cond(self.conditions.inputs(numbers)), split())
         made = sampler.run(params[0], noise, cond)
         labels = self.conditions.labels(numbers)
-        if self._model.pipeline is None:
+        decoder = self._model.decoder
+        if decoder is None:
             return np.asarray(made), labels
-        return self._decoded(self._model.pipeline, params[1], made, begin), labels
+        return self._decoded(decoder, params[1], made, begin), labels
 
     def _decoded(
         self,
-        pipeline: TextToImage | LatentDecoder,
+        decoder: TextToImage | LatentDecoder,
         vae_params: Params,
         latents: jax.Array,
         begin: int,
@@ -398,8 +406,8 @@ class SampledImages:
         count = min(self._batch_size, self._num - begin)
         names = [self.describe(i) for i in range(begin, begin + count)]
         _check_latents(np.asarray(latents)[:count], names)
-        images = np.asarray(decode(pipeline.vae, vae_params, latents))
-        check_finite(images[:count], names, pipeline.vae, "images")
+        images = np.asarray(decode(decoder.vae, vae_params, latents))
+        check_finite(images[:count], names, decoder.vae, "images")
         return images
 
 

@@ -15,7 +15,7 @@ from dmd2_jax import data
 from dmd2_jax.commands.cache.inputs import DTYPES, SHARD_BYTES
 from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.data import Source, inputs_of, to_model
+from dmd2_jax.data import Source, to_model
 from dmd2_jax.data.latents import LABELS_FILE
 from dmd2_jax.data.reading.sealed_shards import Layout, ShardFolder, claim
 from dmd2_jax.run.folder import check_free_space
@@ -182,7 +182,7 @@ def _write(work: _Work, folder: ShardFolder) -> None:
         Prefetch(lambda i: work.source.examples(batches[i][1]), 0, len(batches)) as ahead,
     ):
         for i, (shard, numbers) in enumerate(batches):
-            records += encode.records(inputs_of(ahead.take(i)), numbers)
+            records += encode.records(ahead.take(i)["image"], numbers)
             done += len(numbers)
             if i + 1 == len(batches) or batches[i + 1][0] != shard:
                 folder.write(shard, records)

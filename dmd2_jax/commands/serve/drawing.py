@@ -14,7 +14,6 @@ from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.runtime.sharding import make_mesh, replicated
 from dmd2_jax.sampling.images import SampledImages
 from dmd2_jax.sampling.samplers import Sampler
-from dmd2_jax.text2image.pipeline import TextToImage
 from dmd2_jax.typing import Array, Params, PyTree, Shaped
 
 __all__ = ["Drawer", "Drawn"]
@@ -124,9 +123,9 @@ class Drawer:
         self.subject.check(request)
         way = self.subject.way(network, request)
         way.model.load()
+        if (decoder := way.model.decoder) is not None:
+            _ = decoder.vae_params
         if (pipeline := way.model.pipeline) is not None:
-            _ = pipeline.vae_params
-        if isinstance(pipeline, TextToImage):
             _ = pipeline.encoders
         return way
 
