@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.data.path = "/usr/share/datasets/fashion-mnist"
 
     config.model.resolution = 32
+    config.model.image_channels = 1
+    config.model.num_classes = 10
     config.model.model_channels = 64
     config.model.channel_mult = (1, 2, 2)
     config.model.num_blocks = 2

@@ -28,6 +28,8 @@ def get_config() -> ConfigDict:
     config.data.path = "/usr/share/datasets/fashion-mnist"
 
     config.model.resolution = 28
+    config.model.image_channels = 1
+    config.model.num_classes = 10
     config.model.model_channels = 16
     config.model.channel_mult = (1, 2, 4)
     config.model.attention_resolutions = (7,)

@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
     config.data.path = "/usr/share/datasets/fashion-mnist"
 
     config.model.resolution = 28
+    config.model.image_channels = 1
+    config.model.num_classes = 10
     config.model.patch = 4
     config.model.width = 96
     config.model.depth = 6

@@ -83,19 +83,17 @@ class Latents(data.SourceDefaults):
 def recipe_of(config: ConfigDict) -> Recipe:
     """Return the recipe with random images in place of its files."""
     check(config)
-    size, channels, classes = (
-        config.model.resolution,
-        config.model.image_channels,
-        max(1, config.model.num_classes),
-    )
+    family = build_family(config)
+    size, _, channels = family.image_shape
+    classes = max(1, family.num_classes)
     if channels not in (1, 3):
         source = Latents(size, channels, classes)
-        return Recipe(config, build_family(config), source, make_mesh({"data": 1}))
+        return Recipe(config, family, source, make_mesh({"data": 1}))
     random = np.random.RandomState(0)
     images = random.randint(0, 256, (16, size, size, channels)).astype(np.uint8)
     labels = random.randint(0, classes, 16).astype(np.int32)
     dataset = ImageDataset(images, labels, classes, config.name)
-    return Recipe(config, build_family(config), dataset, make_mesh({"data": 1}))
+    return Recipe(config, family, dataset, make_mesh({"data": 1}))
 
 
 @pytest.fixture(params=NAMES)
@@ -124,7 +122,8 @@ def test_config_matches_its_data(config: ConfigDict) -> None:
     if config.data.path and not Path(config.data.path).exists():
         pytest.skip(f"{config.data.path} is not on this machine")
     dataset = data.load(config.data, "test", config.model.resolution)
-    expected = (config.model.resolution, config.model.image_channels, config.model.num_classes)
+    family = build_family(config)
+    expected = (family.image_shape[0], family.image_shape[-1], family.num_classes)
     assert (dataset.resolution, dataset.channels, dataset.num_classes) == expected
 
 
@@ -212,7 +211,7 @@ def shapes_of(tree: PyTree) -> PyTree:
 
 def test_config_reads_batches_of_the_shapes_that_its_program_takes(config: ConfigDict) -> None:
     recipe, shape = recipe_of(config), (config.model.resolution,) * 2
-    shape = (*shape, config.model.image_channels)
+    shape = (*shape, recipe.family.image_shape[-1])
 
     def read(numbers: np.ndarray) -> TeacherPairs:
         images = np.zeros((len(numbers), *shape), np.float32)

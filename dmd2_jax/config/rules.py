@@ -19,6 +19,7 @@ __all__ = [
     "DIGESTS",
     "DTYPES",
     "FRACTION",
+    "FROM_DATA",
     "LEVELS",
     "LR_SCHEDULES",
     "NOT_NEGATIVE",
@@ -156,13 +157,17 @@ def choice_faults(
             yield f"{prefix}{key}={value!r}, expected one of {sorted(allowed)}{own}{close}."
 
 
+FROM_DATA = ("image_channels", "num_classes")
+"""Keys of a family's group that the data say as well, where it leaves them to them."""
+
+
 def unsaid_faults(model: Mapping[str, Any]) -> Iterator[str]:
     """Yield which keys of a family's group are left to the data: what is built needs a number.
 
     Args:
       model: `config.model`, or a family's group.
     """
-    for key in ("image_channels", "num_classes"):
+    for key in FROM_DATA:
         if key in model and model[key] is None:
             yield (
                 f"model.{key}=None, which means as the data have, expected a number where no data "

@@ -37,6 +37,7 @@ __all__ = [
     "open_recipe",
     "recorded_config",
     "sample_labels",
+    "settled",
     "student_times",
     "uniform_labels",
 ]
@@ -152,6 +153,16 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     _check_fits(config, family, dataset)
     config = _with_times(config, family)
     return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+
+
+def settled(config: ConfigDict) -> ConfigDict:
+    """Return the config with channels and classes of the data, where it leaves them to the data.
+
+    Data are read only then, and where the config names some.
+    """
+    if "data" not in config or not any(unsaid_faults(config.model)):
+        return config
+    return _as_the_data_say(config, data.load(config.data, "train", config.model.resolution))
 
 
 def _as_the_data_say(config: ConfigDict, dataset: Source) -> ConfigDict:
@@ -317,9 +328,7 @@ def build_family(config: ConfigDict) -> Family:
     Raises:
       ValueError: if it refuses the config, or the student's steps are no times of its schedule.
     """
-    if "data" in config and any(unsaid_faults(config.model)):
-        dataset = data.load(config.data, "train", config.model.resolution)
-        config = _as_the_data_say(config, dataset)
+    config = settled(config)
     model, known = config.model, family_names()
     module = load_plugin(
         model.family, FAMILIES, "config.model.family", known=known, needs=("defaults", "build")

@@ -68,9 +68,10 @@ def test_student_steps_are_equal_parts_of_the_levels(overrides: dict, times: tup
     assert student_sampler(recipe.family, config).nfe == 4
 
 
-def test_open_recipe_takes_channels_and_classes_from_the_data_where_none_are_said() -> None:
-    config = defaults.get_config()
-    apply_overrides(config, {"model.image_channels": "None", "model.num_classes": "none"})
+@pytest.mark.parametrize(("family", "time"), [("edm", 80.0), ("sit", 1.0)])
+def test_open_recipe_takes_channels_and_classes_from_the_data(family: str, time: float) -> None:
+    config = defaults.get_config(family)
+    config.distill.student_times = (time,)
     recipe = open_recipe(config, batch_size=8)
     assert (recipe.config.model.image_channels, recipe.config.model.num_classes) == (1, 10)
     assert recipe.family.num_classes == 10 and recipe.family.image_shape == (8, 8, 1)
@@ -79,7 +80,6 @@ def test_open_recipe_takes_channels_and_classes_from_the_data_where_none_are_sai
 
 def test_build_family_asks_the_data_and_refuses_where_there_are_none() -> None:
     config = defaults.get_config()
-    apply_overrides(config, {"model.num_classes": "None"})
     assert build_family(config).num_classes == 10
     with pytest.raises(
         Refused, match=r"model.num_classes=None, .* expected a number where no data"

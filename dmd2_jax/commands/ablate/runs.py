@@ -21,12 +21,13 @@ from dmd2_jax.commands.ablate.rows import Ablation, check_seeds, load_ablation, 
 from dmd2_jax.commands.ablate.table import RULE, markdown, summary, terminal, values_of
 from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import FROM_DATA
 from dmd2_jax.config.text import read_json
 from dmd2_jax.evaluate.evaluate import EvaluateOptions, evaluate
 from dmd2_jax.evaluate.options import check_options
 from dmd2_jax.pictures.seed_points import seed_points
 from dmd2_jax.recipe.distillation import trace
-from dmd2_jax.recipe.open import build_family, open_recipe
+from dmd2_jax.recipe.open import build_family, open_recipe, settled
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.folder import open_run, write_json
@@ -77,7 +78,7 @@ def ablate(options: Options) -> dict[str, Any]:
       Interrupted: if asked to stop; what is finished and what is begun are then saved.
     """
     workdir = path_of(options.workdir)
-    ablation = load_ablation(options.config, options.overrides)
+    ablation = _settled(load_ablation(options.config, options.overrides))
     runs = _chosen(ablation, options, workdir)
     table = _read(workdir, ablation)
     say_devices(make_mesh(ablation.base().mesh))
@@ -99,6 +100,13 @@ def ablate(options: Options) -> dict[str, Any]:
         ) from None
     print(f"\n{terminal(ablation, table)}\n\ntable: {workdir / _TABLE}, table.md, table.png")
     return table
+
+
+def _settled(ablation: Ablation) -> Ablation:
+    """Return the ablation whose base says the channels and classes of the data, as its runs do."""
+    model = settled(ablation.base()).model
+    said = {f"model.{key}": str(model[key]) for key in FROM_DATA if key in model}
+    return ablation._replace(base_overrides={**ablation.base_overrides, **said})
 
 
 def _chosen(ablation: Ablation, options: Options, workdir: Path) -> list[_Run]:

@@ -32,8 +32,8 @@ def defaults() -> ConfigDict:
     model.family = "edm"
     model.network = "adm"  # adm | song
     model.resolution = 8  # of the data, which data.resize may make so
-    model.image_channels = FieldReference(1)  # None: as the data have
-    model.num_classes = FieldReference(10)  # 0: unconditional; None: as the data have
+    model.image_channels = FieldReference(None, int)  # None: as the data have
+    model.num_classes = FieldReference(None, int)  # 0: unconditional; None: as the data have
     model.model_channels = 32
     model.channel_mult = (1, 2)
     model.channel_mult_emb = 4

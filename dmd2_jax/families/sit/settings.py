@@ -25,8 +25,8 @@ def defaults() -> ConfigDict:
     model = ConfigDict()
     model.family = "sit"
     model.resolution = 8  # of the data, pixels or latents
-    model.image_channels = FieldReference(1)  # None: as the data have
-    model.num_classes = FieldReference(10)  # 0: unconditional; None: as the data have
+    model.image_channels = FieldReference(None, int)  # None: as the data have
+    model.num_classes = FieldReference(None, int)  # 0: unconditional; None: as the data have
     model.patch = 2  # side of the patches that are tokens
     model.width = 64  # size of a token; 1152 in XL
     model.depth = 4  # blocks; 28 in XL

@@ -77,10 +77,11 @@ def test_documented_module_is_checked_and_trained_on(
     assert re.search(r"train +360 +2 +0", said)
     assert re.search(r"test +40 +2 +0", said)
     assert (lab.parent / "data.png").is_file()
-    more = ("--config.model.num_classes=2", "--config.teacher.steps=1", "--workdir=run")
+    more = ("--config.teacher.steps=1", "--workdir=run")
     assert dmd2("train-teacher", *words, *more) == 0
     recorded = json.loads((lab.parent / "run" / "config.json").read_text())
     assert "my_lab.shapes" in json.dumps(recorded)
+    assert json.dumps(recorded).count('"num_classes": 2') == 1  # counted, and recorded
     assert (lab.parent / "run" / "teacher.safetensors").is_file()
 
 

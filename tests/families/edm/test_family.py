@@ -24,6 +24,7 @@ def build(**changes):
     config.model.model_channels = 8
     if changes.get("network") != "song":  # 8 channels are no head of adm
         config.model.attention_resolutions = ()
+    config.model.image_channels, config.model.num_classes = 1, 10
     return edm.build({**config.model, **SCHEDULE, **changes})
 
 
@@ -243,8 +244,9 @@ def test_from_edm_kwargs_refuses_unknown_arguments(kwargs, message):
     ],
 )
 def test_build_refuses_attention_that_it_would_not_build(changes, message):
+    said = {"image_channels": 1, "num_classes": 10}
     with pytest.raises(match=message):
-        edm.build({**defaults.get_config().model, **changes})
+        edm.build({**defaults.get_config().model, **said, **changes})
 
 
 def test_what_older_runs_and_published_weights_record_is_built_as_it_was(caplog):
