@@ -60,7 +60,7 @@ class _Command(NamedTuple):
       name: as it is typed.
       parser: of its flags.
       run: (arguments, changes to the config) -> what the command does.
-      flags: the names of those that are its own.
+      flags: the names of all that can be typed.
       overrides: whether --config.KEY=VALUE can be given.
       resumes: see the module.
       several: see the module.
@@ -104,8 +104,11 @@ def _chosen(argv: Sequence[str]) -> int:
         if words and not plugins.is_dotted(words[0]):
             words[0] = words[0].replace("_", "-")
         parser, command = _parser(words[0] if words else "")
-        arguments, unknown = parser.parse_known_args(words)
-        assert command is not None  # or else the parser has ended the process
+        # Before argparse says what is missing, which is often what was written wrong.
+        unknown = [] if command is None else flags.unknown_flags(words[1:], command.flags)
+        if not unknown:
+            arguments, unknown = parser.parse_known_args(words)
+            assert command is not None  # or else the parser has ended the process
         if unknown:
             near = flags.nearest_flag(unknown[0], command.flags)
             command.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
@@ -262,7 +265,9 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: Module
     )
     flags.add_flags(parser, module.Options, getattr(module, "GROUPS", None))
     several = getattr(module, "SEVERAL", False)
+    names = flags.flag_names(module.Options) | {"debug", "help"}
     if several:
+        names |= {"coordinator", "num_processes", "process_id"}
         group = parser.add_argument_group("several processes", _PROCESSES)
         group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
         group.add_argument("--num_processes", metavar="N", help="how many there are")
@@ -279,8 +284,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: Module
         return module.run(options)
 
     resumes = getattr(module, "RESUMES", False)
-    own = flags.flag_names(module.Options)
-    return _Command(name, parser, run, own, "overrides" in fields, resumes, several)
+    return _Command(name, parser, run, names, "overrides" in fields, resumes, several)
 
 
 def _check_places(options: Any) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "options_from",
     "paths",
     "spelt",
+    "unknown_flags",
 ]
 
 _FLAG = "flag"
@@ -203,6 +204,19 @@ def spelt(words: Sequence[str]) -> list[str]:
         if name.startswith("--"):
             words[place] = f"--{name[2:].replace('-', '_')}{equals}{value}"
     return words
+
+
+def unknown_flags(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return those words of a command line that are written as flags and are none.
+
+    Args:
+      words: after the command; as argparse does, words with blanks are values.
+      names: of the flags that there are, without dashes.
+    """
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    typed = (word for word in words[:end] if word.startswith("--") and " " not in word)
+    return [word for word in typed if word.partition("=")[0][2:] not in names]
 
 
 def nearest_flag(word: str, names: Iterable[str]) -> str:

@@ -174,8 +174,8 @@ def _found_prefix(tensors: Tensors, expected: Collection[str]) -> str:
     if len(found) > 1:
         raise Refused(
             f"the file holds the network {len(found)} times, under {[shown(f) for f in found]}, "
-            "expected it once; write the one you mean to a file of its own: "
-            f"`dmd2 convert` with prefix={shown(found[0])}."
+            f"expected it once; `dmd2 convert` with `prefix={shown(found[0])}` writes one of them "
+            "to a file of its own."
         )
     return found[0] if found else ""
 

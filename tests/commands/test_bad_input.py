@@ -294,6 +294,8 @@ def test_sample_refuses_the_student_of_a_teachers_run(capsys: pytest.CaptureFixt
         (["distill", "--config=digits", "--workdir=x", "--config.seed"], "has no value"),
         (["distill", "--config=digits", "--workdir=x", "--dryrun"], "--dryrun"),
         (["distill", "--workdir=x", "--dryrun"], "did you mean --dry_run?"),
+        (["distill", "--workdr=x"], "did you mean --workdir?"),  # beside the one that is missing
+        (["distill", "--num-proceses=2"], "did you mean --num_processes?"),
         (["sample", "--workdir=x", "--batchsize=4"], "did you mean --batch_size?"),
     ],
 )

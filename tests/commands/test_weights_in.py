@@ -128,7 +128,7 @@ def test_one_of_several_variants_is_read_by_its_name(
         tmp_path, {f"{STEM}.fp16.safetensors": half(), f"{STEM}.non_ema.safetensors": half(0.5)}
     )
     line = ["sample", f"--pipeline={base}", "--prompt=a", f"--out={tmp_path / 'x.png'}"]
-    assert "name the one that is meant by variant" in refused(capsys, *line)
+    assert "name the one that is meant by --variant" in refused(capsys, *line)
     assert "expected diffusion_pytorch_model.fp32.safetensors" in refused(
         capsys, *line, "--variant=fp32"
     )

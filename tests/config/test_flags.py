@@ -17,6 +17,7 @@ from dmd2_jax.config.flags import (
     nearest_flag,
     options_from,
     spelt,
+    unknown_flags,
 )
 
 
@@ -169,6 +170,11 @@ def test_spelt_writes_names_of_flags_with_underscores_and_leaves_values_alone() 
     words = ["make-pairs", "--dry-run", "--num-x=a-b", "--prompt", "a-b", "--", "--not-a-flag"]
     expected = ["make-pairs", "--dry_run", "--num_x=a-b", "--prompt", "a-b", "--", "--not-a-flag"]
     assert spelt(words) == expected
+
+
+def test_unknown_flags_are_those_written_as_flags_alone() -> None:
+    words = ["--sed=1", "--seed=--x", "--prompt", "--two words", "-1", "--", "--not-a-flag"]
+    assert unknown_flags(words, {"seed", "prompt"}) == ["--sed=1"]
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,8 @@ def _only_variant(folder: Path, stem: str) -> str | None:
     if len(found) > 1:
         raise Refused(
             f"weights only in the variants {sorted(found)}, expected full precision or one of "
-            "them; name the one that is meant by variant."
+            "them; name the one that is meant by `variant=`, in a recipe by "
+            "`config.teacher.variant=`."
         )
     return found.pop() if found else None
 

@@ -86,8 +86,8 @@ def unet_of(
         if prefix != UNET_PREFIX and len(found) > 1:
             raise Refused(
                 f"the file holds a U-Net {len(found)} times, under {[shown(f) for f in found]}, "
-                "expected it once; write the one you mean to a file of its own: `dmd2 convert` "
-                f"with prefix={shown(found[0])}."
+                f"expected it once; `dmd2 convert` with `prefix={shown(found[0])}` writes one of "
+                "them to a file of its own."
             )
     back = {original: name for name, original in unet_names(names).items()}
     taken, left = {}, set()
