@@ -68,7 +68,8 @@ def _controls(offer: Offer) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     """Make the fields of a request, as far as there is a choice, and the two buttons."""
     fields: dict[str, Any] = {}
     if offer.of_prompts:
-        fields["what"] = gr.Textbox(label="Prompt", lines=3, max_lines=6, elem_id="what")
+        # Of one line, which grows: Enter draws, where it would begin another line of three.
+        fields["what"] = gr.Textbox(label="Prompt", max_lines=8, elem_id="what")
     elif offer.classes:
         choices = [("all, by turns", ""), *offer.classes]
         fields["what"] = gr.Dropdown(

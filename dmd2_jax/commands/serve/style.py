@@ -3,7 +3,7 @@
 __all__ = ["STYLE"]
 
 STYLE = """
-.gradio-container { max-width: 78rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 78rem !important; margin: 0 auto !important; }
 .gradio-container .html-container { padding: 0 !important; }
 #top h1 { font-size: 1.5rem; font-weight: 600; margin: 0.6rem 0 0.1rem; }
 #top p { color: var(--body-text-color-subdued); margin: 0 0 0.6rem;

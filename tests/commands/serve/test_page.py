@@ -11,6 +11,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -20,11 +22,11 @@ from PIL import Image
 pytest.importorskip("gradio", reason="needs the extra [serve]")
 
 from dmd2_jax.commands.serve import page as page_module
-from dmd2_jax.commands.serve.drawing import Drawer
+from dmd2_jax.commands.serve.drawing import Drawer, Drawn
 from dmd2_jax.commands.serve.live import Live
 from dmd2_jax.commands.serve.server import listening, prepared, quiet_gradio
 from dmd2_jax.commands.serve.style import STYLE
-from dmd2_jax.commands.serve.subjects import Request, open_run_folder
+from dmd2_jax.commands.serve.subjects import Offer, Request, open_run_folder
 from tests.commands.serve.browser import BROWSER, Tab, browser
 from tests.tiny import student_run
 
@@ -36,19 +38,41 @@ needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome on
 def served(run: Path) -> Iterator[tuple[str, Drawer]]:
     """Serve the page of a run from a thread; yield its address."""
     drawer = Drawer(open_run_folder(str(run)))
+    with served_by(drawer, Live(str(run))) as address:
+        yield address, drawer
+
+
+@contextlib.contextmanager
+def served_by(drawer: Any, live: Live | None) -> Iterator[str]:
     with (
         listening("127.0.0.1", 0) as door,
         quiet_gradio(),
         mock.patch.object(page_module, "_SECONDS", 0.3),
     ):
-        server = prepared(page_module.page(drawer, Live(str(run))), STYLE, door.port)
+        server = prepared(page_module.page(drawer, live), STYLE, door.port)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door.listener]})
         thread.start()
         try:
-            yield door.address, drawer
+            yield door.address
         finally:
             server.should_exit = True
             thread.join()
+
+
+class Pad:
+    """Takes prompts as a pipeline's Drawer does, and draws black at once."""
+
+    def __init__(self) -> None:
+        offer = Offer(["student"], of_prompts=True)
+        self.subject = SimpleNamespace(title="pad", offer=offer, check=lambda request: None)
+        self.asked: list[str] = []
+
+    def must_compile(self, network: str, request: Request) -> bool:
+        return False
+
+    def draw(self, network: str, request: Request) -> Drawn:
+        self.asked.append(request.what)
+        return Drawn(np.zeros((1, 4, 4, 1), np.uint8), [""], 0.1, 1, 0.0, "pad", "")
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +193,19 @@ def test_page_asks_for_nothing_elsewhere_and_its_console_is_silent(
     tab.value("fetch('http://192.0.2.1/x').catch(() => { document.title = 'stopped' })")
     tab.wait("document.title === 'stopped'", patience=5)
     tab.said.clear()
+
+
+@needs_browser
+def test_prompt_is_drawn_by_enter_and_the_page_keeps_its_width(tab: Tab) -> None:
+    pad = Pad()
+    width = "document.querySelector('#drawing').getBoundingClientRect().width"
+    with served_by(pad, None) as address:
+        tab.open(address)
+        before = tab.wait(width)
+        tab.type("#what textarea, #what input", "a handwritten three")
+        tab.wait("document.querySelectorAll('#student img').length")
+        assert pad.asked == ["a handwritten three"]
+        assert tab.value(width) == before > 900
 
 
 @needs_browser
