@@ -18,6 +18,7 @@ from tests.distill.test_toy_distributions import (
 )
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.slow
@@ -39,6 +40,16 @@ def test_library_example_is_short_and_imports_from_one_place():
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(example.splitlines()) <= 20
     assert set(re.findall(r"from (\S+) import", example)) == {"dmd2_jax", "my_model"}
+
+
+@pytest.mark.parametrize("heading", ["## Two commands", "## Results"])
+def test_figures_are_those_of_the_pages_behind(heading):
+    (part,) = re.findall(rf"{heading}\n(.*?)\n## ", README, flags=re.DOTALL)
+    pages = [(DOCS / name).read_text() for name in ("results.md", "transformers.md")]
+    found = set(re.findall(r"\d+\.\d+", " ".join(pages)))
+    minutes = {f"{float(m):.0f}" for m in re.findall(r"([\d.]+) minutes", pages[0])}
+    assert set(re.findall(r"\d+\.\d+", part)) <= found
+    assert set(re.findall(r"(\d+) minutes", part.replace("6.7 minutes", ""))) <= minutes
 
 
 def test_readme_is_read_in_a_few_minutes():

@@ -159,7 +159,7 @@ def _run(
     except (CheckpointError, DivergedError, PeerError, OSError) as error:
         if arguments.debug:
             raise
-        _say(str(error))
+        _say(flags.as_flags(str(error), command.flags, keys=command.overrides))
         return 1
     except JaxRuntimeError as error:  # a peer's end, where it does not abort this process as well
         if arguments.debug or not together:

@@ -178,7 +178,7 @@ def _same_classes(run: Run | None) -> Callable[[Source], object] | None:
     if run is None or not run.family.num_classes:
         return None
     place, record = str(run.workdir), read_record(run.workdir)
-    remedy = "or measure by features=inception, which knows no classes"
+    remedy = "or measure by `features=inception`, which knows no classes"
     return lambda real: check_same_names(record, real, place, remedy)
 
 

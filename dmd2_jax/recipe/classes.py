@@ -43,7 +43,7 @@ RECORD = "data.json"
 
 _NOTE = "dmd2_data"
 _ACCEPTING = ("data", "data.name", "data.path")
-_ACCEPT = "or accept the change by allow_change=data"
+_ACCEPT = "or accept the change by `allow_change=data`"
 _LISTED = 3
 
 

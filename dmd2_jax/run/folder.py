@@ -307,7 +307,7 @@ def _changes(
         names = dict.fromkeys(
             key if key in here else key.rpartition(".")[0] or key for key in refused
         )
-        more = f", or allow the change by allow_change={','.join(names)}."
+        more = f", or allow the change by `allow_change={','.join(names)}`."
         try:
             _check_saved({}, (), check)
         except ValueError as error:  # which allowing them would only lead to
@@ -331,7 +331,7 @@ def _check_saved(
         if not allowed:
             raise
         raise RunFolderError(
-            f"allow_change={','.join(allowed)} cannot be granted: {error}"
+            f"`allow_change={','.join(allowed)}` cannot be granted: {error}"
         ) from error
 
 

@@ -363,7 +363,7 @@ def _check_in_a_row(
             f"finite, expected fewer than config.optim.max_skipped_in_a_row={most}; the "
             f"checkpoints {checkpoints.all_steps()} in {checkpoints.directory} are from before: "
             f"lower the learning rates (or use float32) in a new run folder, or resume with "
-            f"allow_change=optim."
+            f"`allow_change=optim`."
         )
 
 

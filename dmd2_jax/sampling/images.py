@@ -421,6 +421,6 @@ def _check_latents(latents: np.ndarray, names: Sequence[str]) -> None:
     if len(bad):
         raise Refused(
             f"the U-Net's latents of {names[bad[0]]} are not finite ({len(bad)} of {len(latents)} "
-            "images), expected numbers; sample with dtype=float32 and a smaller guidance, or "
+            "images), expected numbers; sample with `dtype=float32` and a smaller guidance, or "
             "export or download the weights again."
         )

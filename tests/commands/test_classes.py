@@ -104,7 +104,7 @@ def test_files_that_changed_are_named_on_resuming_and_by_the_student(
     for line in (words("train-teacher", data, run, "--config.teacher.steps=3"), student):
         message = refused(capsys, *line)
         assert "1 added (train/cat/9.png); 1 gone (train/cat/1.png)" in message
-        assert "1 of another size (train/bee/0.png)" in message and "allow_change=data" in message
+        assert "1 of another size (train/bee/0.png)" in message and "--allow_change=data" in message
     assert dmd2(*student, "--allow_change=data", "--dry_run") == 0
     assert "accepted by allow_change: image_folder animals lists" in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ def test_changed_config_is_refused_with_the_words_that_allow_it(
     assert dmd2(*distill_words(workdir, *changes)) == 2
     message = capsys.readouterr().err
     assert "optim.critic_lr: got 1e-05, the run there has 0.0001" in message
-    assert "allow_change=distill.batch_size,optim.critic_lr" in message
+    assert "--allow_change=distill.batch_size,optim.critic_lr." in message
     # One of the two is not enough.
     assert dmd2(*distill_words(workdir, *changes, "--allow_change=optim")) == 2
     assert "critic_lr" not in capsys.readouterr().err.split("expected")[0]

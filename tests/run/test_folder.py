@@ -87,7 +87,7 @@ def test_open_run_names_the_group_of_a_key_that_only_the_run_has(tmp_path: Path)
     """--allow_change takes keys of the config at hand."""
     open_run(tmp_path, "distill", {"optim": {"lr": 0.1, "own": 1}})
     other = {"optim": {"lr": 0.1}}
-    with pytest.raises(RunFolderError, match=r"allow_change=optim\."):
+    with pytest.raises(RunFolderError, match=r"`allow_change=optim`\."):
         open_run(tmp_path, "distill", other)
     assert open_run(tmp_path, "distill", other, allow=["optim"])
 
@@ -101,7 +101,7 @@ def test_open_run_checks_what_is_saved_before_it_writes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="^another structure"):
         open_run(tmp_path, "distill", CONFIG, check=misfit)
     other = CONFIG | {"steps": 20}
-    with pytest.raises(RunFolderError, match="allow_change=steps cannot be granted: another"):
+    with pytest.raises(RunFolderError, match="`allow_change=steps` cannot be granted: another"):
         open_run(tmp_path, "distill", other, allow=["steps"], check=misfit)
     assert (tmp_path / "config.json").read_bytes() == before
 
