@@ -21,11 +21,14 @@ import pytest
 import setuptools
 
 from dmd2_jax.commands import main
+from dmd2_jax.config import text as texts
 from dmd2_jax.config.check import validate
 from dmd2_jax.config.defaults import get_config
 from dmd2_jax.config.family import family_names
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.data.reading import captions, decode, edm_labels, npz, parquet, records, zip_file
+from dmd2_jax.data.reading.dataset import MEMORY_LIMIT
 from tests.tiny import dmd2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,6 +202,31 @@ def test_every_make_target_in_a_page_is_one() -> None:
     for page in PAGES:
         named = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.M))
         assert named <= targets, page.name
+
+
+def test_limits_of_files_are_those_of_the_readers() -> None:
+    page = (ROOT / "docs" / "files.md").read_text().partition("## Limits")[2]
+    rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", page, re.MULTILINE))
+    units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "MB": 10**6, "million": 10**6}
+
+    def numbers(text: str) -> list[int]:
+        found = re.findall(r"(\d[\d,]*)(?: (KiB|MiB|GiB|MB|million))?", text)
+        return [int(n.replace(",", "")) * units.get(unit, 1) for n, unit in found]
+
+    said = [n for what, most in rows.items() for n in (*numbers(most), *numbers(what))]
+    pixels = [round(n, -6) for n in (decode.MAX_PIXELS, decode.MAX_BYTES)]
+    assert captions._MAX_TEXT == edm_labels.MAX_LABEL_BYTES == texts._MOST_BYTES
+    assert npz._MAX_RATIO == zip_file.MAX_RATIO
+    assert said == [
+        *pixels,
+        captions._MAX_CAPTION,
+        captions._MAX_TEXT,
+        parquet._MOST_BYTES,
+        edm_labels._MAX_CLASSES,
+        records._MAX_RECORD,
+        *(npz._MAX_RATIO, zip_file._SMALL, npz._SMALL),
+        MEMORY_LIMIT,
+    ]
 
 
 def test_every_recipe_is_in_the_table_of_recipes() -> None:
