@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, load_file
 
 from tests.buckets import contents, emulated_bucket, emulated_s3
+from tests.commands.test_processes import finish, start
 from tests.compiling import flags
 from tests.tiny import RECIPE, cache_folder, distill_words, dmd2, refused, teacher_run
 
@@ -204,3 +207,22 @@ def test_a_run_in_s3_that_was_killed_ends_as_one_on_a_disk(tmp_path, monkeypatch
         assert there[name] == (teacher_run() / name).read_bytes()
     assert not [name for name in there if name.endswith("unfinished.txt")]
     assert not list((tmp_path / "dmd2_jax" / "staging").iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_to_a_bucket_and_one_goes_on(bucket, capsys):
+    workdir = f"{bucket}/runs/both"
+    words = ["train-teacher", T, f"--workdir={workdir}"]
+    together = ["--config.mesh.data=2", "--config.log.checkpoint_every=6"]
+    ended = finish(start(*words, *together, XLA_FLAGS=flags()))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    there = contents(workdir)
+    assert {"checkpoints/6/state/ocdbt.process_1/manifest.ocdbt", "metrics.jsonl"} <= set(there)
+    assert there["metrics.jsonl"].count(b'"step": 6') == 1
+    expected = load_file(teacher_run() / "teacher.safetensors")
+    for name, tensor in load(there["teacher.safetensors"]).items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    capsys.readouterr()
+    assert dmd2(*words) == 0
+    assert "step 6 of 6: already finished" in capsys.readouterr().err
+    assert contents(workdir)["teacher.safetensors"] == there["teacher.safetensors"]
