@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from dmd2_jax.config import defaults
 from dmd2_jax.config.family import choose_family
-from dmd2_jax.config.plugins import nearest
+from dmd2_jax.config.plugins import nearest_or_stop
 from dmd2_jax.config.recorded import MOVED, completed, moved_in
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_text
@@ -85,7 +85,7 @@ def call_recipe(path: str, name: str, expected: str, example: str) -> Any:
         if not file.is_file():
             raise Refused(
                 f"--config={path} is no file, expected a Python file with get_config() or one of "
-                f"{sorted(candidates)}{nearest(path, candidates)}."
+                f"{sorted(candidates)}{nearest_or_stop(path, candidates)}"
             )
     # Users' recipes import what lies beside them, wherever dmd2 is started.
     places = [str(file.absolute().parent.parent), str(Path.cwd()), str(_PACKAGE.parent)]
@@ -167,7 +167,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
                 raise Refused(f"--config.{key} is a group of keys, expected one of {inside}.")
             raise Refused(
                 f"--config.{key} is no key, expected one of the config's keys"
-                f"{nearest(key, fields)}."
+                f"{nearest_or_stop(key, fields)}"
             )
         current, kind, nullable = fields[key]
         *groups, name = key.split(".")
@@ -194,7 +194,7 @@ def allowed_changes(config: ConfigDict, words: Sequence[str]) -> tuple[str, ...]
         if name not in fields and not any(key.startswith(f"{name}.") for key in fields):
             raise Refused(
                 f"--allow_change={name} is no key, expected one of the config's keys or groups"
-                f"{nearest(name, fields)}."
+                f"{nearest_or_stop(name, fields)}"
             )
     return names
 

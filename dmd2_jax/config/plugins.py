@@ -17,7 +17,15 @@ from types import ModuleType
 
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["available", "is_dotted", "load_plugin", "nearest", "require", "summary"]
+__all__ = [
+    "available",
+    "is_dotted",
+    "load_plugin",
+    "nearest",
+    "nearest_or_stop",
+    "require",
+    "summary",
+]
 
 
 def available(package: str, *, but: Sequence[str] = (), packages: bool = False) -> list[str]:
@@ -61,7 +69,7 @@ def load_plugin(
         if name not in known:
             raise Refused(
                 f"{what}={name!r}, expected one of {list(known)}, or a dotted module of your own, "
-                f"such as my_lab.mine{nearest(name, known)}."
+                f"such as my_lab.mine{nearest_or_stop(name, known)}"
             )
         return importlib.import_module(f"{package}.{name}")
     module = _import_own(name, what)
@@ -104,6 +112,11 @@ def _import_own(name: str, what: str) -> ModuleType:
 def summary(module_file: Path) -> str:
     """Return the first line of a Python file's docstring, without running the file."""
     return (ast.get_docstring(ast.parse(module_file.read_bytes())) or "").partition("\n")[0]
+
+
+def nearest_or_stop(word: object, candidates: Iterable[str]) -> str:
+    """Return what ends a sentence: `nearest`, or a full stop."""
+    return nearest(word, candidates) or "."
 
 
 def nearest(word: object, candidates: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dmd2_jax.config.plugins import nearest
+from dmd2_jax.config.plugins import nearest, nearest_or_stop
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.times import EXPECTED, parsed_times
 
@@ -153,8 +153,8 @@ def choice_faults(
         value = values[key]
         if value not in allowed:
             own = ", or a dotted module of your own, such as my_lab.mine" if key in dotted else ""
-            close = nearest(value, allowed)
-            yield f"{prefix}{key}={value!r}, expected one of {sorted(allowed)}{own}{close}."
+            close = nearest_or_stop(value, allowed)
+            yield f"{prefix}{key}={value!r}, expected one of {sorted(allowed)}{own}{close}"
 
 
 FROM_DATA = ("image_channels", "num_classes")

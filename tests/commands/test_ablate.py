@@ -214,7 +214,7 @@ def test_ablate_counts_a_run_that_diverges_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--rows=longer", "expected some of short,long; did you mean 'long'?"),
+        ("--rows=longer", "expected some of short,long; did you mean 'long'?\n"),
         ("--seeds=1,1", "--seeds=(1, 1), expected one or more different"),
         ("--seeds=x", "'x', expected whole numbers like 0,1,2"),
         ("--config.teacher.weights=nowhere", "no weights at nowhere"),

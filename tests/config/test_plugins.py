@@ -40,7 +40,7 @@ def test_load_plugin_imports_a_known_name() -> None:
 
 
 def test_load_plugin_names_the_nearest_to_a_name_that_nobody_knows() -> None:
-    expected = r"config.data.name='digit', expected one of .*mine; did you mean 'digits'\?\.$"
+    expected = r"config.data.name='digit', expected one of .*mine; did you mean 'digits'\?$"
     with pytest.raises(Refused, match=expected):
         load("digit")
 

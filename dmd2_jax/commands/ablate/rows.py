@@ -13,7 +13,6 @@
 configs/ablations/table3.py is one.
 """
 
-import difflib
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.load import apply_overrides, call_recipe, load_config
-from dmd2_jax.config.plugins import is_dotted
+from dmd2_jax.config.plugins import is_dotted, nearest_or_stop
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics import all_figures, available, figures_of
 from dmd2_jax.metrics.contract.figures import CLASS_ACCURACY, Figure
@@ -34,7 +33,6 @@ __all__ = [
     "Row",
     "check_seeds",
     "load_ablation",
-    "nearest",
 ]
 
 
@@ -186,12 +184,6 @@ def check_seeds(seeds: Any, name: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def nearest(word: str, names: Collection[str]) -> str:
-    """Return a hint at the name that was meant, for errors; empty if none is near."""
-    close = difflib.get_close_matches(str(word), list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 _ABLATION_FIELDS = {"title", "seeds", "metrics", "switches", "rows", "ordered"}
 _ROW_FIELDS = {"label", "overrides", "published", "on"}
 
@@ -205,7 +197,8 @@ def _fields(values: Any, where: str, needed: set[str], known: set[str]) -> dict[
     for name in values:
         if name not in known:
             raise Refused(
-                f"{where} has {name!r}, expected some of {sorted(known)}{nearest(name, known)}."
+                f"{where} has {name!r}, expected some of {sorted(known)}"
+                f"{nearest_or_stop(name, known)}"
             )
     missing = sorted(needed - set(values))
     if missing:
@@ -248,7 +241,7 @@ def _check_figure(figure: Any, where: str, names: Collection[str]) -> None:
     if figure not in names:
         raise Refused(
             f"{where} names the figure {figure!r}, expected one of {sorted(names)}"
-            f"{nearest(figure, names)}."
+            f"{nearest_or_stop(figure, names)}"
         )
 
 
@@ -270,7 +263,7 @@ def _pairs(
             if name not in rows:
                 raise Refused(
                     f"{where} names the row {name!r}, expected one of {list(rows)}"
-                    f"{nearest(name, rows)}."
+                    f"{nearest_or_stop(name, rows)}"
                 )
         if pair.better == pair.worse:
             raise Refused(f"{where} compares a row with itself, expected two; correct it.")

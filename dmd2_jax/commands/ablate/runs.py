@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dmd2_jax.commands.ablate.options import Options
-from dmd2_jax.commands.ablate.rows import Ablation, check_seeds, load_ablation, nearest
+from dmd2_jax.commands.ablate.rows import Ablation, check_seeds, load_ablation
 from dmd2_jax.commands.ablate.table import RULE, markdown, summary, terminal, values_of
 from dmd2_jax.config.load import plain
+from dmd2_jax.config.plugins import nearest_or_stop
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import FROM_DATA
 from dmd2_jax.config.text import read_json
@@ -115,7 +116,7 @@ def _chosen(ablation: Ablation, options: Options, workdir: Path) -> list[_Run]:
         if name not in ablation.rows:
             raise Refused(
                 f"--rows={name}, expected some of {','.join(ablation.rows)}"
-                f"{nearest(name, ablation.rows)}."
+                f"{nearest_or_stop(name, ablation.rows)}"
             )
     names = [name for name in ablation.rows if not options.rows or name in options.rows]
     seeds = check_seeds(options.seeds, "--seeds") if options.seeds else ablation.seeds
