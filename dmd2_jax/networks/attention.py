@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dmd2_jax.networks.fused_attention import fused_attention, kernel_mesh
 from dmd2_jax.typing import Array, Float
 
 # From this many weights a head on, heads are taken one at a time.
@@ -32,6 +33,8 @@ def attention(
     Source: Vaswani et al. 2017 (1706.03762), equation 1; the gradient's form is that of
       FlashAttention (2205.14135), appendix B.
     """
+    if (mesh := kernel_mesh(query, key)) is not None:
+        return fused_attention(query, key, value, mesh)
     merged = [x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (query, key, value)]
     out = _attention(*merged)
     return out.reshape(query.shape[0], -1, *out.shape[1:]).swapaxes(1, 2)

@@ -89,12 +89,36 @@ def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
         uses the teacher's parameters is changed.
       rules: where the parameters lie.
     """
-    players = _gathering(players, mesh, rules)
+    players = _gathering(_on(players, mesh), mesh, rules)
     # Who has an adapter uses the teacher's parameters too.
     return players._replace(
         teacher=map_params(players.teacher, fetched),
         generator=_fetching(players.generator, players.generator_adapter),
         critic=_fetching(players.critic, players.critic_adapter),
+    )
+
+
+def _on(players: Players, mesh: Mesh) -> Players:
+    """Return players whose networks see which mesh they run on: attention's kernel needs it."""
+
+    def on(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        def run(*args: Any) -> PyTree:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*args)
+
+        return run
+
+    def all_on(denoiser: Denoiser) -> Denoiser:
+        return denoiser._replace(
+            x0=on(denoiser.x0),
+            features=on(denoiser.features),
+            x0_and_features=on(denoiser.x0_and_features),
+        )
+
+    return players._replace(
+        teacher=all_on(players.teacher),
+        generator=all_on(players.generator),
+        critic=all_on(players.critic),
     )
 
 

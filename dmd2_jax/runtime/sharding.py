@@ -22,6 +22,7 @@ from dmd2_jax.typing import Array, PyTree
 
 __all__ = [
     "AXES",
+    "BATCH_AXES",
     "Rules",
     "batch_sharding",
     "check_batch_size",
