@@ -1,11 +1,13 @@
-"""Multi-head attention whose memory traffic suits a CPU.
+"""Multi-head attention whose memory traffic suits the device.
 
 XLA's CPU backend writes the gradient of a plain softmax attention with transposed copies of the
 [q, k] weights. On CPU this file recomputes the weights in the orientation that the products read
 (keys first), and takes the heads of large images one at a time, so that their weights stay in the
-cache. Every other platform gets the plain formula; the choice is made when a program is lowered.
+cache; every other platform gets the plain formula. That choice is made when a program is lowered.
+Where the mesh is known, a kernel of its devices goes before both: see `fused_attention`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dmd2_jax.networks.fused_attention import fused_attention, kernel_mesh
+from dmd2_jax.networks.derivatives import with_gradient
+from dmd2_jax.networks.fused_attention import Kernel, find_kernel
 from dmd2_jax.typing import Array, Float
 
 # From this many weights a head on, heads are taken one at a time.
@@ -28,33 +31,42 @@ def attention(
 ) -> Float[Array, "b q heads d"]:
     """Attend: softmax(query key^T / sqrt(d)) value, the softmax in float32.
 
-    Differentiable once, in reverse mode; forward mode (`jax.jvp`) is not supported.
+    Differentiable in reverse and in forward mode; see `with_gradient`.
 
     Source: Vaswani et al. 2017 (1706.03762), equation 1; the gradient's form is that of
       FlashAttention (2205.14135), appendix B.
     """
-    if (mesh := kernel_mesh(query, key)) is not None:
-        return fused_attention(query, key, value, mesh)
-    merged = [x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in (query, key, value)]
-    out = _attention(*merged)
-    return out.reshape(query.shape[0], -1, *out.shape[1:]).swapaxes(1, 2)
+    kernel = find_kernel(query, key)
+    if kernel is not None:
+        return _by_kernel(kernel)(query, key, value)
+    return _by_formula(_attention, query, key, value)
 
 
-@jax.custom_vjp
-def _attention(q: Array, k: Array, v: Array) -> Array:
-    return _forward(q, k, v)[0]
+def _by_formula(function: Callable[..., Array], *arrays: Array) -> Array:
+    """Apply a function of [n, q or k, d] to arrays [b, q or k, heads, d]."""
+    merged = [x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in arrays]
+    out = function(*merged)
+    return out.reshape(arrays[0].shape[0], -1, *out.shape[1:]).swapaxes(1, 2)
 
 
-def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
-    out, log_sum = lax.platform_dependent(q, k, v, cpu=_cpu_forward, default=_one_forward)
-    return out, (q, k, v, out, log_sum)
+@functools.cache
+def _by_kernel(kernel: Kernel) -> Callable[..., Array]:
+    """Return `attention` by a kernel; forward mode takes the plain formula."""
+    return with_gradient(
+        kernel.attend,
+        saving=lambda *arrays: (kernel.attend(*arrays),),
+        plain=lambda *arrays: (_by_formula(lambda *heads: _one_forward(*heads)[0], *arrays),),
+        backward=lambda query, key, value, _, g: kernel.gradients(query, key, value, g),
+        num_arrays=3,
+    )
 
 
-def _backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
-    return lax.platform_dependent(*saved, g, cpu=_cpu_backward, default=_plain_backward)
+def _forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(q, k, v, cpu=_cpu_forward, default=_one_forward)
 
 
-_attention.defvjp(_forward, _backward)
+def _backward(*saved: Array) -> tuple[Array, Array, Array]:
+    return lax.platform_dependent(*saved, cpu=_cpu_backward, default=_plain_backward)
 
 
 def _cpu_forward(*heads: Array) -> tuple[Array, Array]:
@@ -115,3 +127,12 @@ def _plain_backward(
 
 def _scale(q: Array) -> Array:
     return jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
+
+
+_attention = with_gradient(
+    lambda *heads: _forward(*heads)[0],
+    saving=_forward,
+    plain=_one_forward,
+    backward=_backward,
+    num_arrays=3,
+)

@@ -9,12 +9,14 @@ CPU takes the TPU's path.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.networks.derivatives import with_gradient
 from dmd2_jax.typing import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -37,7 +39,7 @@ def conv2d(
 
     out[r, s, d] = sum_ijc kernel[i, j, c, d] x[stride r + i - top, stride s + j - left, c]
 
-    Differentiable once, in reverse mode; forward mode (`jax.jvp`) is not supported.
+    Differentiable in reverse and in forward mode; see `with_gradient`.
 
     Args:
       x: [b, h, w, c] images, float32 or bfloat16 (products are then summed in float32).
@@ -52,7 +54,7 @@ def conv2d(
       ValueError: if channels or dtypes differ, `stride` < 1, `padding` < 0 or no pixel is left.
     """
     _validate(x, kernel, stride, padding)
-    return _conv2d(x, kernel, stride, padding)
+    return _with_gradients(stride, padding)(x, kernel)
 
 
 def _validate(x: Array, kernel: Array, stride: int, padding: Padding) -> None:
@@ -73,35 +75,31 @@ def _validate(x: Array, kernel: Array, stride: int, padding: Padding) -> None:
             )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv2d(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def _conv2d(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _forward(x: Array, kernel: Array, stride: int, padding: Padding) -> tuple[Array, tuple]:
-    return _conv2d(x, kernel, stride, padding), (x, kernel)
+@functools.cache
+def _with_gradients(stride: int, padding: Padding) -> Callable[[Array, Array], Array]:
+    """Return the convolution of one stride and padding, with the gradients of this file."""
+    settings = {"stride": stride, "padding": padding}
+    conv = functools.partial(_conv2d, **settings)
 
+    def backward(x: Array, kernel: Array, out: Array, g: Array) -> tuple[Array, Array]:
+        return lax.platform_dependent(
+            x,
+            kernel,
+            g,
+            cpu=functools.partial(_cpu_gradients, **settings),
+            default=lambda x, kernel, g: jax.vjp(conv, x, kernel)[1](g),
+        )
 
-def _backward(stride: int, padding: Padding, saved: tuple, g: Array) -> tuple[Array, Array]:
-    return lax.platform_dependent(
-        *saved,
-        g,
-        cpu=functools.partial(_cpu_gradients, stride=stride, padding=padding),
-        default=functools.partial(_lax_gradients, stride=stride, padding=padding),
-    )
+    def saving(x: Array, kernel: Array) -> tuple[Array]:
+        return (conv(x, kernel),)
 
-
-_conv2d.defvjp(_forward, _backward)
-
-
-def _lax_gradients(
-    x: Array, kernel: Array, g: Array, *, stride: int, padding: Padding
-) -> tuple[Array, Array]:
-    # The undecorated function: differentiated by XLA's rules.
-    conv = functools.partial(_conv2d.fun, stride=stride, padding=padding)
-    return jax.vjp(conv, x, kernel)[1](g)
+    return with_gradient(conv, saving=saving, plain=saving, backward=backward, num_arrays=2)
 
 
 def _cpu_gradients(
@@ -117,7 +115,8 @@ def _cpu_gradients(
     (top, bottom), (left, right) = padding
     flipped = kernel1[::-1, ::-1].swapaxes(2, 3)
     full = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-    return pull_back((_conv2d.fun(g, flipped, 1, full), _kernel_gradient(x1, g, padding)))
+    image_gradient = _conv2d(g, flipped, stride=1, padding=full)
+    return pull_back((image_gradient, _kernel_gradient(x1, g, padding)))
 
 
 def _without_stride(

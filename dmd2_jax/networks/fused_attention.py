@@ -1,14 +1,15 @@
-"""Attention by a kernel that keeps the [q, k] weights inside of the chip: TPU's.
+"""Attention by kernels that keep the [q, k] weights inside of a chip: JAX's splash on TPU, cuDNN's.
 
-The kernel is JAX's own "splash" attention. The compiler cannot split it over devices, so it must
-know the mesh: it runs under `jax.shard_map`, the batch split over data and fsdp and the heads
-over tensor, where the code around says which mesh that is (`jax.sharding.use_abstract_mesh`).
+The compiler cannot split a kernel over devices, so it must know the mesh: it runs under
+`jax.shard_map`, the batch split over data and fsdp and the heads over tensor, where the code around
+says which mesh that is (`jax.sharding.use_abstract_mesh`). Nobody else gets a kernel.
 """
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,62 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from dmd2_jax.runtime.sharding import AXES, BATCH_AXES
 from dmd2_jax.typing import Array, Float
 
-__all__ = ["fused_attention", "kernel_mesh"]
+__all__ = ["Kernel", "find_kernel"]
 
-# The chips that the kernel was compiled for, as their devices call themselves.
-_CHIPS = frozenset({"TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"})
+# The chips that splash attention was compiled for, as their devices call themselves.
+_TPUS = frozenset({"TPU v6 lite"})
 _LANES = 128  # lengths are padded to multiples of it
-_MIN_WEIGHTS = 1 << 18  # a head; below it the compiler's own program moves no more
-_MAX_HEAD = 256
-_BLOCK = 512
+_MIN_WEIGHTS = 1 << 16  # a head: 256 queries, 256 keys; fewer were not measured
+_MAX_SIZE = 256  # of a head
+_TILE = 512
+
+_CUDNN_SIZES = range(8, 128 + 1, 8)  # of a head, on every GPU that has the kernel
+_CUDNN_CAPABILITY = (8, 0)
 
 
-def kernel_mesh(query: Array, key: Array) -> AbstractMesh | None:
-    """Return the mesh to run the kernel on, or None where it does not apply.
+class Kernel(NamedTuple):
+    """A kernel and where it runs.
+
+    Attributes:
+      function: (query, key, value) of one device -> what `attention` returns.
+      mesh: the devices.
+    """
+
+    function: Callable[[Array, Array, Array], Array]
+    mesh: AbstractMesh
+
+    def attend(
+        self,
+        query: Float[Array, "b q heads d"],
+        key: Float[Array, "b k heads d"],
+        value: Float[Array, "b k heads d"],
+    ) -> Float[Array, "b q heads d"]:
+        """Attend on all devices; no derivative is defined."""
+        return self._split(self.function)(query, key, value)
+
+    def gradients(
+        self, query: Array, key: Array, value: Array, g: Float[Array, "b q heads d"]
+    ) -> tuple[Array, Array, Array]:
+        """Return the gradients of query, key and value from that of the result.
+
+        The kernel computes the weights' sums again: kept from the forward pass, splash attention
+        would write each 128 times.
+        """
+
+        def gradients(query: Array, key: Array, value: Array, g: Array) -> Any:
+            return jax.vjp(self.function, query, key, value)[1](g)
+
+        return self._split(gradients)(query, key, value, g)
+
+    def _split(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        spec = PartitionSpec(BATCH_AXES, None, "tensor", None)
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+
+
+def find_kernel(query: Array, key: Array) -> Kernel | None:
+    """Return the kernel for these arrays on the mesh around, or None where there is none.
 
     Args:
       query: [b, q, heads, d].
@@ -37,74 +82,69 @@ def kernel_mesh(query: Array, key: Array) -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or tuple(mesh.axis_names) != AXES or set(mesh.axis_types) != {AxisType.Auto}:
         return None
-    device = mesh.abstract_device
-    b, queries, heads, size = query.shape
-    keys = key.shape[1]
+    function = _function(mesh.abstract_device, query, key)
+    if function is None:
+        return None
+    b, _, heads, _ = query.shape
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    applies = (
-        device is not None
-        and device.device_kind in _CHIPS
-        and min(queries, keys) >= _LANES
-        and queries * keys >= _MIN_WEIGHTS
-        and size <= _MAX_HEAD
-        and b % shards == 0
-        and heads % mesh.shape["tensor"] == 0
-    )
-    return mesh if applies else None
+    if b % shards or heads % mesh.shape["tensor"]:
+        warnings.warn(
+            f"attention of {heads} heads and {b} samples takes the plain formula, which moves more "
+            f"memory: the mesh splits heads {mesh.shape['tensor']} and samples {shards} times, "
+            "which does not divide them; choose config.mesh.tensor and the batch so that it does.",
+            stacklevel=2,
+        )
+        return None
+    return Kernel(function, mesh)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def fused_attention(
-    query: Float[Array, "b q heads d"],
-    key: Float[Array, "b k heads d"],
-    value: Float[Array, "b k heads d"],
-    mesh: AbstractMesh,
-) -> Float[Array, "b q heads d"]:
-    """Attend as `attention` does, on a mesh from `kernel_mesh`."""
-    return _split(_kernel, mesh)(query, key, value)
+def _function(device: Any, query: Array, key: Array) -> Callable[..., Array] | None:
+    """Return the kernel of a kind of device that takes arrays of these shapes and types."""
+    queries, size, keys = query.shape[1], query.shape[3], key.shape[1]
+    if device is None or queries * keys < _MIN_WEIGHTS or min(queries, keys) < _LANES:
+        return None
+    if device.device_kind in _TPUS:
+        return _splash if size <= _MAX_SIZE else None
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if device.platform == "gpu" and half and size in _CUDNN_SIZES and _has_cudnn():
+        return _cudnn
+    return None
 
 
-def _forward(query: Array, key: Array, value: Array, mesh: AbstractMesh) -> tuple[Array, tuple]:
-    return fused_attention(query, key, value, mesh), (query, key, value)
+@functools.cache
+def _has_cudnn() -> bool:
+    """Return whether the GPUs here have the kernel: NVIDIA's, from Ampere on, with cuDNN."""
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    numbers = tuple(int(part) for part in capability.split(".") if part.isdecimal())
+    if numbers < _CUDNN_CAPABILITY:
+        return False
+    head = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(_cudnn, head, head, head)
+    except RuntimeError:  # no cuDNN, or one that is too old
+        return False
+    return True
 
 
-def _backward(mesh: AbstractMesh, saved: tuple, g: Array) -> tuple[Array, ...]:
-    return _split(_gradients, mesh)(*saved, g)
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-fused_attention.defvjp(_forward, _backward)
-
-
-def _split(function: Callable[..., Any], mesh: AbstractMesh) -> Callable[..., Any]:
-    spec = PartitionSpec(BATCH_AXES, None, "tensor", None)
-    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-
-
-def _gradients(query: Array, key: Array, value: Array, g: Array) -> tuple[Array, ...]:
-    # The kernel computes the weights' sums again: kept from the forward pass they would be written
-    # 128 times over, and no fewer bytes move.
-    return jax.vjp(_kernel, query, key, value)[1](g)
-
-
-def _kernel(query: Array, key: Array, value: Array) -> Array:
-    """Attend with the arrays of one device."""
+def _splash(query: Array, key: Array, value: Array) -> Array:
+    # Pallas takes a second to import; who has no TPU never needs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import (
-        FullMask,
-        MultiHeadMask,
-    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     b, queries, heads, size = query.shape
     keys = key.shape[1]
     q, k, v = (_merged(x) for x in (query * jnp.asarray(size**-0.5, query.dtype), key, value))
     ids = None
-    if q.shape[1:] != (queries, size) or k.shape[1] != keys:
-        ids = splash.SegmentIds(
-            jnp.zeros(q.shape[1], jnp.int32), (jnp.arange(k.shape[1]) >= keys).astype(jnp.int32)
-        )
+    if k.shape[1] > keys:  # the keys that pad are of another segment, which nobody reads
+        padding = (jnp.arange(k.shape[1]) >= keys).astype(jnp.int32)
+        ids = splash.SegmentIds(jnp.zeros(q.shape[1], jnp.int32), padding)
     kernel = splash.make_splash_mha_single_device(
-        MultiHeadMask([FullMask((q.shape[1], k.shape[1]))] * q.shape[0]),
-        block_sizes=_blocks(splash, q.shape[1], k.shape[1]),
+        masks.MultiHeadMask([masks.FullMask((q.shape[1], k.shape[1]))] * q.shape[0]),
+        block_sizes=_tiles(splash, q.shape[1], k.shape[1]),
         interpret=jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu",
     )
     out = kernel(q, k, v, ids)[:, :queries]
@@ -117,9 +157,9 @@ def _merged(x: Array) -> Array:
     return jnp.pad(merged, ((0, 0), (0, -x.shape[1] % _LANES), (0, 0)))
 
 
-def _blocks(splash: Any, queries: int, keys: int) -> Any:
+def _tiles(splash: Any, queries: int, keys: int) -> Any:
     """Return the sizes of the tiles that the kernel holds at once."""
-    q, k, computed = _tile(queries, _BLOCK), _tile(keys, 2 * _BLOCK), _tile(keys, _BLOCK)
+    q, k, computed = _tile(queries, _TILE), _tile(keys, 2 * _TILE), _tile(keys, _TILE)
     tokens_last = splash.QKVLayout.SEQ_MINOR  # 64 channels a head would be padded to 128
     return splash.BlockSizes(
         block_q=q,

@@ -8,7 +8,7 @@ from dmd2_jax.networks import fused_attention
 from dmd2_jax.networks.attention import attention
 from dmd2_jax.runtime.sharding import BATCH_AXES, make_mesh
 
-SMALL = {"_CHIPS": frozenset({"cpu"}), "_MIN_WEIGHTS": 1, "_BLOCK": 128}
+SMALL = {"_TPUS": frozenset({"cpu"}), "_MIN_WEIGHTS": 1, "_TILE": 128}
 
 
 @pytest.fixture
