@@ -23,6 +23,7 @@ __all__ = ["Kernel", "find_kernel"]
 # The chips that splash attention was compiled for, as their devices call themselves.
 _TPUS = frozenset({"TPU v6 lite"})
 _LANES = 128  # lengths are padded to multiples of it
+_MIN_LENGTH = 128  # of queries and of keys: padding is most of shorter ones, such as a prompt's 77
 _MIN_WEIGHTS = 1 << 16  # a head: 256 queries, 256 keys; fewer were not measured
 _MAX_SIZE = 256  # of a head
 _TILE = 512
@@ -101,7 +102,7 @@ def find_kernel(query: Array, key: Array) -> Kernel | None:
 def _function(device: Any, query: Array, key: Array) -> Callable[..., Array] | None:
     """Return the kernel of a kind of device that takes arrays of these shapes and types."""
     queries, size, keys = query.shape[1], query.shape[3], key.shape[1]
-    if device is None or queries * keys < _MIN_WEIGHTS or min(queries, keys) < _LANES:
+    if device is None or queries * keys < _MIN_WEIGHTS or min(queries, keys) < _MIN_LENGTH:
         return None
     if device.device_kind in _TPUS:
         return _splash if size <= _MAX_SIZE else None
@@ -152,14 +153,17 @@ def _splash(query: Array, key: Array, value: Array) -> Array:
 
 
 def _merged(x: Array) -> Array:
-    """Return [b heads, n, d], n padded to a multiple of 128."""
+    """Return [b heads, n, d], n padded so that it splits into tiles."""
     merged = x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
-    return jnp.pad(merged, ((0, 0), (0, -x.shape[1] % _LANES), (0, 0)))
+    multiple = _LANES if x.shape[1] <= _TILE else 2 * _LANES
+    return jnp.pad(merged, ((0, 0), (0, -x.shape[1] % multiple), (0, 0)))
 
 
 def _tiles(splash: Any, queries: int, keys: int) -> Any:
     """Return the sizes of the tiles that the kernel holds at once."""
-    q, k, computed = _tile(queries, _TILE), _tile(keys, 2 * _TILE), _tile(keys, _TILE)
+    # Up to 4,096 keys at once: then the kernel reads every array once.
+    q, k = _tile(queries, _TILE), _tile(keys, 8 * _TILE)
+    computed = _tile(k, _TILE)
     tokens_last = splash.QKVLayout.SEQ_MINOR  # 64 channels a head would be padded to 128
     return splash.BlockSizes(
         block_q=q,

@@ -4,46 +4,59 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core as jex
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from dmd2_jax.networks.derivatives import SLOPE
+
 __all__ = ["jaxpr_flops"]
 
 
-def jaxpr_flops(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> float:
+def jaxpr_flops(jaxpr: jex.Jaxpr | jex.ClosedJaxpr, *, again: bool = True) -> float:
     """Count the floating-point operations of a traced program, loops as often as they run.
 
     A product of matrices or a convolution counts 2 for each multiply-add, anything else that
     computes 1 for each element of its largest operand or result. What nothing depends on, such as
     the gradients of weights that do not train, does not count: no compiler keeps it. Of a branch
     the costliest side counts, each time: an upper bound, where another side is taken now and then.
+    A Pallas kernel counts its body as often as its grid has points.
 
     Args:
       jaxpr: from `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...).jaxpr`.
+      again: whether what attention's kernel computes a second time, for its gradient, counts.
 
     Returns:
       FLOPs of all devices together.
     """
     plain: Any = getattr(jaxpr, "jaxpr", jaxpr)
     needed, _ = dce_jaxpr(plain, [True] * len(plain.outvars), instantiate=True)
-    return _flops(needed)
+    return _flops(needed, again)
 
 
-def _flops(jaxpr: Any) -> float:
+def _flops(jaxpr: Any, again: bool) -> float:
     plain = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_equation_flops(equation) for equation in plain.eqns)
+    return sum(_equation_flops(equation, again) for equation in plain.eqns)
 
 
-def _equation_flops(equation: Any) -> float:
+def _equation_flops(equation: Any, again: bool) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return params["length"] * _flops(params["jaxpr"])
+        return params["length"] * _flops(params["jaxpr"], again)
     if name == "cond":
-        return max(_flops(branch) for branch in params["branches"])
+        return max(_flops(branch, again) for branch in params["branches"])
+    if name == "pallas_call":
+        if not again and params["name"].endswith(_AGAIN):
+            return 0.0
+        return math.prod(params["grid_mapping"].grid) * _flops(params["jaxpr"], again)
+    if name == SLOPE.name:
+        values = [v.aval for v in equation.invars]
+        return _flops(jax.make_jaxpr(params["rules"].slope)(*values), again)
     inner = list(_inner_jaxprs(params))
     if inner:
-        return sum(_flops(one) for one in inner)
+        devices = math.prod(params["mesh"].shape.values()) if name == "shard_map" else 1
+        return devices * sum(_flops(one, again) for one in inner)
     if name == "dot_general":
         return _dot_flops(equation)
     if name == "conv_general_dilated":
@@ -52,6 +65,8 @@ def _equation_flops(equation: Any) -> float:
         return 0.0
     return float(max((_size(v) for v in (*equation.invars, *equation.outvars)), default=0))
 
+
+_AGAIN = "fwd_residuals"  # splash attention's forward pass, where a gradient needs its sums
 
 _MOVES = frozenset(
     {

@@ -65,7 +65,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str | None = None
     cycle = open_cycle(config, devices)
     traced = trace(cycle)
     owners, flops = _owners(cycle), jaxpr_flops(traced.jaxpr)
-    model_flops = _model_flops(config, devices, flops)
+    model_flops = _model_flops(config, devices, traced)
     found = Buffers(_held(owners), 0, "", "")
     if until == "buffers":
         found = assign_buffers(config, name)
@@ -223,16 +223,16 @@ def _check_divides(batch_size: int, mesh: Mesh, num_chips: int) -> None:
         raise Refused(message) from error
 
 
-def _model_flops(config: ConfigDict, devices: Sequence[jax.Device], flops: float) -> float:
-    """Return the FLOPs of a cycle that computes nothing twice; `flops` are those of the config's.
+def _model_flops(config: ConfigDict, devices: Sequence[jax.Device], traced: Any) -> float:
+    """Return the FLOPs of a cycle that computes nothing twice; `traced` is the config's own.
 
     It is traced only.
     """
-    if config.model.get("remat", "none") == "none":
-        return flops
-    keeping = config.copy_and_resolve_references()
-    keeping.model.remat = "none"
-    return jaxpr_flops(trace(open_cycle(keeping, devices)).jaxpr)
+    if config.model.get("remat", "none") != "none":
+        keeping = config.copy_and_resolve_references()
+        keeping.model.remat = "none"
+        traced = trace(open_cycle(keeping, devices))
+    return jaxpr_flops(traced.jaxpr, again=False)
 
 
 def _text(value: Any) -> str:

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dmd2_jax.distill import init_state, make_cycle
 from dmd2_jax.networks import fused_attention
 from dmd2_jax.networks.attention import attention
+from dmd2_jax.recipe.placement import cycle_shardings, spread_players
 from dmd2_jax.runtime.sharding import BATCH_AXES, make_mesh
+from tests.distill import toy
+from tests.distill.test_cycle import make_batch
 
 SMALL = {"_TPUS": frozenset({"cpu"}), "_MIN_WEIGHTS": 1, "_TILE": 128}
 
@@ -16,6 +20,11 @@ def on_cpu(monkeypatch):
     """Let the kernel run here, interpreted, in tiles that make short sequences several."""
     for name, value in SMALL.items():
         monkeypatch.setattr(fused_attention, name, value)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(fused_attention, "_MIN_LENGTH", 1)
 
 
 def arrays(queries, keys, heads=2, size=16, dtype=jnp.float32, batch=4):
@@ -78,3 +87,48 @@ def test_attention_falls_back_to_the_plain_formula(on_cpu, given):
 
 def test_attention_without_a_mesh_is_plain(on_cpu):
     assert "pallas_call" not in str(jax.make_jaxpr(both)(*arrays(256, 256)))
+
+
+def attending(denoiser):
+    """Return a Denoiser whose input's pixels attend to each other first, in two heads of eight."""
+
+    @jax.checkpoint
+    def attended(params, x_t):
+        tokens = x_t.reshape(x_t.shape[0], -1, 1, 1) * params["in"][:2]
+        return x_t + attention(tokens, tokens**2, tokens).mean((2, 3)).reshape(x_t.shape)
+
+    def on(function):
+        return lambda params, x_t, *rest: function(params, attended(params, x_t), *rest)
+
+    return denoiser._replace(
+        x0=on(denoiser.x0),
+        features=on(denoiser.features),
+        x0_and_features=on(denoiser.x0_and_features),
+    )
+
+
+def cycle_on(sizes):
+    """Run a cycle of a few-step student, its batch in parts; return metrics, state and program."""
+    config = toy.config(student_times=(8.0, 0.5), batch_size=16, microbatches=2)
+    nets = [toy.init_mlp(seed) for seed in range(3)]
+    head = {"w": jnp.linspace(-1.0, 1.0, 8)}
+    state = init_state(config, generator=nets[1], critic=nets[2], discriminator=head)
+    players = toy.players()
+    names = ("teacher", "generator", "critic")
+    players = players._replace(**{name: attending(getattr(players, name)) for name in names})
+    batch, mesh = make_batch(config), make_mesh(sizes)
+    shardings = cycle_shardings(state, nets[0], batch, mesh)
+    cycle = make_cycle(spread_players(players, mesh), config, shardings=shardings, donate=False)
+    given = jax.device_put((state, nets[0], batch), shardings[:3])
+    key = jax.device_put(jax.random.key(0), shardings.key)
+    return cycle(*given, key), str(cycle.trace(*given, key).jaxpr)
+
+
+def test_a_cycle_with_the_kernel_on_eight_devices_equals_the_plain_one(on_cpu, short, monkeypatch):
+    fused, program = cycle_on({"data": 2, "fsdp": 2, "tensor": 2})
+    assert program.count("pallas_call") >= 6
+    monkeypatch.undo()
+    plain, program = cycle_on({"data": 1})
+    assert "pallas_call" not in program
+    for ours, theirs in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)

@@ -204,7 +204,7 @@ def test_find_remedy_that_is_typed_in_fits(monkeypatch: pytest.MonkeyPatch) -> N
     # Only what the owners hold is traced, and of that rematerialisation saves nothing.
     limit = 0.7 * made.peak_bytes
     monkeypatch.setattr(plan, "_limit", lambda *arguments: limit)
-    monkeypatch.setattr(plan, "_model_flops", lambda config, devices, flops: flops)  # not traced
+    monkeypatch.setattr(plan, "_model_flops", lambda *arguments: 1.0)  # not traced
     found = find_remedy(config, made, until="trace")
     typed = as_flags(found, (), keys=True)
     flags = dict(flag[len("--config.") :].split("=") for flag in typed.split(":")[0].split()[3:])

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dmd2_jax.networks import fused_attention
+from dmd2_jax.networks.attention import attention
 from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.program_costs import Collective, read_program
+from dmd2_jax.runtime.sharding import make_mesh
 
 
 def flops(f, *arguments) -> float:
@@ -60,6 +63,32 @@ def test_jaxpr_flops_counts_inside_jit_remat_and_cond() -> None:
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x, x)
 
     assert flops(f, x) == pytest.approx(4 * one, rel=0.02)
+
+
+def test_jaxpr_flops_counts_attentions_kernel_on_all_devices(monkeypatch) -> None:
+    monkeypatch.setattr(fused_attention, "_TPUS", frozenset({"cpu"}))
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    x = jax.ShapeDtypeStruct((4, 1024, 2, 64), jnp.bfloat16)
+
+    def f(q, k, v, g):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            out, pull = jax.vjp(attention, q, k, v)
+        return out, *pull(g)
+
+    program = jax.make_jaxpr(f)(x, x, x, x)
+    assert "pallas_call" in str(program)
+    product = 2 * 4 * 2 * 1024 * 1024 * 64
+    # Two products forward and again for the gradient, whose own are five; the softmax is the rest.
+    assert jaxpr_flops(program) == pytest.approx(9 * product, rel=0.05)
+    assert jaxpr_flops(program, again=False) == pytest.approx(7 * product, rel=0.05)
+    assert jaxpr_flops(program) > 9 * product
+
+
+def test_jaxpr_flops_counts_forward_mode() -> None:
+    x = jnp.ones((1, 64, 1, 32))
+    product = 2 * 64 * 64 * 32
+    counted = flops(lambda x: jax.jvp(lambda x: attention(x, x, x), (x,), (x,)), x)
+    assert counted == pytest.approx(2 * product + 6 * product, rel=0.25)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
