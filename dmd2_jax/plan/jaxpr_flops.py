@@ -50,6 +50,8 @@ def _equation_flops(equation: Any, again: bool) -> float:
         if not again and params["name"].endswith(_AGAIN):
             return 0.0
         return math.prod(params["grid_mapping"].grid) * _flops(params["jaxpr"], again)
+    if name.startswith(_CUDNN):
+        return _cudnn_flops(equation, again)
     if name == SLOPE.name:
         values = [v.aval for v in equation.invars]
         return _flops(jax.make_jaxpr(params["rules"].slope)(*values), again)
@@ -66,6 +68,7 @@ def _equation_flops(equation: Any, again: bool) -> float:
     return float(max((_size(v) for v in (*equation.invars, *equation.outvars)), default=0))
 
 
+_CUDNN = "dot_product_attention_"  # then fwd or bwd
 _AGAIN = "fwd_residuals"  # splash attention's forward pass, where a gradient needs its sums
 
 _MOVES = frozenset(
@@ -110,6 +113,15 @@ def _dot_flops(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
     return 2.0 * _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
+
+
+def _cudnn_flops(equation: Any, again: bool) -> float:
+    """Count the products of matrices of cuDNN's attention: two forward, five for its gradient."""
+    if not again and equation.params.get("is_training"):
+        return 0.0
+    (b, queries, heads, size), (_, keys, _, _) = (v.aval.shape for v in equation.invars[:2])
+    products = 5 if equation.primitive.name.startswith(_CUDNN + "bwd") else 2
+    return products * 2.0 * b * heads * queries * keys * size
 
 
 def _convolution_flops(equation: Any) -> float:

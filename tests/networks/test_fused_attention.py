@@ -2,11 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from dmd2_jax.distill import init_state, make_cycle
 from dmd2_jax.networks import fused_attention
 from dmd2_jax.networks.attention import attention
+from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.recipe.placement import cycle_shardings, spread_players
 from dmd2_jax.runtime.sharding import BATCH_AXES, make_mesh
 from tests.distill import toy
@@ -87,6 +89,44 @@ def test_attention_falls_back_to_the_plain_formula(on_cpu, given):
 
 def test_attention_without_a_mesh_is_plain(on_cpu):
     assert "pallas_call" not in str(jax.make_jaxpr(both)(*arrays(256, 256)))
+
+
+def traced_for_a_gpu(dtype, size=64):
+    here = make_mesh({"data": 1}, jax.devices()[:1]).abstract_mesh
+    device = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
+    mesh = AbstractMesh(
+        here.axis_sizes, here.axis_names, axis_types=here.axis_types, abstract_device=device
+    )
+
+    def run(*given):
+        with jax.sharding.use_abstract_mesh(mesh):
+            return both(*given)
+
+    shape = jax.ShapeDtypeStruct((4, 1024, 2, size), dtype)
+    return jax.make_jaxpr(run)(*[shape] * 4)
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+    monkeypatch.setattr(fused_attention, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+
+
+def test_half_precision_on_a_gpu_takes_cudnn_and_counts_by_its_formula(with_cudnn):
+    program = traced_for_a_gpu(jnp.bfloat16)
+    assert "dot_product_attention_bwd" in str(program)
+    product = 2 * 4 * 2 * 1024 * 1024 * 64
+    assert jaxpr_flops(program) == pytest.approx(9 * product, rel=0.01)
+    assert jaxpr_flops(program, again=False) == pytest.approx(7 * product, rel=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 64), (jnp.bfloat16, 160)])
+def test_what_cudnn_does_not_take_is_plain_on_a_gpu(with_cudnn, dtype, size):
+    assert "dot_product_attention" not in str(traced_for_a_gpu(dtype, size))
+
+
+def test_a_gpu_without_cudnn_is_plain():
+    assert "dot_product_attention" not in str(traced_for_a_gpu(jnp.bfloat16))
 
 
 def attending(denoiser):
