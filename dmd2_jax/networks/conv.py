@@ -84,15 +84,14 @@ def _conv2d(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
 @functools.cache
 def _with_gradients(stride: int, padding: Padding) -> Callable[[Array, Array], Array]:
     """Return the convolution of one stride and padding, with the gradients of this file."""
-    settings = {"stride": stride, "padding": padding}
-    conv = functools.partial(_conv2d, **settings)
+    conv = functools.partial(_conv2d, stride=stride, padding=padding)
 
     def backward(x: Array, kernel: Array, out: Array, g: Array) -> tuple[Array, Array]:
         return lax.platform_dependent(
             x,
             kernel,
             g,
-            cpu=functools.partial(_cpu_gradients, **settings),
+            cpu=functools.partial(_cpu_gradients, stride=stride, padding=padding),
             default=lambda x, kernel, g: jax.vjp(conv, x, kernel)[1](g),
         )
 

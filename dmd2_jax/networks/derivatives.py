@@ -131,8 +131,8 @@ def _batched(
         jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
         for x, axis in zip(values, axes, strict=True)
     ]
-    over = _Rules(*(jax.vmap(function) for function in rules[:3]), rules.num_arrays)
-    out = SLOPE.bind(*first, rules=over)
+    over = [jax.vmap(function) for function in (rules.slope, rules.pull, rules.pull_all)]
+    out = SLOPE.bind(*first, rules=_Rules(over[0], over[1], over[2], rules.num_arrays))
     return out, [0] * len(out)
 
 

@@ -21,10 +21,12 @@ from dmd2_jax.typing import Array, Float
 __all__ = ["Kernel", "find_kernel"]
 
 # The chips that splash attention was compiled for, as their devices call themselves.
-_TPUS = frozenset({"TPU v6 lite"})
+_TPUS = frozenset(
+    {"TPU v4", "TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e"}
+)
 _LANES = 128  # lengths are padded to multiples of it
 _MIN_LENGTH = 128  # of queries and of keys: padding is most of shorter ones, such as a prompt's 77
-_MIN_WEIGHTS = 1 << 16  # a head: 256 queries, 256 keys; fewer were not measured
+_MIN_WEIGHTS = 1 << 16  # a head: 256 queries, 256 keys gain; fewer were not measured
 _MAX_SIZE = 256  # of a head
 _TILE = 512
 
