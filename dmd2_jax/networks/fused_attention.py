@@ -22,7 +22,7 @@ __all__ = ["Kernel", "find_kernel"]
 
 # The chips that splash attention was compiled for, as their devices call themselves.
 _TPUS = frozenset(
-    {"TPU v4", "TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e"}
+    {"TPU v4", "TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e", "TPU7x"}
 )
 _LANES = 128  # lengths are padded to multiples of it
 _MIN_LENGTH = 128  # of queries and of keys: padding is most of shorter ones, such as a prompt's 77

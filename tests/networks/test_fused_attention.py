@@ -71,20 +71,30 @@ def test_the_kernel_on_a_mesh_equals_the_plain_formula(on_cpu, queries, keys, dt
         np.testing.assert_array_less(jnp.abs(difference), tolerance)
 
 
+def program_on_a_mesh(given):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return str(jax.make_jaxpr(both)(*given))
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {"queries": 256, "keys": 77},  # fewer keys than a tile
-        {"queries": 256, "keys": 256, "heads": 3},  # which tensor=2 does not divide
-        {"queries": 256, "keys": 256, "batch": 3},
-        {"queries": 128, "keys": 128, "size": 512},  # a larger head than the kernel was built for
+        {"queries": 128, "keys": 128, "size": 512},  # a larger head than the kernel takes
     ],
 )
-def test_attention_falls_back_to_the_plain_formula(on_cpu, given):
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        program = str(jax.make_jaxpr(both)(*arrays(**given)))
-    assert "pallas_call" not in program
+def test_attention_without_a_kernel_of_its_shape_is_plain(on_cpu, given):
+    assert "pallas_call" not in program_on_a_mesh(arrays(**given))
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [({"heads": 3}, "3 heads and 4 samples"), ({"batch": 6}, "2 heads and 6 samples")],
+)
+def test_attention_that_the_mesh_does_not_divide_is_plain_and_says_so(on_cpu, given, numbers):
+    with pytest.warns(UserWarning, match=numbers):
+        assert "pallas_call" not in program_on_a_mesh(arrays(256, 256, **given))
 
 
 def test_attention_without_a_mesh_is_plain(on_cpu):
