@@ -104,11 +104,13 @@ def _chosen(argv: Sequence[str]) -> int:
         if words and not plugins.is_dotted(words[0]):
             words[0] = words[0].replace("_", "-")
         parser, command = _parser(words[0] if words else "")
+        if command is None:
+            parser.parse_args(words)
+        assert command is not None  # or else the parser has ended the process
         # Before argparse says what is missing, which is often what was written wrong.
-        unknown = [] if command is None else flags.unknown_flags(words[1:], command.flags)
+        unknown = flags.unknown_flags(words[1:], command.flags)
         if not unknown:
             arguments, unknown = parser.parse_known_args(words)
-            assert command is not None  # or else the parser has ended the process
         if unknown:
             near = flags.nearest_flag(unknown[0], command.flags)
             command.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
