@@ -48,6 +48,9 @@ _CHOICES = {
     "data.digest": rules.DIGESTS,
     "data.resize": rules.RESIZE,
     "distill.fake_labels": ("uniform", "real"),
+    "distill.gan_features": rules.GAN_FEATURES,
+    "distill.gan_loss": rules.GAN_LOSSES,
+    "distill.gan_r1_samples": rules.R1_SAMPLES,
 }
 _DOTTED = ("data.name",)
 _DISTILL = {
@@ -93,6 +96,7 @@ _NUMBERS = {
         "teacher.lr",
         "teacher.p_std",
         "distill.lora_alpha",
+        "distill.gan_r1_sigma",
         "optim.generator_lr",
         "optim.critic_lr",
         "optim.eps",
@@ -110,6 +114,7 @@ _NUMBERS = {
         "distill.dm_weight",
         "distill.gan_generator_weight",
         "distill.gan_critic_weight",
+        "distill.gan_r1_weight",
         "distill.regression_weight",
     ),
     Rule(math.isfinite, "a finite number"): ("teacher.lora_scale", "teacher.p_mean"),

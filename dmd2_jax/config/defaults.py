@@ -105,10 +105,17 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.distill.critic_times = "uniform"
     config.distill.denoising_weight = "edm"  # edm | eps | x0 | flow
     config.distill.gan_head_channels = 128
+    config.distill.gan_features = "critic"  # whose the discriminator reads: critic | teacher
+    config.distill.gan_loss = "softplus"  # softplus | hinge
+    config.distill.gan_r1_weight = config_dict.placeholder(float)  # approximate R1's; None: none
+    config.distill.gan_r1_sigma = 0.1  # how far it moves noised images, in units of the data
+    config.distill.gan_r1_samples = "real"  # whose logits it is of: real | both
     config.distill.diffusion_gan = True  # False: the discriminator sees clean images
     config.distill.shared_pass = False  # True: DSM and the GAN's fakes share one noised pass
     config.distill.first_turn_reuses_images = True  # official: critic turn 0 sees pre-update images
-    config.distill.objectives = ()  # more of your own: dotted modules, such as my_lab.my_loss
+    # More of them: names with values of their fields behind, such as f_distill:ratio_range=(0.1,20)
+    # (docs/objectives.md), and dotted modules of your own, such as my_lab.my_loss.
+    config.distill.objectives = ()
     config.distill.fake_labels = "uniform"  # uniform | real (the real batch's)
 
     config.optim = ConfigDict()

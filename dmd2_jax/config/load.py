@@ -260,7 +260,7 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
 
 def _parse_tuple(text: str, current: Sequence[Any], words: bool) -> tuple[Any, ...]:
     values = [
-        i if words and i.replace(".", "").isidentifier() else ast.literal_eval(i)
+        i if words and i.partition(":")[0].replace(".", "").isidentifier() else ast.literal_eval(i)
         for i in _items(text)
     ]
     if any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):

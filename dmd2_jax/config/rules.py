@@ -20,11 +20,14 @@ __all__ = [
     "DTYPES",
     "FRACTION",
     "FROM_DATA",
+    "GAN_FEATURES",
+    "GAN_LOSSES",
     "LEVELS",
     "LR_SCHEDULES",
     "NOT_NEGATIVE",
     "POSITIVE",
     "POSITIVE_OR_NONE",
+    "R1_SAMPLES",
     "REMAT",
     "RESIZE",
     "TIMES",
@@ -46,8 +49,17 @@ DTYPES = ("float32", "bfloat16")
 DIGESTS = ("names", "sizes", "contents")
 """What tells the files of one run's data from others: their names, sizes too, or every byte."""
 
+GAN_FEATURES = ("critic", "teacher")
+"""Whose features the discriminator reads."""
+
+GAN_LOSSES = ("softplus", "hinge")
+"""What the two sides of the GAN minimise of its logits."""
+
 LR_SCHEDULES = ("constant", "cosine")
 """What a learning rate does after its warm-up: nothing, or falls to 0 at the end of the run."""
+
+R1_SAMPLES = ("real", "both")
+"""Whose logits approximate R1 is of: real samples', or generated ones' too."""
 
 REMAT = ("none", "block", "full")
 """What the backward pass computes again instead of keeping it: nothing, each block, everything."""

@@ -7,7 +7,13 @@ from typing import NamedTuple
 from dmd2_jax.config import rules
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter, Denoiser, Discriminator, map_params
-from dmd2_jax.distill.objectives.contract import Objective, check_objectives, of_player
+from dmd2_jax.distill.objectives.contract import (
+    Objective,
+    Setting,
+    check_objectives,
+    check_setting,
+    of_player,
+)
 from dmd2_jax.distill.objectives.official import dmd2
 from dmd2_jax.typing import Params
 
@@ -16,7 +22,11 @@ _RULES = {
     rules.AT_LEAST_ONE: ("batch_size",),
     rules.DECREASING: ("student_times",),
 }
-_CHOICES = {"moment_dtype": rules.DTYPES, "lr_schedule": rules.LR_SCHEDULES}
+_CHOICES = {
+    "gan_features": rules.GAN_FEATURES,
+    "moment_dtype": rules.DTYPES,
+    "lr_schedule": rules.LR_SCHEDULES,
+}
 
 
 class _Players(NamedTuple):
@@ -102,6 +112,8 @@ class DistillConfig:
       first_trained_step: the student's steps before it are only rolled out, so that critic and
         losses see the outputs of the rest alone; 0 trains them all, as the paper does.
       objectives: what the players minimise, from `objectives.dmd2`, and of your own.
+      gan_features: whose features the discriminator reads: the critic's, which learn with it, or
+        the frozen "teacher"'s.
       first_turn_reuses_images: the cycle's first critic turn sees the images that the generator
         turn made before its update (official); False: fresh images for every critic turn.
       generator_lr, critic_lr: peak learning rates (the discriminator uses critic_lr).
@@ -127,6 +139,7 @@ class DistillConfig:
     backward_simulation: bool = True
     first_trained_step: int = 0
     objectives: tuple[Objective, ...] = dataclasses.field(default_factory=dmd2)
+    gan_features: str = "critic"
     first_turn_reuses_images: bool = True
     generator_lr: float = 2e-6
     critic_lr: float = 2e-6
@@ -185,6 +198,9 @@ class DistillConfig:
             self.lr_schedule == "constant" or self.total_turns > 0,
             f"lr_schedule={self.lr_schedule!r} needs total_turns={self.total_turns} to be "
             "positive; set it to cycles * critic_turns.",
+        )
+        check_setting(
+            Setting(self.objectives, len(times), self.first_trained_step, self.microbatches)
         )
 
 

@@ -278,6 +278,7 @@ def _view(
         from_noise=from_noise,
         draws=draws,
         sources={name: draw.of for name, draw in merged_draws(objectives).items()},
+        gan_features=config.gan_features,
         asked=tuple(one for objective in objectives for one in objective.passes),
         **rest,
     )

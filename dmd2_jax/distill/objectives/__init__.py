@@ -3,10 +3,12 @@
 from dmd2_jax.distill.objectives.contract import Objective
 from dmd2_jax.distill.objectives.denoising import Denoising
 from dmd2_jax.distill.objectives.distribution_matching import DistributionMatching
+from dmd2_jax.distill.objectives.f_distill import FDistill
 from dmd2_jax.distill.objectives.gan import CriticGan, GeneratorGan
 from dmd2_jax.distill.objectives.noising import Draw, Levels, Noising, level_bounds, noised
 from dmd2_jax.distill.objectives.official import dmd2
 from dmd2_jax.distill.objectives.regression import Regression
+from dmd2_jax.distill.objectives.sid import Sid
 from dmd2_jax.distill.objectives.view import Network, Pairs, Pass, Samples, View
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Denoising",
     "DistributionMatching",
     "Draw",
+    "FDistill",
     "GeneratorGan",
     "Levels",
     "Network",
@@ -23,6 +26,7 @@ __all__ = [
     "Pass",
     "Regression",
     "Samples",
+    "Sid",
     "View",
     "dmd2",
     "level_bounds",

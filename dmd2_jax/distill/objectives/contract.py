@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill.objectives.noising import Draw
@@ -11,6 +11,22 @@ from dmd2_jax.typing import Array
 
 PLAYERS = ("generator", "critic")
 OUTPUTS = ("x0", "features")
+
+
+class Setting(NamedTuple):
+    """What an objective may look at before anything is traced; see `Objective.check`.
+
+    Attributes:
+      objectives: all of the run.
+      student_steps: how many steps the student has.
+      first_trained_step: the first of them that the turns draw.
+      microbatches: parts that a batch is computed in.
+    """
+
+    objectives: tuple["Objective", ...]
+    student_steps: int
+    first_trained_step: int
+    microbatches: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +82,16 @@ class Objective:
         """
         return ()
 
+    def check(self, setting: Setting) -> None:
+        """Refuse what it cannot stand beside; nothing by default.
+
+        Args:
+          setting: the run.
+
+        Raises:
+          Refused: naming the fault.
+        """
+
     def value(self, view: View, draws: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Return the unweighted scalar and its metrics: pure, and a mean over the samples.
 
@@ -100,6 +126,17 @@ def merged_draws(objectives: Sequence[Objective]) -> dict[str, Draw]:
                     f"draws {found[name]}; use another name, or draw alike to share its pass."
                 )
     return found
+
+
+def check_setting(setting: Setting) -> None:
+    """Let every objective look at the run; one that is no subclass of ours need not have a check.
+
+    Raises:
+      Refused: naming the first fault.
+    """
+    for one in setting.objectives:
+        if isinstance(one, Objective):
+            one.check(setting)
 
 
 def check_objectives(objectives: Sequence[Objective]) -> None:
@@ -151,6 +188,12 @@ def check_objectives(objectives: Sequence[Objective]) -> None:
         not needing or any(one.trains_critic for one in objectives),
         f"objectives {needing} need a critic that an objective with trains_critic=True trains, "
         f"got {names}; add Denoising().",
+    )
+    judging = [one.name for one in objectives if one.needs_discriminator]
+    _require(
+        not judging or any(one.needs_discriminator for one in of_player(objectives, "critic")),
+        f"objectives {judging} read a discriminator that no objective of the critic trains, got "
+        f"{names}; add CriticGan(), the GAN's side of the critic.",
     )
 
 

@@ -12,7 +12,7 @@ from dmd2_jax.distill.objectives.noising import Levels, average_by_level
 from dmd2_jax.distill.objectives.view import Pass, View
 from dmd2_jax.losses.distribution_matching import NORMALIZER_FLOOR, distribution_matching_loss
 from dmd2_jax.runtime.summaries import Average, Norm
-from dmd2_jax.typing import Array
+from dmd2_jax.typing import Array, Float
 
 NOISING = "dm"
 
@@ -48,16 +48,25 @@ class DistributionMatching(Objective):
         """The critic's x_0; nothing is differentiated through it."""
         return (Pass(NOISING, "x0", frozen=True),)
 
+    def sample_weight(self, view: View) -> tuple[Float[Array, " b"] | None, dict[str, Any]]:
+        """Return the weight of each sample's gradient, [b] or None for 1, and its metrics."""
+        return None, {}
+
     def value(self, view: View, draws: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Return the loss; beside its metrics the gradient's norm by level."""
         x_0_critic = view.critic_x0(NOISING)
         x_0_teacher = view.teacher_x0(NOISING, self.guidance)
+        weight, found = self.sample_weight(view)
         loss, metrics = distribution_matching_loss(
-            view.x_0, x_0_teacher, x_0_critic, normalizer_floor=self.normalizer_floor
+            view.x_0,
+            x_0_teacher,
+            x_0_critic,
+            weight=weight,
+            normalizer_floor=self.normalizer_floor,
         )
         norms = metrics.pop("dm_grad_norms")
         hits = metrics["dm_floor_hits"].astype(jnp.float32)
-        return loss, metrics | {
+        return loss, metrics | found | {
             "dm_grad_norm": Norm(metrics["dm_grad_norm"]),
             "dm_grad_norm_by_level": average_by_level(norms, draws[NOISING].level, view.schedule),
             "dm_floor_share": Average(hits, jnp.int32(norms.shape[0])),

@@ -1,10 +1,7 @@
 """The objectives of DMD2 and of its ablations, from the keys of a config."""
 
-import importlib
 from collections.abc import Sequence
-from typing import Any
 
-from dmd2_jax.config.plugins import available, is_dotted, load_plugin, nearest
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.times import UNIFORM
 from dmd2_jax.distill.objectives import denoising, distribution_matching
@@ -12,22 +9,8 @@ from dmd2_jax.distill.objectives.contract import Objective
 from dmd2_jax.distill.objectives.denoising import Denoising
 from dmd2_jax.distill.objectives.distribution_matching import DistributionMatching
 from dmd2_jax.distill.objectives.gan import CriticGan, GeneratorGan
+from dmd2_jax.distill.objectives.named import checked, named
 from dmd2_jax.distill.objectives.regression import Regression
-
-_KEY = "config.distill.objectives"
-_MEMBERS = (
-    "name",
-    "player",
-    "weight",
-    "draws",
-    "passes",
-    "value",
-    "needs_real",
-    "needs_pairs",
-    "needs_discriminator",
-    "needs_critic",
-    "trains_critic",
-)
 
 
 def dmd2(
@@ -41,6 +24,10 @@ def dmd2(
     dm_range: tuple[float, float] = DistributionMatching.range,
     gan_range: tuple[float, float] = GeneratorGan.range,
     diffusion_gan: bool = GeneratorGan.diffusion,
+    gan_loss: str = CriticGan.loss,
+    gan_r1_weight: float | None = CriticGan.r1_weight,
+    gan_r1_sigma: float = CriticGan.r1_sigma,
+    gan_r1_samples: str = CriticGan.r1_samples,
     dm_times: str = DistributionMatching.times,
     critic_times: str = Denoising.times,
     denoising_weight: str = Denoising.kind,
@@ -63,6 +50,10 @@ def dmd2(
       dm_range: the part of the schedule's levels that DM draws from, last level included.
       gan_range: the part that the GAN draws from, last level left out.
       diffusion_gan: False shows the discriminator clean images at the least noisy level.
+      gan_loss: "softplus" or "hinge".
+      gan_r1_weight: weight of approximate R1 within the critic's GAN loss; None = none.
+      gan_r1_sigma: how far R1 moves what the discriminator sees, in data units.
+      gan_r1_samples: whose, "real" or "both".
       dm_times: how often each of its levels DM draws (see `noising.Levels`).
       critic_times: the same of denoising score matching.
       denoising_weight: weight of the critic's denoising loss (see losses.denoising).
@@ -70,7 +61,8 @@ def dmd2(
       normalizer_floor: smallest normaliser of the DM gradient.
       shared_pass: noise the student's samples once a turn and let one critic pass serve both the
         score loss and the GAN. Faster; official code draws twice.
-      objectives: more of them: objects, or dotted modules whose `objective()` makes one.
+      objectives: more of them: objects, or names of files here and dotted modules whose
+        `objective()` makes one, with values of its fields behind them (see `named`).
 
     Returns:
       A value for `DistillConfig.objectives`.
@@ -78,7 +70,15 @@ def dmd2(
     Raises:
       ValueError: for values that contradict each other, or a module that is none.
     """
-    more = tuple(_loaded(one) if isinstance(one, str) else _checked(one) for one in objectives)
+    shared_settings = {
+        "guidance": guidance,
+        "dm_range": dm_range,
+        "dm_times": dm_times,
+        "normalizer_floor": normalizer_floor,
+    }
+    more = tuple(
+        named(one, shared_settings) if isinstance(one, str) else checked(one) for one in objectives
+    )
     own_generator = any(one.player == "generator" for one in more)
     own_critic = any(one.player == "critic" for one in more)
     has_gan = gan_critic_weight is not None
@@ -102,8 +102,10 @@ def dmd2(
         raise Refused(
             "train_critic=False without a GAN leaves the critic turn empty; use one of the two."
         )
+    dm_noising = distribution_matching.NOISING
+    has_dm = dm_weight is not None or any(dm_noising in one.draws for one in more)
     for key, times, used in (
-        ("dm_times", dm_times, dm_weight is not None),
+        ("dm_times", dm_times, has_dm),
         ("critic_times", critic_times, train_critic),
     ):
         if times != UNIFORM and not used:
@@ -112,49 +114,20 @@ def dmd2(
             )
     made: list[Objective] = []
     shared: dict[str, str | None] = {"generator": None, "critic": None}
+    if has_dm and shared_pass:
+        shared["generator"] = dm_noising
     if dm_weight is not None:
-        shared["generator"] = distribution_matching.NOISING if shared_pass else None
         made.append(DistributionMatching(dm_weight, guidance, dm_range, normalizer_floor, dm_times))
     if gan_generator_weight is not None:
-        noising = shared["generator"]
-        made.append(GeneratorGan(gan_generator_weight, gan_range, diffusion_gan, noising))
+        own = (gan_range, diffusion_gan, shared["generator"], gan_loss)
+        made.append(GeneratorGan(gan_generator_weight, *own))
     if regression_weight is not None:
         made.append(Regression(regression_weight))
     if train_critic:
         shared["critic"] = denoising.NOISING if shared_pass else None
         made.append(Denoising(kind=denoising_weight, sigma_data=sigma_data, times=critic_times))
     if gan_critic_weight is not None:
-        made.append(CriticGan(gan_critic_weight, gan_range, diffusion_gan, shared["critic"]))
+        own = (gan_range, diffusion_gan, shared["critic"], gan_loss)
+        r1 = (gan_r1_weight, gan_r1_sigma, gan_r1_samples)
+        made.append(CriticGan(gan_critic_weight, *own, *r1))
     return (*made, *more)
-
-
-def _loaded(name: str) -> Objective:
-    """Make the objective of a file of this folder with `objective()`, or of a user's own module."""
-    if not is_dotted(name) and name not in (known := _by_name()):
-        ours = f", or some of {known}{nearest(name, known)}" if known else ""
-        raise Refused(
-            f"{_KEY} has {name!r}, expected dotted modules of your own, such as my_lab.my_loss"
-            f"{ours}; the paper's are switched by their weights."
-        )
-    package = __name__.rpartition(".")[0]
-    module: Any = load_plugin(name, package, _KEY, known=(name,), needs=("objective",))
-    return _checked(module.objective(), f"{name}.objective() returned")
-
-
-def _checked(one: Any, whose: str = f"{_KEY} has") -> Objective:
-    """Refuse what is no objective, a class that was not called among it."""
-    missing = [member for member in _MEMBERS if not hasattr(one, member)]
-    if missing or isinstance(one, type):
-        without = f" without {missing}" if missing else ", a class"
-        raise Refused(
-            f"{whose} {one!r}{without}, expected an objective; make it an object of a subclass of "
-            "dmd2_jax.objectives.Objective."
-        )
-    return one
-
-
-def _by_name() -> list[str]:
-    """List the files of this folder that offer an objective by name, as a user's module does."""
-    package = __name__.rpartition(".")[0]
-    modules = {name: importlib.import_module(f"{package}.{name}") for name in available(package)}
-    return [name for name, module in modules.items() if hasattr(module, "objective")]

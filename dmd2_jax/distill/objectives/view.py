@@ -1,7 +1,7 @@
 """What an objective sees of a turn: samples, networks, and their passes by name of the noising."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +44,7 @@ class Pass(NamedTuple):
 
     Attributes:
       noising: the name under which its input is drawn.
-      output: "x0" or "features".
+      output: "x0", or "features": what the discriminator reads (of the critic, by default).
       frozen: the objective wants no gradient through the pass to the samples. Where all who share
         the pass say so, none is computed.
     """
@@ -73,6 +73,7 @@ class View:
       draws: what this turn drew, by name.
       sources: name -> whose samples are noised under it, "student" or "real".
       asked: the critic's passes that this turn's objectives declare.
+      gan_features: whose features the discriminator reads, "critic" or "teacher".
       given_real: real samples; None where no objective needs them. Objectives read `real`.
       given_pairs: the teacher's ODE pairs, likewise `pairs`; None in critic turns.
       reader: the objective that looks, by name.
@@ -90,6 +91,7 @@ class View:
     draws: Mapping[str, PyTree]
     sources: Mapping[str, str]
     asked: tuple[Pass, ...]
+    gan_features: str = "critic"
     given_real: Samples | None = None
     given_pairs: Pairs | None = None
     reader: str = ""
@@ -127,21 +129,24 @@ class View:
             lambda: noised(self.schedule, self.samples(name).x_0, self.draws[name]),
         )
 
-    def teacher_x0(self, name: str, guidance: float | None = None) -> Float[Array, "b ..."]:
-        """Return the teacher's estimate at a noising; no gradient flows through it.
+    def teacher_x0(
+        self, name: str, guidance: float | None = None, *, through: bool = False
+    ) -> Float[Array, "b ..."]:
+        """Return the teacher's estimate at a noising.
 
         Args:
           name: of the noising.
           guidance: w of u + w (c - u); None: the conditional estimate.
+          through: let gradients flow through the teacher to the samples.
         """
 
         def call() -> Array:
             x_t, t = self.noised(name)
             x0 = guided_x0(self.teacher.denoiser, guidance)
             cond = self.samples(name).cond
-            return x0(self.teacher.params, jax.lax.stop_gradient(x_t), t, cond)
+            return x0(self.teacher.params, x_t if through else jax.lax.stop_gradient(x_t), t, cond)
 
-        return self._once((f"teacher {guidance}", name), call)
+        return self._once((f"teacher {guidance} {through}", name), call)
 
     def critic_x0(self, name: str) -> Float[Array, "b ..."]:
         """Return the critic's estimate at a noising."""
@@ -149,22 +154,62 @@ class View:
 
     def critic_features(self, name: str) -> Features:
         """Return the critic's features at a noising."""
-        return self._critic(name)["features"]
+        if self.gan_features == "critic":
+            return self._critic(name)["features"]
+        return self._once(("critic features", name), lambda: self._features(self.critic, name))
 
     def logits(self, *names: str) -> tuple[Float[Array, " b"], ...]:
         """Return the discriminator's logits at each of the noisings.
 
         Noisings that nobody else has a use for go through the networks as one batch.
         """
+        head = self._head
+        if len(names) > 1 and all(self._outputs(name) == ["features"] for name in names):
+            return self._judged([(*self.noised(name), self.samples(name).cond) for name in names])
+        return tuple(head(self._read_features(name)) for name in names)
+
+    def logits_beside(
+        self, names: Sequence[str], shifts: Sequence[Array]
+    ) -> tuple[Float[Array, " b"], ...]:
+        """Return the discriminator's logits where each noising's x_t is moved by a shift.
+
+        Args:
+          names: of the noisings.
+          shifts: [b, ...], one for each.
+        """
+        moved = []
+        for name, shift in zip(names, shifts, strict=True):
+            x_t, t = self.noised(name)
+            moved.append((x_t + shift, t, self.samples(name).cond))
+        return self._judged(moved)
+
+    @property
+    def _head(self) -> Callable[[Features], Array]:
         if self.head is None:
             raise self._undeclared("a discriminator's logits", "needs_discriminator")
-        if len(names) > 1 and all(self._outputs(name) == ["features"] for name in names):
-            parts = [(*self.noised(name), self.samples(name).cond) for name in names]
-            merged = jax.tree.map(_interleave, *parts)
-            features = self.critic.denoiser.features(self.critic.params, *merged)
-            logits = self.head(features)
-            return tuple(logits[i :: len(names)] for i in range(len(names)))
-        return tuple(self.head(self.critic_features(name)) for name in names)
+        return self.head
+
+    @property
+    def _read(self) -> Network:
+        """The network whose features the discriminator reads."""
+        return self.critic if self.gan_features == "critic" else self.teacher
+
+    def _judged(self, inputs: Sequence[tuple[Array, Array, PyTree]]) -> tuple[Array, ...]:
+        """Return the logits of several (x_t, t, cond), from one pass."""
+        head, merged = self._head, jax.tree.map(_interleave, *inputs)
+        logits = head(self._read.denoiser.features(self._read.params, *merged))
+        return tuple(logits[i :: len(inputs)] for i in range(len(inputs)))
+
+    def _read_features(self, name: str) -> Features:
+        if self.gan_features == "critic":
+            return self.critic_features(name)
+        return self._once(("teacher features", name), lambda: self._features(self.teacher, name))
+
+    def _features(self, network: Network, name: str) -> Features:
+        x_t, t = self.noised(name)
+        if self._frozen(name, "features"):
+            x_t = jax.lax.stop_gradient(x_t)
+        return network.denoiser.features(network.params, x_t, t, self.samples(name).cond)
 
     def _undeclared(self, what: str, member: str) -> Refused:
         return Refused(
@@ -175,15 +220,22 @@ class View:
     def _outputs(self, name: str) -> list[str]:
         return [one.output for one in self.asked if one.noising == name]
 
+    def _frozen(self, name: str, *outputs: str) -> bool:
+        """Return whether nobody who asks for these outputs wants a gradient to the samples."""
+        asked = (one for one in self.asked if one.noising == name and one.output in outputs)
+        return all(one.frozen for one in asked)
+
     def _critic(self, name: str) -> dict[str, Any]:
         """Return the critic's outputs at a noising, of one pass."""
 
         def call() -> dict[str, Any]:
             x_t, t = self.noised(name)
-            if all(one.frozen for one in self.asked if one.noising == name):
+            outputs = set(self._outputs(name))
+            if self.gan_features != "critic":
+                outputs -= {"features"}
+            if self._frozen(name, *outputs):
                 x_t = jax.lax.stop_gradient(x_t)
             arguments = (self.critic.params, x_t, t, self.samples(name).cond)
-            outputs = set(self._outputs(name))
             if outputs == {"x0"}:
                 return {"x0": self.critic.denoiser.x0(*arguments)}
             if outputs == {"features"}:
