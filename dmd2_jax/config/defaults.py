@@ -86,6 +86,7 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.distill.student_steps = 0
     config.distill.backward_simulation = True
     config.distill.first_trained_step = 0  # earlier steps are rolled out only (docs/ablations.md)
+    config.distill.critic_knows_step = False  # True: it is told which step made its samples
     config.distill.dm_weight = config_dict.placeholder(float)
     config.distill.dm_weight = 1.0  # None: no distribution matching (GAN only)
     config.distill.gan_generator_weight = config_dict.placeholder(float)

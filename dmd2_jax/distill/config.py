@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from dmd2_jax.config import rules
 from dmd2_jax.config.refused import Refused
@@ -36,6 +37,7 @@ class _Players(NamedTuple):
     discriminator: Discriminator | None = None
     generator_adapter: Adapter | None = None
     critic_adapter: Adapter | None = None
+    critic_step: Callable[[Params, Any], Params] | None = None
 
 
 class Players(_Players):
@@ -48,6 +50,8 @@ class Players(_Players):
       discriminator: the GAN head on the critic's features; None without a GAN.
       generator_adapter, critic_adapter: if given, the player shares the teacher's parameters as its
         frozen base, and its parameters in the TrainState are its own alone, such as LoRA's.
+      critic_step: (the critic's parameters, the student's step []) -> what its denoiser takes for
+        samples of that step; None: the critic is not told which step made them.
     """
 
     __slots__ = ()
@@ -60,6 +64,7 @@ class Players(_Players):
         discriminator: Discriminator | None = None,
         generator_adapter: Adapter | None = None,
         critic_adapter: Adapter | None = None,
+        critic_step: Callable[[Params, Any], Params] | None = None,
     ) -> "Players":
         """Fill in the teacher's network where none is given."""
         return super().__new__(
@@ -70,6 +75,7 @@ class Players(_Players):
             discriminator,
             generator_adapter,
             critic_adapter,
+            critic_step,
         )
 
     def on_base(self, base: Params) -> "Players":

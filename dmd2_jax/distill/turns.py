@@ -133,7 +133,7 @@ def generator_turn(
             given_pairs=pairs,
             teacher=Network(players.teacher, teacher_params),
             generator=Network(players.generator, params),
-            critic=Network(players.critic, state.critic.params),
+            critic=_critic(players, state.critic.params, rollout.step),
             head=_head(players, state.discriminator and state.discriminator.params),
         )
         loss, metrics = _weighed(config.of_player("generator"), view)
@@ -207,7 +207,7 @@ def critic_turn(
             given_real=real,
             teacher=Network(players.teacher, teacher_params),
             generator=Network(players.generator, state.generator.params),
-            critic=Network(players.critic, params[0]),
+            critic=_critic(players, params[0], student_step),
             head=_head(players, params[1] if config.has_discriminator else None),
         )
         loss, metrics = _weighed(config.of_player("critic"), view)
@@ -248,6 +248,12 @@ def _head(players: Players, params: Params | None) -> Any:
     if params is None or players.discriminator is None:
         return None
     return functools.partial(players.discriminator.logits, params)
+
+
+def _critic(players: Players, params: Params, step: Int[Array, ""] | int) -> Network:
+    """Return the critic as it judges samples of a step of the student's."""
+    own = params if players.critic_step is None else players.critic_step(params, step)
+    return Network(players.critic, own)
 
 
 def _view(

@@ -26,6 +26,7 @@ from dmd2_jax.distill import (
     make_cycle,
 )
 from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.recipe.critic_steps import critic_step, given_steps
 from dmd2_jax.recipe.lora import player_adapters
 from dmd2_jax.recipe.open import Family, student_times
 from dmd2_jax.recipe.placement import (
@@ -194,13 +195,14 @@ def build_players(config: ConfigDict, family: Family) -> Players:
     """Make the players: three times the family's denoiser, and the GAN head if there is a GAN.
 
     Raises:
-      ValueError: if the config's low-rank adapters are refused.
+      ValueError: if the config's low-rank adapters, or a critic that is told the step, are refused.
     """
     head = None
     if any(one.needs_discriminator for one in objectives(config)):
         head = discriminator(GanHead(hidden=config.distill.gan_head_channels))
     denoiser = family.denoiser
-    return Players(denoiser, denoiser, denoiser, head, *player_adapters(config, family))
+    told = critic_step(config, family)
+    return Players(denoiser, denoiser, denoiser, head, *player_adapters(config, family), told)
 
 
 def initial_state(
@@ -237,6 +239,8 @@ def initial_state(
             own("generator", players.generator_adapter),
             own("critic", players.critic_adapter),
         )
+        if players.critic_step is not None:
+            critic = given_steps(critic, family, len(settings.student_times))
     return init_state(
         settings, generator=generator, critic=critic, discriminator=head, places=places
     )

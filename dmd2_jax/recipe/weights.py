@@ -9,6 +9,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.recipe.classes import check_same_names
+from dmd2_jax.recipe.critic_steps import critic_shapes, same_steps
 from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.recipe.teacher import load_teacher
@@ -69,7 +70,7 @@ def starting_weights(
 
     Raises:
       ValueError: if there is no such run, its networks are others, its adapters are of another
-        rank or base, or its classes have other numbers.
+        rank or base, its critic knows other steps, or its classes have other numbers.
       CheckpointError: if no checkpoint of it is good.
     """
     if not place:
@@ -94,6 +95,7 @@ def starting_weights(
         check_same_lora(config, values, place)
         adapters = player_adapters(config, family)
     shapes, step = [part_shapes(it, family) for it in adapters], None
+    shapes[1] = critic_shapes(shapes[1], values.get("distill", {}), family)
     if folder != place:
         step = int(cycle)
     kept, identity = path_of(folder) / CHECKPOINTS, run_identity(folder)
@@ -104,5 +106,6 @@ def starting_weights(
         if dataset is not None and family.num_classes:
             check_same_names(extra.get("data"), dataset, place, "or begin with another run")
         critic, _, step = checkpoints.restore_part("critic.params", shapes[1], step)
+    critic = same_steps(critic, config, family, place)
     print(f"generator and critic begin with the weights of {folder}, cycle {step}.", flush=True)
     return generator, critic

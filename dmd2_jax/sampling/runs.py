@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.recipe.critic_steps import critic_shapes
 from dmd2_jax.recipe.lora import part_shapes, player_adapters, whole_part
 from dmd2_jax.recipe.open import Family, build_family, check, recorded_config
 from dmd2_jax.recipe.teacher import load_teacher
@@ -225,9 +226,12 @@ def _restore(run: Run, step: int | None, part: str = "") -> tuple[Params, int]:
         part = "ema" if run.trained == "teacher" else "generator.params"
     if run.trained == "student":
         adapter = player_adapters(config, family)[part.startswith("critic")]
+    shapes = part_shapes(adapter, family)
+    if part == "critic.params":
+        shapes = critic_shapes(shapes, config.distill, family)
     folder, identity = run.workdir / CHECKPOINTS, run_identity(run.workdir)
     with Checkpoints(folder, read_only=True, run=identity) as checkpoints:
-        params, extra, found = checkpoints.restore_part(part, part_shapes(adapter, family), step)
+        params, extra, found = checkpoints.restore_part(part, shapes, step)
     if adapter is not None:
         params = whole_part(params, config, family, extra.get("teacher"))
     return params, found

@@ -143,8 +143,11 @@ class _Student(NamedTuple):
         return with_base(self.job.players.generator_adapter, self.base, own)
 
     def critic(self, own: Params) -> Params:
-        """Return what the denoiser takes of the critic's own parameters."""
-        return with_base(self.job.players.critic_adapter, self.base, own)
+        """Return what the denoiser takes of the critic's own parameters, for the last step."""
+        players, last = self.job.players, len(self.job.settings.student_times) - 1
+        if players.critic_step is not None:
+            own = players.critic_step(own, last)
+        return with_base(players.critic_adapter, self.base, own)
 
 
 def _described(

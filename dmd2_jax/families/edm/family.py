@@ -65,6 +65,11 @@ class EdmFamily:
         """All layers of the residual blocks: convolutions, skips, embedding's map, attention."""
         return ("conv0", "conv1", "skip", "affine", "qkv", "proj")
 
+    @property
+    def time_layer(self) -> str:
+        """The layer that makes the embedding of the noise level."""
+        return "map_layer1"
+
     def tensor_name(self, path: tuple[str, ...]) -> str:
         """Return the original name of the variable at a path of the weights."""
         return _original_name(path)

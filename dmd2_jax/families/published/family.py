@@ -52,6 +52,11 @@ class PublishedFamily:
         """How many tokens the network makes of an image: here one a pixel of the latent."""
         return self.image_shape[0] * self.image_shape[1]
 
+    @property
+    def time_layer(self) -> str:
+        """The end of the name of the layer that makes the embedding of the time."""
+        return "timestep_embedder.linear_2"
+
     def tensor_name(self, path: tuple[str, ...]) -> str:
         """Return the published name of the variable at a path of the weights."""
         return published_name(path)

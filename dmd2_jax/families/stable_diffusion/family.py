@@ -104,6 +104,11 @@ class StableDiffusionFamily(PublishedFamily):
         """The layers that the SDXL recipe adapts."""
         return STABLE_DIFFUSION_TARGETS
 
+    @property
+    def time_layer(self) -> str:
+        """The layer that makes the embedding of the time."""
+        return "time_embedding.linear_2"
+
     def with_null(self, null: Condition) -> "StableDiffusionFamily":
         """Return the family whose guidance goes away from this condition, where none is given.
 
