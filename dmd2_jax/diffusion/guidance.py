@@ -14,7 +14,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.typing import Array, Float, Params, PyTree, expand
 
-__all__ = ["guide", "guided_x0"]
+__all__ = ["both_x0", "guide", "guided_x0"]
 
 Scale = float | int | np.generic | Float[Array, ""] | Float[Array, " b"]
 """A guidance scale w: one number, or one a sample."""
@@ -68,16 +68,36 @@ def guided_x0(
     if w is None or (isinstance(w, int | float | np.generic) and w == 1):
         return denoiser.x0
 
+    both = both_x0(denoiser)
+
     def x0(params: Params, x_t: Array, t: Array, cond: PyTree) -> Array:
         if not jax.tree.leaves(cond):
             raise Refused(
                 f"guidance w={w} got no condition, expected a cond with a batch axis; "
                 "pass cond, or w=None for an unconditional model."
             )
+        return guide(*both(params, x_t, t, cond), w)
+
+    return x0
+
+
+def both_x0(
+    denoiser: Denoiser,
+) -> Callable[[Params, Array, Array, PyTree], tuple[Array, Array]]:
+    """Return what gives a denoiser's conditional and unconditional x_0, from one doubled batch.
+
+    Args:
+      denoiser: the model; its null_cond gives the unconditional condition.
+
+    Returns:
+      (params, x_t [b, ...], t [b], cond) -> (c, u), each [b, ...].
+    """
+
+    def x0(params: Params, x_t: Array, t: Array, cond: PyTree) -> tuple[Array, Array]:
         both_cond = jax.tree.map(_interleave, denoiser.null_cond(cond), cond)
         both = denoiser.x0(params, _interleave(x_t, x_t), _interleave(t, t), both_cond)
         pairs = both.reshape((-1, 2, *both.shape[1:]))
-        return guide(pairs[:, 1], pairs[:, 0], w)
+        return pairs[:, 1], pairs[:, 0]
 
     return x0
 

@@ -25,6 +25,7 @@ from dmd2_jax.distill import (
     init_state,
     make_cycle,
 )
+from dmd2_jax.distill.objectives import Reward
 from dmd2_jax.networks.gan_head import GanHead, discriminator
 from dmd2_jax.recipe.critic_steps import critic_step, given_steps
 from dmd2_jax.recipe.lora import player_adapters
@@ -100,6 +101,7 @@ def open_distillation(config: ConfigDict, family: Family, mesh: Mesh) -> Distill
     """
     rules, settings = mesh_rules(config.mesh), distill_config(config, family)
     players = build_players(config, family)
+    _try_rewards(settings, family)
     check_batch_size(settings.batch_size, mesh, settings.microbatches)
     teacher = family.param_shapes()
     state = _shapes(players, settings, family)
@@ -108,6 +110,15 @@ def open_distillation(config: ConfigDict, family: Family, mesh: Mesh) -> Distill
     shardings = cycle_shardings(state, teacher, batch, mesh, rules, config.mesh.offload)
     cycle = make_cycle(spread_players(players, mesh, rules), settings, shardings=shardings)
     return Distillation(settings, players, teacher, state, batch, rules, mesh, shardings, cycle)
+
+
+def _try_rewards(settings: DistillConfig, family: Family) -> None:
+    """Refuse a reward that is not finite, before anything long is compiled."""
+    for one in settings.objectives:
+        if isinstance(one, Reward):
+            x_0 = jax.random.normal(jax.random.key(0), (2, *settings.sample_shape))
+            shapes = family.cond_shapes(2)
+            one.try_out(x_0, jax.tree.map(lambda it: jnp.zeros(it.shape, it.dtype), shapes))
 
 
 def trace(it: Distillation) -> Any:

@@ -40,7 +40,7 @@ def test_a_run_reports_the_objectives_it_trains_with(told: Path) -> None:
     last = rows(told)[-1]
     for name in ("dm_loss", "sid_loss", "gan_r1_loss", "f_distill_ratio"):
         assert np.isfinite(last[name]), name
-    assert 0.0 < last["f_distill_effective_share"] <= 1.0
+    assert 1.0 - 1e-5 <= last["f_distill_weight_square"] <= 8.0
     assert last["skipped_updates"] == 0
 
 
@@ -80,6 +80,13 @@ def test_its_critic_has_learned_of_the_steps_and_can_be_begun_with(
             ),
             "a discriminator that no objective of the critic trains",
         ),
+        (("--config.distill.objectives=first_step",), "the student has one, expected several"),
+        (("--config.distill.objectives=reward",), "has no function"),
+        (
+            ("--config.distill.objectives=reward:function=tests.training.rewards.of_images",),
+            "of samples (2, 8, 8, 1) is float32[2, 8, 8, 1], expected one floating number",
+        ),
+        (("--config.distill.objectives=guidance_augmentation",), "has guidance=1, which is none"),
         (("--config.distill.gan_loss=wgan",), "distill.gan_loss='wgan', expected one of"),
     ],
 )

@@ -93,9 +93,9 @@ class FDistill(DistributionMatching):
         h = WEIGHTS[self.divergence](r)
         if self.normalized:
             h = h / jnp.mean(h)
-        # How many samples the batch is worth: (sum h)^2 / (b sum h^2), 1 where all weigh alike.
-        share = jnp.square(jnp.mean(h)) / jnp.mean(jnp.square(h))
-        return h, {"f_distill_ratio": jnp.mean(r), "f_distill_effective_share": share}
+        # Of normalised weights 1 where all weigh alike, n where one of n does alone.
+        square = jnp.mean(jnp.square(h))
+        return h, {"f_distill_ratio": jnp.mean(r), "f_distill_weight_square": square}
 
 
 def objective(

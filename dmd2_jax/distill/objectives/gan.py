@@ -1,46 +1,25 @@
-"""The diffusion GAN's two sides: a head on the critic's features tells real from fake."""
+"""The diffusion GAN's two sides: a head on the critic's or teacher's features judges samples."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import GAN_LOSSES, R1_SAMPLES
-from dmd2_jax.denoiser import Schedule
 from dmd2_jax.distill.objectives.contract import Objective
-from dmd2_jax.distill.objectives.noising import Draw, Levels
+from dmd2_jax.distill.objectives.noising import Directions, Draw, Levels
 from dmd2_jax.distill.objectives.view import Pass, View
 from dmd2_jax.losses.adversarial import (
     approximate_r1_loss,
     discriminator_adversarial_loss,
     generator_adversarial_loss,
 )
-from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.summaries import histogram
-from dmd2_jax.typing import Array, Float, Key
+from dmd2_jax.typing import Array
 
 REAL = "real"
-
-
-@dataclasses.dataclass(frozen=True)
-class Directions:
-    """A draw of standard normal directions, which noises nothing by itself."""
-
-    of: str = "student"
-
-    def draw(
-        self,
-        key: Key,
-        name: str,
-        lead: tuple[int, ...],
-        sample_shape: tuple[int, ...],
-        schedule: Schedule,
-    ) -> Float[Array, "..."]:
-        """Draw [*lead, *sample_shape]."""
-        return jax.random.normal(stream_key(key, f"{name}/noise"), (*lead, *sample_shape))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,6 +118,24 @@ class Levels:
         return Noising(level, noise)
 
 
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """A draw of standard normal directions, which noises nothing by itself."""
+
+    of: str = "student"
+
+    def draw(
+        self,
+        key: Key,
+        name: str,
+        lead: tuple[int, ...],
+        sample_shape: tuple[int, ...],
+        schedule: Schedule,
+    ) -> Float[Array, "..."]:
+        """Draw [*lead, *sample_shape]."""
+        return jax.random.normal(stream_key(key, f"{name}/noise"), (*lead, *sample_shape))
+
+
 def _drawn_levels(
     key: Key, times: str, lead: tuple[int, ...], low: int, high: int
 ) -> Int[Array, "..."]:

@@ -19,11 +19,16 @@ from dmd2_jax.distill.objectives import (
     CriticGan,
     Denoising,
     DistributionMatching,
+    FDistill,
+    FirstStep,
     GeneratorGan,
+    GuidanceAugmentation,
     Levels,
     Objective,
     Pass,
     Regression,
+    Reward,
+    Sid,
     dmd2,
 )
 from dmd2_jax.runtime.summaries import Norm
@@ -89,12 +94,37 @@ CASES: dict[str, tuple[Objective, ...]] = {
     "shared_gan": dmd2(shared_pass=True, denoising_weight="eps"),
     "regression": (Regression(), Denoising(kind="eps")),
     "own_generator": (Projection(), Denoising(kind="eps")),
+    "weighted": (
+        FDistill(divergence="jensen_shannon", normalized=False),
+        Sid(alpha=1.2),
+        GeneratorGan(0.1),
+        Denoising(kind="eps"),
+        CriticGan(0.1, r1_weight=1.0, r1_samples="both"),
+    ),
+    "few_step": (
+        FirstStep(),
+        GuidanceAugmentation(guidance=3.0),
+        Reward(0.1, lambda x_0, cond: -jnp.abs(x_0[:, 0, 0, 0] - cond)),
+        GeneratorGan(0.1, loss="hinge"),
+        Denoising(kind="eps"),
+        CriticGan(0.1, loss="hinge"),
+    ),
     "own_critic": (Regression(), Denoising(kind="eps"), Anchor()),
+}
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "few_step": {
+        "student_times": (8.0, 2.0, 0.5),
+        "first_trained_step": 1,
+        "gan_features": "teacher",
+    }
 }
 
 
 def config(name: str, **changes: Any) -> DistillConfig:
     it = toy.config(critic_turns=2, batch_size=16)
+    changes = SETTINGS.get(name, {}) | changes
     return dataclasses.replace(it, objectives=CASES[name], **changes)
 
 

@@ -86,7 +86,9 @@ def test_ratio_is_clipped_and_weights_have_mean_one() -> None:
     h, metrics = one.sample_weight(turn)
     np.testing.assert_allclose(h, np.array([0.5, 1.0, 2.0]) * 3 / 3.5, rtol=1e-6)
     np.testing.assert_allclose(metrics["f_distill_ratio"], 3.5 / 3, rtol=1e-6)
-    np.testing.assert_allclose(metrics["f_distill_effective_share"], 3.5**2 / (3 * 5.25), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["f_distill_weight_square"], 5.25 / 3 * (3 / 3.5) ** 2, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The GAN's switches: its losses, approximate R1, and whose features the discriminator reads."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -98,11 +99,9 @@ def test_a_head_on_the_teacher_leaves_the_critic_to_denoising() -> None:
     critic_draws = jax.tree.map(lambda x: x[0], draws.critic)
 
     def after(config, state):
-        turn, _ = critic_turn(
-            state, fake, real, critic_draws,
-            players=toy.players(), config=config, teacher_params=TEACHER,
-        )  # fmt: skip
-        return turn
+        settings = {"players": toy.players(), "config": config, "teacher_params": TEACHER}
+        turn = jax.jit(functools.partial(critic_turn, **settings))
+        return turn(state, fake, real, critic_draws)[0]
 
     no_gan = dmd2(gan_generator_weight=None, gan_critic_weight=None, denoising_weight="eps")
     alone = after(dataclasses.replace(it, objectives=no_gan), state._replace(discriminator=None))

@@ -1,0 +1,1 @@
+"""Rewards that `dmd2 distill` is given by name."""
