@@ -25,9 +25,17 @@ def rows(workdir: Path) -> list[dict]:
 def told() -> Path:
     """A run of two steps with everything of the menu that can stand together."""
     workdir = scratch() / "told"
+    names = (
+        "f_distill:divergence=jensen_shannon",
+        "sid:weight=0.5:alpha=1.2",
+        "guidance_augmentation:guidance=3",
+        "reward:weight=0.1:function=tests.training.rewards.dark",
+        "first_step:solver_steps=2",
+    )
     words = (
         "--config.distill.dm_weight=None",
-        "--config.distill.objectives=f_distill:divergence=jensen_shannon,sid:weight=0.5:alpha=1.2",
+        f"--config.distill.objectives={','.join(names)}",
+        "--config.distill.first_trained_step=1",
         "--config.distill.gan_features=teacher",
         "--config.distill.gan_r1_weight=10",
         "--config.distill.gan_r1_samples=both",
@@ -38,8 +46,9 @@ def told() -> Path:
 
 def test_a_run_reports_the_objectives_it_trains_with(told: Path) -> None:
     last = rows(told)[-1]
-    for name in ("dm_loss", "sid_loss", "gan_r1_loss", "f_distill_ratio"):
-        assert np.isfinite(last[name]), name
+    of_theirs = ("guidance_augmentation_norm", "reward", "first_step_loss")
+    for name in ("dm_loss", "sid_loss", "gan_r1_loss", "f_distill_ratio", *of_theirs):
+        assert np.isfinite(last[name]) and last[name] != 0, name
     assert 1.0 - 1e-5 <= last["f_distill_weight_square"] <= 8.0
     assert last["skipped_updates"] == 0
 
