@@ -41,6 +41,7 @@ SMALL = {
         "model.channel_mult": "1",
         "model.num_blocks": "1",
         "model.attention_resolutions": "()",
+        "model.feature_resolutions": "()",
         "model.dropout": "0.1",
     },
     "sit": {"model.width": "16", "model.depth": "2", "model.heads": "2", "model.patch": "2"},

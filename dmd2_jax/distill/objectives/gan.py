@@ -119,12 +119,13 @@ class CriticGan(Objective):
     def value(self, view: View, draws: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Return the loss; beside its metrics the logits' histograms."""
         logits_real, logits_fake = view.logits(REAL, self._fake)
-        loss, metrics = discriminator_adversarial_loss(logits_real, logits_fake, kind=self.loss)
-        metrics |= {
+        loss, found = discriminator_adversarial_loss(logits_real, logits_fake, kind=self.loss)
+        metrics: dict[str, Any] = found | {
             "logits_real_histogram": histogram(logits_real),
             "logits_fake_histogram": histogram(logits_fake),
         }
-        if smoothed := self._smoothed:
+        if self.r1_weight is not None:
+            smoothed = self._smoothed
             shifts = [self.r1_sigma * draws[f"r1_{name}"] for name in smoothed]
             names = [REAL, self._fake][: len(smoothed)]
             beside = view.logits_beside(names, shifts)

@@ -62,10 +62,11 @@ class GuidanceAugmentation(Objective):
                 "write guidance_augmentation:guidance=4."
             )
         for one in setting.objectives:
-            if one is not self and getattr(one, "guidance", None) not in (None, 1):
+            theirs = None if one is self else getattr(one, "guidance", None)
+            if theirs not in (None, 1):
                 raise Refused(
                     f"'guidance_augmentation' has guidance={self.guidance} and {one.name!r} has "
-                    f"guidance={one.guidance}: the teacher would be guided twice, expected once; "
+                    f"guidance={theirs}: the teacher would be guided twice, expected once; "
                     "set config.distill.guidance=None."
                 )
 

@@ -92,7 +92,7 @@ _KINDS: dict[str, Any] = {
 }
 """Types of the arguments that are no int."""
 
-_FREE = frozenset({"family", "dropout", "dtype", "remat"})
+_FREE = frozenset({"family", "dropout", "dtype", "remat", "feature_resolutions"})
 """Keys of config.model that weights do not depend on."""
 
 _SONG_ONLY = frozenset({"embedding_type", "encoder_type", "resample_filter", "channel_mult_noise"})

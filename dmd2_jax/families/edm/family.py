@@ -246,20 +246,23 @@ def _denoiser(
         raw = module.apply(params, scaled, noise_labels, cond)
         return edm_to_x0(raw, x_t, sigma, sigma_data)
 
+    several = bool(module.feature_resolutions)
+
     @jax.jit
-    def features(params: Params, x_t: Array, t: Array, cond: Array | None) -> tuple[Array]:
+    def features(params: Params, x_t: Array, t: Array, cond: Array | None) -> tuple[Array, ...]:
         _, scaled, noise_labels = _inputs(x_t, t, sigma_data, image_shape)
-        return (module.apply(params, scaled, noise_labels, cond, method="bottleneck"),)
+        method = "encoder_features" if several else "bottleneck"
+        found = module.apply(params, scaled, noise_labels, cond, method=method)
+        return found if several else (found,)
 
     @jax.jit
     def x0_and_features(
         params: Params, x_t: Array, t: Array, cond: Array | None
-    ) -> tuple[Array, tuple[Array]]:
+    ) -> tuple[Array, tuple[Array, ...]]:
         sigma, scaled, noise_labels = _inputs(x_t, t, sigma_data, image_shape)
-        raw, bottleneck = module.apply(
-            params, scaled, noise_labels, cond, method="call_with_bottleneck"
-        )
-        return edm_to_x0(raw, x_t, sigma, sigma_data), (bottleneck,)
+        method = "call_with_features" if several else "call_with_bottleneck"
+        raw, found = module.apply(params, scaled, noise_labels, cond, method=method)
+        return edm_to_x0(raw, x_t, sigma, sigma_data), found if several else (found,)
 
     def null_cond(cond: Array | None) -> Array | None:
         return jax.tree.map(jnp.zeros_like, cond)
@@ -295,6 +298,7 @@ def _network(config: Mapping[str, Any]) -> AdmUNet | SongUNet:
         "augment_dim": config["augment_dim"],
         "dtype": _DTYPES[config["dtype"]],
         "remat": config["remat"],
+        "feature_resolutions": tuple(config["feature_resolutions"]),
     }
     if config["network"] == "adm":
         return AdmUNet(**common)

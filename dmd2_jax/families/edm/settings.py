@@ -39,6 +39,8 @@ def defaults() -> ConfigDict:
     model.channel_mult_emb = 4
     model.num_blocks = 1
     model.attention_resolutions = (4,)  # sides of levels; of adm with 64 channels or more
+    # Sides of the levels whose encoder outputs GAN heads read, one each; (): the bottleneck.
+    model.feature_resolutions = ()
     model.augment_dim = 0  # 9 in EDM's CIFAR-10 weights; the labels are always zero here
     model.dropout = 0.0  # of the teacher's training alone
     model.dtype = "float32"  # compute type: float32 | bfloat16
@@ -103,6 +105,7 @@ def faults(model: Mapping[str, Any]) -> Iterator[str]:
         )
     elif not wrong:
         yield from _attention_faults(model)
+        yield from _feature_faults(model)
 
 
 def attending(model: Mapping[str, Any]) -> tuple[int, ...]:
@@ -139,6 +142,15 @@ def _channels(model: Mapping[str, Any]) -> dict[int, int]:
     """Return the side of each level and its channels."""
     multipliers = enumerate(model["channel_mult"])
     return {model["resolution"] >> i: model["model_channels"] * mult for i, mult in multipliers}
+
+
+def _feature_faults(model: Mapping[str, Any]) -> Iterator[str]:
+    asked, sides = tuple(model["feature_resolutions"]), list(_channels(model))
+    if not set(asked) <= set(sides) or len(set(asked)) < len(asked):
+        yield (
+            f"model.feature_resolutions={asked}, expected each of some of {sides} once, the sides "
+            f"of the network's levels, or () for the bottleneck; set it to {tuple(sides)}."
+        )
 
 
 def _attention_faults(model: Mapping[str, Any]) -> Iterator[str]:

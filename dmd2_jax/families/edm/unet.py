@@ -26,9 +26,11 @@ class UNet(nn.Module):
 
     Attributes:
       remat: one of `REMAT`.
+      feature_resolutions: sides of the levels whose last encoder blocks `encoder_features` returns.
     """
 
     remat: str = dataclasses.field(default="none", kw_only=True)
+    feature_resolutions: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
 
     def __call__(
         self,
@@ -63,6 +65,24 @@ class UNet(nn.Module):
         """Return (F, bottleneck) from one pass, both float32."""
         return self._whole(UNet._call)(self, x, noise_labels, class_labels)
 
+    def encoder_features(
+        self,
+        x: Float[Array, "b h w c"],
+        noise_labels: Float[Array, " b"],
+        class_labels: Float[Array, "b n"] | None = None,
+    ) -> tuple[Float[Array, "b h2 w2 d"], ...]:
+        """Return the encoder's output at each of `feature_resolutions`; no decoder is traced."""
+        return self._whole(UNet._features)(self, x, noise_labels, class_labels)
+
+    def call_with_features(
+        self,
+        x: Float[Array, "b h w c"],
+        noise_labels: Float[Array, " b"],
+        class_labels: Float[Array, "b n"] | None = None,
+    ) -> tuple[Float[Array, "b h w c"], tuple[Float[Array, "b h2 w2 d"], ...]]:
+        """Return (F, `encoder_features`) from one pass."""
+        return self._whole(UNet._call_with_features)(self, x, noise_labels, class_labels)
+
     def _whole(self, call: Callable[..., Any]) -> Callable[..., Any]:
         return nn.remat(call) if self.remat == "full" else call
 
@@ -80,6 +100,23 @@ class UNet(nn.Module):
         skips = self._encode(x, embedding)
         output = self._decode(skips, embedding)
         return output.astype(jnp.float32), skips[-1].astype(jnp.float32)
+
+    def _features(
+        self, x: Array, noise_labels: Array, class_labels: Array | None
+    ) -> tuple[Array, ...]:
+        return self._of_levels(self._encode(x, self._embed(noise_labels, class_labels)))
+
+    def _call_with_features(
+        self, x: Array, noise_labels: Array, class_labels: Array | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        embedding = self._embed(noise_labels, class_labels)
+        skips = self._encode(x, embedding)
+        return self._decode(skips, embedding).astype(jnp.float32), self._of_levels(skips)
+
+    def _of_levels(self, skips: list[Array]) -> tuple[Array, ...]:
+        """Return the last of the skips of each side; the settings say that there is one."""
+        last = {skip.shape[1]: skip for skip in skips}
+        return tuple(last[side].astype(jnp.float32) for side in self.feature_resolutions)
 
     def _embed(
         self, noise_labels: Float[Array, " b"], class_labels: Float[Array, "b n"] | None

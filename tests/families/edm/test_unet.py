@@ -154,6 +154,19 @@ def test_bottleneck_is_that_of_the_whole_pass_without_its_decoder(network):
     assert jaxpr.out_avals[0].shape == expected.shape == (2, 4, 4, 16)
 
 
+def test_features_of_levels_are_the_encoders_last_of_each_side(network):
+    module, args = network(feature_resolutions=(4, 8)), inputs()
+    params = perturbed(module)
+    raw, found = module.apply(params, *args, method="call_with_features")
+    expected, bottleneck = module.apply(params, *args, method="call_with_bottleneck")
+    np.testing.assert_array_equal(raw, expected)
+    np.testing.assert_array_equal(found[0], bottleneck)
+    assert [feature.shape[1:3] for feature in found] == [(4, 4), (8, 8)]
+    alone = module.apply(params, *args, method="encoder_features")
+    for one, other in zip(alone, found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_missing_label_equals_zero_label(network):
     module, (x, noise_labels, labels) = network(), inputs()
     params = perturbed(module)
