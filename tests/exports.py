@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,9 +39,9 @@ def words(kind: str, out: Path, *more: str) -> list[object]:
     return ["export", *base, f"--out={out}", *more]
 
 
-def ours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def ours(folder: Path, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images of our sampler in [0, 1], and their noises [s, b, h, w, c]."""
-    model = pipeline_model(folder, PromptSettings())
+    model = pipeline_model(folder, PromptSettings(**settings))
     images = drawn(model, PROMPTS)
     noises, shape = model.sampler.num_noises, model.family.image_shape
     noise = sample_noise(0, np.arange(len(PROMPTS)), noises, shape)

@@ -12,10 +12,14 @@ examples:
   dmd2 plan --config=configs/imagenet64.py --topology=v5e:2x4 --remedy
   dmd2 plan --config=configs/sd15.py --topology=v5e:8x8 --config.mesh.fsdp=8
   dmd2 plan --config=configs/sdxl_four_step.py --topology=v5p:4x4x4 --until=trace
+
+Of a recipe of several shapes each is planned, and by --sweep the largest.
 """
 
 import dataclasses
 from collections.abc import Mapping
+
+from ml_collections import ConfigDict
 
 from dmd2_jax.config.flags import as_flags, comma_separated, count, flag
 from dmd2_jax.config.load import apply_overrides, load_config
@@ -60,20 +64,30 @@ def run(options: Options) -> None:
     """Plan a cycle, or several for comparison."""
     from dmd2_jax.plan import plan
     from dmd2_jax.plan.cycle import LOCAL
-    from dmd2_jax.plan.tables import Plan, plan_table, sweep_table
+    from dmd2_jax.plan.tables import Plan, sweep_table
 
     config = load_config(options.config)
     apply_overrides(config, options.overrides)
     _check(options)
     topology = LOCAL if options.topology is None else options.topology
+    shapes = plan.by_shape(config)
     if options.sweep or options.batches:
         plans = plan.sweep(
-            config, options.sweep or [topology], options.batches, until=options.until
+            shapes[0], options.sweep or [topology], options.batches, until=options.until
         )
         print(sweep_table(plans))
         if any(isinstance(made, Plan) and not made.fits for made in plans):
             print("what would make a slice fit, it alone with --remedy says")
         return
+    for shape in shapes:
+        _one(options, shape, topology)
+
+
+def _one(options: Options, config: ConfigDict, topology: str) -> None:
+    """Plan a cycle of one shape, and say what would make it fit."""
+    from dmd2_jax.plan import plan
+    from dmd2_jax.plan.tables import plan_table
+
     made = plan.make_plan(config, topology, until=options.until)
     print(plan_table(made))
     if not made.fits and options.remedy:

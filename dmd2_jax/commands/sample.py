@@ -15,6 +15,8 @@ of prompts:
 images, made on all devices. Killed, the same command makes those that lack; the result is the
 same to the byte. `dmd2 evaluate --images` reads each of the three.
 
+--shape draws images of another size, where the network takes it: --shape=832x1216.
+
 The same seed gives teacher and student the same noise. A pipeline with an LCMScheduler,
 as `dmd2 export` writes it, is sampled as a student of few steps, any other by DDIM;
 --which=teacher decides otherwise.
@@ -26,9 +28,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmd2_jax.config.flags import comma_separated, flag, given
+from dmd2_jax.config.flags import comma_separated, flag, given, shapes
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import check_seed
+from dmd2_jax.config.sizes import say_sizes, sizes_of
 from dmd2_jax.config.text import check_text
 from dmd2_jax.runtime.places import has_folder, path_of
 
@@ -86,6 +89,12 @@ class Options:
     )
     ema: float | None = flag("the student's average of this decay", default=None, metavar="DECAY")
     weights: str = flag("to use instead of the run's; also .bin, .pkl", default="", metavar="FILE")
+    shape: int | tuple[int, int] = flag(
+        "of the images, HEIGHTxWIDTH in pixels; default: as the network was trained",
+        default=0,
+        metavar="HxW",
+        parse=shapes,
+    )
     checkpoint: int | None = flag(
         "use the weights of this kept checkpoint; default: the run's latest export",
         default=None,
@@ -152,6 +161,11 @@ class Options:
             if value is not None and not 1 <= value < 2**31:
                 raise Refused(f"--{name}={value}, expected 1 or more; try 4.")
         check_seed(self.seed, "--seed")
+        if self.shape and len(sizes_of(self.shape)) > 1:
+            raise Refused(
+                f"--shape={say_sizes(self.shape)}, expected one; sample each by a command of its "
+                "own."
+            )
 
     def texts(self) -> tuple[str, ...]:
         """Return the prompts, reading the file if there is one.
@@ -176,7 +190,7 @@ class Options:
         from dmd2_jax.sampling.prompts import PromptSettings
 
         values = {name: getattr(self, name) for name in _SETTINGS}
-        return PromptSettings(which=self.which, **values)
+        return PromptSettings(which=self.which, shape=self.shape, **values)
 
 
 def run(options: Options) -> Path:
@@ -209,7 +223,7 @@ def _of_classes(options: Options, run: "Run") -> Path:
     from dmd2_jax.data.reading.class_choice import chosen_classes
     from dmd2_jax.data.reading.classes import shown
     from dmd2_jax.recipe.classes import read_record
-    from dmd2_jax.sampling.images import Classes, class_model
+    from dmd2_jax.sampling.images import Classes, class_model, network_size
     from dmd2_jax.sampling.samplers import student_sampler, teacher_sampler
 
     if names := [name for name in given(options, _OF_PROMPTS) if name != "vae"]:
@@ -217,6 +231,8 @@ def _of_classes(options: Options, run: "Run") -> Path:
             f"--{names[0]} given with the run in {options.workdir}, which draws classes, "
             "expected a text-to-image model; leave it away."
         )
+    if options.shape:
+        run = run.at(network_size(run.config, options.shape, options.vae))
     run = _chosen(options, run)
     classes, record = run.family.num_classes, read_record(options.workdir)
     class_names = record.class_names if record is not None and classes else None
@@ -362,6 +378,7 @@ def _write(
         from dmd2_jax.sampling.files import write_samples
 
         flags = {name: getattr(options, name) for name in _NOTED}
+        flags |= {"shape": say_sizes(options.shape)} if options.shape else {}
         if not write_samples(images, out, {n: v for n, v in flags.items() if v not in (None, "")}):
             what += ", which were there already"
     print(f"{what}: {out}")

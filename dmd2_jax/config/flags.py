@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dmd2_jax.config.plugins import nearest
+from dmd2_jax.config.sizes import Sizes, read_sizes
 
 __all__ = [
     "add_flags",
@@ -30,6 +31,7 @@ __all__ = [
     "nearest_flag",
     "options_from",
     "paths",
+    "shapes",
     "spelt",
     "unknown_flags",
 ]
@@ -179,6 +181,18 @@ def comma_separated(
             raise argparse.ArgumentTypeError(message) from None
 
     return parse
+
+
+def shapes(text: str) -> Sizes:
+    """Read heights and widths: 512, 448x576, or several between commas.
+
+    Raises:
+      argparse.ArgumentTypeError: if they are none.
+    """
+    try:
+        return read_sizes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:

@@ -24,6 +24,7 @@ from dmd2_jax.config.family import choose_family
 from dmd2_jax.config.plugins import nearest_or_stop
 from dmd2_jax.config.recorded import MOVED, completed, moved_in
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import read_sizes
 from dmd2_jax.config.text import read_text
 
 __all__ = [
@@ -210,7 +211,7 @@ def from_plain(values: Mapping[str, Any]) -> ConfigDict:
     def restored(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: restored(entry) for key, entry in value.items()}
-        return tuple(value) if isinstance(value, list) else value
+        return tuple(map(restored, value)) if isinstance(value, list) else value
 
     return ConfigDict(restored(values)).lock()
 
@@ -234,6 +235,11 @@ def as_recipe(values: Mapping[str, Any]) -> ConfigDict:
 
 def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any:
     """Read `text` as the type of the value it replaces."""
+    if kind is object:  # of shapes alone, which have no one type
+        try:
+            return read_sizes(text)
+        except Refused as error:
+            raise Refused(f"--config.{key}={error}") from error
     expected = kind.__name__ + (" or None" if nullable else "")
     try:
         if nullable and text.strip().lower() == "none":

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from dmd2_jax.config.plugins import nearest, nearest_or_stop
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import EXPECTED as SIZES_EXPECTED
+from dmd2_jax.config.sizes import sizes_of
 from dmd2_jax.config.times import EXPECTED, parsed_times
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "R1_SAMPLES",
     "REMAT",
     "RESIZE",
+    "SIZES",
     "TIMES",
     "Rule",
     "check_seed",
@@ -103,6 +106,7 @@ LEVELS = Rule(
     lambda v: len(v) == 2 and 0 <= v[0] < v[1] <= 1,
     "(low, high) with 0 <= low < high <= 1, fractions of the schedule's levels",
 )
+SIZES = Rule(lambda v: _are_sizes(v), SIZES_EXPECTED)
 TIMES = Rule(lambda v: _are_times(v), EXPECTED)
 
 
@@ -235,6 +239,13 @@ def holds(rule: Callable[[Any], bool], value: Any) -> bool:
 def _are_times(value: Any) -> bool:
     try:
         return bool(parsed_times(value))
+    except Refused:
+        return False
+
+
+def _are_sizes(value: Any) -> bool:
+    try:
+        return bool(sizes_of(value))
     except Refused:
         return False
 

@@ -8,6 +8,7 @@ no TensorFlow.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size, sides, size_of
 from dmd2_jax.data.reading.classes import listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, Options
 from dmd2_jax.data.reading.dataset import check_split
@@ -34,11 +36,11 @@ ENCODINGS = ("raw", "png")
 SHARD_BYTES = 2**28
 """Pixels that a shard holds."""
 
-_WHOLE_NUMBERS = ("format", "resolution", "channels", "num_classes")
+_WHOLE_NUMBERS = ("format", "channels", "num_classes")
 
 
 def load(
-    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+    path: str, split: str = "train", resolution: Size = 64, options: Options | None = None
 ) -> DecodedSource:
     """Open a folder that `dmd2 data --write` wrote.
 
@@ -115,8 +117,8 @@ class _Images(NamedTuple):
         return label
 
     def read_raw(self, indices: Int[np.ndarray, " n"]) -> Batch:
-        side, channels = self.info["resolution"], self.info["channels"]
-        size = LABEL_BYTES + side * side * channels
+        shape = (*sides(self.info["resolution"]), self.info["channels"])
+        size = LABEL_BYTES + math.prod(shape)
         parts = self.records.read(indices)
         if any(len(part) != size for part in parts):
             raise CorruptImageError(f"a record has not {size} bytes")
@@ -124,7 +126,7 @@ class _Images(NamedTuple):
         labels = np.ascontiguousarray(table[:, :LABEL_BYTES]).view("<i4")[:, 0].astype(np.int32)
         for label in (np.min(labels, initial=0), np.max(labels, initial=0)):
             self._check_label(int(label))
-        images = table[:, LABEL_BYTES:].reshape(-1, side, side, channels)
+        images = table[:, LABEL_BYTES:].reshape(-1, *shape)
         return {"image": images, "label": labels}
 
     def _check_label(self, label: int) -> None:
@@ -200,6 +202,7 @@ def _read_info(path: str) -> dict[str, Any]:
         info = {"class_names": None, "listings": {}} | json.loads(file.read_bytes())
         numbers = [info[key] for key in _WHOLE_NUMBERS]
         good = all(type(number) is int and 0 < number < 2**20 for number in numbers)
+        info["resolution"] = size_of(*sides(info["resolution"]))
         good &= info["format"] == FORMAT and info["encoding"] in ENCODINGS
         good &= info["channels"] in (1, 3) and isinstance(info["name"], str)
         if (names := info["class_names"]) is not None:

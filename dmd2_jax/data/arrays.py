@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size
 from dmd2_jax.data.reading.contract import Options, Source
 from dmd2_jax.data.reading.dataset import (
     ImageDataset,
@@ -37,7 +38,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def load(
-    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+    path: str, split: str = "train", resolution: Size = 64, options: Options | None = None
 ) -> Source:
     """Open NumPy files.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size, say_sizes, size_of
 from dmd2_jax.data.reading.classes import Listing, listing_of_files
 from dmd2_jax.data.reading.contract import Batch, Options, SourceDefaults
 from dmd2_jax.data.reading.dataset import check_split, split_indices
@@ -38,7 +39,7 @@ _MAX_BYTES = 2**26  # of a file
 
 
 def load(
-    path: str, split: str = "train", resolution: int = 32, options: Options | None = None
+    path: str, split: str = "train", resolution: Size = 32, options: Options | None = None
 ) -> "ClassLatents":
     """Open a folder or zip of latents with classes.
 
@@ -75,8 +76,9 @@ def load(
     source = ClassLatents(tree, files, labels, chosen, _scale(options.spec), options.digest)
     if source.resolution != resolution:
         raise Refused(
-            f"{source.name}: latents are {source.resolution} wide, expected "
-            f"config.model.resolution={resolution}; set it to {source.resolution}."
+            f"{source.name}: latents are {say_sizes(source.resolution)} wide, expected "
+            f"config.model.resolution={say_sizes(resolution)}; set it to "
+            f"{say_sizes(source.resolution)}."
         )
     return source
 
@@ -116,7 +118,7 @@ class ClassLatents(SourceDefaults):
         self.name = f"class_latents {Path(tree.place).name}"
         self.num_classes = int(labels.max()) + 1
         self._shape = self._read(0).shape
-        self.resolution, self.channels = self._shape[1], self._shape[2]
+        self.resolution, self.channels = size_of(*self._shape[:2]), self._shape[2]
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -172,12 +174,12 @@ class ClassLatents(SourceDefaults):
                 "again."
             ) from error
         sizes = (*_CHANNELS, *(2 * c for c in _CHANNELS))
-        sound = array.ndim == 3 and array.shape[0] in sizes and array.shape[1] == array.shape[2]
+        sound = array.ndim == 3 and array.shape[0] in sizes
         if not sound or not np.issubdtype(array.dtype, np.floating):
             raise Refused(
                 f"{self._tree.place}/{name} has {array.dtype} of shape {array.shape}, expected "
-                f"floats [channels, side, side] of {', '.join(map(str, sizes))} channels; make it "
-                "again."
+                f"floats [channels, height, width] of {', '.join(map(str, sizes))} channels; "
+                "make it again."
             )
         latent = array.astype(np.float32)
         if len(latent) not in _CHANNELS:

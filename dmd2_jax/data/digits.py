@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, say_sizes
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import ImageDataset, held_out, select_split
 
@@ -22,7 +23,7 @@ TEST_FRACTION = 0.2
 def load(
     path: str = "",
     split: str = "train",
-    resolution: int = RESOLUTION,
+    resolution: Size = RESOLUTION,
     options: Options | None = None,
 ) -> ImageDataset:
     """Load digits, split 80/20 within each class by a fixed seed (1,438 train, 359 test).
@@ -46,9 +47,9 @@ def load(
         )
     if resolution != RESOLUTION and (options or Options()).resize == "none":
         raise Refused(
-            f"config.model.resolution={resolution} for digits, expected {RESOLUTION}; set it to "
-            f"{RESOLUTION}, let them be resized by `config.data.resize=enlarge`, or choose another "
-            "config.data.name."
+            f"config.model.resolution={say_sizes(resolution)} for digits, expected {RESOLUTION}; "
+            f"set it to {RESOLUTION}, let them be resized by `config.data.resize=enlarge`, or "
+            "choose another config.data.name."
         )
     pixels, labels = np.split(_table(), [RESOLUTION**2], axis=1)
     images = np.round(pixels * (255.0 / MAX_GREY)).astype(np.uint8)

@@ -7,6 +7,7 @@ Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv 1708.07747.
 """
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size, say_sizes
 from dmd2_jax.data.idx import Pair, read_pair
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import ImageDataset, check_split, pad_to, select_split
@@ -30,7 +31,7 @@ _FILE_SPLITS = {"train": "train", "test": "t10k"}  # our split -> prefix of the 
 
 
 def load(
-    path: str, split: str = "train", resolution: int = 28, options: Options | None = None
+    path: str, split: str = "train", resolution: Size = 28, options: Options | None = None
 ) -> ImageDataset:
     """Load Fashion-MNIST from the folder `path`.
 
@@ -51,7 +52,7 @@ def load(
     resize = (options or Options()).resize
     if resolution not in RESOLUTIONS and resize == "none":
         raise Refused(
-            f"config.model.resolution={resolution} for fashion_mnist, expected one of "
+            f"config.model.resolution={say_sizes(resolution)} for fashion_mnist, expected one of "
             f"{RESOLUTIONS}; choose 32 for U-Nets that halve the image several times."
         )
     check_split(split, _FILE_SPLITS, "fashion_mnist")

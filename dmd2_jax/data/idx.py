@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size, sides
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import (
     ImageDataset,
@@ -39,7 +40,7 @@ _NAME = re.compile(r"(.*?)(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\
 
 
 def load(
-    path: str, split: str = "train", resolution: int = 28, options: Options | None = None
+    path: str, split: str = "train", resolution: Size = 28, options: Options | None = None
 ) -> ImageDataset:
     """Load grey images from a folder of IDX files.
 
@@ -50,7 +51,7 @@ def load(
       options: test_fraction and resize count.
 
     Returns:
-      [n, resolution, resolution, 1] images; as many classes as the largest label of any split
+      Grey images of that size; as many classes as the largest label of any split
       asks for.
 
     Raises:
@@ -70,8 +71,9 @@ def load(
         images, labels = images[chosen], labels[chosen]
     name = f"idx {Path(path).name}"
     dataset = ImageDataset(images, labels, num_classes, name)
-    smaller = dataset.resolution > resolution and options.resize != "none"
-    return dataset if smaller else pad_to(dataset, resolution)  # smaller: by the caller
+    (high, broad), (height, width) = sides(dataset.resolution), sides(resolution)
+    larger = (high > height or broad > width) and options.resize != "none"
+    return dataset if larger else pad_to(dataset, resolution)  # smaller: by the caller
 
 
 def _find_files(path: str) -> dict[str, Pair]:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size
 from dmd2_jax.data.reading.classes import in_order, listing_of_files, shown
 from dmd2_jax.data.reading.contract import Options
 from dmd2_jax.data.reading.dataset import check_split, split_indices
@@ -58,7 +59,7 @@ class _Part(NamedTuple):
 
 
 def load(
-    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+    path: str, split: str = "train", resolution: Size = 64, options: Options | None = None
 ) -> DecodedSource:
     """Open a folder or zip of images.
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused, lacks
+from dmd2_jax.config.sizes import Size
 from dmd2_jax.data.reading.classes import are_synsets, in_order, listing_of_parts
 from dmd2_jax.data.reading.contract import MissingPackageError, Options
 from dmd2_jax.data.reading.dataset import check_holds_out, check_split, held_out
@@ -57,7 +58,7 @@ class _Keys(NamedTuple):
 
 
 def load(
-    path: str, split: str = "train", resolution: int = 64, options: Options | None = None
+    path: str, split: str = "train", resolution: Size = 64, options: Options | None = None
 ) -> DecodedSource:
     """Open a prepared data set.
 

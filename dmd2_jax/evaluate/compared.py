@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Sizes, sides
 from dmd2_jax.data import Source
 from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.evaluate.spaces import LATENTS
@@ -70,8 +71,8 @@ def draw_compared(
     headed_rows(groups, workdir / COMPARED)
 
 
-def _columns(resolution: int) -> int:
-    return _MANY if resolution <= _SMALL else _FEW
+def _columns(resolution: Sizes) -> int:
+    return _MANY if max(sides(resolution)) <= _SMALL else _FEW
 
 
 def _rows(heading: str, images: np.ndarray, columns: int) -> list[tuple[str, np.ndarray]]:

@@ -28,7 +28,7 @@ FILES_BATCH = 256
 """Images of a folder at a time."""
 
 _PROMPTS_BATCH = 4
-_OF_PROMPTS = ("prompts", "steps", "guidance", "dtype")
+_OF_PROMPTS = ("prompts", "shape", "steps", "guidance", "dtype")
 
 
 class FileImages:
@@ -190,6 +190,7 @@ def _of_text_run(options: EvaluateOptions, run: Run | None, mesh: Mesh) -> list[
 def _settings(options: EvaluateOptions, which: str | None) -> PromptSettings:
     return PromptSettings(
         which=which,
+        shape=options.shape or 0,
         steps=options.steps,
         guidance=options.guidance,
         dtype=options.dtype or "",

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from dmd2_jax.config import plugins
-from dmd2_jax.config.flags import flag
+from dmd2_jax.config.flags import flag, shapes
 from dmd2_jax.config.refused import Refused
 
 __all__ = ["CLIP", "PATCH", "EvaluateOptions", "check_options", "metric_names"]
@@ -78,6 +78,13 @@ class EvaluateOptions:
         "each, or --num in turn",
         default="",
         metavar="FILE",
+        group=_MEASURED,
+    )
+    shape: int | tuple[int, int] | None = flag(
+        "of the images that prompts draw, as in `dmd2 sample`",
+        default=None,
+        metavar="HxW",
+        parse=shapes,
         group=_MEASURED,
     )
     steps: int | None = flag(
@@ -281,7 +288,7 @@ def _check_prompts(options: EvaluateOptions) -> None:
             f"`pipeline={options.pipeline}` without `prompts=`, expected a file of what to draw "
             "(.txt, .jsonl or .parquet); add it."
         )
-    for name in ("prompts", "steps", "guidance", "dtype", "variant"):
+    for name in ("prompts", "shape", "steps", "guidance", "dtype", "variant"):
         value = getattr(options, name)
         if value not in (None, "") and (
             options.images or not (options.pipeline or options.workdir)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data, metrics
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import sides
 from dmd2_jax.data import Source
 from dmd2_jax.data.reading.npz import npz_names
 from dmd2_jax.evaluate.measured import FILES_BATCH
@@ -305,7 +306,7 @@ def _check_samples(space: Space, images: Images) -> None:
 def _check_shape(space: Space, images: Sized) -> None:
     if space.extractor.check is not None:
         try:
-            space.extractor.check((1, images.resolution, images.resolution, images.channels))
+            space.extractor.check((1, *sides(images.resolution), images.channels))
         except ValueError as error:
             raise Refused(f"{images.name}: {error}") from error
 

@@ -45,6 +45,8 @@ class GanHead(nn.Module):
       hidden: channels of every layer.
       num_stages: stride-2 convolutions; None: as many as the feature map needs.
       groups: groups of the norms; None: `head_groups(hidden)`.
+      last: side of the convolution over what remains; None: as large as that is. A smaller one
+        gives a logit at each place, and their mean counts.
 
     Source: Yin et al. 2024 (2405.14867), section 4.3 and appendix; the stages that adapt to the
       size are ours.
@@ -53,6 +55,7 @@ class GanHead(nn.Module):
     hidden: int = 768
     num_stages: int | None = None
     groups: int | None = None
+    last: int | None = None
 
     @nn.compact
     def __call__(self, features: Float[Array, "b h w c"]) -> Float[Array, " b"]:
@@ -70,8 +73,20 @@ class GanHead(nn.Module):
 
         for _ in range(_num_stages(x.shape) if self.num_stages is None else self.num_stages):
             x = stage(x, 4, 2, 1)
-        x = stage(x, (x.shape[1], x.shape[2]), 1, 0)
-        return Conv(1, 1, name=str(place))(x)[:, 0, 0, 0]
+        x = stage(x, self.last or (x.shape[1], x.shape[2]), 1, 0)
+        logits = Conv(1, 1, name=str(place))(x)[..., 0]
+        return logits[:, 0, 0] if self.last is None else logits.mean((1, 2))
+
+
+def head_of_any_shape(smallest: int, hidden: int) -> GanHead:
+    """Make a head whose parameters are the same for feature maps of any height and width.
+
+    Args:
+      smallest: side of all the maps that it is for.
+      hidden: channels.
+    """
+    stages = _num_stages((1, smallest, smallest, 1))
+    return GanHead(hidden, num_stages=stages, last=smallest >> stages)
 
 
 class VectorHead(nn.Module):

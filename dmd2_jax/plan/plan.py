@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import say_sizes, sides, sizes_of
 from dmd2_jax.plan.buffers import Buffers, assign_buffers
 from dmd2_jax.plan.chips import Chip
 from dmd2_jax.plan.cycle import LOCAL, machine, open_cycle
@@ -26,13 +27,13 @@ from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.program_costs import read_program
 from dmd2_jax.plan.tables import HOST_COLUMN, Plan, Unplanned, verdict
 from dmd2_jax.recipe.distillation import Distillation, distill_config, trace
-from dmd2_jax.recipe.open import build_family, check
+from dmd2_jax.recipe.open import at_size, build_family, check
 from dmd2_jax.recipe.placement import OFFLOAD
 from dmd2_jax.runtime.offload import in_host_memory
 from dmd2_jax.runtime.sharding import check_batch_size, make_mesh
 from dmd2_jax.typing import PyTree
 
-__all__ = ["STAGES", "find_remedy", "make_plan", "sweep"]
+__all__ = ["STAGES", "by_shape", "find_remedy", "make_plan", "sweep"]
 
 STAGES = ("trace", "buffers", "program")
 """How far a plan can go, the cheapest first."""
@@ -97,6 +98,19 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str | None = None
         student_steps=config.distill.student_steps or len(config.distill.student_times),
         is_compiled=until != "trace",
     )
+
+
+def by_shape(config: ConfigDict) -> list[ConfigDict]:
+    """Return a config for each of its shapes, the largest first; each has a program of its own."""
+    sizes = sizes_of(config.model.resolution)
+    if len(sizes) == 1:
+        return [config]
+    found = []
+    for size in sorted(sizes, key=lambda size: -math.prod(sides(size))):
+        each = at_size(config, size).unlock()
+        each.name = f"{config.name} at {say_sizes(size)}"
+        found.append(each.lock())
+    return found
 
 
 def sweep(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dmd2_jax.config.sizes import sides, sizes_of
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.distill import (
     CycleBatch,
@@ -26,7 +27,7 @@ from dmd2_jax.distill import (
     make_cycle,
 )
 from dmd2_jax.distill.objectives import Reward
-from dmd2_jax.networks.gan_head import GanHead, discriminator
+from dmd2_jax.networks.gan_head import GanHead, discriminator, head_of_any_shape
 from dmd2_jax.recipe.critic_steps import critic_step, given_steps
 from dmd2_jax.recipe.lora import player_adapters
 from dmd2_jax.recipe.open import Family, student_times
@@ -210,10 +211,24 @@ def build_players(config: ConfigDict, family: Family) -> Players:
     """
     head = None
     if any(one.needs_discriminator for one in objectives(config)):
-        head = discriminator(GanHead(hidden=config.distill.gan_head_channels))
+        head = discriminator(_gan_head(config, family))
     denoiser = family.denoiser
     told = critic_step(config, family)
     return Players(denoiser, denoiser, denoiser, head, *player_adapters(config, family), told)
+
+
+def _gan_head(config: ConfigDict, family: Family) -> GanHead:
+    """Return a head for the family's features; of several shapes one that takes them all."""
+    hidden, sizes = config.distill.gan_head_channels, sizes_of(config.model.resolution)
+    if len(sizes) == 1:
+        return GanHead(hidden=hidden)
+    smallest = min(
+        side * maps.shape[1] // family.image_shape[0]
+        for size in sizes
+        for side in sides(size)
+        for maps in family.feature_shapes(1)
+    )
+    return head_of_any_shape(smallest, hidden)
 
 
 def initial_state(

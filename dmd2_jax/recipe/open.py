@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from dmd2_jax import data
 from dmd2_jax.config.check import validate
 from dmd2_jax.config.family import FAMILIES, family_names
-from dmd2_jax.config.load import from_plain
+from dmd2_jax.config.load import from_plain, plain
 from dmd2_jax.config.plugins import is_dotted, load_plugin
 from dmd2_jax.config.recorded import completed
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import unsaid_faults
+from dmd2_jax.config.sizes import Size, say_sizes, sides, size_of, sizes_of
 from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion.samplers import sampling_times
@@ -32,8 +33,10 @@ from dmd2_jax.weights.weight_files import Weights
 __all__ = [
     "Family",
     "Recipe",
+    "at_size",
     "build_family",
     "check_has_images",
+    "check_one_shape",
     "open_recipe",
     "recorded_config",
     "sample_labels",
@@ -113,6 +116,7 @@ class Recipe(NamedTuple):
       dataset: the real training examples.
       mesh: the devices.
       prompts: what a text-conditional student's conditions are drawn from; None: classes.
+      buckets: the same for each of several shapes; (): all images are of one.
     """
 
     config: ConfigDict
@@ -120,6 +124,7 @@ class Recipe(NamedTuple):
     dataset: Source
     mesh: Mesh
     prompts: Source | None = None
+    buckets: tuple["Recipe", ...] = ()
 
 
 def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
@@ -152,7 +157,19 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     family = _conditioned(config, family, dataset)
     _check_fits(config, family, dataset)
     config = _with_times(config, family)
-    return Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+    recipe = Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+    buckets = tuple(_bucket(recipe, size) for size in dataset.buckets)
+    return recipe._replace(buckets=buckets)
+
+
+def _bucket(recipe: Recipe, size: Size) -> Recipe:
+    """Return the recipe of one of several shapes: its network, its times, its examples."""
+    dataset, prompts = recipe.dataset.buckets[size], recipe.prompts
+    config = at_size(recipe.config, size)
+    family = _conditioned(config, build_family(config), dataset)
+    if prompts is not None:
+        prompts = dataset if prompts is recipe.dataset else prompts.buckets[size]
+    return Recipe(config, family, dataset, recipe.mesh, prompts)
 
 
 def settled(config: ConfigDict) -> ConfigDict:
@@ -200,8 +217,11 @@ def student_times(config: ConfigDict, schedule: Schedule) -> tuple[float, ...]:
 
 
 def _with_times(config: ConfigDict, family: Family) -> ConfigDict:
-    """Return the config with the times of the student's steps in place of their number."""
-    if not config.distill.student_steps:
+    """Return the config with the times of the student's steps in place of their number.
+
+    Of several shapes each may have its own: there the number stays.
+    """
+    if not config.distill.student_steps or len(sizes_of(config.model.resolution)) > 1:
         return config
     settled = config.copy_and_resolve_references()
     settled.distill.student_times = student_times(config, family.denoiser.schedule)
@@ -334,10 +354,10 @@ def build_family(config: ConfigDict) -> Family:
         model.family, FAMILIES, "config.model.family", known=known, needs=("defaults", "build")
     )
     family = _of_variant(module.build(model.to_dict()), config)
-    side = model.resolution
-    if tuple(family.image_shape[:2]) != (side, side):
+    if tuple(family.image_shape[:2]) != sides(model.resolution):
         raise Refused(
-            f"model.resolution={side}, expected {family.image_shape[0]} as in the network that "
+            f"model.resolution={say_sizes(model.resolution)}, expected "
+            f"{say_sizes(size_of(*family.image_shape[:2]))} as in the network that "
             f"model.family={model.family} builds; set it."
         )
     # A config for converting weights has the network alone.
@@ -345,6 +365,37 @@ def build_family(config: ConfigDict) -> Family:
     times = student_times(config, schedule) if "distill" in config else ()
     check_student_times(times, schedule, "distill.student_times")
     return family
+
+
+def at_size(config: ConfigDict, size: Size) -> ConfigDict:
+    """Return a config whose network is for images of one size.
+
+    Args:
+      config: the whole config.
+      size: in place of `config.model.resolution`; one of several becomes the first of them.
+    """
+    values, known = plain(config), sizes_of(config.model.resolution)
+    several = len(known) > 1 and size in known
+    order = (size, *(other for other in known if other != size))
+    values["model"]["resolution"] = tuple(map(sides, order)) if several else size
+    return from_plain(values)
+
+
+def check_one_shape(recipe: Recipe, needed_by: str) -> None:
+    """Refuse several shapes.
+
+    Args:
+      recipe: the recipe.
+      needed_by: who takes one.
+
+    Raises:
+      Refused: if there are several.
+    """
+    if recipe.buckets:
+        raise Refused(
+            f"config.model.resolution={say_sizes(recipe.config.model.resolution)}, expected one "
+            f"shape for {needed_by}; set it to one of them."
+        )
 
 
 def _of_variant(family: Family, config: ConfigDict) -> Family:

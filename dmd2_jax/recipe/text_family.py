@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from dmd2_jax import families
 from dmd2_jax.config import plugins
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.recipe.open import Family
@@ -62,14 +63,14 @@ class TextFamilyModule(Protocol):
 
 
 def pipeline_family(
-    index: PipelineIndex, *, dtype: str = "float32", resolution: int = 0
+    index: PipelineIndex, *, dtype: str = "float32", resolution: Size = 0
 ) -> TextFamily:
     """Build the network of a pipeline, reading no weights.
 
     Args:
       index: what its model_index.json says.
       dtype: of the computation.
-      resolution: a side of the latents; 0: that which the network was made for.
+      resolution: height and width of the latents; 0: those which the network was made for.
 
     Raises:
       Refused: if a part is missing, damaged, or of a class that is not built here.

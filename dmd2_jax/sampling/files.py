@@ -11,6 +11,7 @@ those that lack. What they are made of is noted, and another model's images are 
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -23,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import sides, size_of
 from dmd2_jax.config.text import read_json
 from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.data.reading.decode import decode_image, encode_png
@@ -125,7 +127,7 @@ def _fill(
     lacking = np.array([not _is_whole(folder / _name(i)) for i in range(len(images))])
     if (folder / _LABELS).exists() and not (packed or lacking.any()):
         return False
-    size = len(images) * images.resolution**2 * images.channels
+    size = len(images) * math.prod(sides(images.resolution)) * images.channels
     check_free_space(folder, 2 * size if packed else size, "the samples")
     try:
         with stoppable(_AGAIN):
@@ -134,7 +136,7 @@ def _fill(
             labels = images.conditions.labels(np.arange(len(images))) if labelled else None
             _describe(folder, len(images), labels, captions)
             if packed:
-                shape = (len(images), images.resolution, images.resolution, images.channels)
+                shape = (len(images), *sides(images.resolution), images.channels)
                 with room_for(out):
                     _pack(folder, out, shape, labels, json.dumps(made_of, sort_keys=True))
                 shutil.rmtree(folder)
@@ -269,7 +271,7 @@ def _pack(
 
 def _read_all(folder: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     def read(i: int) -> np.ndarray:
-        return decode_image((folder / _name(i)).read_bytes(), _name(i), shape[1])
+        return decode_image((folder / _name(i)).read_bytes(), _name(i), size_of(*shape[1:3]))
 
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="samples") as pool:
         for begin in range(0, shape[0], _AT_A_TIME):  # map would decode them all

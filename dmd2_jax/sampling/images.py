@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, Sizes, sides, size_of
 from dmd2_jax.data import Batch
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from dmd2_jax.sampling.samplers import Sampler, sample_noise
-from dmd2_jax.text2image.image_latents import check_finite
+from dmd2_jax.text2image.image_latents import check_finite, latent_shape
 from dmd2_jax.text2image.pipeline import LatentDecoder, TextToImage, decode, open_autoencoder
 from dmd2_jax.typing import Float, Int, Params, PyTree
 
@@ -32,6 +33,7 @@ __all__ = [
     "Prompts",
     "SampledImages",
     "class_model",
+    "network_size",
     "whole_batch",
 ]
 
@@ -42,7 +44,7 @@ class Images(Protocol):
     Attributes:
       key: in front of its figures.
       name: for messages: the network or the folder.
-      resolution: height and width in pixels.
+      resolution: height and width in pixels: a number where they are equal.
       channels: 1 or 3.
       conditional: whether the labels are classes that were asked for.
       step: of the checkpoint that it is from, if it is from one.
@@ -50,7 +52,7 @@ class Images(Protocol):
 
     key: str
     name: str
-    resolution: int
+    resolution: Sizes
     channels: int
     conditional: bool
     step: int | None
@@ -192,7 +194,22 @@ class Model(NamedTuple):
         """Height, width and channels of an image."""
         if self.decoder is None:
             return self.family.image_shape
-        return (self.decoder.resolution, self.decoder.resolution, 3)
+        return (*sides(self.decoder.resolution), 3)
+
+
+def network_size(config: ConfigDict, pixels: Size, vae: str = "") -> Size:
+    """Return the size that a network of classes makes for images of a size.
+
+    Args:
+      config: the recipe, whose `model.vae` may name the autoencoder of its latents.
+      pixels: of the images.
+      vae: folder of an autoencoder in place of the recipe's.
+    """
+    folder = vae or config.model.get("vae", "")
+    if not folder:
+        return pixels
+    height, width, _ = latent_shape(open_autoencoder(folder).vae, pixels)
+    return size_of(height, width)
 
 
 def class_model(
@@ -217,8 +234,8 @@ def class_model(
     folder = vae or config.model.get("vae", "")
     if not folder:
         return Model(family, sampler, load)
-    side, _, channels = family.image_shape
-    decoder = open_autoencoder(folder, latent_side=side)
+    height, width, channels = family.image_shape
+    decoder = open_autoencoder(folder, latent_size=size_of(height, width))
     if decoder.vae.latent_channels != channels:
         raise Refused(
             f"vae={folder} is of latents of {decoder.vae.latent_channels} channels, expected "
@@ -270,7 +287,8 @@ class SampledImages:
           Refused: if the network makes latents, and there is no pipeline to decode them.
         """
         self.key, self.name, self.step = key, name, step
-        self.resolution, _, self.channels = model.image_shape
+        height, width, self.channels = model.image_shape
+        self.resolution: Sizes = size_of(height, width)
         if self.channels not in (1, 3):
             raise Refused(
                 f"{name} makes latents of {self.channels} channels, expected images; name the "

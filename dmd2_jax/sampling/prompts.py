@@ -9,10 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, size_of
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published.scheduler import lcm_times, recorded_times
+from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import (
+    TextFamily,
     base_pipeline,
     default_guidance,
     pipeline_family,
@@ -21,7 +24,8 @@ from dmd2_jax.recipe.text_family import (
 from dmd2_jax.sampling.images import Model
 from dmd2_jax.sampling.runs import Run
 from dmd2_jax.sampling.samplers import Sampler, ddim_sampler, few_step_sampler
-from dmd2_jax.text2image.pipeline import TextToImage, open_pipeline
+from dmd2_jax.text2image.image_latents import latent_shape
+from dmd2_jax.text2image.pipeline import TextToImage, open_pipeline, pipeline_autoencoder
 
 __all__ = [
     "PROMPT_BATCH",
@@ -50,6 +54,7 @@ class PromptSettings:
 
     Attributes:
       which: "teacher" or "student" of a pipeline; None: by what its folder holds.
+      shape: height and width of the images in pixels; 0: those that the network was trained on.
       steps: of the sampler; None: a student's own, or a run's, or 50 of a teacher.
       guidance: w of u + w (c - u), of a teacher; None: a run's, or diffusers' default.
       negative: what guidance goes away from; None: no prompt.
@@ -63,6 +68,7 @@ class PromptSettings:
     """
 
     which: str | None = None
+    shape: Size = 0
     steps: int | None = None
     guidance: float | None = None
     negative: str | None = None
@@ -91,6 +97,7 @@ def pipeline_sampler(
     settings: PromptSettings,
     guidance: float,
     tokens: int = 0,
+    size: Size = 0,
 ) -> Sampler:
     """Choose how to sample a pipeline: as a student, if it says that it is one, or as a teacher.
 
@@ -100,11 +107,12 @@ def pipeline_sampler(
       settings: what is asked for.
       guidance: of a teacher, where the settings have none.
       tokens: of an image, as its network counts them.
+      size: of its latents, by which a student of several shapes may have its times.
 
     Raises:
       ValueError: if the settings do not suit it.
     """
-    times, few = recorded_times(scheduler), is_few_step(scheduler)
+    times, few = recorded_times(scheduler, size), is_few_step(scheduler)
     name = scheduler.get("_class_name")
     if settings.which == "student" and not few:
         raise Refused(
@@ -160,13 +168,19 @@ def pipeline_models(
       ValueError: if a part of the pipeline is refused.
     """
     index = read_pipeline_index(folder, settings.variant)
-    family = pipeline_family(index, dtype=settings.dtype or "float32")
-    pipeline = _open_pipeline(index, settings, family.image_shape[0])
+    size = _latent_size(index, settings)
+    family = pipeline_family(index, dtype=settings.dtype or "float32", resolution=size)
+    pipeline = _open_pipeline(index, settings, family)
 
     def model(chosen: PromptSettings) -> Model:
         guidance = default_guidance(index)
         sampler = pipeline_sampler(
-            family.denoiser, pipeline.scheduler, chosen, guidance, family.image_tokens
+            family.denoiser,
+            pipeline.scheduler,
+            chosen,
+            guidance,
+            family.image_tokens,
+            size_of(*family.image_shape[:2]),
         )
         return Model(family, sampler, lambda: family.load(index.folder), pipeline)
 
@@ -201,33 +215,48 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
     index = base_pipeline(pipeline or config.model.pipeline, family)
     if settings.variant:
         index = index._replace(variant=settings.variant)
-    opened = _open_pipeline(index, settings, family.image_shape[0])
+    if size := _latent_size(index, settings):
+        family = text_family(run.at(size).family)
+        assert family is not None  # as it was
+    opened = _open_pipeline(index, settings, family)
     samplers: dict[tuple[str, PromptSettings], Sampler] = {}  # one each: they are compiled once
 
     def model(chosen: Run, settings: PromptSettings = settings) -> Model:
         key = (chosen.which, settings)
         if key not in samplers:
-            samplers[key] = _run_sampler(chosen, opened, settings)
+            samplers[key] = _run_sampler(chosen, family, opened, settings)
         return Model(family, samplers[key], chosen.load, opened)
 
     return model
 
 
-def _open_pipeline(index: PipelineIndex, settings: PromptSettings, latent_side: int) -> TextToImage:
+def _open_pipeline(
+    index: PipelineIndex, settings: PromptSettings, family: TextFamily
+) -> TextToImage:
     return open_pipeline(
         index,
         vae=settings.vae or None,
-        latent_side=latent_side,
+        latent_size=size_of(*family.image_shape[:2]),
         vae_dtype=_DTYPES[settings.vae_dtype],
     )
 
 
-def _run_sampler(run: Run, pipeline: TextToImage, settings: PromptSettings) -> Sampler:
-    family, config = text_family(run.family), run.config
-    assert family is not None  # the caller has seen to it
-    denoiser = family.denoiser
+def _latent_size(index: PipelineIndex, settings: PromptSettings) -> Size:
+    """Return the size of the latents that are asked for; 0: as they were trained."""
+    if not settings.shape:
+        return 0
+    vae, _ = pipeline_autoencoder(index, settings.vae or None)
+    height, width, _ = latent_shape(vae, settings.shape)
+    return size_of(height, width)
+
+
+def _run_sampler(
+    run: Run, family: TextFamily, pipeline: TextToImage, settings: PromptSettings
+) -> Sampler:
+    denoiser, config = family.denoiser, run.config
     if run.which == "student":
-        return _student_steps(denoiser, config.distill.student_times, settings)
+        times = student_times(config, denoiser.schedule)
+        return _student_steps(denoiser, times, settings)
     wanted = (settings.guidance, config.distill.guidance, default_guidance(pipeline.index))
     return ddim_sampler(
         denoiser,

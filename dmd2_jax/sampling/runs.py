@@ -7,9 +7,10 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size
 from dmd2_jax.recipe.critic_steps import critic_shapes
 from dmd2_jax.recipe.lora import part_shapes, player_adapters, whole_part
-from dmd2_jax.recipe.open import Family, build_family, check, recorded_config
+from dmd2_jax.recipe.open import Family, at_size, build_family, check, recorded_config
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.recipe.weights_file import teacher_file, weights_file
 from dmd2_jax.run.checkpoint import Checkpoints
@@ -55,6 +56,18 @@ class Run(NamedTuple):
         if self.file is not None:
             return str(self.file)
         return f"checkpoint {self.step} of {self.workdir}"
+
+    def at(self, size: Size) -> "Run":
+        """Return the run with its network for images of another size; nothing is read.
+
+        Args:
+          size: as `config.model.resolution` has it, of pixels or of latents.
+
+        Raises:
+          Refused: if the network does not take it.
+        """
+        config = at_size(self.config, size)
+        return self._replace(config=config, family=build_family(config))
 
     def choose(
         self,

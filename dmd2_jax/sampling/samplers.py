@@ -220,7 +220,7 @@ def grid_labels(recipe: Recipe, rows: int = 8) -> tuple[PyTree, int, int]:
     """
     classes = recipe.family.num_classes
     columns = classes if 1 < classes <= _MOST_CLASSES else _MOST_CLASSES
-    if recipe.prompts is not None and recipe.family.image_shape[0] > LARGE_LATENT:
+    if recipe.prompts is not None and max(recipe.family.image_shape[:2]) > LARGE_LATENT:
         rows, columns = min(rows, 2), 4
     if recipe.prompts is None and classes > _MOST_CLASSES:
         chosen = np.linspace(0, classes - 1, columns).astype(np.int32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, nearest_size, say_sizes, sides, size_of
 from dmd2_jax.networks.vae import AutoencoderKL
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
 from dmd2_jax.runtime.random import stream_key
@@ -71,7 +72,7 @@ def drawn_latents(
     """
     if key is None:
         return encode_images(module, params, images)
-    shape = latent_shape(module, images.shape[1])
+    shape = latent_shape(module, size_of(images.shape[1], images.shape[2]))
     draws = jax.vmap(lambda n: jax.random.normal(stream_key(key, "latents", n), shape))
     return encode_images(module, params, images, draws(numbers))
 
@@ -102,23 +103,23 @@ def downscale(module: Autoencoder) -> int:
     return 2 ** (len(widths) - 1)
 
 
-def latent_shape(module: Autoencoder, resolution: int) -> tuple[int, int, int]:
-    """Return height, width and channels of the latent of a square image.
+def latent_shape(module: Autoencoder, resolution: Size) -> tuple[int, int, int]:
+    """Return height, width and channels of the latent of an image.
 
     Args:
       module: the autoencoder.
       resolution: height and width of the image in pixels.
 
     Raises:
-      ValueError: if it is no multiple of the autoencoder's factor.
+      ValueError: if one is no multiple of the autoencoder's factor.
     """
-    factor = downscale(module)
-    if resolution < factor or resolution % factor:
+    factor, (height, width) = downscale(module), sides(resolution)
+    if height % factor or width % factor:
         raise Refused(
-            f"resolution={resolution}, expected a multiple of {factor}, by which this autoencoder "
-            f"divides it; try {max(1, round(resolution / factor)) * factor}."
+            f"resolution={say_sizes(resolution)}, expected a multiple of {factor}, by which this "
+            f"autoencoder divides it; try {say_sizes(nearest_size(resolution, factor))}."
         )
-    return (resolution // factor, resolution // factor, module.latent_channels)
+    return (height // factor, width // factor, module.latent_channels)
 
 
 def check_finite(

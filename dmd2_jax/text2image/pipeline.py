@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, sides, size_of
 from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import (
     has_variant,
@@ -48,6 +49,7 @@ __all__ = [
     "open_decoder",
     "open_pipeline",
     "own_resolution",
+    "pipeline_autoencoder",
     "read_scheduler_config",
 ]
 
@@ -67,7 +69,7 @@ class LatentDecoder:
 
     vae: Autoencoder
     folder: Path
-    resolution: int = 0
+    resolution: Size = 0
 
     @functools.cached_property
     def vae_params(self) -> Params:
@@ -80,13 +82,13 @@ class LatentDecoder:
 
 
 def open_autoencoder(
-    folder: str | os.PathLike, *, latent_side: int = 0, dtype: DType = jnp.float32
+    folder: str | os.PathLike, *, latent_size: Size = 0, dtype: DType = jnp.float32
 ) -> LatentDecoder:
     """Open an autoencoder's folder, or that of a pipeline which has one, reading no weights yet.
 
     Args:
       folder: with config.json, or vae/config.json.
-      latent_side: height and width of the latents; 0: not said.
+      latent_size: height and width of the latents; 0: not said.
       dtype: of the computation.
 
     Raises:
@@ -101,7 +103,7 @@ def open_autoencoder(
     except ValueError as error:
         raise Refused(f"{own}: {error}") from error
     module: Any = model.module
-    return LatentDecoder(module, own, latent_side * downscale(module))
+    return LatentDecoder(module, own, _pixels(module, latent_size) if latent_size else 0)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class TextToImage:
       vae: its autoencoder.
       vae_folder: of the autoencoder.
       scheduler: what its scheduler_config.json holds.
-      resolution: height and width of the images in pixels.
+      resolution: height and width of the images in pixels: a number where they are equal.
       text_dtype: of the text encoders' computation.
     """
 
@@ -121,7 +123,7 @@ class TextToImage:
     vae: Autoencoder
     vae_folder: Path
     scheduler: Mapping[str, Any]
-    resolution: int
+    resolution: Size
     text_dtype: DType = jnp.float32
 
     @functools.cached_property
@@ -182,8 +184,8 @@ class TextToImage:
             cond = {name: array[:-1] for name, array in both.items()}
             null = {name: array[-1:] for name, array in both.items()}
         if self.index.with_sizes:
-            side = (self.resolution, self.resolution)
-            cond["time_ids"] = np.tile(size_ids(side, (0, 0), side), (len(prompts), 1))
+            size = sides(self.resolution)
+            cond["time_ids"] = np.tile(size_ids(size, (0, 0), size), (len(prompts), 1))
         return {name: np.asarray(array) for name, array in with_negative(cond, null).items()}
 
 
@@ -236,7 +238,7 @@ def open_pipeline(
     folder: str | os.PathLike | PipelineIndex,
     *,
     vae: str | os.PathLike | None = None,
-    latent_side: int = 0,
+    latent_size: Size = 0,
     vae_dtype: DType = jnp.float32,
     text_dtype: DType = jnp.float32,
 ) -> TextToImage:
@@ -245,7 +247,7 @@ def open_pipeline(
     Args:
       folder: of a diffusers pipeline, or what its index says.
       vae: folder of another autoencoder than the pipeline's, an AutoencoderKL or AutoencoderTiny.
-      latent_side: height and width of the latents; 0: those that the network was made for.
+      latent_size: height and width of the latents; 0: those that the network was made for.
       vae_dtype, text_dtype: types of the computation.
 
     Raises:
@@ -254,18 +256,44 @@ def open_pipeline(
         damaged.
     """
     index = folder if isinstance(folder, PipelineIndex) else read_pipeline_index(folder)
-    vae_folder = index.part("vae") if vae is None else path_of(vae).expanduser()
     for part in (name for pair in index.text_parts for name in pair):
         index.part(part)
     scheduler = read_scheduler_config(index)
+    module, vae_folder = pipeline_autoencoder(index, vae, dtype=vae_dtype)
+    size = _pixels(module, latent_size) if latent_size else own_resolution(index, module)
+    return TextToImage(index, module, vae_folder, scheduler, size, text_dtype)
+
+
+def _pixels(module: Autoencoder, latent: Size) -> Size:
+    """Return the size of the images whose latents are of a size."""
+    height, width = (side * downscale(module) for side in sides(latent))
+    return size_of(height, width)
+
+
+def pipeline_autoencoder(
+    index: PipelineIndex, vae: str | os.PathLike | None = None, *, dtype: DType = jnp.float32
+) -> tuple[Autoencoder, Path]:
+    """Open a pipeline's autoencoder, or another one, reading no weights yet.
+
+    Args:
+      index: what the pipeline's model_index.json says.
+      vae: folder of another one than its own.
+      dtype: of the computation.
+
+    Returns:
+      (the autoencoder, its folder).
+
+    Raises:
+      ValueError: if it is missing, damaged or of a class that is not built here.
+    """
+    folder = index.part("vae") if vae is None else path_of(vae).expanduser()
     try:
-        config = read_component_config(vae_folder)
-        model = PublishedModel.from_config(config, expected=index.expected("vae"), dtype=vae_dtype)
+        config = read_component_config(folder)
+        model = PublishedModel.from_config(config, expected=index.expected("vae"), dtype=dtype)
     except ValueError as error:
-        raise Refused(f"{vae_folder}: {error}") from error
+        raise Refused(f"{folder}: {error}") from error
     module: Any = model.module
-    side = latent_side * downscale(module) or own_resolution(index, module)
-    return TextToImage(index, module, vae_folder, scheduler, side, text_dtype)
+    return module, folder
 
 
 def read_scheduler_config(index: PipelineIndex) -> dict[str, Any]:

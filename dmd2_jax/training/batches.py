@@ -1,5 +1,6 @@
 """What a cycle of a distillation reads: real images, classes or prompts, teacher ODE pairs."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,18 @@ from dmd2_jax.recipe.distillation import distill_config
 from dmd2_jax.recipe.open import Family, Recipe
 from dmd2_jax.runtime.sharding import shard_batch
 from dmd2_jax.training.pairs import PairPool, TeacherPairs
+from dmd2_jax.training.shapes import shape_of_cycle
 from dmd2_jax.typing import PyTree
 
-__all__ = ["HostBatch", "check_batch", "cycle_batch", "prepare", "put_batch", "read_cycle"]
+__all__ = [
+    "HostBatch",
+    "check_batch",
+    "cycle_batch",
+    "prepare",
+    "put_batch",
+    "read_cycle",
+    "read_shape",
+]
 
 
 class HostBatch(NamedTuple):
@@ -45,6 +55,7 @@ def read_cycle(
     *,
     needs_real: bool,
     first_example: int | None = None,
+    first_prompt: int | None = None,
 ) -> HostBatch:
     """Read what cycle number `cycle` needs: a function of (config, data, arguments) alone.
 
@@ -55,6 +66,7 @@ def read_cycle(
       needs_real: whether real images are read, `DistillConfig.needs_real` of the recipe.
       first_example: how many real examples were read before; by default `cycle` times those of
         a cycle.
+      first_prompt: likewise, of prompts that are none of the examples'; by default as many.
 
     Returns:
       This process's rows of the global batch.
@@ -75,8 +87,11 @@ def read_cycle(
     fake_label = label
     if distill.fake_labels == "uniform" and recipe.prompts is not None:
         # An order of its own: what the student is asked for is not what the real images show.
+        own = first_prompt is None or recipe.prompts is recipe.dataset
+        start = first_example if own else first_prompt
+        assert start is not None
         asked = data.batches_from(
-            recipe.prompts, first_example, turns, batch_size=b, seed=(seed + 1) % 2**32, rows=rows
+            recipe.prompts, start, turns, batch_size=b, seed=(seed + 1) % 2**32, rows=rows
         )
         fake_label = data.labels_of(asked)
     elif distill.fake_labels == "uniform" and classes:
@@ -89,6 +104,43 @@ def read_cycle(
         numbers = data.example_indices(pairs.number, start=start, count=b, seed=seed)
         chosen = pairs.read(numbers[rows])
     return HostBatch(x, label, fake_label, chosen)
+
+
+def read_shape(
+    shapes: Sequence[Recipe],
+    cycle: int,
+    first_example: int,
+    pairs: PairPool | None = None,
+    *,
+    needs_real: bool,
+) -> tuple[int, HostBatch]:
+    """Read what cycle number `cycle` needs, of the shape whose turn it is.
+
+    Args:
+      shapes: the recipe of each, or the one there is.
+      cycle: 0, 1, ...
+      first_example: how many real examples were read before, of all shapes together.
+      pairs, needs_real: see `read_cycle`.
+
+    Returns:
+      (number of the shape, this process's rows of the global batch).
+    """
+    config = shapes[0].config
+    per_cycle = config.distill.critic_turns * config.distill.batch_size
+    number, first = 0, first_example
+    if len(shapes) > 1:  # counted in cycles as large as this one: a batch size may have changed
+        counts = tuple(len(each.dataset) for each in shapes)
+        number, before = shape_of_cycle(counts, config.seed, first_example // per_cycle)
+        first = before * per_cycle
+    read = read_cycle(
+        shapes[number],
+        cycle,
+        pairs,
+        needs_real=needs_real,
+        first_example=first,
+        first_prompt=first_example,
+    )
+    return number, read
 
 
 def prepare(batch: HostBatch, family: Family) -> CycleBatch:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dmd2_jax.config.sizes import say_sizes, size_of
 from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.schedules import add_noise
@@ -18,9 +19,17 @@ from dmd2_jax.run.metrics import METRICS, read_metrics
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sampling.samplers import LARGE_LATENT, Sampler, grid_labels, sample_images
 from dmd2_jax.text2image.pipeline import open_decoder
-from dmd2_jax.typing import Array, Float, Int, Params, Shaped, expand
+from dmd2_jax.typing import Array, Float, Int, Params, PyTree, Shaped, expand
 
-__all__ = ["Comparison", "Drawn", "draw_progress", "draw_scores", "score_comparison", "visible"]
+__all__ = [
+    "Comparison",
+    "Drawn",
+    "draw_progress",
+    "draw_scores",
+    "draw_shape",
+    "score_comparison",
+    "visible",
+]
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the teacher and the critic are compared: fractions of the schedule's levels."""
@@ -64,15 +73,7 @@ def draw_progress(
       total: steps of the whole run.
       rows: of the grid.
     """
-    labels, rows, columns = grid_labels(recipe, rows)
-    images = sample_images(
-        sampler,
-        recipe.family,
-        _on_one_device(params),
-        labels,
-        seed=recipe.config.seed,
-        batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
-    )
+    images, labels, rows, columns = _grid(recipe, sampler, params, rows)
     pictures = {"grid": workdir / f"grid_{done:07d}.png"}
     pixels = _decoded(recipe, images)
     if recipe.prompts is None and recipe.family.num_classes > 1:
@@ -86,6 +87,35 @@ def draw_progress(
     if done == total:
         animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")
     return Drawn(images, pictures)
+
+
+def draw_shape(recipe: Recipe, sampler: Sampler, params: Params, workdir: Path, done: int) -> Path:
+    """Draw the sample grid of another shape than the first; see `draw_progress`.
+
+    Returns:
+      The picture, shape_HEIGHTxWIDTH_STEP.png, of the latents' height and width.
+    """
+    images, _, rows, columns = _grid(recipe, sampler, params, 8)
+    size = say_sizes(size_of(*recipe.family.image_shape[:2]))
+    picture = workdir / f"shape_{size}_{done:07d}.png"
+    image_grid(_decoded(recipe, images), picture, rows=rows, cols=columns)
+    return picture
+
+
+def _grid(
+    recipe: Recipe, sampler: Sampler, params: Params, rows: int
+) -> tuple[np.ndarray, PyTree, int, int]:
+    """Return (images of a grid, what they are of, rows, columns)."""
+    labels, rows, columns = grid_labels(recipe, rows)
+    images = sample_images(
+        sampler,
+        recipe.family,
+        _on_one_device(params),
+        labels,
+        seed=recipe.config.seed,
+        batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
+    )
+    return images, labels, rows, columns
 
 
 def _class_grid(
@@ -183,7 +213,7 @@ def visible(images: Float[np.ndarray, "... c"]) -> Float[np.ndarray, "... d"]:
 
 def _decoded(recipe: Recipe, images: np.ndarray) -> np.ndarray:
     """Return the pictures of samples, latents decoded where that costs little memory."""
-    if images.shape[-1] in (1, 3) or images.shape[1] > LARGE_LATENT:
+    if images.shape[-1] in (1, 3) or max(images.shape[1:3]) > LARGE_LATENT:
         return visible(images)
     config = recipe.config
     folder = config.model.get("vae", "") or config.model.get("pipeline", "")

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
-from dmd2_jax.recipe.open import Recipe, open_recipe, sample_labels
+from dmd2_jax.recipe.open import Recipe, check_one_shape, open_recipe, sample_labels
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.run.folder import check_free_space, write_json
 from dmd2_jax.run.metrics import Progress
@@ -151,6 +151,7 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
       OSError: if the disk refuses.
     """
     recipe = open_recipe(config, config.distill.batch_size)
+    check_one_shape(recipe, "pairs of the teacher")
     config = recipe.config
     teacher_params = load_teacher(config, recipe.family)
     say_devices(jax.devices()[:1])

@@ -18,7 +18,7 @@ from dmd2_jax.recipe.distillation import (
     trace,
 )
 from dmd2_jax.recipe.lora import export_student, with_base
-from dmd2_jax.recipe.open import Recipe, check_has_images, open_recipe
+from dmd2_jax.recipe.open import Recipe, check_has_images, check_one_shape, open_recipe
 from dmd2_jax.recipe.tables import parameter_table
 from dmd2_jax.recipe.weights import read_teacher, starting_weights
 from dmd2_jax.recipe.weights_file import teacher_file
@@ -31,15 +31,20 @@ from dmd2_jax.runtime.distributed import in_step, is_first, on_first, put, to_ho
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.sampling.samplers import grid_labels, student_sampler
-from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_cycle
-from dmd2_jax.training.drawing import draw_progress, draw_scores, score_comparison
+from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_shape
+from dmd2_jax.training.drawing import (
+    draw_progress,
+    draw_scores,
+    draw_shape,
+    score_comparison,
+)
 from dmd2_jax.training.health import Health, real_statistics
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
 from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
 from dmd2_jax.typing import Params
 
-__all__ = ["open_student", "student_files", "train"]
+__all__ = ["open_student", "open_students", "student_files", "train"]
 
 
 def student_files(config: ConfigDict) -> tuple[str, ...]:
@@ -78,7 +83,8 @@ def train(
     workdir = path_of(workdir)
     recipe = open_recipe(config, config.distill.batch_size)
     config = recipe.config
-    job = open_student(recipe)
+    jobs = open_students(recipe)
+    job = jobs[0]
     file, classes = teacher_file(config), recipe.family.num_classes
     check_teacher_data(file, recipe.dataset, classes, allow_change)
     base, teacher = read_teacher(config, recipe.family, file)
@@ -100,10 +106,11 @@ def train(
         say_devices(recipe.mesh)
         print(_table(job.state, job.teacher), flush=True)
         if dry_run:
-            trace(job)
+            for each in jobs:
+                trace(each)
             print(f"dry run: {workdir} {'would be resumed' if resumed else 'can be started'}.")
             return None
-        run_loop(_described(_Student(recipe, job, base, start), workdir, teacher, profile))
+        run_loop(_described(_Student(recipe, jobs, base, start), workdir, teacher, profile))
         return workdir / student_files(config)[0]
 
 
@@ -123,20 +130,47 @@ def open_student(recipe: Recipe) -> Distillation:
     return job
 
 
+def open_students(recipe: Recipe) -> tuple[Distillation, ...]:
+    """Check all of a recipe's distillation as `open_student` does, for each of its shapes.
+
+    Args:
+      recipe: the recipe.
+
+    Returns:
+      One for each of `Recipe.buckets`, or the one.
+
+    Raises:
+      ValueError: if the settings, the placement or the data are refused.
+    """
+    jobs = tuple(open_student(each) for each in _each_shape(recipe))
+    if jobs[0].settings.needs_pairs:
+        check_one_shape(recipe, "pairs of the teacher (config.distill.regression_weight)")
+    return jobs
+
+
+def _each_shape(recipe: Recipe) -> tuple[Recipe, ...]:
+    return recipe.buckets or (recipe,)
+
+
 class _Student(NamedTuple):
     """A distillation with the weights that it begins with.
 
     Attributes:
       recipe: the recipe.
-      job: its set-up.
+      jobs: its set-up for each shape; they differ in the batch and the program alone.
       base: the teacher's weights, on the host.
       start: weights of generator and critic to begin with instead of the teacher's.
     """
 
     recipe: Recipe
-    job: Distillation
+    jobs: tuple[Distillation, ...]
     base: Params
     start: tuple[Params, Params] | None
+
+    @property
+    def job(self) -> Distillation:
+        """The set-up of the first shape, or of the only one."""
+        return self.jobs[0]
 
     def generator(self, own: Params) -> Params:
         """Return what the denoiser takes of the generator's own parameters."""
@@ -161,7 +195,8 @@ def _described(
         folder = pairs_folder(recipe, workdir)
         pairs = make_pairs(recipe, jax.device_put(it.base), folder, own=not config.distill.pairs)
     teacher_params = put(it.base, job.shardings.teacher)
-    cycle, root = in_step(job.cycle), jax.random.key(config.seed)
+    cycles, root = [in_step(each.cycle) for each in it.jobs], jax.random.key(config.seed)
+    shapes, b, turns = _each_shape(recipe), config.distill.batch_size, config.distill.critic_turns
 
     def make_state() -> TrainState:
         key, places = stream_key(root, "discriminator"), job.shardings.state
@@ -169,21 +204,23 @@ def _described(
             job.players, job.settings, family, teacher_params, key, it.start, places
         )
 
-    def make_batch(i: int, first_example: int) -> HostBatch:
-        read = read_cycle(
-            recipe, i, pairs, needs_real=job.settings.needs_real, first_example=first_example
-        )
-        return put_batch(read, mesh)
+    def make_batch(i: int, first_example: int) -> tuple[int, HostBatch]:
+        needs_real = job.settings.needs_real
+        number, read = read_shape(shapes, i, first_example, pairs, needs_real=needs_real)
+        return number, put_batch(read, mesh)
 
-    def advance(state: TrainState, batch: HostBatch, i: int) -> tuple[TrainState, dict[str, Any]]:
+    def advance(
+        state: TrainState, batch: tuple[int, HostBatch], i: int
+    ) -> tuple[TrainState, dict[str, Any]]:
+        number, read = batch
         # The second step moves nothing: the batch lies there already.
-        prepared = jax.device_put(prepare(batch, family), job.shardings.batch)
-        return cycle(state, teacher_params, prepared, stream_key(root, "cycle", i))
+        placed = it.jobs[number].shardings.batch
+        prepared = jax.device_put(prepare(read, shapes[number].family), placed)
+        return cycles[number](state, teacher_params, prepared, stream_key(root, "cycle", i))
 
     def chosen(state: TrainState) -> Params:
         return it.generator(_versions(state)[-1])
 
-    b, turns = config.distill.batch_size, config.distill.critic_turns
     return Job(
         workdir=workdir,
         unit="cycle",
@@ -219,7 +256,7 @@ def _judge(it: _Student) -> Health:
     recipe, config = it.recipe, it.recipe.config
     real = None
     if is_first() and recipe.dataset.has_images and not it.job.settings.needs_real:
-        real = real_statistics(recipe.dataset)
+        real = real_statistics(_each_shape(recipe)[0].dataset)
     return Health(
         total=config.distill.cycles,
         every=config.log.every,
@@ -242,8 +279,10 @@ def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[st
 
     Where there is a critic, it is shown beside the teacher on the first row of the student's grid.
     """
-    recipe, config, family = it.recipe, it.recipe.config, it.recipe.family
+    recipe = _each_shape(it.recipe)[0]
+    config, family = recipe.config, recipe.family
     sampler, total = student_sampler(family, config), config.distill.cycles
+    others = [(each, student_sampler(each.family, each.config)) for each in it.recipe.buckets[1:]]
     compare = score_comparison(family, config.distill.guidance, config.seed)
     labels, _, columns = grid_labels(recipe)
     cond = family.cond(jax.tree.map(lambda array: array[:columns], labels))
@@ -252,6 +291,9 @@ def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[st
         progress = draw_progress(
             recipe, sampler, it.generator(own), workdir, done, unit="cycle", total=total
         )
+        for each, its_sampler in others:
+            picture = draw_shape(each, its_sampler, it.generator(own), workdir, done)
+            progress.pictures[picture.stem.rpartition("_")[0]] = picture
         if critic is not None:
             x_0 = progress.images[:columns]
             device = jax.local_devices()[0]

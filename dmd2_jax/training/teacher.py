@@ -17,7 +17,7 @@ from dmd2_jax.data import Batch
 from dmd2_jax.diffusion.schedules import is_rectified_flow
 from dmd2_jax.recipe.classes import data_record, save_weights
 from dmd2_jax.recipe.distillation import state_shapes
-from dmd2_jax.recipe.open import Family, Recipe, check_has_images, open_recipe
+from dmd2_jax.recipe.open import Family, Recipe, check_has_images, check_one_shape, open_recipe
 from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
 from dmd2_jax.recipe.tables import parameter_table
 from dmd2_jax.run.job import Job
@@ -91,6 +91,7 @@ def train(
     """
     workdir = path_of(workdir)
     recipe = open_recipe(config, config.teacher.batch_size)
+    check_one_shape(recipe, "a teacher's training")
     config = recipe.config
     family, mesh = recipe.family, recipe.mesh
     _check_objective(recipe)

@@ -135,6 +135,27 @@ def test_cache_records_actual_sizes_where_it_is_told() -> None:
     assert time_ids[9].tolist() == [20, 24, 0, 1, 16, 16]
 
 
+def test_cache_of_several_shapes_records_each_images_own_conditions() -> None:
+    both = source(made("sdxl", "--sizes=actual", "--resolution=16,16x20"))
+    square, wide = both.buckets[8], both.buckets[8, 10]
+    # photo 9 is 20 high and 24 wide: 17 x 20 (16.7) resized, whose rows 0..15 are kept
+    assert len(wide) == 1 and wide.captions([0]) == [CAPTIONS[9]]
+    assert wide.examples(np.array([0]))["time_ids"].tolist() == [[20, 24, 0, 0, 16, 20]]
+    time_ids = square.examples(np.arange(len(square)))["time_ids"]
+    assert np.unique(time_ids, axis=0).tolist() == [[16, 16, 0, 0, 16, 16]]
+
+
+def test_prompts_alone_are_asked_for_at_the_shapes_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
+    out = tmp_path / "prompts"
+    line = ["cache", f"--pipeline={tiny_pipeline('sdxl')}", f"--out={out}"]
+    assert dmd2(*line, f"--prompts={tmp_path / 'prompts.txt'}") == 0
+    prompts = latents.load(str(out), "all", ((8, 8), (8, 10)))
+    for size, pixels in ((8, [16, 16]), ((8, 10), [16, 20])):
+        time_ids = prompts.buckets[size].examples(np.arange(3))["time_ids"]
+        assert time_ids.tolist() == [[*pixels, 0, 0, *pixels]] * 3
+
+
 def test_cache_holds_the_empty_prompt_for_sd15() -> None:
     import torch
 

@@ -38,6 +38,14 @@ def test_diffusers_makes_the_images_of_our_sampler(kind: str) -> None:
     np.testing.assert_array_equal(by_number, expected)
 
 
+def test_diffusers_makes_our_images_that_are_not_square() -> None:
+    images, noise = ours(exported("sdxl"), shape=(8, 16))
+    pipe = diffusers_pipeline(exported("sdxl"))
+    expected = lcm_images(pipe, PROMPTS, noise, height=8, width=16, timesteps=list(TIMES))
+    assert images.shape == expected.shape == (2, 8, 16, 3) and expected.std() > 0.05
+    assert np.abs(images - expected).max() <= 2e-3
+
+
 @pytest.mark.parametrize(
     "kind, name", [("sd15", "StableDiffusionPipeline"), ("sdxl", "StableDiffusionXLPipeline")]
 )

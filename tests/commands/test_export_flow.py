@@ -71,13 +71,15 @@ def weights(kind: str) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def run_folder(kind: str, steps: int = 4, adapters: bool = False) -> Path:
+def run_folder(
+    kind: str, steps: int = 4, adapters: bool = False, size: str = str(RESOLUTION // 2)
+) -> Path:
     """What distilling leaves: the config, and weights made up; do not change it."""
     config = get_config()
     settings = {
         "model.family": "sd3" if kind == "sd3" else "flux",
         "model.pipeline": str(base(kind)),
-        "model.resolution": str(RESOLUTION // 2),
+        "model.resolution": size,
         "distill.student_times": ",".join(map(str, FLOW_TIMES[:steps])),
     }
     if kind == "flux":
@@ -97,9 +99,9 @@ def run_folder(kind: str, steps: int = 4, adapters: bool = False) -> Path:
 
 
 @functools.cache
-def exported(kind: str, steps: int, *more: str, adapters: bool = False) -> Path:
+def exported(kind: str, steps: int, *more: str, adapters: bool = False, **size: str) -> Path:
     """A student's pipeline; do not change it."""
-    run, out = run_folder(kind, steps, adapters), scratch() / "student"
+    run, out = run_folder(kind, steps, adapters, **size), scratch() / "student"
     assert dmd2("export", f"--workdir={run}", f"--out={out}", *more) == 0
     return out
 
@@ -158,6 +160,16 @@ def test_call_of_the_readme_makes_our_images_in_diffusers(kind: str, steps: int)
     expected = theirs(diffusers_pipeline(folder), noise, **call)
     assert np.abs(images - expected).max() <= 1e-5
     assert expected.std() > 0.05 and np.abs(expected[0] - expected[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_that_are_not_square_are_ours_in_diffusers(kind: str) -> None:
+    folder = exported(kind, 1, size="4x8")
+    images, noise = ours(folder)
+    call = call_of((folder / "README.md").read_text())
+    assert (call["height"], call["width"]) == images.shape[1:3] == (8, 16)
+    expected = theirs(diffusers_pipeline(folder), noise, **call)
+    assert np.abs(images - expected).max() <= 1e-5 and expected.std() > 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)

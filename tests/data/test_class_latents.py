@@ -83,7 +83,10 @@ def test_latents_without_a_std_are_taken_as_they_are(folder: Path) -> None:
 @pytest.mark.parametrize(
     "array, message",
     [
-        (np.zeros((8, 4, 5), np.float32), r"float32 of shape \(8, 4, 5\)"),
+        (
+            np.zeros((8, 4, 5), np.float32),
+            r"shape \(4, 5, 4\), expected \(4, 4, 4\)",
+        ),
         (np.zeros((8, 4, 4), np.uint8), "uint8 of shape"),
         (np.zeros((8, 6, 6), np.float32), r"latents of shape \(6, 6, 4\)"),
         (np.full((8, 4, 4), np.nan, np.float32), "is not finite"),

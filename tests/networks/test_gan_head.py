@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.networks.gan_head import GanHead, VectorHead, discriminator, head_groups
+from dmd2_jax.networks.gan_head import (
+    GanHead,
+    VectorHead,
+    discriminator,
+    head_groups,
+    head_of_any_shape,
+)
 from tests.networks import reference
 
 
@@ -85,3 +91,17 @@ def test_discriminator_refuses_another_number_of_features():
     params = head.init(jax.random.key(0), features)
     with pytest.raises(ValueError, match="got 2 feature arrays for a discriminator of 1 heads"):
         head.logits(params, features * 2)
+
+
+def test_head_of_any_shape_is_the_mean_of_a_gan_heads_logits():
+    head, square = head_of_any_shape(4, 8), jnp.ones((2, 4, 4, 3))
+    wide = jax.random.normal(jax.random.key(1), (2, 4, 7, 3))
+    params = head.init(jax.random.key(0), wide)
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes == jax.tree.map(jnp.shape, jax.eval_shape(head.init, jax.random.key(0), square))
+    np.testing.assert_allclose(
+        head.apply(params, square), GanHead(8).apply(params, square), rtol=1e-5
+    )
+    assert head.apply(params, wide).shape == (2,)
+    assert (head.num_stages, head.last) == (0, 4)
+    assert (head_of_any_shape(27, 8).num_stages, head_of_any_shape(27, 8).last) == (3, 3)

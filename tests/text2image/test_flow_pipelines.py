@@ -78,7 +78,7 @@ def test_images_of_a_teacher_are_those_of_diffusers_flux():
 
     side, folder = RESOLUTION // 2, tiny_pipeline("flux")
     family, params = flux.read(folder, resolution=side)
-    pipeline = open_pipeline(folder, latent_side=side)
+    pipeline = open_pipeline(folder, latent_size=side)
     sampler = ddim_sampler(
         family.denoiser, pipeline.scheduler, steps=3, guidance=None, tokens=family.image_tokens
     )

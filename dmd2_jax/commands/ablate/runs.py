@@ -183,9 +183,10 @@ def _check(ablation: Ablation, runs: list[_Run], workdir: Path, *, tracing: bool
 
 
 def _check_row(config: ConfigDict, *, tracing: bool) -> None:
-    job = train_student.open_student(open_recipe(config, config.distill.batch_size))
-    if tracing:
-        trace(job)
+    recipe = open_recipe(config, config.distill.batch_size)
+    for job in train_student.open_students(recipe):
+        if tracing:
+            trace(job)
 
 
 def _finish(ablation: Ablation, runs: list[_Run], table: dict[str, Any], workdir: Path) -> None:

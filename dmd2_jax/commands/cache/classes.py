@@ -15,6 +15,7 @@ from dmd2_jax import data
 from dmd2_jax.commands.cache.inputs import DTYPES, SHARD_BYTES
 from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import say_sizes, sides, size_of, sizes_of
 from dmd2_jax.data import Source, to_model
 from dmd2_jax.data.latents import LABELS_FILE
 from dmd2_jax.data.reading.sealed_shards import Layout, ShardFolder, claim
@@ -111,15 +112,21 @@ def _open(options: Options) -> _Work:
             )
     if not options.images or not options.resolution:
         raise Refused(
-            f"got --images={options.images!r} and --resolution={options.resolution} with --vae "
+            f"got --images={options.images!r} and --resolution={_said(options)} with --vae "
             "alone, expected images of classes and their size in pixels; give both, such as "
             "--images=imagenet/ --resolution=256."
         )
+    if len(sizes_of(options.resolution)) > 1:
+        raise Refused(
+            f"--resolution={say_sizes(options.resolution)} with --vae alone, expected one shape: "
+            "several are of prompts, by --pipeline; give one."
+        )
+    size = size_of(*sides(options.resolution))
     decoder = open_autoencoder(options.vae, dtype=DTYPES[options.vae_dtype])
-    latent = latent_shape(decoder.vae, options.resolution)
+    latent = latent_shape(decoder.vae, size)
     resize = "enlarge" if options.enlarge else "crop"
     named = {"name": "image_folder", "path": options.images, "resize": resize}
-    source = data.load(ConfigDict(named | {"max_corrupt": 0}), "all", options.resolution)
+    source = data.load(ConfigDict(named | {"max_corrupt": 0}), "all", size)
     if not len(source):
         raise Refused(f"{options.images} has no images, expected at least one; check --images.")
     layout = Layout({"latent": (latent, options.store)})
@@ -134,11 +141,11 @@ def _fill(work: _Work, *, dry_run: bool) -> str:
     missing = [n for n in range(work.shards) if n not in folder.finished]
     size = sum(len(numbers) for n in missing for numbers in _of(work, n)) * work.layout.size
     check_free_space(out, size, "the cache")
-    side, _, channels = work.layout.arrays["latent"][0]
+    height, width, channels = work.layout.arrays["latent"][0]
     classes = f"{total:,} images of {work.source.num_classes:,} classes"
     if dry_run:
         return (
-            f"dry run: {classes} at {work.options.resolution} pixels to latents of {side} x {side} "
+            f"dry run: {classes} at {_said(work.options)} pixels to latents of {height} x {width} "
             f"x {channels}, {work.shards} shards, about {size / 1e6:,.1f} MB to write. Nothing was "
             "written."
         )
@@ -156,9 +163,13 @@ def _fill(work: _Work, *, dry_run: bool) -> str:
         f"{out}: {classes} in {work.shards} shards, "
         f"{sum(entry.bytes for entry in folder.finished.values()) / 1e6:,.1f} MB\n"
         f"use it with: --config.data.name=latents --config.data.path={out} "
-        f"--config.model.resolution={side} --config.model.image_channels={channels} "
-        f"--config.model.vae={work.options.vae}"
+        f"--config.model.resolution={say_sizes(size_of(height, width))} "
+        f"--config.model.image_channels={channels} --config.model.vae={work.options.vae}"
     )
+
+
+def _said(options: Options) -> str:
+    return say_sizes(options.resolution) if options.resolution else "0"
 
 
 def _of(work: _Work, shard: int) -> Iterator[Int[np.ndarray, " n"]]:
@@ -189,10 +200,10 @@ def _write(work: _Work, folder: ShardFolder) -> None:
                 records = []
             progress.update(done)
     _write_labels(work, folder.folder / LABELS_FILE)
-    side, _, channels = work.layout.arrays["latent"][0]
+    height, width, channels = work.layout.arrays["latent"][0]
     info = {
         "pixels": work.options.resolution,
-        "resolution": side,
+        "resolution": size_of(height, width),
         "channels": channels,
         "num_classes": work.source.num_classes,
         "class_names": work.source.class_names,

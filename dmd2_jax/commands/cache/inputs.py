@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.commands.cache.options import Options
+from dmd2_jax.commands.cache.shapes import numbers_by_shape
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, Sizes, say_sizes, sides, size_of, sizes_of
 from dmd2_jax.data.reading.captions import CaptionedImages, open_captions
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.prompts import read_prompts
@@ -29,9 +31,9 @@ from dmd2_jax.text2image.text_encoder import (
     tokenize,
 )
 from dmd2_jax.text2image.tokenizer import warn_of_cut
-from dmd2_jax.typing import Params
+from dmd2_jax.typing import Int, Params
 
-__all__ = ["DTYPES", "SHARD_BYTES", "CacheInputs", "open_inputs", "unusable"]
+__all__ = ["DTYPES", "SHARD_BYTES", "CacheInputs", "Shard", "open_inputs", "unusable"]
 
 SHARD_BYTES = 2**28
 """Of a shard, about."""
@@ -43,19 +45,32 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 """Types of the computation, by their names in flags."""
 
 
+class Shard(NamedTuple):
+    """Examples of one shape that lie together.
+
+    Attributes:
+      shape: its number.
+      numbers: of the examples.
+    """
+
+    shape: int
+    numbers: Int[np.ndarray, " n"]
+
+
 @dataclass(frozen=True)
 class CacheInputs:
     """Everything that was opened and checked.
 
     Attributes:
-      options: what was asked for; resolution is known.
+      options: what was asked for; resolution is known: the shapes that have images.
       texts: prompt of every example.
       captioned: their images; None: prompts alone.
       index: the pipeline.
       encoders: its text encoders.
       vae: its autoencoder, without weights where there are no images.
       vae_params: its weights, or None.
-      layout: of a record.
+      layouts: of a record of each shape.
+      shards: in order, a shape's one after the other.
       per_shard: examples of a shard.
     """
 
@@ -66,18 +81,20 @@ class CacheInputs:
     encoders: TextEncoders
     vae: Autoencoder
     vae_params: Params | None
-    layout: Layout
+    layouts: tuple[Layout, ...]
+    shards: tuple[Shard, ...]
     per_shard: int
 
     @property
-    def shards(self) -> int:
-        """Their number."""
-        return -(-len(self.texts) // self.per_shard)
+    def shapes(self) -> tuple[Size, ...]:
+        """The shapes of the images, in pixels."""
+        return sizes_of(self.options.resolution)
 
     @property
-    def latent(self) -> tuple[int, int, int]:
-        """Height, width and channels of a latent."""
-        return latent_shape(self.vae, self.options.resolution)
+    def latents(self) -> Sizes:
+        """The shapes of the latents."""
+        pairs = tuple(latent_shape(self.vae, size)[:2] for size in self.shapes)
+        return size_of(*pairs[0]) if len(pairs) == 1 else pairs
 
     def describe(self, number: int) -> str:
         """Name an example, for messages."""
@@ -137,28 +154,46 @@ def open_inputs(options: Options) -> CacheInputs:
     vae: Any = model.module
     encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype])
     resolution = options.resolution or own_resolution(index, vae)
+    for size in sizes_of(resolution):
+        _check_patches(index, size, latent_shape(vae, size))
+    numbers = numbers_by_shape(captioned, len(texts), sizes_of(resolution))
+    if len(numbers) > 1:  # those of no image are left away
+        there = [i for i, of_shape in enumerate(numbers) if len(of_shape)]
+        pairs = tuple(sides(sizes_of(resolution)[i]) for i in there)
+        resolution = size_of(*pairs[0]) if len(pairs) == 1 else pairs
+        numbers = [numbers[i] for i in there]
     options = replace(options, resolution=resolution)
-    latent = latent_shape(vae, resolution)
-    _check_patches(index, resolution, latent[0])
-    layout = _layout(options, index, encoders, latent, bool(captioned))
-    per_shard = options.shard_examples or max(1, SHARD_BYTES // layout.size)
+    layouts = tuple(
+        _layout(options, index, encoders, latent_shape(vae, size), bool(captioned))
+        for size in sizes_of(resolution)
+    )
+    per_shard = options.shard_examples or max(1, SHARD_BYTES // max(it.size for it in layouts))
+    per_shard = min(per_shard, 10**6)
+    shards = tuple(
+        Shard(shape, of_shape[begin : begin + per_shard])
+        for shape, of_shape in enumerate(numbers)
+        for begin in range(0, len(of_shape), per_shard)
+    )
     if captioned:
-        _check_first(captioned, options)
+        _check_first(captioned, options, shards[0].numbers[0])
     tokenizer = encoders.longest
     warn_of_cut(tokenizer.counts(texts), tokenizer.length, texts)
     return CacheInputs(
-        options, texts, captioned, index, encoders, vae, vae_params, layout, min(per_shard, 10**6)
+        options, texts, captioned, index, encoders, vae, vae_params, layouts, shards, per_shard
     )
 
 
-def _check_patches(index: PipelineIndex, resolution: int, side: int) -> None:
+def _check_patches(index: PipelineIndex, resolution: Size, latent: tuple[int, ...]) -> None:
     """Refuse latents that a pipeline's transformer does not divide into patches."""
     if index.network != "transformer" or not (index.folder / index.network).is_dir():
         return
+    size = size_of(latent[0], latent[1])
     try:
-        pipeline_family(index, resolution=side)
+        pipeline_family(index, resolution=size)
     except ValueError as error:
-        raise Refused(f"resolution={resolution} pixels are latents of {side}: {error}") from error
+        raise Refused(
+            f"resolution={say_sizes(resolution)} pixels are latents of {say_sizes(size)}: {error}"
+        ) from error
 
 
 def _layout(
@@ -177,13 +212,13 @@ def _layout(
     return Layout(dict(sorted(arrays.items())))
 
 
-def _check_first(captioned: CaptionedImages, options: Options) -> None:
+def _check_first(captioned: CaptionedImages, options: Options, first: int) -> None:
     """Read one image, so that a wrong size is found before anything is compiled."""
     try:
-        captioned.picture(0, options.resolution, enlarge=options.enlarge)
+        captioned.picture(first, sizes_of(options.resolution)[0], enlarge=options.enlarge)
     except (CorruptImageError, ImageRefusedError) as error:
         if not options.max_left_out:
-            raise unusable(captioned.describe(0), error, 0) from error
+            raise unusable(captioned.describe(first), error, 0) from error
 
 
 def unusable(name: str, error: Exception, allowed: int) -> Refused:

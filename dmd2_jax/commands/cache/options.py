@@ -2,15 +2,16 @@
 
 import dataclasses
 
-from dmd2_jax.config.flags import flag
+from dmd2_jax.config.flags import flag, shapes
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import say_sizes, sizes_of
 
 __all__ = ["Options"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _IMAGES = "images"
 _NUMBERS = "networks and numbers"
-_LEAST = {"batch_size": 1, "resolution": 0, "max_left_out": 0, "shard_examples": 0, "seed": 0}
+_LEAST = {"batch_size": 1, "max_left_out": 0, "shard_examples": 0, "seed": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,14 @@ class Options:
         "images with captions; without --pipeline, of classes", default="", metavar="PATH"
     )
     prompts: str = flag("prompts alone", default="", metavar="FILE")
-    resolution: int = flag("pixels; default: the pipeline's own", default=0, group=_IMAGES)
+    resolution: int | tuple[int, int] | tuple[tuple[int, int], ...] = flag(
+        "pixels, HEIGHTxWIDTH where they differ; several shapes between commas: each image goes "
+        "to the nearest; default: the pipeline's own",
+        default=0,
+        metavar="SHAPES",
+        parse=shapes,
+        group=_IMAGES,
+    )
     enlarge: bool = flag("accept images that are smaller than that", default=False, group=_IMAGES)
     max_left_out: int = flag(
         "images that may be damaged, too small or transparent", default=0, group=_IMAGES
@@ -86,6 +94,11 @@ class Options:
             raise Refused(
                 f"got --images={self.images!r} and --prompts={self.prompts!r}, expected one of "
                 "them: images with captions, or prompts alone."
+            )
+        if self.resolution and len(sizes_of(self.resolution)) > 1 and self.prompts:
+            raise Refused(
+                f"--resolution={say_sizes(self.resolution)} with --prompts, expected one shape: "
+                "prompts alone serve students of any; give one, or leave it away."
             )
         for name, low in _LEAST.items():
             if not low <= getattr(self, name) < 2**32:

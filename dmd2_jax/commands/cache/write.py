@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from dmd2_jax.commands.cache.inputs import CacheInputs, open_inputs, unusable
 from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, say_sizes, sides
 from dmd2_jax.data import to_model
 from dmd2_jax.data.latents import NULL_FILE
 from dmd2_jax.data.reading.captions import CaptionedImages
@@ -68,9 +69,9 @@ def make_cache(options: Options) -> str:
 
 def _fill(work: CacheInputs, out: str, *, dry_run: bool) -> str:
     """Write what is not there yet; see `make_cache`."""
-    folder = claim(out, work.plan(), work.shards)
-    missing = [n for n in range(work.shards) if n not in folder.finished]
-    size = sum(len(batch.numbers) for n in missing for batch in _of(work, n)) * work.layout.size
+    folder = claim(out, work.plan(), len(work.shards))
+    missing = [it for n, it in enumerate(work.shards) if n not in folder.finished]
+    size = sum(len(it.numbers) * work.layouts[it.shape].size for it in missing)
     check_free_space(out, size, "the cache")
     if dry_run:
         return _describe(work, folder, size)
@@ -78,21 +79,22 @@ def _fill(work: CacheInputs, out: str, *, dry_run: bool) -> str:
         folder.clear()
     else:
         if folder.finished:
-            print(f"{out}: {len(folder.finished)} of {work.shards} shards are there.", flush=True)
+            there = f"{len(folder.finished)} of {len(work.shards)} shards are there"
+            print(f"{out}: {there}.", flush=True)
         try:
             _write(work, folder)
         except KeyboardInterrupt:
-            done = f"{len(folder.finished)} of {work.shards} shards are written"
+            done = f"{len(folder.finished)} of {len(work.shards)} shards are written"
             raise Interrupted(f"{done}; the same command again goes on.", 130) from None
     entries = folder.finished.values()
     total, left_out = sum(e.records for e in entries), sum(len(e.left_out) for e in entries)
     what = "prompts" if work.captioned is None else "images with captions"
     without = f" ({left_out} left out)" if left_out else ""
     return (
-        f"{out}: {total:,} {what}{without} in {work.shards} shards, "
+        f"{out}: {total:,} {what}{without} in {len(work.shards)} shards, "
         f"{sum(e.bytes for e in entries) / 1e6:,.1f} MB\n"
         f"use it with: --config.data.name=latents --config.data.path={out} "
-        f"--config.model.resolution={work.latent[0]}"
+        f"--config.model.resolution={say_sizes(work.latents)}"
     )
 
 
@@ -101,7 +103,7 @@ def _write(work: CacheInputs, folder: ShardFolder) -> None:
     clear_partial(folder.folder)
     reader = _Reader(work, sum(len(entry.left_out) for entry in folder.finished.values()))
     batches = [
-        batch for n in range(work.shards) if n not in folder.finished for batch in _of(work, n)
+        batch for n in range(len(work.shards)) if n not in folder.finished for batch in _of(work, n)
     ]
     encode = _Encoder(work)
     done = len(work.texts) - sum(len(batch.numbers) for batch in batches)
@@ -123,31 +125,37 @@ def _write(work: CacheInputs, folder: ShardFolder) -> None:
     if not any(entry.records for entry in folder.finished.values()):
         raise Refused("no image can be used, expected at least one; check --images.")
     _write_null(work, folder.folder / NULL_FILE)
-    side, _, channels = work.latent
-    info = {"pixels": work.options.resolution, "resolution": side, "channels": channels}
-    folder.finish(work.layout, [NULL_FILE], info)
+    info: dict[str, Any] = {
+        "pixels": work.options.resolution,
+        "resolution": work.latents,
+        "channels": work.vae.latent_channels,
+    }
+    if len(work.shapes) > 1:
+        info["shards"] = [it.shape for it in work.shards]
+    folder.finish(work.layouts[0], [NULL_FILE], info)
 
 
 class _Batch(NamedTuple):
     """Consecutive examples of one shard; `last` of it."""
 
     shard: int
+    shape: int
     numbers: Int[np.ndarray, " n"]
     last: bool
 
 
 def _of(work: CacheInputs, shard: int) -> Iterator[_Batch]:
-    begin = shard * work.per_shard
-    end = min(begin + work.per_shard, len(work.texts))
-    size = work.options.batch_size
-    for first in range(begin, end, size):
-        yield _Batch(shard, np.arange(first, min(first + size, end)), first + size >= end)
+    (shape, numbers), size = work.shards[shard], work.options.batch_size
+    for first in range(0, len(numbers), size):
+        last = first + size >= len(numbers)
+        yield _Batch(shard, shape, numbers[first : first + size], last)
 
 
 class _HostBatch(NamedTuple):
     """What is encoded at a time; arrays are filled up to the batch size.
 
     Attributes:
+      shape: its number.
       numbers: [b] of the examples.
       ids: [b, t] tokens for each text encoder.
       images: uint8 [b, h, w, 3]; None: prompts alone.
@@ -156,6 +164,7 @@ class _HostBatch(NamedTuple):
       left_out: names of the examples that could not be read, which are not among them.
     """
 
+    shape: int
     numbers: np.ndarray
     ids: tuple[np.ndarray, ...]
     images: np.ndarray | None
@@ -175,10 +184,10 @@ class _Reader:
 
     def read(self, batch: _Batch) -> _HostBatch:
         """Read one batch."""
-        work, options = self._work, self._work.options
+        work, options, size = self._work, self._work.options, self._work.shapes[batch.shape]
         numbers, pictures, left_out = batch.numbers, None, []
         if work.captioned is not None:
-            picture = functools.partial(self._picture, work.captioned)
+            picture = functools.partial(self._picture, work.captioned, size)
             read = list(self._pool.map(picture, numbers))
             left_out = [work.describe(int(n)) for n, p in zip(numbers, read, strict=True) if not p]
             numbers = np.array([n for n, p in zip(numbers, read, strict=True) if p], np.int64)
@@ -187,22 +196,23 @@ class _Reader:
         # One program for every batch: the last example fills up.
         rows = np.minimum(np.arange(options.batch_size), max(count - 1, 0))
         if not count:
-            return _HostBatch(numbers, (), None, np.empty((0, 6)), 0, left_out)
+            return _HostBatch(batch.shape, numbers, (), None, np.empty((0, 6)), 0, left_out)
         tokens = tokenize(work.encoders, [work.texts[n] for n in numbers])
         images = np.stack([p.pixels for p in pictures])[rows] if pictures else None
         return _HostBatch(
+            batch.shape,
             numbers[rows],
             tuple(t.ids[rows] for t in tokens),
             images,
-            _time_ids(pictures, count, options)[rows],
+            _time_ids(pictures, count, size, options.sizes)[rows],
             count,
             left_out,
         )
 
-    def _picture(self, captioned: CaptionedImages, number: int) -> Picture | None:
+    def _picture(self, captioned: CaptionedImages, size: Size, number: int) -> Picture | None:
         options, name = self._work.options, captioned.describe(int(number))
         try:
-            return captioned.picture(int(number), options.resolution, enlarge=options.enlarge)
+            return captioned.picture(int(number), size, enlarge=options.enlarge)
         except (CorruptImageError, ImageRefusedError) as error:
             with self._lock:
                 self._left_out += 1
@@ -213,15 +223,15 @@ class _Reader:
             return None
 
 
-def _time_ids(pictures: Sequence[Picture] | None, count: int, options: Options) -> np.ndarray:
-    side = (options.resolution, options.resolution)
-    if pictures is None or options.sizes == "target":
-        return np.tile(size_ids(side, (0, 0), side), (count, 1))
-    return np.stack([size_ids(p.original, p.corner, side) for p in pictures])
+def _time_ids(pictures: Sequence[Picture] | None, count: int, size: Size, which: str) -> np.ndarray:
+    target = sides(size)
+    if pictures is None or which == "target":
+        return np.tile(size_ids(target, (0, 0), target), (count, 1))
+    return np.stack([size_ids(p.original, p.corner, target) for p in pictures])
 
 
 class _Encoder:
-    """The one compiled program, on as many of this machine's devices as divide the batch."""
+    """One compiled program a shape, on as many of this machine's devices as divide the batch."""
 
     def __init__(self, work: CacheInputs) -> None:
         """Put the weights on the devices."""
@@ -236,7 +246,7 @@ class _Encoder:
 
     def records(self, host: _HostBatch) -> Iterator[bytes]:
         """Yield the record of every example of a batch."""
-        work = self._work
+        work, layout = self._work, self._work.layouts[host.shape]
         if not host.kept:
             return
         inputs = shard_batch((host.ids, host.images, host.numbers.astype(np.int32)), self._mesh)
@@ -251,7 +261,7 @@ class _Encoder:
         for row, name in enumerate(names):
             text = work.texts[int(host.numbers[row])]
             try:
-                yield work.layout.pack({k: out[k][row] for k in work.layout.arrays}, text)
+                yield layout.pack({k: out[k][row] for k in layout.arrays}, text)
             except Refused as error:
                 raise Refused(f"{name}: {error} (--store=float32)") from error
 
@@ -292,26 +302,36 @@ def _write_null(work: CacheInputs, path: Path) -> None:
         save_file(null, partial)
 
 
+def _shapes(work: CacheInputs) -> str:
+    """Return the shapes; of several how many examples each has."""
+    counts = [0] * len(work.shapes)
+    for shard in work.shards:
+        counts[shard.shape] += len(shard.numbers)
+    each = [say_sizes(size) for size in work.shapes]
+    if len(each) > 1:
+        each = [f"{size} ({count:,})" for size, count in zip(each, counts, strict=True)]
+    return ", ".join(each)
+
+
 def _describe(work: CacheInputs, folder: ShardFolder, size: int) -> str:
     """Return what a dry run prints."""
     networks = {
         f"text encoder {i + 1}": params for i, params in enumerate(work.encoders.params)
     } | ({"autoencoder": work.vae_params} if work.captioned else {})
     rows: list[tuple[object, ...]] = [("array", "type", "shape", "bytes")]
-    for name, (shape, dtype) in work.layout.arrays.items():
+    for name, (shape, dtype) in work.layouts[0].arrays.items():
         count = math.prod(shape) * np.dtype(dtype).itemsize
         rows.append((name, dtype, list(shape), f"{count:,}"))
-    state = (
-        f"{len(folder.finished)} of {work.shards} shards are there" if folder.finished else "new"
-    )
+    done, count = len(folder.finished), len(work.shards)
+    state = f"{done} of {count} shards are there" if done else "new"
     return "\n".join(
         [
             parameter_table(networks),
             "",
             aligned(rows),
             "",
-            f"dry run: {len(work.texts):,} examples at {work.options.resolution} pixels, "
-            f"{work.shards} shards of {work.per_shard:,}, about {size / 1e6:,.1f} MB to write; "
+            f"dry run: {len(work.texts):,} examples at {_shapes(work)} pixels, "
+            f"{count} shards of {work.per_shard:,}, about {size / 1e6:,.1f} MB to write; "
             f"{folder.folder}: {state}. Nothing was written.",
         ]
     )

@@ -1,6 +1,7 @@
 """Look at a data source end to end, or write it as array_record: `dmd2 data`."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import sides
 from dmd2_jax.data import Batch, Source, array_record, latents
 from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.data.reading.contract import NoSplitError
@@ -130,7 +132,7 @@ def write_shards(config: ConfigDict, folder: str | Path, *, encoding: str = "raw
         )
     sources = _open_splits(config)
     first = sources["train"]
-    size = sum(map(len, sources.values())) * first.resolution**2 * first.channels
+    size = sum(map(len, sources.values())) * math.prod(sides(first.resolution)) * first.channels
     make_folder(target.parent)
     check_free_space(target.parent, size, "the shards")
     splits, left_out = {}, 0
@@ -201,13 +203,14 @@ def _read_through(source: Source, split: str) -> Report:
 
 
 def _describe(source: Source, reports: list[Report]) -> str:
-    side = source.resolution
+    height, width = sides(source.resolution)
     rows: list[tuple[object, ...]] = [("split", "images", "classes seen", "corrupt")]
     for report in reports:
         seen = int((report.counts > 0).sum())
         rows.append((report.name, f"{report.counts.sum():,}", seen, len(report.corrupt)))
     lines = [
-        f"{source.name}: uint8 [{side}, {side}, {source.channels}], {source.num_classes} classes",
+        f"{source.name}: uint8 [{height}, {width}, {source.channels}], "
+        f"{source.num_classes} classes",
         "",
         aligned(rows),
         "",

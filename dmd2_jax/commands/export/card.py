@@ -14,9 +14,15 @@ import yaml
 from dmd2_jax.commands.export.origin import Origin, hub_file
 from dmd2_jax.commands.export.record import Record
 from dmd2_jax.config.printable import printable
-from dmd2_jax.families.published.flow_scheduler import is_flow, recorded_settings
+from dmd2_jax.config.sizes import Size, sides
+from dmd2_jax.families.published.flow_scheduler import is_flow
 from dmd2_jax.families.published.pipeline import PipelineIndex
-from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler, recorded_times
+from dmd2_jax.families.published.scheduler import (
+    Diffusion,
+    read_scheduler,
+    recorded_settings,
+    recorded_times,
+)
 from dmd2_jax.version import __version__
 
 __all__ = ["KINDS", "Card", "header", "model_card"]
@@ -48,6 +54,7 @@ class Card(NamedTuple):
       record: what the run tells; by default there is none.
       place: where it will be on the Hub, owner/name; "": nowhere.
       pixels: height and width that a call of diffusers has to give; 0: its default.
+      shapes: those in pixels that the student was trained on, with its times for each; (): one.
     """
 
     base: PipelineIndex
@@ -58,7 +65,8 @@ class Card(NamedTuple):
     dtype: str = "float32"
     record: Record = Record()
     place: str = ""
-    pixels: int = 0
+    pixels: Size = 0
+    shapes: tuple[tuple[Size, tuple[float, ...]], ...] = ()
 
     @property
     def times(self) -> list[float]:
@@ -155,7 +163,8 @@ def _diffusers(card: Card) -> str:
     elif sampler == "LCMScheduler":
         steps = f"timesteps={times}"
     guidance = recorded_settings(card.scheduler).get("guidance")
-    size = f"height={card.pixels}, width={card.pixels}, " if card.pixels else ""
+    height, width = sides(card.pixels) if card.pixels else (0, 0)
+    size = f"height={height}, width={width}, " if card.pixels else ""
     scale = "0" if guidance is None else f"{guidance:g}"
     given = f", {size}{steps}, guidance_scale={scale}" if times else ""
     call = f'pipe("a red fox"{given})'
@@ -173,10 +182,23 @@ def _diffusers(card: Card) -> str:
             lines = [f'pipe = {name}.from_single_file("{file}", config="{base}")']
         lines += [f"pipe.scheduler = diffusers.{sampler}(**{settings})"]
     code = ["```python", "import diffusers", f"from diffusers import {name}", "", *lines]
+    shapes = _shapes(card)
     if not (card.flow and times):
-        return "\n".join([*code, f"image = {call}.images[0]", "```"])
+        return "\n".join([*code, f"image = {call}.images[0]", "```", *shapes])
     seeded = ["import torch", *code[1:], "torch.manual_seed(0)", f"image = {call}.images[0]"]
-    return "\n".join(["```python", *seeded, "```", "", *_flow_calls(card, guidance)])
+    return "\n".join(["```python", *seeded, "```", "", *_flow_calls(card, guidance), *shapes])
+
+
+def _shapes(card: Card) -> list[str]:
+    """Say what a call of each of several shapes has to give."""
+    if len(card.shapes) < 2:
+        return []
+    what = "sigmas" if card.flow else "timesteps"
+    rows = [
+        f"| {sides(size)[0]} | {sides(size)[1]} | {list(times)} |" for size, times in card.shapes
+    ]
+    said = f"It was trained on {len(rows)} shapes; each is drawn with its own `{what}`:"
+    return ["", said, "", f"| height | width | {what} |", "|---|---|---|", *rows]
 
 
 def _flow_calls(card: Card, guidance: float | None) -> list[str]:

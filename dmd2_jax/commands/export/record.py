@@ -99,7 +99,7 @@ def _student(config: ConfigDict) -> Iterator[tuple[str, str]]:
     yield "teacher's guidance", "none" if distill.guidance is None else f"{distill.guidance:g}"
     yield "distribution matching", _weight(distill.dm_weight)
     yield "GAN", _weight(distill.gan_generator_weight)
-    if len(distill.student_times) > 1:
+    if (distill.student_steps or len(distill.student_times)) > 1:
         simulated = distill.backward_simulation
         yield "inputs in training", "its own, simulated" if simulated else "noised real latents"
     if distill.lora_rank:

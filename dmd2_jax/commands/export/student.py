@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ from dmd2_jax.commands.export.push import check_header, check_push, push
 from dmd2_jax.commands.export.record import Record, read_record
 from dmd2_jax.commands.export.single_file import SINGLE_FILE, write_single_file
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, size_of, sizes_of
 from dmd2_jax.families.published.flow_scheduler import flow_student_scheduler, is_flow
+from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.families.published.lora import check_lora_tensors
 from dmd2_jax.families.published.lora_file import (
     LoraLayer,
@@ -30,8 +33,14 @@ from dmd2_jax.families.published.lora_file import (
     lora_layers,
 )
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
-from dmd2_jax.families.published.scheduler import read_scheduler, student_scheduler
+from dmd2_jax.families.published.scheduler import (
+    read_scheduler,
+    recorded_as,
+    student_scheduler,
+)
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
+from dmd2_jax.networks.published_config import square_side
+from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, pipeline_family, text_family
 from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.run.checkpoint import state_bytes
@@ -64,6 +73,7 @@ class _Student(NamedTuple):
       file: of the adapters.
       rank: of the adapters; None: not known.
       record: what the run tells of it.
+      shapes: of the latents that it was trained on, with its times for each.
     """
 
     base: PipelineIndex
@@ -73,6 +83,7 @@ class _Student(NamedTuple):
     file: Path = Path()
     rank: int | None = None
     record: Record = Record()
+    shapes: Mapping[Size, tuple[float, ...]] = MappingProxyType({})
 
 
 def export(options: Options) -> str:
@@ -122,17 +133,24 @@ def export(options: Options) -> str:
 
 def _card(student: _Student, options: Options) -> Card:
     """Return what the README.md tells, with the student's scheduler."""
-    scheduler, pixels = read_scheduler_config(student.base), 0
+    scheduler = read_scheduler_config(student.base)
+    pixels: Size = 0
+    size = size_of(*student.family.image_shape[:2])
     if student.times and is_flow(scheduler):
-        side = student.family.image_shape[0]
         guidance = getattr(student.family, "input_guidance", None)
         kind = options.scheduler or "euler"
         scheduler = flow_student_scheduler(
-            scheduler, student.times, kind, side=side, guidance=guidance
+            scheduler, student.times, kind, size=size, guidance=guidance, by_size=student.shapes
         )
-        pixels = open_pipeline(student.base, latent_side=side).resolution
+        pixels = open_pipeline(student.base, latent_size=size).resolution
     elif student.times:
         scheduler = student_scheduler(scheduler, student.times, options.scheduler or "lcm")
+        own = read_component_config(student.base.part(student.base.network)).get("sample_size")
+        if (
+            size != square_side(own) or len(student.shapes) > 1
+        ):  # which diffusers draws where a call says nothing
+            pixels = open_pipeline(student.base, latent_size=size).resolution
+            scheduler |= recorded_as(size, times=student.shapes)
     elif options.scheduler:
         raise Refused(
             f"--scheduler={options.scheduler} of a teacher's run, expected none: it keeps its "
@@ -153,6 +171,10 @@ def _card(student: _Student, options: Options) -> Card:
         student.record,
         options.push,
         pixels,
+        tuple(
+            (open_pipeline(student.base, latent_size=each).resolution, times)
+            for each, times in student.shapes.items()
+        ),
     )
 
 
@@ -254,9 +276,12 @@ def _from_run(options: Options, run: Run) -> _Student:
     if options.variant:
         base = base._replace(variant=options.variant)
     distill = run.config.distill
-    times = tuple(distill.student_times) if run.which == "student" else ()
+    is_student = run.which == "student"
+    times = student_times(run.config, family.denoiser.schedule) if is_student else ()
+    shapes = _times_by_shape(run) if times else {}
+    record = read_record(run, base.folder)
     if not options.lora:
-        return _Student(base, family, times, run.load, record=read_record(run, base.folder))
+        return _Student(base, family, times, run.load, record=record, shapes=shapes)
     if not (times and distill.lora_rank):
         raise Refused(
             f"--lora of {options.workdir}, which trained a whole network, expected a distillation "
@@ -270,8 +295,16 @@ def _from_run(options: Options, run: Run) -> _Student:
         )
     name = f"{Path(run.file or '').stem}_lora.safetensors"
     file = weights_file(str(options.workdir), name)
-    rank, record = distill.lora_rank, read_record(run, base.folder)
-    return _Student(base, family, times, run.load, file, rank, record)
+    return _Student(base, family, times, run.load, file, distill.lora_rank, record, shapes)
+
+
+def _times_by_shape(run: Run) -> dict[Size, tuple[float, ...]]:
+    """Return the student's times for each of the several shapes that a run was of; {}: of one."""
+    sizes = sizes_of(run.config.model.resolution)
+    if len(sizes) == 1:
+        return {}
+    schedules = {size: run.at(size).family.denoiser.schedule for size in sizes}
+    return {size: student_times(run.config, schedule) for size, schedule in schedules.items()}
 
 
 def _from_file(options: Options) -> _Student:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.commands.verify.subject import Subject
+from dmd2_jax.config.sizes import sides
 from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
@@ -126,8 +127,8 @@ def condition(subject: Subject, features: list[Any]) -> Arrays:
         null = jax.tree.map(np.zeros_like, null)
     if subject.pipeline_index.with_sizes:
         assert subject.pipeline is not None
-        side = (subject.pipeline.resolution,) * 2
-        cond["time_ids"] = np.tile(size_ids(side, (0, 0), side), (len(PROMPTS), 1))
+        size = sides(subject.pipeline.resolution)
+        cond["time_ids"] = np.tile(size_ids(size, (0, 0), size), (len(PROMPTS), 1))
     return {name: np.asarray(array) for name, array in with_negative(cond, null).items()}
 
 
@@ -196,10 +197,10 @@ def network(
 def picture(subject: Subject) -> Float[np.ndarray, "1 h w 3"]:
     """Draw a smooth picture with some noise, in [-1, 1]."""
     assert subject.pipeline is not None
-    side = subject.pipeline.resolution
-    y, x = np.mgrid[0:side, 0:side] / side
+    height, width = sides(subject.pipeline.resolution)
+    y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
     waves = [np.sin(9 * x + 4 * y), np.cos(7 * y * x), x - y]
-    noise = 0.1 * np.random.default_rng(0).normal(size=(side, side, 3))
+    noise = 0.1 * np.random.default_rng(0).normal(size=(height, width, 3))
     return np.clip(np.stack(waves, -1) * 0.8 + noise, -1, 1).astype(np.float32)[None]
 
 

@@ -11,6 +11,7 @@ from dmd2_jax.families.published.family import PublishedFamily
 from dmd2_jax.families.published.folder import is_component
 from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
 from dmd2_jax.families.published.scheduler import recorded_times
+from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import default_guidance
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
@@ -122,6 +123,6 @@ def _with_weights(subject: Subject, weights: str) -> Subject:
     subject = subject._replace(load=run.load, replaced=True)
     if run.which != "student" or subject.pipeline is None:
         return subject
-    times = tuple(run.config.distill.student_times)
+    times = student_times(run.config, run.family.denoiser.schedule)
     sampler = few_step_sampler(subject.family.denoiser, times)
     return subject._replace(sampler=sampler, times=times, guidance=None)

@@ -15,6 +15,7 @@ import numpy as np
 
 from dmd2_jax.commands.verify.subject import STEPS, Subject
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import sides
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.flow_scheduler import is_flow
 from dmd2_jax.families.published.folder import weights_variant
@@ -279,7 +280,7 @@ class Theirs:
         config, times = subject.pipeline.scheduler, subject.times
         own = recorded_times(config) == times
         words: dict[str, Any] = {"guidance_scale": subject.guidance or 0}
-        words |= dict.fromkeys(("height", "width"), subject.pipeline.resolution)
+        words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if self._packed:
             words["guidance_scale"] = _GUIDANCE
         if is_flow(config):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size, sides
 from dmd2_jax.config.text import decode_text
 from dmd2_jax.data.reading.decode import (
     MAX_BYTES,
@@ -28,9 +29,16 @@ from dmd2_jax.data.reading.decode import (
     image_endings,
     is_image,
     read_image,
+    turned_size,
     with_channels,
 )
-from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings, warn_of_left_out
+from dmd2_jax.data.reading.folder import (
+    FileTree,
+    Folder,
+    TooLargeError,
+    listed_endings,
+    warn_of_left_out,
+)
 from dmd2_jax.data.reading.parquet import read_columns
 from dmd2_jax.data.reading.resize import Picture, crop_to
 from dmd2_jax.data.reading.source import listed
@@ -65,12 +73,23 @@ class CaptionedImages(NamedTuple):
         """Return the file of an image, for messages."""
         return f"{self.tree.place}/{self.names[index]}"
 
-    def picture(self, index: int, side: int, *, enlarge: bool = False) -> Picture:
+    def size(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image without decoding it; from any thread.
+
+        Raises:
+          CorruptImageError, ImageRefusedError: if its header cannot be read, or is refused.
+        """
+        try:
+            return turned_size(self.tree.read(self.names[index], MAX_BYTES))
+        except (OSError, TooLargeError) as error:
+            raise CorruptImageError(f"cannot be read: {error}") from error
+
+    def picture(self, index: int, size: Size, *, enlarge: bool = False) -> Picture:
         """Read one image; from any thread.
 
         Args:
           index: its number.
-          side: height and width to give it, in pixels.
+          size: to give it, in pixels.
           enlarge: whether a smaller image may be made larger.
 
         Raises:
@@ -83,13 +102,14 @@ class CaptionedImages(NamedTuple):
         except OSError as error:
             raise CorruptImageError(f"cannot be read: {error}") from error
         image = with_channels(image, 3, name)
-        height, width = image.shape[:2]
-        if min(height, width) < side and not enlarge:
+        (height, width), (high, broad) = image.shape[:2], sides(size)
+        if (height < high or width < broad) and not enlarge:
+            least = f"{high} each" if high == broad else f"{high} high and {broad} wide"
             raise ImageRefusedError(
-                f"{name} is {height} pixels high and {width} wide, expected at least {side} each; "
+                f"{name} is {height} pixels high and {width} wide, expected at least {least}; "
                 "remove it, or allow images to be enlarged."
             )
-        return crop_to(image, side)
+        return crop_to(image, size)
 
 
 def open_captions(path: str | Path) -> CaptionedImages:

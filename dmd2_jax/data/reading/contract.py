@@ -9,6 +9,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import DIGESTS, RESIZE
+from dmd2_jax.config.sizes import Size, Sizes
 from dmd2_jax.data.reading.classes import Listing
 from dmd2_jax.data.reading.files import Files
 from dmd2_jax.typing import Int
@@ -46,7 +47,7 @@ class Examples(Protocol):
 
 
 class Source(Examples, Protocol):
-    """Training examples: square images with class labels, or latents with embedded prompts.
+    """Training examples: images of one size with class labels, or latents with embedded prompts.
 
     What `examples` returns is a function of the files and the numbers alone, so that a run is one
     of (config, seed, data). Every source has the first four members, `examples` and `len()`; the
@@ -58,8 +59,8 @@ class Source(Examples, Protocol):
         """What messages and titles call it."""
 
     @property
-    def resolution(self) -> int:
-        """Height and width, in pixels or in a latent's cells."""
+    def resolution(self) -> Sizes:
+        """Height and width, in pixels or in a latent's cells, as config.model.resolution says."""
 
     @property
     def channels(self) -> int:
@@ -72,6 +73,10 @@ class Source(Examples, Protocol):
     @property
     def null(self) -> Mapping[str, np.ndarray] | None:
         """The condition of no prompt, for guidance; None: the condition is a class."""
+
+    @property
+    def buckets(self) -> Mapping[Size, "Source"]:
+        """The examples of each shape, where there are several; {}: all are of one."""
 
     @property
     def has_images(self) -> bool:
@@ -119,6 +124,7 @@ class SourceDefaults:
     """The members that a source of images with classes need not have; a base class of sources."""
 
     null: Mapping[str, np.ndarray] | None = None
+    buckets: Mapping[Size, Source] = MappingProxyType({})
     has_images: bool = True
     text_encoders: tuple[str, ...] = ()
     identity: str | None = None

@@ -1,6 +1,7 @@
 """The source that lies in memory, splits, and what every source needs."""
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, Sizes, say_sizes, sides, size_of
 from dmd2_jax.data.reading.classes import Listing, listing_of_labels, listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, NoSplitError, Source, SourceDefaults
 from dmd2_jax.data.reading.files import Files
@@ -58,11 +60,6 @@ class ImageDataset(SourceDefaults):
                 f"{self.name}: images have shape {images.shape}, expected [n, h, w, c] with "
                 "1 or 3 channels last; transpose or add the missing axis."
             )
-        if images.shape[1] != images.shape[2]:
-            raise Refused(
-                f"{self.name}: images are {images.shape[1]} by {images.shape[2]}, expected "
-                "squares; crop or pad them first."
-            )
         if images.size == 0:
             raise Refused(
                 f"{self.name}: images have shape {images.shape}, expected at least one image "
@@ -84,9 +81,9 @@ class ImageDataset(SourceDefaults):
         return len(self.images)
 
     @property
-    def resolution(self) -> int:
+    def resolution(self) -> Size:
         """Height and width in pixels."""
-        return self.images.shape[1]
+        return size_of(*self.images.shape[1:3])
 
     @property
     def channels(self) -> int:
@@ -132,7 +129,7 @@ class Subset(SourceDefaults):
         return self.source.name
 
     @property
-    def resolution(self) -> int:
+    def resolution(self) -> Sizes:
         """Height and width in pixels."""
         return self.source.resolution
 
@@ -184,7 +181,7 @@ def to_memory(source: Source, limit: int = MEMORY_LIMIT) -> ImageDataset:
     """
     if isinstance(source, ImageDataset):
         return source
-    size = len(source) * source.resolution**2 * source.channels
+    size = len(source) * math.prod(sides(source.resolution)) * source.channels
     if size > limit:
         raise Refused(
             f"{source.name}: {len(source):,} images take {size / 2**30:,.1f} GiB of memory, "
@@ -238,28 +235,28 @@ def to_uint8(images: Float[Array | np.ndarray, "..."]) -> UInt8[Array, "..."]:
     return jnp.clip(jnp.round(scaled), 0.0, 255.0).astype(jnp.uint8)
 
 
-def pad_to(dataset: ImageDataset, resolution: int) -> ImageDataset:
-    """Surround every image with black until it is `resolution` pixels wide.
+def pad_to(dataset: ImageDataset, resolution: Size) -> ImageDataset:
+    """Surround every image with black until it is of a size.
 
     Args:
       dataset: images of at most this size.
-      resolution: pixels; an odd surplus puts the extra line below and to the right.
+      resolution: the size; an odd surplus puts the extra line below and to the right.
 
     Returns:
-      A dataset of [n, resolution, resolution, c] images.
+      A dataset of images of that size.
 
     Raises:
       ValueError: if the images are larger than `resolution`.
     """
-    surplus = resolution - dataset.resolution
-    if surplus < 0:
+    own, asked = sides(dataset.resolution), sides(resolution)
+    if own[0] > asked[0] or own[1] > asked[1]:
         raise Refused(
-            f"{dataset.name}: images are {dataset.resolution} pixels wide, expected at most "
-            f"{resolution}; raise config.model.resolution (images are never shrunk silently), or "
-            "let them be resized by `config.data.resize=crop`."
+            f"{dataset.name}: images are {say_sizes(dataset.resolution)} pixels wide, expected at "
+            f"most {say_sizes(resolution)}; raise config.model.resolution (images are never shrunk "
+            "silently), or let them be resized by `config.data.resize=crop`."
         )
-    before, after = surplus // 2, surplus - surplus // 2
-    width = ((0, 0), (before, after), (before, after), (0, 0))
+    surplus = (a - b for a, b in zip(asked, own, strict=True))
+    width = ((0, 0), *((n // 2, n - n // 2) for n in surplus), (0, 0))
     return replace(dataset, images=np.pad(dataset.images, width))
 
 

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size
 from dmd2_jax.data.reading.folder import FileTree, TooLargeError
 from dmd2_jax.data.reading.resize import crop_to, size_fault
 from dmd2_jax.typing import Shaped
@@ -34,6 +35,7 @@ _ENDINGS = {
 """What is read: Pillow's name of the format -> endings of its files."""
 
 _COLOUR_ALONE = ("WEBP", "AVIF", "GIF")
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 """Formats that grey images are written to as colour ones."""
 
 _PYTHON_OBJECT = re.compile(r" ?<_io\.BytesIO object at \w+>")  # of Pillow's words for a file
@@ -74,7 +76,7 @@ def is_image(name: str) -> bool:
 
 
 def read_image(
-    tree: FileTree, name: str, resolution: int | None, resize: str = "none"
+    tree: FileTree, name: str, resolution: Size | None, resize: str = "none"
 ) -> Shaped[np.ndarray, "h w c"]:
     """Read and decode an image of a folder or zip; see `decode_image`.
 
@@ -105,8 +107,18 @@ def image_size(data: bytes) -> tuple[int, int]:
     return _open(data, "the image").size
 
 
+def turned_size(data: bytes) -> tuple[int, int]:
+    """Return height and width of an encoded image, turned as its camera says (EXIF's orientation).
+
+    Raises:
+      CorruptImageError, ImageRefusedError: see `image_size`.
+    """
+    width, height = _turned(_open(data, "the image"))
+    return height, width
+
+
 def decode_image(
-    data: bytes, name: str, resolution: int | None, resize: str = "none"
+    data: bytes, name: str, resolution: Size | None, resize: str = "none"
 ) -> Shaped[np.ndarray, "h w c"]:
     """Decode an image, turned as its camera says (EXIF's orientation).
 
@@ -127,7 +139,12 @@ def decode_image(
     """
     image = _open(data, name)
     # The header's word, before a pixel is decoded: a small file cannot make us allocate much.
-    if resolution is not None and (fault := size_fault(image.size, resolution, resize)):
+    # It may still be turned, which a height and a width that differ feel.
+    if (
+        resolution is not None
+        and (fault := size_fault(image.size, resolution, resize))
+        and size_fault(image.size[::-1], resolution, resize)
+    ):
         raise ImageRefusedError(f"{name} {fault}")
     if _is_deep(image):
         raise _refused(name, "16 bits a channel", "convert it to 8 bits")
@@ -148,6 +165,8 @@ def decode_image(
             raise
         raise CorruptImageError(_reason(error)) from error
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if resolution is not None and (fault := size_fault(plain.size, resolution, resize)):
+        raise ImageRefusedError(f"{name} {fault}")
     return pixels if resolution is None else crop_to(pixels, resolution).pixels
 
 
@@ -235,6 +254,15 @@ def _is_grey(image) -> bool:
     """Return whether an image shows no colour; WebP's rounding makes grey off by one."""
     pixels = np.asarray(image)
     return pixels.ndim == 3 and int((pixels.max(axis=-1) - pixels.min(axis=-1)).max()) <= 1
+
+
+def _turned(image) -> tuple[int, int]:
+    """Return width and height of an image, not yet decoded, as `_turn` will make them."""
+    orientation = 1
+    if image.format != "PNG" or "exif" in image.info:  # or else the whole PNG would be decoded
+        with contextlib.suppress(*_DAMAGE):
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    return image.size[::-1] if orientation in _ON_ITS_SIDE else image.size
 
 
 def _turn(image) -> None:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config import plugins
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Sizes, say_sizes, sides, size_of, sizes_of
 from dmd2_jax.data.reading.contract import Options, Source, completed
 from dmd2_jax.data.reading.resize import Resized
 from dmd2_jax.data.reading.some_classes import SomeClasses
@@ -38,7 +39,7 @@ def summaries() -> dict[str, str]:
     return found
 
 
-def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
+def load(data_config: ConfigDict, split: str, resolution: Sizes) -> Source:
     """Load one split of the data that a config names.
 
     Args:
@@ -69,13 +70,21 @@ def load(data_config: ConfigDict, split: str, resolution: int) -> Source:
     dataset = completed(module.load(data_config.path, split, resolution, options), name)
     if plugins.is_dotted(name):
         _check_first(dataset)
-    if dataset.resolution != resolution and options.resize != "none" and dataset.null is None:
-        dataset = Resized(dataset, resolution, options.resize)
-    if dataset.resolution != resolution:
-        how = "crop" if dataset.resolution > resolution else "enlarge"
+    if len(sizes_of(resolution)) > 1 and not dataset.buckets:
         raise Refused(
-            f"{dataset.name}: images are {dataset.resolution} pixels wide, expected "
-            f"config.model.resolution={resolution}; set it to {dataset.resolution}, or let "
+            f"{dataset.name} has images of one shape, {say_sizes(dataset.resolution)}, expected "
+            f"config.model.resolution={say_sizes(resolution)}; set it to that one, or write a "
+            "cache of several (`dmd2 cache --resolution=512x512,448x576`)."
+        )
+    if dataset.resolution != resolution and options.resize != "none" and dataset.null is None:
+        dataset = Resized(dataset, size_of(*sides(resolution)), options.resize)
+    if dataset.resolution != resolution:
+        (high, broad), (height, width) = sides(dataset.resolution), sides(resolution)
+        how = "crop" if high >= height and broad >= width else "enlarge"
+        own = say_sizes(dataset.resolution)
+        raise Refused(
+            f"{dataset.name}: images are {own} pixels wide, expected "
+            f"config.model.resolution={say_sizes(resolution)}; set it to {own}, or let "
             f"images be resized by `config.data.resize={how}`."
         )
     if classes := data_config.get("classes", ()):
@@ -103,7 +112,7 @@ def _check_first(source: Source) -> None:
     if source.null is not None:
         return
     batch = source.examples(np.array([0]))
-    shape = (1, source.resolution, source.resolution, source.channels)
+    shape = (1, *sides(source.resolution), source.channels)
     for key, dtype, expected in (("image", np.uint8, shape), ("label", np.int32, (1,))):
         array = np.asarray(batch.get(key, ()))
         if array.dtype != dtype or array.shape != expected:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, sides
 from dmd2_jax.data.reading.classes import Listing
 from dmd2_jax.data.reading.contract import Batch, Options, SourceDefaults
 from dmd2_jax.data.reading.decode import CorruptImageError, with_channels
@@ -48,7 +49,7 @@ class DecodedSource(SourceDefaults):
         read: Read,
         *,
         describe: Callable[[int], str],
-        resolution: int,
+        resolution: Size,
         num_classes: int,
         options: Options,
         channels: int | None = None,
@@ -114,8 +115,8 @@ class DecodedSource(SourceDefaults):
                 return self._read_many(indices)
             except CorruptImageError:
                 pass  # One by one, to find which.
-        n, side = len(indices), self.resolution
-        images = np.empty((n, side, side, self.channels), np.uint8)
+        n = len(indices)
+        images = np.empty((n, *sides(self.resolution), self.channels), np.uint8)
         labels = np.empty(n, np.int32)
 
         def fill(begin: int, end: int) -> None:

@@ -26,15 +26,16 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults
+from dmd2_jax.config.sizes import not_divided, sides
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.families.published.conditions import Condition, check_condition, null_conditions
 from dmd2_jax.families.published.family import PublishedFamily
-from dmd2_jax.families.published.flow_scheduler import read_flow_scheduler, recorded_settings
+from dmd2_jax.families.published.flow_scheduler import read_flow_scheduler
 from dmd2_jax.families.published.folder import read_component_config, read_component_tensors
 from dmd2_jax.families.published.lora_file import is_lora
 from dmd2_jax.families.published.model import PublishedClass, PublishedModel, class_of
-from dmd2_jax.families.published.scheduler import Diffusion
+from dmd2_jax.families.published.scheduler import Diffusion, recorded_settings
 from dmd2_jax.networks.feature_blocks import chosen_blocks
 from dmd2_jax.networks.published_config import square_side
 from dmd2_jax.runtime.fetched import fetched
@@ -264,19 +265,16 @@ def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
     )
     blocks = chosen_blocks(tuple(config["feature_blocks"]), network.blocks(model.module))
     module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
-    size, patch = config["resolution"], network.patch(module)
-    if not isinstance(size, int) or size < 1 or size % patch:
-        raise Refused(
-            f"the latents' side is {size!r}, expected a multiple of {patch}, one number; set "
-            "model.resolution, for example to 128 for images of 1024 pixels."
-        )
-    diffusion = read_flow_scheduler(scheduler, (size // patch) ** 2)
+    patch, (height, width) = network.patch(module), sides(config["resolution"])
+    if height % patch or width % patch:
+        raise Refused(not_divided(config["resolution"], patch))
+    diffusion = read_flow_scheduler(scheduler, height // patch * (width // patch))
     denoiser = _denoiser(network, module, diffusion, config.get("guidance", 0.0))
     channels = model.example_inputs()[0].shape[-1]
     return FlowFamily(
         denoiser,
         dataclasses.replace(model, module=module),
-        (size, size, channels),
+        (height, width, channels),
         diffusion,
         variant=model_config.get("variant", ""),
         input_guidance=config["guidance"] if _optional(module) else None,

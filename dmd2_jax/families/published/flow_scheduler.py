@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size
 from dmd2_jax.diffusion.schedules import rectified_flow
-from dmd2_jax.families.published.scheduler import FLOW_TIMES, Diffusion
+from dmd2_jax.families.published.scheduler import FLOW_TIMES, Diffusion, recorded_as
 from dmd2_jax.networks.published_config import check_kinds
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "flow_times",
     "is_flow",
     "read_flow_scheduler",
-    "recorded_settings",
 ]
 
 FLOW_STUDENT_SCHEDULERS = ("euler", "lcm")
@@ -38,9 +38,6 @@ _DEFAULTS: dict[str, Any] = {
 }
 # What says how to sample, and changes no level.
 _IGNORED = ("scale_factors", "stochastic_sampling", "upscale_mode")
-# What a student was trained with: setting -> entry, which diffusers keeps and ignores.
-_SETTINGS = {"guidance": "_student_guidance", "resolution": "_student_latent_side"}
-_LARGEST_SIDE = 2**12
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
@@ -135,8 +132,9 @@ def flow_student_scheduler(
     times: Sequence[float],
     kind: str = "euler",
     *,
-    side: int,
+    size: Size,
     guidance: float | None = None,
+    by_size: Mapping[Size, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
     """Return the config of a scheduler with which diffusers samples a flow's few-step student.
 
@@ -152,8 +150,9 @@ def flow_student_scheduler(
       config: what the teacher's scheduler_config.json holds.
       times: the student's, decreasing, in (0, 1].
       kind: a name of `FLOW_STUDENT_SCHEDULERS`.
-      side: of the latents that it was trained on.
+      size: of the latents that it was trained on.
       guidance: the scale that the network takes as an input; None: it takes none.
+      by_size: the times for each of several shapes of latents.
 
     Returns:
       The contents of a scheduler_config.json, from which `recorded_times` reads the times, and
@@ -177,35 +176,10 @@ def flow_student_scheduler(
     made = {
         "_class_name": _CLASSES[FLOW_STUDENT_SCHEDULERS.index(kind)],
         FLOW_TIMES: times,
-        _SETTINGS["resolution"]: side,
         "num_train_timesteps": config.get("num_train_timesteps", _DEFAULTS["num_train_timesteps"]),
         "shift": 1.0,
         "shift_terminal": None,
         "use_dynamic_shifting": False,
     }
     made |= {"stochastic_sampling": True} if kind == "euler" else {}
-    return made | ({} if guidance is None else {_SETTINGS["guidance"]: float(guidance)})
-
-
-def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an export recorded of a student's settings, by their names in `config.model`.
-
-    Args:
-      config: what scheduler_config.json holds.
-
-    Returns:
-      resolution, the side of its latents; guidance, the scale that the network takes as an input,
-      where it takes one. {}: it is of no student.
-
-    Raises:
-      Refused: if one is out of range.
-    """
-    found = {key: config[entry] for key, entry in _SETTINGS.items() if entry in config}
-    scale, side = found.get("guidance", 0.0), found.get("resolution", 1)
-    fits = type(scale) in (int, float) and 0 <= scale < math.inf
-    if not fits or type(side) is not int or not 0 < side <= _LARGEST_SIDE:
-        raise Refused(
-            f"{found!r:.80} recorded of a student, expected a guidance of 0 or more and a side in "
-            f"1..{_LARGEST_SIDE}; export the student again, or correct scheduler_config.json."
-        )
-    return found
+    return made | recorded_as(size, guidance, by_size)

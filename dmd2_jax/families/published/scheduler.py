@@ -5,6 +5,7 @@ diffusion that the network was trained on; the rest says how to sample.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import SIZES, holds
+from dmd2_jax.config.sizes import EXPECTED, Size, say_sizes, sides, size_of
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import discrete_vp
 from dmd2_jax.networks.published_config import check_kinds
@@ -23,6 +26,8 @@ __all__ = [
     "ddim_times",
     "lcm_times",
     "read_scheduler",
+    "recorded_as",
+    "recorded_settings",
     "recorded_times",
     "student_scheduler",
 ]
@@ -47,6 +52,9 @@ _KNOWN = {
     "timestep_spacing": "leading",
 }
 _LCM_GRID = 50
+# What a student was trained with: setting -> entry.
+_SETTINGS = {"guidance": "_student_guidance", "resolution": "_student_latent_side"}
+_BY_SIZE = "_student_times_by_size"
 _TIMES = "_student_timesteps"  # diffusers keeps and ignores what begins with an underscore
 _ZERO_SNR = "rescale_betas_zero_snr"
 # What changes the diffusion or x_0, and the only values that do not.
@@ -276,11 +284,13 @@ def student_scheduler(
     return made
 
 
-def recorded_times(config: Mapping[str, Any]) -> tuple[float, ...] | None:
+def recorded_times(config: Mapping[str, Any], size: Size = 0) -> tuple[float, ...] | None:
     """Return the times of a student that its export recorded; None: of no student.
 
     Args:
       config: what scheduler_config.json holds: of `student_scheduler`, or of a flow's.
+      size: of the latents, where a student of several shapes has times for each; 0, or one that it
+        was not trained on: those of the first.
 
     Returns:
       Whole numbers of a discrete diffusion; of a flow, numbers in (0, 1].
@@ -290,6 +300,9 @@ def recorded_times(config: Mapping[str, Any]) -> tuple[float, ...] | None:
     """
     name = FLOW_TIMES if FLOW_TIMES in config else _TIMES
     times = config.get(name)
+    by_size = config.get(_BY_SIZE)
+    if size and isinstance(by_size, Mapping):
+        times = by_size.get(say_sizes(size), times)
     if times is None:
         return None
     if not (isinstance(times, list) and _are_times(times, config) and _decreasing(times)):
@@ -327,3 +340,47 @@ def _check_steps(num_steps: int, most: int) -> None:
             f"num_steps={num_steps} must be in 1..{most}, the times to choose from; try "
             f"{min(most, 50)}."
         )
+
+
+def recorded_as(
+    size: Size,
+    guidance: float | None = None,
+    times: Mapping[Size, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """Return the entries of a scheduler_config.json that `recorded_settings` reads.
+
+    Args:
+      size: of the latents that a student was trained on.
+      guidance: the scale that its network takes as an input; None: it takes none.
+      times: of a student of several shapes, for each; `recorded_times` reads them.
+    """
+    entries: dict[str, Any] = {_SETTINGS["resolution"]: size}
+    if times and len(times) > 1:
+        entries[_BY_SIZE] = {say_sizes(size): list(each) for size, each in times.items()}
+    return entries | ({} if guidance is None else {_SETTINGS["guidance"]: float(guidance)})
+
+
+def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an export recorded of a student's settings, by their names in `config.model`.
+
+    Args:
+      config: what scheduler_config.json holds.
+
+    Returns:
+      resolution, the size of its latents; guidance, the scale that the network takes as an input,
+      where it takes one. {}: it is of no student.
+
+    Raises:
+      Refused: if one is out of range.
+    """
+    found = {key: config[entry] for key, entry in _SETTINGS.items() if entry in config}
+    scale = found.get("guidance", 0.0)
+    fits = type(scale) in (int, float) and 0 <= scale < math.inf
+    if not fits or not holds(SIZES.holds, found.get("resolution", 1)):
+        raise Refused(
+            f"{found!r:.80} recorded of a student, expected a guidance of 0 or more and for the "
+            f"side {EXPECTED}; export the student again, or correct scheduler_config.json."
+        )
+    if "resolution" in found:
+        found["resolution"] = size_of(*sides(found["resolution"]))
+    return found

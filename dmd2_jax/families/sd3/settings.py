@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
-from dmd2_jax.config.rules import AT_LEAST_ONE, DTYPES, REMAT, choice_faults, number_faults
+from dmd2_jax.config.rules import DTYPES, REMAT, SIZES, choice_faults, value_faults
 
 __all__ = ["defaults", "faults"]
 
@@ -16,7 +16,8 @@ def defaults() -> ConfigDict:
     model.family = "sd3"
     # A diffusers folder, or sd3_medium, sd35_medium or sd35_large for the published shapes.
     model.pipeline = ""
-    model.resolution = 128  # a side of the latents; 128 are 1024 pixels
+    # A side of the latents, or HEIGHTxWIDTH; 128 are 1024 pixels.
+    model.resolution = FieldReference(128, field_type=object)
     model.dtype = "float32"  # compute type: float32 | bfloat16
     model.remat = "none"  # none | block | full: what the backward pass computes again
     model.scan_layers = False  # loop over equal blocks: a small program, copies of the weights
@@ -32,4 +33,4 @@ def faults(model: Mapping[str, Any]) -> Iterator[str]:
       model: every key of `defaults`.
     """
     yield from choice_faults(model, {"dtype": DTYPES, "remat": REMAT}, "model.")
-    yield from number_faults(model, {AT_LEAST_ONE: ("resolution",)}, "model.")
+    yield from value_faults(model, {SIZES: ("resolution",)}, "model.")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import sides
 from dmd2_jax.families.sit.transformer import ClassTransformer
 from dmd2_jax.networks.published_config import read_config
 from dmd2_jax.typing import DType
@@ -105,7 +106,7 @@ def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
         "in_channels": channels,
         "out_channels": channels * (2 if settings["learned_variance"] else 1),
         "num_layers": settings["depth"],
-        "sample_size": settings["resolution"],
+        "sample_size": max(sides(settings["resolution"])),
         "patch_size": settings["patch"],
         "num_embeds_ada_norm": settings["num_classes"],
         "norm_eps": 1e-6,

@@ -22,6 +22,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults, unsaid_faults
+from dmd2_jax.config.sizes import sides
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.diffusion.schedules import discrete_vp, rectified_flow
@@ -200,7 +201,7 @@ def build(model_config: Mapping[str, Any]) -> SitFamily:
     return SitFamily(
         _denoiser(module, diffusion, config),
         dataclasses.replace(model, module=module),
-        (config["resolution"], config["resolution"], module.channels),
+        (*sides(config["resolution"]), module.channels),
         diffusion,
         num_classes=module.num_classes,
         variant=parts.get("variant", ""),

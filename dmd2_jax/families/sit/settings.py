@@ -13,9 +13,12 @@ from dmd2_jax.config.rules import (
     DTYPES,
     POSITIVE,
     REMAT,
+    SIZES,
     choice_faults,
     number_faults,
+    value_faults,
 )
+from dmd2_jax.config.sizes import say_sizes, sides, sizes_of
 
 __all__ = ["defaults", "faults"]
 
@@ -24,7 +27,8 @@ def defaults() -> ConfigDict:
     """Return the group: a small SiT for digits."""
     model = ConfigDict()
     model.family = "sit"
-    model.resolution = 8  # of the data, pixels or latents
+    # Of the data, pixels or latents: a side, or HEIGHTxWIDTH.
+    model.resolution = FieldReference(8, field_type=object)
     model.image_channels = FieldReference(None, int)  # None: as the data have
     model.num_classes = FieldReference(None, int)  # 0: unconditional; None: as the data have
     model.patch = 2  # side of the patches that are tokens
@@ -48,7 +52,7 @@ def defaults() -> ConfigDict:
 
 _CHOICES = {"prediction": ("flow", "eps"), "dtype": DTYPES, "remat": REMAT}
 _NUMBERS = {
-    AT_LEAST_ONE: ("resolution", "patch", "width", "depth", "heads"),
+    AT_LEAST_ONE: ("patch", "width", "depth", "heads"),
     AT_LEAST_TWO: ("num_levels",),
     CHANNELS: ("image_channels",),
     CLASSES: ("num_classes",),
@@ -64,6 +68,7 @@ def faults(model: Mapping[str, Any]) -> Iterator[str]:
     """
     wrong = [
         *choice_faults(model, _CHOICES, "model."),
+        *value_faults(model, {SIZES: ("resolution",)}, "model."),
         *number_faults(model, _NUMBERS, "model."),
     ]
     yield from wrong
@@ -74,9 +79,10 @@ def faults(model: Mapping[str, Any]) -> Iterator[str]:
         )
     if wrong:
         return
-    if model["resolution"] % model["patch"]:
+    size = model["resolution"]
+    if any(side % model["patch"] for one in sizes_of(size) for side in sides(one)):
         yield (
-            f"model.resolution={model['resolution']}, expected a multiple of model.patch="
+            f"model.resolution={say_sizes(size)}, expected a multiple of model.patch="
             f"{model['patch']}; set config.model.patch, or resize the data."
         )
     if model["width"] % (4 * model["heads"]):

@@ -120,8 +120,10 @@ class _Patches(nn.Module):
         tokens = Conv(self.features, self.patch, stride=self.patch, dtype=self.dtype, name="proj")(
             x
         )
-        side = tokens.shape[1]
-        return (tokens + position_table(side, side, self.features)).astype(self.dtype)
+        height, width = tokens.shape[1:3]
+        side = max(height, width)
+        places = position_table(side, side, self.features)[:height, :width]
+        return (tokens + places).astype(self.dtype)
 
 
 class ClassTransformer(nn.Module):
@@ -167,7 +169,7 @@ class ClassTransformer(nn.Module):
         """Return the raw prediction, float32.
 
         Args:
-          x: [b, h, w, c], noisy; h = w, divisible by the patch.
+          x: [b, h, w, c], noisy; h and w divisible by the patch.
           time: [b], as the sinusoids take it.
           label: [b], 0..num_classes; None without classes.
 
@@ -238,9 +240,9 @@ class ClassTransformer(nn.Module):
 
     def _check(self, x: Array) -> None:
         height, width, channels = x.shape[1:]
-        if height != width or height % self.patch or channels != self.channels:
+        if height % self.patch or width % self.patch or channels != self.channels:
             raise Refused(
-                f"images of {height} x {width} with {channels} channels, expected squares with "
+                f"images of {height} x {width} with {channels} channels, expected "
                 f"sides divisible by {self.patch} and {self.channels} channels; choose another "
                 "resolution."
             )

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults
+from dmd2_jax.config.sizes import Size, not_divided, sides
 from dmd2_jax.families.published.conditions import (
     Condition,
     null_conditions,
@@ -41,7 +42,7 @@ from dmd2_jax.families.published.folder import (
 )
 from dmd2_jax.families.published.lora_file import is_lora
 from dmd2_jax.families.published.model import PublishedModel, class_of
-from dmd2_jax.families.published.scheduler import read_scheduler
+from dmd2_jax.families.published.scheduler import read_scheduler, recorded_settings
 from dmd2_jax.families.stable_diffusion.classes import CLASSES, UNET
 from dmd2_jax.families.stable_diffusion.denoiser import needed_parts, unet_denoiser
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
@@ -259,24 +260,20 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
     )
     unet = model.module.clone(scan_layers=config["scan_layers"])
     model = dataclasses.replace(model, module=unet)
-    size = config["resolution"]
+    height, width = sides(config["resolution"])
     if unet.in_channels != unet.out_channels:
         raise Refused(
             f"in_channels={unet.in_channels}, expected out_channels={unet.out_channels}: networks "
             "for inpainting and the like take more than a latent; use a text-to-image model."
         )
     unit = 2 ** (len(unet.block_channels) - 1)
-    if not isinstance(size, int) or size < 1 or size % unit:
-        where = "sample_size in the U-Net's config.json" if "unet" in model_config else ""
-        raise Refused(
-            f"the latents' side is {size!r}, expected a multiple of {unit}, one number; set "
-            f"{where or 'model.resolution'}, for example to 64 for SD 1.5 at 512 pixels."
-        )
+    if height % unit or width % unit:
+        raise Refused(not_divided(config["resolution"], unit))
     diffusion = read_scheduler(scheduler, may_clip=unet.added is not None)
     return StableDiffusionFamily(
         unet_denoiser(unet, diffusion),
         model,
-        (size, size, unet.in_channels),
+        (height, width, unet.in_channels),
         diffusion,
         variant=model_config.get("variant", ""),
     )
@@ -285,7 +282,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
 def read(
     folder: str | os.PathLike,
     *,
-    resolution: int | None = None,
+    resolution: Size | None = None,
     dtype: str = "float32",
     remat: str = "none",
     variant: str = "",
@@ -317,7 +314,7 @@ def read(
 def open_folder(
     folder: str | os.PathLike,
     *,
-    resolution: int | None = None,
+    resolution: Size | None = None,
     dtype: str = "float32",
     remat: str = "none",
     variant: str = "",
@@ -326,6 +323,7 @@ def open_folder(
     options = {"resolution": resolution, "dtype": dtype, "remat": remat, "variant": variant}
     try:
         unet, schedule = _folder_configs(path_of(folder))
+        options["resolution"] = resolution or recorded_settings(schedule).get("resolution")
         return build({"unet": unet, "scheduler": schedule} | options)
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
-from dmd2_jax.config.rules import AT_LEAST_ONE, DTYPES, REMAT, choice_faults, number_faults
+from dmd2_jax.config.rules import DTYPES, REMAT, SIZES, choice_faults, value_faults
 
 __all__ = ["defaults", "faults"]
 
@@ -15,7 +15,8 @@ def defaults() -> ConfigDict:
     model = ConfigDict()
     model.family = "stable_diffusion"
     model.pipeline = ""  # a diffusers folder, or sd15 or sdxl for the published shapes
-    model.resolution = 64  # a side of the latents; 64 of SD 1.5 are 512 pixels
+    # A side of the latents, or HEIGHTxWIDTH; 64 of SD 1.5 are 512 pixels.
+    model.resolution = FieldReference(64, field_type=object)
     model.dtype = "float32"  # compute type: float32 | bfloat16
     model.remat = "none"  # none | block | full: what the backward pass computes again
     # Loop over the blocks of each transformer. SDXL's program is a fraction as large to compile;
@@ -31,4 +32,4 @@ def faults(model: Mapping[str, Any]) -> Iterator[str]:
       model: every key of `defaults`.
     """
     yield from choice_faults(model, {"dtype": DTYPES, "remat": REMAT}, "model.")
-    yield from number_faults(model, {AT_LEAST_ONE: ("resolution",)}, "model.")
+    yield from value_faults(model, {SIZES: ("resolution",)}, "model.")

@@ -28,6 +28,7 @@ import optax
 from flax import traverse_util
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import sides
 from dmd2_jax.data.reading.dataset import ImageDataset, class_counts, to_model, to_uint8
 from dmd2_jax.data.reading.stream import batch_at
 from dmd2_jax.metrics.features.moments import FeatureStatistics, feature_statistics, fid
@@ -202,7 +203,7 @@ def _init(module: ConvClassifier, image_shape: tuple[int, int, int], seed: Array
 
 def _fit(module: ConvClassifier, dataset: ImageDataset, seed: int, training: Training) -> Params:
     """Minimise the cross-entropy of randomly shifted images with AdamW."""
-    limit = max(1, dataset.resolution // 8)
+    limit = max(1, min(sides(dataset.resolution)) // 8)
     random = np.random.RandomState(seed)
     params = _init(module, dataset.images.shape[1:], np.uint32(seed))
     state = _optimizer(training).init(params)

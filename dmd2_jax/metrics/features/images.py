@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import Size, Sizes, sides, size_of
 from dmd2_jax.data import arrays, image_folder
 from dmd2_jax.data.reading import source as reading
 from dmd2_jax.data.reading.contract import Batch, Options, Source, SourceDefaults
@@ -19,8 +20,8 @@ from dmd2_jax.data.reading.decode import (
     CorruptImageError,
     ImageRefusedError,
     image_endings,
-    image_size,
     is_image,
+    turned_size,
 )
 from dmd2_jax.data.reading.folder import FileTree, Folder, listed_endings
 from dmd2_jax.data.reading.npz import npz_names, open_npz
@@ -122,11 +123,11 @@ def open_images(path: str | os.PathLike) -> Source:
             f"images {str(path)!r} has no file ending in {', '.join(image_endings())}{others}, "
             "expected at least one; check the path, or convert them."
         )
-    width = _first_width(tree)
+    size = _first_size(tree)
     # All that are met, so that they are named by `ImageFiles`.
     options = Options(max_corrupt=len(tree.names))
-    with _own_words(str(path), width):
-        source = image_folder.load(str(path), "all", width, options)
+    with _own_words(str(path), size):
+        source = image_folder.load(str(path), "all", size, options)
     return ImageFiles(str(path), source)
 
 
@@ -156,11 +157,11 @@ class _ArrayImages(SourceDefaults):
         return f"{self._data.name} image {index}"
 
 
-def _first_width(tree: FileTree) -> int:
-    """Return the width of the first image, from its header; a wrong one is refused later."""
+def _first_size(tree: FileTree) -> Size:
+    """Return the size of the first image, from its header; others are refused later."""
     name = tree.names[0]
     try:
-        return image_size(tree.read(name, MAX_BYTES))[0]
+        return size_of(*turned_size(tree.read(name, MAX_BYTES)))
     except (CorruptImageError, OSError, Refused) as error:
         raise Refused(
             f"{tree.place}/{name} cannot be read ({error}), expected an image; remove it or copy "
@@ -169,7 +170,7 @@ def _first_width(tree: FileTree) -> int:
 
 
 @contextlib.contextmanager
-def _own_words(path: str, resolution: int) -> Iterator[None]:
+def _own_words(path: str, resolution: Size) -> Iterator[None]:
     """Say what is wrong with a file without the reader's advice, which is for training.
 
     Args:
@@ -179,7 +180,7 @@ def _own_words(path: str, resolution: int) -> Iterator[None]:
     Raises:
       ValueError: for an image that is refused, and where none can be read.
     """
-    log = logging.getLogger(reading.__name__)
+    log, (height, width) = logging.getLogger(reading.__name__), sides(resolution)
     # It warns of a corrupt image that the next one takes its place. Here it does not: it is an
     # error in a moment, which names the file.
     log.addFilter(_is_no_warning)
@@ -188,8 +189,8 @@ def _own_words(path: str, resolution: int) -> Iterator[None]:
     except ImageRefusedError as error:
         raise Refused(
             f"{str(error).partition(', expected ')[0]}, expected opaque 8-bit grey or RGB of "
-            f"{resolution} x {resolution} pixels. All images of {path} must be like its first, "
-            f"which is {resolution} x {resolution}; prepare them alike, or take this one away."
+            f"{width} x {height} pixels. All images of {path} must be like its first, "
+            f"which is {width} x {height}; prepare them alike, or take this one away."
         ) from error
     except CorruptDataError as error:
         raise Refused(
@@ -242,7 +243,7 @@ class Sized(Protocol):
     def name(self) -> str: ...  # noqa: D102 (documented above)
 
     @property
-    def resolution(self) -> int: ...  # noqa: D102
+    def resolution(self) -> Sizes: ...  # noqa: D102
 
     @property
     def channels(self) -> int: ...  # noqa: D102
@@ -260,7 +261,7 @@ def check_comparable(real: Sized, fake: Sized) -> None:
     Raises:
       ValueError: if resolution or channels differ.
     """
-    sizes = [(s.resolution, s.resolution, s.channels) for s in (real, fake)]
+    sizes = [(*sides(s.resolution), s.channels) for s in (real, fake)]
     if sizes[0] != sizes[1]:
         raise Refused(
             f"{fake.name} has images of (height, width, channels) {sizes[1]}, expected {sizes[0]} "

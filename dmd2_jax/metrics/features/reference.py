@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.sizes import Size, sides, size_of
 from dmd2_jax.metrics.features.extractor import Extractor, FeatureSet
 from dmd2_jax.metrics.features.images import Sized
 from dmd2_jax.metrics.features.moments import Moments
@@ -61,7 +62,7 @@ class ReferenceStatistics:
     covariance: Float64[np.ndarray, "d d"]
     count: int | None = None
     extractor: str | None = None
-    resolution: int | None = None
+    resolution: Size | None = None
     channels: int | None = None
 
     @property
@@ -180,9 +181,11 @@ def read_statistics(path: str | os.PathLike, extractor: str, dimension: int) -> 
             "%s does not say which extractor made it; EDM's files are of %s, and the other side "
             "is of %s.", path, _UNNAMED, extractor,
         )  # fmt: skip
-    count, resolution, channels = (
-        int(entries[key]) if key in entries else None for key in ("count", "resolution", "channels")
+    count, channels = (
+        int(entries[key]) if key in entries else None for key in ("count", "channels")
     )
+    noted = entries["resolution"].tolist() if "resolution" in entries else None
+    resolution = None if noted is None else size_of(*sides(noted))
     return ReferenceStatistics(mean, covariance, count, made_by, resolution, channels)
 
 

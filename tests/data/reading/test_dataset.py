@@ -55,9 +55,9 @@ def test_image_dataset_refuses_images_without_trailing_channels(shape):
         ImageDataset(np.zeros(shape, np.uint8), np.zeros(2, np.int32), 1, "toy")
 
 
-def test_image_dataset_refuses_images_that_are_not_square():
-    with pytest.raises(ValueError, match="4 by 5, expected squares"):
-        ImageDataset(np.zeros((2, 4, 5, 1), np.uint8), np.zeros(2, np.int32), 1, "toy")
+def test_image_dataset_says_height_and_width_where_they_differ():
+    images = np.zeros((2, 4, 5, 1), np.uint8)
+    assert ImageDataset(images, np.zeros(2, np.int32), 1, "toy").resolution == (4, 5)
 
 
 def test_image_dataset_refuses_no_images():

@@ -16,6 +16,14 @@ from tests.data.test_idx import content
 EXACT = 1  # of 255: Pillow's coefficients have 22 bits, and each of two passes rounds
 
 
+def test_crop_covers_a_size_that_is_not_square_and_keeps_its_middle():
+    image = np.zeros((10, 20, 3), np.uint8)
+    made = crop_to(image, (6, 9))  # 6 x 12 resized, whose columns 1..9 are kept
+    assert (made.pixels.shape, made.original, made.corner) == ((6, 9, 3), (10, 20), (0, 1))
+    made = crop_to(image, (4, 10))  # 5 x 10 resized, whose rows 0..3 are kept
+    assert (made.pixels.shape, made.corner) == ((4, 10, 3), (0, 0))
+
+
 def test_crop_to_keeps_the_middle() -> None:
     image = np.zeros((4, 10, 3), np.uint8)
     image[:, 3:7] = 9

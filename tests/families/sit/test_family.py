@@ -49,6 +49,18 @@ def test_x0_is_x_t_where_no_noise_is_left() -> None:
     np.testing.assert_array_equal(x_0, x_t)
 
 
+def test_images_need_not_be_square() -> None:
+    family = sit.build(SMALL | {"resolution": (4, 6)})
+    params, (x_t, t, cond) = perturbed(family), inputs(family)
+    assert family.image_shape == (4, 6, 3)
+    x_0, maps = family.denoiser.x0_and_features(params, x_t, t, cond)
+    assert x_0.shape == x_t.shape and {it.shape[1:3] for it in maps} == {(2, 3)}
+    # Places differ along both axes: what is turned around is another image's estimate turned.
+    for axis in (1, 2):
+        turned = family.denoiser.x0(params, np.flip(x_t, axis), t, cond)
+        assert np.abs(np.flip(turned, axis) - x_0).max() > 1e-3
+
+
 def test_null_condition_is_the_row_after_the_last_class() -> None:
     family = sit.build(SMALL)
     params, (x_t, t, cond) = perturbed(family), inputs(family)
