@@ -214,7 +214,7 @@ def _shapes(manifest: Manifest, file: Path) -> list[_Shape]:
         numbers = info.get("shards", [0] * len(entries))
         pairs = zip(sizes_of(info["resolution"]), sizes_of(info["pixels"]), strict=True)
         if len(numbers) != len(entries) or numbers != sorted(numbers):
-            raise ValueError(f"shards={numbers!r:.80}")
+            raise Refused(f"shards={numbers!r:.80}")
         return [
             _Shape(*pair, [e for e, n in zip(entries, numbers, strict=True) if n == shape])
             for shape, pair in enumerate(pairs)
