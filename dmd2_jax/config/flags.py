@@ -184,13 +184,13 @@ def comma_separated(
 
 
 def shapes(text: str) -> Sizes:
-    """Read heights and widths: 512, 448x576, or several between commas.
+    """Read heights and widths: 512, 448x576, or several between commas; 0: none are said.
 
     Raises:
       argparse.ArgumentTypeError: if they are none.
     """
     try:
-        return read_sizes(text)
+        return 0 if text.strip() == "0" else read_sizes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
