@@ -61,10 +61,6 @@ SHRUNK = {
 }
 """Sizes, and what is only multiplied by; what a recipe chooses of the paths of the code stays."""
 
-DEEP = "imagenet64"
-"""The recipe whose programs are traced in their full depth; those of the others with one block a
-level, as a block more is the same again. Networks are traced in their full depth of all."""
-
 
 class Latents(data.SourceDefaults):
     """Random latents with classes, of a recipe whose data have more channels than images."""
@@ -129,7 +125,8 @@ def test_config_matches_its_data(config: ConfigDict) -> None:
 
 
 # What a program only multiplies by, counts to or begins with: recipes that differ in nothing else
-# have one program, which is traced once, and run once where it is shrunk.
+# have one program, which is traced once, and run once where it is shrunk. A cycle calls networks
+# and looks into none: each network is run in one, and each way to distil with one network.
 NUMBERS = {
     "distill": ("cycles", "start_from", "gan_generator_weight", "gan_critic_weight"),
     "optim": ("generator_lr", "critic_lr", "warmup"),
@@ -142,12 +139,12 @@ def teacher_key(config: ConfigDict) -> str:
     return json.dumps([config.model.to_dict(), without_numbers(config, "teacher")])
 
 
-def cycle_key(config: ConfigDict) -> str:
-    """Return what the program of a cycle is made of."""
+def cycle_keys(config: ConfigDict) -> tuple[str, str]:
+    """Return what the program of a cycle is made of: its network, and what is done with it."""
     parts = [without_numbers(config, name) for name in ("distill", "optim")]
     weights = (config.distill.gan_generator_weight, config.distill.gan_critic_weight)
     given = [weight is not None for weight in weights]
-    return json.dumps([config.model.to_dict(), *parts, given])
+    return json.dumps(config.model.to_dict()), json.dumps([config.model.family, *parts, given])
 
 
 def without_numbers(config: ConfigDict, name: str) -> dict[str, Any]:
@@ -155,10 +152,10 @@ def without_numbers(config: ConfigDict, name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in NUMBERS[name]}
 
 
-def once(done: set[str], key: str) -> bool:
-    """Return whether no recipe before this one has that program."""
-    is_new = key not in done
-    done.add(key)
+def once(done: set[str], *keys: str) -> bool:
+    """Return whether no recipe before this one has one of a program's parts."""
+    is_new = not done.issuperset(keys)
+    done.update(keys)
     return is_new
 
 
@@ -183,10 +180,17 @@ def test_sit_xl_has_the_published_number_of_parameters() -> None:
     assert sum(int(np.prod(shape)) for shape in shapes.values()) + 256 * 1152 == 675_129_632
 
 
+def way_to_distil(config: ConfigDict) -> str:
+    """Return what is done with the networks of a cycle, whatever their sizes."""
+    small = ConfigDict(config.to_dict())
+    apply_overrides(small, {key: it for key, it in SHRUNK.items() if not key.startswith("model.")})
+    return cycle_keys(small)[1]
+
+
 def test_config_traces_at_full_width(config: ConfigDict) -> None:
-    if config.name != DEEP:
-        depth = "depth" if config.model.family == "sit" else "num_blocks"
-        apply_overrides(config, {f"model.{depth}": "1"})
+    # A block more is the same again, and networks are built in their full depth above.
+    depth = "depth" if config.model.family == "sit" else "num_blocks"
+    apply_overrides(config, {f"model.{depth}": "1"})
     recipe = recipe_of(config)
     if once(TRACED, f"teacher {teacher_key(config)}"):
         params = recipe.family.param_shapes()
@@ -200,7 +204,13 @@ def test_config_traces_at_full_width(config: ConfigDict) -> None:
         assert after == state
 
     job = open_distillation(config, recipe.family, recipe.mesh)
-    if once(TRACED, f"cycle {cycle_key(config)}"):
+    if job.players.discriminator is not None:
+        features = recipe.family.feature_shapes(config.distill.batch_size)
+        head = job.state.discriminator.params
+        logits = jax.eval_shape(job.players.discriminator.logits, head, features)
+        assert logits.shape == (config.distill.batch_size,)
+    # What else a cycle does with networks, it does with those of any width.
+    if once(TRACED, way_to_distil(config)):
         after, metrics = trace(job).out_info
         assert shapes_of(after) == shapes_of(job.state)
         assert metrics["critic_loss"].shape == (config.distill.critic_turns,)
@@ -237,7 +247,7 @@ def test_config_runs_one_step_shrunk(config: ConfigDict) -> None:
         step, state = compile_step(recipe), init_teacher_state(params)
         _, metrics = step(state, *teacher_batch(recipe, 0), jax.random.key(1))
         assert np.isfinite(metrics["denoising_loss"])
-    if once(RUN, f"cycle {cycle_key(config)}"):
+    if once(RUN, *cycle_keys(config)):
         run_one_cycle(config, recipe, params)
 
 
