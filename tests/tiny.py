@@ -18,6 +18,19 @@ from dmd2_jax.config import defaults
 
 RECIPE = Path(__file__).resolve()
 
+TOKENS = {
+    "model.family": "sit",
+    "model.width": "64",
+    "model.depth": "1",
+    "model.feature_blocks": "(0,)",
+    "teacher.objective": "flow",
+    "distill.denoising_weight": "flow",
+    "distill.student_times": "(1.0,)",
+}
+"""One block of tokens in place of the U-Net, where any network serves: half the time to compile."""
+
+TOKEN_WORDS = tuple(f"--config.{key}={value}" for key, value in TOKENS.items())
+
 
 def get_config() -> ConfigDict:
     """Return the config."""

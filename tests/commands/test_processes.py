@@ -18,17 +18,16 @@ import pytest
 import tensorstore
 from safetensors.numpy import load_file
 
+from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import step_folders
 from tests.compiling import flags
-from tests.tiny import RECIPE, cache_folder, dmd2, get_config, scratch
+from tests.tiny import RECIPE, TOKEN_WORDS, TOKENS, cache_folder, dmd2, get_config, scratch
 
 ROOT = RECIPE.parent.parent
-CHANNELS = 16  # some arrays are large enough to be split
-MODEL = (f"--config.model.model_channels={CHANNELS}",)
 # The step that a batch is drawn for must be the same in all processes; one step is no draw.
-STUDENT = ("--config.distill.student_times=80,2", "--config.distill.cycles=3")
+STUDENT = ("--config.distill.student_times=1,0.5", "--config.distill.cycles=3")
 MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
 OFFLOAD = "--config.mesh.offload=teacher,optimizer"  # changes no number, but how arrays travel
 SAVED = 75
@@ -128,7 +127,7 @@ def distill(workdir: Path, *more: object) -> list[object]:
         f"--config={RECIPE}",
         f"--workdir={workdir}",
         f"--config.teacher.weights={teacher()}",
-        *MODEL,
+        *TOKEN_WORDS,
         *STUDENT,
         *MESH,
         *more,
@@ -139,7 +138,7 @@ def distill(workdir: Path, *more: object) -> list[object]:
 def teacher() -> Path:
     """Make a teacher of random weights: what is compared needs no better one."""
     config = get_config()
-    config.model.model_channels = CHANNELS
+    apply_overrides(config, TOKENS)
     family, noise = build_family(config), np.random.default_rng(0)
     folder = scratch()
     # The network's last layers begin at zero, which would hide the rest of it.
@@ -268,7 +267,7 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
             "train-teacher",
             f"--config={RECIPE}",
             f"--workdir={workdir}",
-            *MODEL,
+            *TOKEN_WORDS,
             *MESH,
             f"--config.teacher.steps={steps}",
             "--config.log.keep=1",
