@@ -65,9 +65,10 @@ def get_config() -> ConfigDict:
 def dmd2(*words: str | Path) -> int:
     """Run the command in this process; return its exit code."""
     from dmd2_jax.commands.main import main
+    from tests.classifiers import fitted_once
 
     # The tests' own process has its backend already.
-    with mock.patch("dmd2_jax.runtime.platform.prepare_backend"):
+    with mock.patch("dmd2_jax.runtime.platform.prepare_backend"), fitted_once():
         try:
             return main([str(word) for word in words])
         except SystemExit as stop:  # argparse
