@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any, Self
 
 import jax
@@ -139,13 +140,19 @@ def _raised_again() -> Iterator[None]:
 
     JAX has a callback in Python's collector: an error that a signal raises in there is dropped.
     """
-    before = sys.unraisablehook
+    before, main = sys.unraisablehook, threading.get_ident()
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if isinstance(unraisable.exc_value, Interrupted):
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            threading.Timer(0.01, send).start()
         else:
             before(unraisable)
+
+    def send() -> None:
+        # On a busy core the hook may run still: what is raised in there is dropped for good.
+        while _is_running(hook, main):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     sys.unraisablehook = hook
     try:
@@ -153,6 +160,14 @@ def _raised_again() -> Iterator[None]:
     finally:
         if sys.unraisablehook is hook:
             sys.unraisablehook = before
+
+
+def _is_running(function: FunctionType, thread: int) -> bool:
+    """Return whether a thread is in a function, or in what that calls."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,17 @@ def test_stoppable_ends_what_has_nothing_to_save() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_stoppable_ends_what_was_collecting_garbage_when_the_signal_came() -> None:
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_stoppable_ends_what_was_collecting_garbage_when_the_signal_came(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(threading.Timer):
+        def start(self) -> None:  # as on a busy core, where it is due before it has been started
+            super().start()
+            time.sleep(seconds)
+
+    monkeypatch.setattr(threading, "Timer", Slow)
+
     def callback(phase: str, info: object) -> None:  # as JAX has one
         gc.callbacks.remove(callback)
         signal.raise_signal(signal.SIGTERM)
