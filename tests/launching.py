@@ -38,7 +38,7 @@ def launch(name: str, *words: str, **changes: str) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         env=variables(**changes),
-        timeout=60,
+        timeout=400,  # commands take minutes beside busy cores
         check=False,
     )
 

@@ -193,12 +193,12 @@ class TestLocalProcesses:
     def test_kills_what_does_not_heed_the_request_to_stop(self, venv: Path) -> None:
         code = WHO + (
             "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-            "time.sleep(0.5); i != 0 or os.kill(os.getpid(), 9); time.sleep(30)"
+            "time.sleep(0.5); i != 0 or os.kill(os.getpid(), 9); time.sleep(120)"
         )
         begin = time.monotonic()
         done = self.start(venv, "--grace=1", code)
         assert done.returncode == 137
-        assert time.monotonic() - begin < 8
+        assert time.monotonic() - begin < 60
         assert "process 0 of 2 ended with exit code 137" in done.stderr
 
     @pytest.mark.parametrize(

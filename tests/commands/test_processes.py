@@ -106,7 +106,7 @@ def start(
     return processes
 
 
-def finish(processes: list[Any], timeout: float = 400) -> list[tuple[int, str, str]]:
+def finish(processes: list[Any], timeout: float = 900) -> list[tuple[int, str, str]]:
     """Return (exit code, standard output, standard error) of each."""
     ended = []
     for process in processes:
