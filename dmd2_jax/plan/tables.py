@@ -179,7 +179,9 @@ def _arithmetic(plan: Plan) -> str:
     line = f"arithmetic    {_si(plan.flops * plan.num_devices)}FLOP a cycle, "
     line += f"{_si(plan.flops)}FLOP a device"
     again = 1 - plan.model_flops / plan.flops if plan.flops else 0.0
-    return line + (f", {again:.0%} of it computed again (model.remat)" if again > 0 else "")
+    return line + (
+        f", {again:.0%} of it computed again (model.remat, attention)" if again > 0 else ""
+    )
 
 
 def verdict(plan: Plan) -> str:

@@ -49,7 +49,7 @@ def test_plan_of_half_a_chip_has_half_its_peaks() -> None:
 def test_plan_of_a_cycle_that_computes_again_says_how_much() -> None:
     plan = example(model_flops=197e12 * 0.04)
     assert plan.mfu == pytest.approx(0.4)
-    assert "20% of it computed again (model.remat)" in plan_table(plan)
+    assert "20% of it computed again (model.remat, attention)" in plan_table(plan)
     assert "computed again (" not in plan_table(example())
 
 
