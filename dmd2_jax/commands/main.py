@@ -138,6 +138,7 @@ def _run(
     from dmd2_jax.runtime.platform import no_device, prepare_backend
     from dmd2_jax.runtime.preemption import Interrupted, stoppable
     from dmd2_jax.runtime.supervisor import LOST
+    from dmd2_jax.runtime.usable import mendable
 
     together = place is not None
     try:
@@ -161,8 +162,9 @@ def _run(
     except (CheckpointError, DivergedError, PeerError, OSError) as error:
         if arguments.debug:
             raise
-        _say(flags.as_flags(str(error), command.flags, keys=command.overrides))
-        return 1
+        told = mendable(error) if isinstance(error, OSError) else ""
+        _say(told or flags.as_flags(str(error), command.flags, keys=command.overrides))
+        return 2 if told else 1
     except JaxRuntimeError as error:  # a peer's end, where it does not abort this process as well
         if arguments.debug or not together:
             raise
@@ -290,13 +292,16 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: Module
 
 
 def _check_places(options: Any) -> None:
-    """Refuse paths of places that nothing here reads or writes, before any work."""
+    """Refuse places that nothing here reads or writes, or that cannot be written to, before any work."""
     from dmd2_jax.runtime.places import check_place
+    from dmd2_jax.runtime.usable import check_output
     from dmd2_jax.weights.hub import is_hub_path
 
     for path in flags.paths(options):
         if not is_hub_path(path):  # which is for what reads weights to say
             check_place(path)
+    for path, is_file in flags.outputs(options).items():
+        check_output(path, is_file=is_file)
 
 
 if __name__ == "__main__":

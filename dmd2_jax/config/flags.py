@@ -30,6 +30,7 @@ __all__ = [
     "given",
     "nearest_flag",
     "options_from",
+    "outputs",
     "paths",
     "shapes",
     "spelt",
@@ -40,6 +41,7 @@ _FLAG = "flag"
 _PLURAL = (tuple, list)
 _ARGUMENT = re.compile(r"`(\w+|config\.[\w.]+)=([^`]*)`")
 _PATHS = ("DIR", "FILE", "PATH", "PNG", "HTML", "JSON", "NPZ", "SRC", "DST")
+_OUTPUTS = ("out", "write", "target")
 
 
 class _Flag(typing.NamedTuple):
@@ -300,6 +302,20 @@ def paths(options: Any) -> list[str]:
         if declared is not None and declared.metavar in _PATHS:
             value = getattr(options, field.name)
             found += value if isinstance(value, _PLURAL) else [value] if value else []
+    return found
+
+
+def outputs(options: Any) -> dict[str, bool | None]:
+    """Return where an options object says that something is to be written, as the user gave it.
+
+    Returns:
+      Path -> whether it will be a file; None: that depends on its name.
+    """
+    found: dict[str, bool | None] = {}
+    for field in dataclasses.fields(options):
+        declared, value = field.metadata.get(_FLAG), getattr(options, field.name)
+        if declared is not None and field.name in _OUTPUTS and value not in ("", field.default):
+            found[value] = {"DIR": False, "PATH": None}.get(declared.metavar, True)
     return found
 
 

@@ -36,12 +36,13 @@ from dmd2_jax.metrics.features.extractor import Collector
 from dmd2_jax.pictures.checkpoint_curve import checkpoint_curve
 from dmd2_jax.recipe.classes import check_same_names, read_record
 from dmd2_jax.recipe.open import check
-from dmd2_jax.run.folder import read_run, write_json
+from dmd2_jax.run.folder import COMPARED, read_run, write_json
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.devices import device_record, say_devices
 from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.sharding import make_mesh
+from dmd2_jax.runtime.usable import check_output
 from dmd2_jax.sampling.images import Images, Prompts, SampledImages
 from dmd2_jax.sampling.runs import Run, read_run_folder
 
@@ -94,6 +95,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     mesh = make_mesh({"data": -1}, devices[: options.devices or len(devices)])
     say_devices(mesh.devices.flat)
     measured = open_measured(options, config, run, mesh)
+    if measured:
+        _check_outputs(options, out, run)
     clip = _clip(options, measured[0], mesh) if CLIP in options.metrics else None
     spaces, reference = open_spaces(
         options, config, mesh, _batch_size(options, config), cache=cache, check=_same_classes(run)
@@ -130,6 +133,17 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
 def figures_file(options: EvaluateOptions) -> Path:
     """Return the file that figures are written to."""
     return path_of(options.out or path_of(options.workdir) / "metrics.json")
+
+
+def _check_outputs(options: EvaluateOptions, out: Path, run: Run | None) -> None:
+    """Refuse names that cannot be written to, before anything is measured."""
+    files = [out]
+    if run is not None and not options.out:
+        files.append(run.workdir / COMPARED)
+    if options.all_checkpoints:
+        files.append(out.with_name(CURVE))
+    for file in files:
+        check_output(file, is_file=True)
 
 
 def _keep_others(out: Path, figures: Mapping[str, Any]) -> None:

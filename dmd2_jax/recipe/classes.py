@@ -5,7 +5,6 @@ exported .safetensors files. Folders that were renamed or added shift the number
 behind them: a run that goes on, and a student of a teacher, are compared with what was recorded.
 """
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,9 @@ from dmd2_jax.data import Source
 from dmd2_jax.data.reading.classes import Listing, listing_of_parts, shown
 from dmd2_jax.data.reading.files import Files
 from dmd2_jax.recipe.data_files import FILES, read_files, write_files
-from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.distributed import from_all, say
 from dmd2_jax.runtime.places import path_of
-from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import read_metadata
 
 __all__ = [
@@ -33,7 +30,7 @@ __all__ = [
     "check_teacher_data",
     "data_record",
     "read_record",
-    "save_weights",
+    "record_notes",
     "weights_record",
     "write_record",
 ]
@@ -130,21 +127,10 @@ def read_record(workdir: str | Path) -> DataRecord | None:
     return record
 
 
-def save_weights(family: Family, params: Params, path: Path, record: DataRecord | None) -> None:
-    """Write weights, which say on what they were trained where the classes have names.
-
-    Args:
-      family: the network; one of a user's own whose `save` takes no notes writes none.
-      params: the weights.
-      path: the file.
-      record: of the data; None: not known.
-    """
+def record_notes(record: DataRecord | None) -> dict[str, str]:
+    """Return what a file of weights says of its data; {}: their classes have no names."""
     named = record is not None and record.class_names is not None
-    if named and "notes" in inspect.signature(family.save).parameters:
-        notes = {_NOTE: json.dumps(record.to_json())} if record is not None else {}
-        family.save(params, path, notes=notes)
-    else:
-        family.save(params, path)
+    return {_NOTE: json.dumps(record.to_json())} if named and record is not None else {}
 
 
 def weights_record(file: Path) -> DataRecord | None:

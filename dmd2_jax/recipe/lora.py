@@ -11,7 +11,8 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
-from dmd2_jax.recipe.classes import DataRecord, save_weights
+from dmd2_jax.recipe.classes import DataRecord
+from dmd2_jax.recipe.exported_weights import save_weights, whose_notes
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.recipe.weights_file import teacher_file
@@ -147,6 +148,9 @@ def export_student(
     own: Params,
     file: Path,
     record: DataRecord | None = None,
+    *,
+    run: str | None = None,
+    step: int = 0,
 ) -> None:
     """Write a student's weights, and its adapters beside them if it has any.
 
@@ -157,11 +161,14 @@ def export_student(
       own: the student's parameters in the training state.
       file: NAME.safetensors; the adapters go to NAME_lora.safetensors.
       record: of the data; None: not known.
+      run: the identity of the run; None: not known.
+      step: of the run.
     """
-    lora = lora_config(config, family)
+    lora, whose = lora_config(config, family), whose_notes(run, file, step)
     if lora is None:
-        save_weights(family, own, file, record)
+        save_weights(family, own, file, record, whose)
         return
-    save_weights(family, merge(to_host(base), own, lora), file, record)
+    save_weights(family, merge(to_host(base), own, lora), file, record, whose)
+    adapters = file.with_name(f"{file.stem}_lora.safetensors")
     tensors = to_lora_tensors(own, lora, family.tensor_name)
-    write_safetensors(tensors, file.with_name(f"{file.stem}_lora.safetensors"))
+    write_safetensors(tensors, adapters, whose_notes(run, adapters, step))

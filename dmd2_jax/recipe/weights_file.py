@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import is_component
 from dmd2_jax.families.published.pipeline import NETWORKS
-from dmd2_jax.run.folder import unfinished
+from dmd2_jax.recipe.exported_weights import check_whose
+from dmd2_jax.run.exported import unfinished
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.weights import hub
@@ -42,7 +43,7 @@ def weights_file(path: str, name: str) -> Path:
       The file, or the diffusers folder, which exists. That a run is not finished is said once.
 
     Raises:
-      ValueError: if it does not, or cannot be downloaded.
+      ValueError: if it does not, cannot be downloaded, or is another's than the run's.
     """
     if not path:
         raise Refused(
@@ -63,7 +64,10 @@ def weights_file(path: str, name: str) -> Path:
             f"no weights at {file}, expected a file of weights{folder if name else ';'} give "
             "another path."
         )
-    return fetched(file)
+    here = fetched(file)
+    if file != place:
+        check_whose(here, place)
+    return here
 
 
 @functools.cache

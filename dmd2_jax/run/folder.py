@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dmd2_jax.config.recorded import completed, translated
-from dmd2_jax.config.text import read_json
 from dmd2_jax.run.places import found_again, recorded
 from dmd2_jax.run.sealed_config import (
     RunFolderError,
@@ -36,11 +35,9 @@ __all__ = [
     "check_free_space",
     "check_teacher",
     "check_writable",
-    "exported_step",
+    "newest_step",
     "open_run",
     "read_run",
-    "unfinished",
-    "write_exported",
     "write_json",
 ]
 
@@ -48,7 +45,6 @@ COMPARED = "compared.png"
 """The picture of a run folder that has real images and those of its networks below each other."""
 
 _MISSING = "(absent)"
-_EXPORTED = "exported.json"
 LENGTHS = {
     "train-teacher": ("teacher", "steps", "step"),
     "distill": ("distill", "cycles", "cycle"),
@@ -104,7 +100,7 @@ def open_run(
         history, used = _listed_in(folder, "changes"), _listed_in(folder, "devices")
         if changes:
             print(f"{folder} goes on with another config:\n  {_listed(changes)}", flush=True)
-            history.append({"after_step": _newest_step(folder), "changed": changes})
+            history.append({"after_step": newest_step(folder), "changed": changes})
         record |= {"changes": history} if history else {}
     elif folder.is_dir() and any((folder / "checkpoints").glob("[0-9]*")):
         raise RunFolderError(
@@ -112,7 +108,7 @@ def open_run(
             f"choose another workdir."
         )
     if devices is not None and (not used or used[-1] != {**used[-1], **devices}):
-        used.append({"after_step": _newest_step(folder) or 0, **devices})
+        used.append({"after_step": newest_step(folder) or 0, **devices})
     record |= {"devices": used} if used else {}
     if not dry_run:
         make_folder(folder)
@@ -201,49 +197,6 @@ def _check_bucket(folder: Path) -> None:
             probe.unlink()
     except OSError as error:
         raise RunFolderError(f"workdir: {error}") from error
-
-
-def write_exported(workdir: str | Path, step: int) -> None:
-    """Record which step the weights that lie in a run folder are of."""
-    write_json(path_of(workdir) / _EXPORTED, {"step": step})
-
-
-def exported_step(workdir: str | Path) -> int | None:
-    """Return which step the weights that lie in a run folder are of; None: that cannot be told.
-
-    Args:
-      workdir: the run folder. Runs of older releases recorded no step: their newest checkpoint
-        tells.
-    """
-    folder = path_of(workdir)
-    try:
-        if not (folder / _EXPORTED).exists():
-            return _newest_step(folder)
-        step = read_json(folder / _EXPORTED)["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int) else None
-
-
-def unfinished(workdir: str | Path) -> str:
-    """Return what a run folder's weights lack to be the finished run's, as a sentence; "" if none.
-
-    Args:
-      workdir: the run folder. What cannot be told counts as finished.
-    """
-    folder, step = path_of(workdir), exported_step(workdir)
-    try:
-        command, config = read_run(folder)
-        group, key, unit = LENGTHS[command]
-        total = int(config[group][key])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    if step is None or step >= total:
-        return ""
-    return (
-        f"the weights in {folder} are of {unit} {step} of {total}: that run is not finished. The "
-        f"command that began it, given again, goes on with it."
-    )
 
 
 def check_writable(folder: Path, *, keep: bool) -> None:
@@ -350,7 +303,8 @@ def _listed_in(folder: Path, name: str) -> list[dict[str, Any]]:
     return read_config(folder / "config.json").get(name, [])
 
 
-def _newest_step(folder: Path) -> int | None:
+def newest_step(folder: Path) -> int | None:
+    """Return the number of a run's newest checkpoint, good or not; None: it has none."""
     names = (entry.name for entry in (folder / "checkpoints").glob("[0-9]*"))
     return max((int(name) for name in names if name.isdecimal()), default=None)
 

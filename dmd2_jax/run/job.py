@@ -46,7 +46,8 @@ class Job:
       max_skipped_in_a_row: the value of the metric `skipped_in_a_row` that stops the run.
       record: what is saved beside each state: the config, which teacher it is. The metrics of
         that step and the position in the data are added to it.
-      export: state -> nothing: writes the weights, from time to time and when the run is done.
+      export: (state, steps taken) -> nothing: writes the weights, from time to time and when the
+        run is done.
       export_key: the key of `log` that says every how many steps.
       draw: (state, steps taken) -> pictures by name, from time to time and at the end.
       draw_key: likewise.
@@ -74,7 +75,7 @@ class Job:
     updates_per_step: int = 1
     max_skipped_in_a_row: int = 10
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    export: Callable[[PyTree], object] | None = None
+    export: Callable[[PyTree, int], object] | None = None
     export_key: str = "export_every"
     draw: Callable[[PyTree, int], Mapping[str, Path] | None] | None = None
     draw_key: str = "grid_every"

@@ -13,7 +13,8 @@ import jax
 from jax.sharding import Sharding
 
 from dmd2_jax.run.checkpoint import Checkpoints, Restored, state_bytes
-from dmd2_jax.run.folder import check_free_space, write_exported
+from dmd2_jax.run.exported import write_exported
+from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.job import Due, Job
 from dmd2_jax.run.metrics import METRICS, Progress, plain_value, read_metrics
 from dmd2_jax.run.sealed_config import run_identity
@@ -187,7 +188,7 @@ def _export(job: Job, state: PyTree, done: int) -> None:
     """Write the weights, and then which step they are of: a reader tells a half-finished run's."""
     if job.export is None:
         return
-    job.export(state)
+    job.export(state, done)
     if is_first():
         write_exported(job.workdir, done)
 

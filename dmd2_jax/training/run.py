@@ -19,6 +19,7 @@ from dmd2_jax.recipe.classes import (
 from dmd2_jax.run.checkpoint import Keep, newest_extra
 from dmd2_jax.run.folder import check_teacher, check_writable, open_run
 from dmd2_jax.run.loop import CHECKPOINTS, check_room
+from dmd2_jax.run.names import check_names
 from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.run.writers import check_writers
 from dmd2_jax.runtime.devices import device_record
@@ -126,6 +127,7 @@ def open_training(
         check_writers(config.log)
         check_room(workdir, shapes, keep(config).most(total))
         check_writable(workdir, keep=not dry_run)
+        check_names(workdir)
         if dry_run:
             check_free(workdir)
         else:  # before anything is read that another one may be changing

@@ -26,6 +26,7 @@ from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
+from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.distributed import in_step, is_first, on_first, put, to_host
 from dmd2_jax.runtime.places import path_of
@@ -221,6 +222,7 @@ def _described(
     def chosen(state: TrainState) -> Params:
         return it.generator(_versions(state)[-1])
 
+    run = run_identity(workdir)
     return Job(
         workdir=workdir,
         unit="cycle",
@@ -242,7 +244,7 @@ def _described(
             "teacher": teacher,
             "data": data_record(recipe.dataset).to_json(),
         },
-        export=lambda state: _export(it, state, workdir),
+        export=lambda state, done: _export(it, state, workdir, run, done),
         draw=_drawing(it, workdir),
         score=training_score(recipe, workdir, student_sampler(family, config), chosen),
         judge=_judge(it),
@@ -316,13 +318,14 @@ def _versions(state: TrainState) -> tuple[Params, ...]:
     return (state.generator.params, *state.ema)
 
 
-def _export(it: _Student, state: TrainState, workdir: Path) -> None:
+def _export(it: _Student, state: TrainState, workdir: Path, run: str | None, done: int) -> None:
     """Write the weights of the student and of its averages."""
     versions, config = to_host(_versions(state)), it.recipe.config
     record = data_record(it.recipe.dataset)
 
     def write() -> None:
         for name, own in zip(student_files(config), versions, strict=True):
-            export_student(config, it.recipe.family, it.base, own, workdir / name, record)
+            family, file = it.recipe.family, workdir / name
+            export_student(config, family, it.base, own, file, record, run=run, step=done)
 
     on_first(write)

@@ -15,14 +15,16 @@ from dmd2_jax.config.load import plain
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.diffusion.schedules import is_rectified_flow
-from dmd2_jax.recipe.classes import data_record, save_weights
+from dmd2_jax.recipe.classes import data_record
 from dmd2_jax.recipe.distillation import state_shapes
+from dmd2_jax.recipe.exported_weights import save_weights, whose_notes
 from dmd2_jax.recipe.open import Family, Recipe, check_has_images, check_one_shape, open_recipe
 from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
 from dmd2_jax.recipe.tables import parameter_table
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
+from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
 from dmd2_jax.runtime.offload import on_host
@@ -132,6 +134,7 @@ def _described(
     """Describe the run to the loop."""
     config, family, mesh = recipe.config, recipe.family, recipe.mesh
     root, data_is = jax.random.key(config.seed), data_record(recipe.dataset)
+    run = run_identity(workdir)
 
     def make_state() -> TeacherState:
         with on_host():
@@ -146,9 +149,10 @@ def _described(
         x_0, cond = jax.device_put(prepare(batch, family), batch_sharding(mesh))
         return step(state, x_0, cond, stream_key(root, "teacher", i))
 
-    def export(state: TeacherState) -> None:
-        weights = to_host(state.ema)
-        on_first(lambda: save_weights(family, weights, workdir / NAME, data_is))
+    def export(state: TeacherState, done: int) -> None:
+        weights, file = to_host(state.ema), workdir / NAME
+        whose = whose_notes(run, file, done)
+        on_first(lambda: save_weights(family, weights, file, data_is, whose))
 
     sampler, b = teacher_sampler(family, config), config.teacher.batch_size
     return Job(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.chaos.engine import fine
-from tests.tiny import RECIPE, distill_words, scratch, student_run, teacher_run
+from tests.tiny import RECIPE, distill_words, results, scratch, student_run, teacher_run
 
 
 class Halted(NamedTuple):
@@ -26,12 +26,6 @@ class Halted(NamedTuple):
     def same(self) -> bool:
         """Return whether it has ended as one that was left in peace."""
         return results(self.workdir) == self.expected
-
-
-def results(workdir: Path) -> dict[str, bytes]:
-    """Return the files that must not depend on what a run went through."""
-    files = [*workdir.glob("*.safetensors"), workdir / "metrics.jsonl"]
-    return {file.name: file.read_bytes() for file in files if file.exists()}
 
 
 def teacher_words(workdir: Path, *more: str) -> tuple[str, ...]:

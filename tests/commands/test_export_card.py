@@ -14,7 +14,7 @@ from dmd2_jax.config import defaults
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import student_scheduler
-from dmd2_jax.run.folder import write_exported
+from dmd2_jax.run.exported import write_exported
 from dmd2_jax.sampling.runs import Run
 
 SCHEDULER = {

@@ -19,7 +19,7 @@ import pytest
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import read_manifest, step_folders
 from tests.compiling import flags
-from tests.tiny import RECIPE, TOKEN_WORDS, cache_folder, dmd2, scratch
+from tests.tiny import RECIPE, TOKEN_WORDS, cache_folder, dmd2, results, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("DMD2_KILLS", "0"))
@@ -90,12 +90,6 @@ class Victim:
             process.send_signal(number)
             _, said = process.communicate(timeout=LIMIT)
         return process.returncode, said
-
-
-def results(workdir: Path) -> dict[str, bytes]:
-    """Return the files that must not depend on what the run went through."""
-    files = [*workdir.glob("*.safetensors"), workdir / "metrics.jsonl"]
-    return {file.name: file.read_bytes() for file in files}
 
 
 def good_steps(workdir: Path) -> list[int]:

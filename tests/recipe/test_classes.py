@@ -22,6 +22,7 @@ from dmd2_jax.recipe.classes import (
     write_record,
 )
 from dmd2_jax.recipe.data_files import FILES, read_files, write_files
+from dmd2_jax.recipe.exported_weights import save_weights
 from dmd2_jax.weights.state_dict import write_safetensors
 
 FRUIT = ("apple", "banana", "cherry")
@@ -170,7 +171,7 @@ def weights(file: Path, record: DataRecord | None) -> Path:
         def save(self, params, path, notes=None) -> None:
             write_safetensors(params, path, notes)
 
-    classes.save_weights(Family(), {"w": np.zeros(1, np.float32)}, file, record)  # type: ignore[arg-type]
+    save_weights(Family(), {"w": np.zeros(1, np.float32)}, file, record)  # type: ignore[arg-type]
     return file
 
 

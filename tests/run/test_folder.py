@@ -12,8 +12,6 @@ from dmd2_jax.run.folder import (
     check_writable,
     open_run,
     read_run,
-    unfinished,
-    write_exported,
     write_json,
 )
 
@@ -162,33 +160,6 @@ def test_write_json_replaces_the_whole_file(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
-
-
-@pytest.mark.parametrize(
-    ("exported", "checkpoints", "said"),
-    [
-        (4, (6,), "of cycle 4 of 9: that run is not finished"),
-        (9, (9,), ""),
-        (None, (3, 6), "of cycle 6 of 9"),  # an older release's
-        (None, (9,), ""),
-        (None, (), ""),  # its checkpoints removed: nothing can be told
-    ],
-)
-def test_unfinished_says_how_far_a_runs_weights_are(
-    exported: int | None, checkpoints: tuple[int, ...], said: str, tmp_path: Path
-) -> None:
-    open_run(tmp_path, "distill", {"distill": {"cycles": 9}})
-    for step in checkpoints:
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-    if exported is not None:
-        write_exported(tmp_path, exported)
-    told = unfinished(tmp_path)
-    assert said in told
-    assert bool(told) == bool(said)
-
-
-def test_unfinished_of_a_folder_without_a_run_is_nothing(tmp_path: Path) -> None:
-    assert unfinished(tmp_path) == ""
 
 
 def test_open_run_records_the_devices_and_when_they_change(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The loop of every training command, on a state of one number."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, Keep, Restored
+from dmd2_jax.run.exported import exported_step
 from dmd2_jax.run.folder import RunFolderError
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import (
@@ -104,7 +104,7 @@ class Run:
             max_skipped_in_a_row=2,
             record={"teacher": "mine"},
             score=score,
-            export=lambda state: self.exported.append(len(self.taken)),
+            export=lambda state, done: self.exported.append(len(self.taken)),
             draw=draw,
             shown=("x",),
         )
@@ -157,9 +157,9 @@ def test_run_loop_records_which_step_the_exported_weights_are_of(tmp_path: Path)
     run = Run(tmp_path, LOG | {"grid_every": 100, "export_every": 2})
     with pytest.raises(Interrupted):
         run.to(9, at={4: signal.SIGINT})
-    assert json.loads((tmp_path / "exported.json").read_text()) == {"step": 4}
+    assert exported_step(tmp_path) == 4
     run.to(9)
-    assert json.loads((tmp_path / "exported.json").read_text()) == {"step": 9}
+    assert exported_step(tmp_path) == 9
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

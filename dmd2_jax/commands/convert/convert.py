@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
-from dmd2_jax.recipe.classes import save_weights, weights_record
+from dmd2_jax.recipe.classes import weights_record
+from dmd2_jax.recipe.exported_weights import save_weights
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels
 from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.runtime.places import has_folder, path_of

@@ -13,7 +13,8 @@ from dmd2_jax.commands.export.command import Options
 from dmd2_jax.commands.export.record import Record, read_record
 from dmd2_jax.config.family import model_defaults
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.recipe.classes import save_weights, weights_record
+from dmd2_jax.recipe.classes import weights_record
+from dmd2_jax.recipe.exported_weights import save_weights
 from dmd2_jax.recipe.open import student_times
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import check_free_space

@@ -10,7 +10,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.evaluate.table import metrics_table
-from dmd2_jax.run.folder import exported_step
+from dmd2_jax.run.exported import exported_step
 from dmd2_jax.runtime.places import in_bucket, path_of
 from dmd2_jax.sampling.runs import Run
 from dmd2_jax.weights.hub import is_hub_path

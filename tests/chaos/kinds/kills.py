@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 from tests.chaos.engine import BAD, HARMLESS, LOST, NOTICED, TRACEBACK, Try, command
-from tests.commands.test_kill import Victim, good_steps, results
-from tests.tiny import scratch
+from tests.commands.test_kill import Victim, good_steps
+from tests.tiny import results, scratch
 
 NAME = "SIGKILL, SIGTERM, SIGHUP at any moment"
 TRIES = 10

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.chaos.engine import Try, asked, fine
-from tests.chaos.runs import Halted, copied, results, teacher_words
+from tests.chaos.runs import Halted, copied, teacher_words
 from tests.data.images import picture, png, write_folder
-from tests.tiny import scratch
+from tests.tiny import results, scratch
 
 NAME = "a run goes on with other data"
 TRIES = 20

@@ -9,7 +9,7 @@ import numpy as np
 from tests.chaos.damages import damage
 from tests.chaos.engine import Try, asked, fine
 from tests.chaos.runs import copied
-from tests.tiny import RECIPE, contents, distill_words, scratch, teacher_run
+from tests.tiny import RECIPE, contents, distill_words, scratch, teacher_run, unnamed
 
 NAME = "teacher pairs damaged, swapped, zeros, NaN"
 TRIES = 40
@@ -40,7 +40,7 @@ def _whole() -> Path:
 def _student() -> bytes:
     run = scratch() / "run"
     fine(*distill_words(run, *_REGRESSION, f"--config.distill.pairs={_whole()}"))
-    return (run / "student.safetensors").read_bytes()
+    return unnamed((run / "student.safetensors").read_bytes())
 
 
 def _swapped(folder: Path, dice: random.Random) -> str:
@@ -83,6 +83,6 @@ def attempt(dice: random.Random, folder: Path) -> Try:
         pairs.rename(run / "teacher_pairs")
     more = () if own else (f"--config.distill.pairs={pairs}",)
     expected = _student()
-    same = lambda: (run / "student.safetensors").read_bytes() == expected  # noqa: E731
+    same = lambda: unnamed((run / "student.safetensors").read_bytes()) == expected  # noqa: E731
     kept = () if own else (pairs,)
     return asked(folder, what, *distill_words(run, *_REGRESSION, *more), same=same, kept=kept)

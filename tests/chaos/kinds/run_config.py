@@ -1,13 +1,14 @@
 """A run's config.json damaged."""
 
+import functools
 import random
 from pathlib import Path
 
 from tests.chaos.damages import damage
-from tests.chaos.engine import Try, asked
-from tests.chaos.runs import copied, drawn, halted, results
+from tests.chaos.engine import Try, asked, fine
+from tests.chaos.runs import copied, drawn, halted
 from tests.run.test_sealed_config import DAMAGES
-from tests.tiny import distill_words, student_run, teacher_run
+from tests.tiny import distill_words, scratch, student_run, teacher_run
 
 NAME = "a run's config.json damaged"
 TRIES = 50
@@ -55,9 +56,15 @@ def _reported(dice: random.Random, folder: Path) -> Try:
 def _converted(dice: random.Random, folder: Path) -> Try:
     workdir, out = copied(teacher_run(), folder / "run"), folder / "x.safetensors"
     what = _harmed(workdir, dice)
-    expected = results(teacher_run())["teacher.safetensors"]
     words = ("convert", workdir, out)
-    return asked(folder, what, *words, same=lambda: out.read_bytes() == expected, kept=(workdir,))
+    return asked(folder, what, *words, same=lambda: out.read_bytes() == _whole(), kept=(workdir,))
+
+
+@functools.cache
+def _whole() -> bytes:
+    out = scratch() / "x.safetensors"
+    fine("convert", teacher_run(), out)
+    return out.read_bytes()
 
 
 def _taught(dice: random.Random, folder: Path) -> Try:

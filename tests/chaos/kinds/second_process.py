@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.chaos.engine import LOST, SILENT, Try, asked, command, fine, outcome
-from tests.chaos.runs import halted, results, teacher_words
+from tests.chaos.runs import halted, teacher_words
 from tests.commands.test_owner import WRITERS
-from tests.tiny import RECIPE, contents, scratch, teacher_run
+from tests.tiny import RECIPE, contents, results, scratch, teacher_run
 
 NAME = "a second process in a run or an output folder"
 TRIES = 32

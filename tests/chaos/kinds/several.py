@@ -8,10 +8,9 @@ from pathlib import Path
 
 from dmd2_jax.runtime.integrity import step_folders
 from tests.chaos.engine import BAD, HARMLESS, HUNG, LOST, REFUSED, TRACEBACK, Try, command
-from tests.chaos.runs import results
 from tests.commands.test_kill import good_steps
 from tests.commands.test_processes import MESH, finish, start
-from tests.tiny import RECIPE, TOKEN_WORDS, scratch
+from tests.tiny import RECIPE, TOKEN_WORDS, results, scratch
 
 NAME = "two processes of one run (jax.distributed)"
 TRIES = 2

@@ -1,0 +1,84 @@
+"""exported.json: which step the weights that lie in a run folder are of, sealed."""
+
+from pathlib import Path
+from typing import Any
+
+from dmd2_jax.config.text import read_json
+from dmd2_jax.run.folder import LENGTHS, newest_step, read_run, write_json
+from dmd2_jax.run.sealed_config import RunFolderError
+from dmd2_jax.runtime.places import path_of
+from dmd2_jax.runtime.seal import SEAL, check_reached, is_sealed, seal
+
+__all__ = ["EXPORTED", "exported_step", "unfinished", "write_exported"]
+
+EXPORTED = "exported.json"
+"""Its name."""
+
+_MOST_STEPS = 2**40
+
+
+def write_exported(workdir: str | Path, step: int) -> None:
+    """Record which step the weights that lie in a run folder are of."""
+    write_json(path_of(workdir) / EXPORTED, seal({"step": step}))
+
+
+def exported_step(workdir: str | Path) -> int | None:
+    """Return which step the weights that lie in a run folder are of; None: that cannot be told.
+
+    Args:
+      workdir: the run folder. Runs of older releases recorded no step: their newest checkpoint
+        tells.
+
+    Raises:
+      RunFolderError: if what is recorded is damaged.
+      OSError: if it cannot be read at the moment.
+    """
+    path = path_of(workdir) / EXPORTED
+    try:
+        record = read_json(path)
+    except FileNotFoundError:
+        return newest_step(path.parent)
+    except (OSError, ValueError) as error:
+        check_reached(error, path)
+        raise _refused(path, str(error)) from error
+    step = record.get("step") if isinstance(record, dict) else None
+    if type(step) is not int or not 0 <= step < _MOST_STEPS:
+        raise _refused(path, f"it says step {_shown(step)}")
+    if SEAL in record and not is_sealed(record):
+        raise _refused(path, "it does not match its own seal")
+    return step
+
+
+def unfinished(workdir: str | Path) -> str:
+    """Return what a run folder's weights lack to be the finished run's, as a sentence; "" if none.
+
+    Args:
+      workdir: the run folder. What is no run counts as finished.
+
+    Raises:
+      RunFolderError: see `exported_step`.
+    """
+    folder, step = path_of(workdir), exported_step(workdir)
+    try:
+        command, config = read_run(folder)
+        group, key, unit = LENGTHS[command]
+        total = int(config[group][key])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if step is None or step >= total:
+        return ""
+    return (
+        f"the weights in {folder} are of {unit} {step} of {total}: that run is not finished. The "
+        f"command that began it, given again, goes on with it."
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.40}"
+
+
+def _refused(path: Path, fault: str) -> RunFolderError:
+    return RunFolderError(
+        f"{path} is not what the run wrote ({fault}), expected the step that its weights are of; "
+        "restore it from a copy, or remove it: the newest checkpoint is taken for it then."
+    )
