@@ -292,7 +292,7 @@ def _add_command(commands: argparse._SubParsersAction, name: str, module: Module
 
 
 def _check_places(options: Any) -> None:
-    """Refuse places that nothing here reads or writes, or that cannot be written to, before any work."""
+    """Refuse places that nothing here reads or writes, or may not write to, before any work."""
     from dmd2_jax.runtime.places import check_place
     from dmd2_jax.runtime.usable import check_output
     from dmd2_jax.weights.hub import is_hub_path

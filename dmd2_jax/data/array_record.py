@@ -7,7 +7,6 @@ the source that was written. Needs the package array_record (the extra `[tfds]`)
 no TensorFlow.
 """
 
-import json
 import math
 import os
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.config.sizes import Size, sides, size_of
+from dmd2_jax.config.text import read_json
 from dmd2_jax.data.reading.classes import listing_of_parts
 from dmd2_jax.data.reading.contract import Batch, Options
 from dmd2_jax.data.reading.dataset import check_split
@@ -199,7 +199,7 @@ def _read_info(path: str) -> dict[str, Any]:
             "wrote; write it by `dmd2 data --write=DIR`, or choose another config.data.name."
         )
     try:
-        info = {"class_names": None, "listings": {}} | json.loads(file.read_bytes())
+        info = {"class_names": None, "listings": {}} | read_json(file)
         numbers = [info[key] for key in _WHOLE_NUMBERS]
         good = all(type(number) is int and 0 < number < 2**20 for number in numbers)
         info["resolution"] = size_of(*sides(info["resolution"]))

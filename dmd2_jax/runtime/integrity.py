@@ -5,7 +5,6 @@ dtype and BLAKE2b digest of each, together with everything else that the checkpo
 itself, and is sealed by a digest of its own.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.runtime.distributed import to_host
 from dmd2_jax.runtime.places import holds_checkpoints, in_bucket
 from dmd2_jax.runtime.seal import (
@@ -109,7 +109,7 @@ def read_manifest(folder: Path, run: str | None = None) -> Manifest:
     """
     path = folder / "meta" / "metadata"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
         known = {"arrays": manifest["arrays"], "extra": manifest["extra"], SEAL: manifest[SEAL]}
         sound = manifest.keys() - {"of"} == known.keys() and is_sealed(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -21,7 +21,7 @@ from typing import Any
 
 from dmd2_jax.config.printable import printable
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.config.text import refuse_special
+from dmd2_jax.config.text import read_json, refuse_special
 from dmd2_jax.runtime.places import in_bucket, make_folder, path_of
 from dmd2_jax.runtime.whole_file import whole_file
 
@@ -217,7 +217,7 @@ def _renew(path: Path, mine: Mapping[str, Any], beat: int) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """Return what is noted of an owner, {} if there is nothing or it cannot be read."""
     try:
-        noted = json.loads(path.read_text())
+        noted = read_json(path)
     except (OSError, ValueError, RecursionError):
         return {}
     return noted if isinstance(noted, dict) else {}

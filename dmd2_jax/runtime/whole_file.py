@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHORT = re.compile(r"\d+ requested and \d+ written")
 _numbers = itertools.count()
 _cleared: set[Path] = set()
 
@@ -49,19 +50,21 @@ def room_for(target: str | os.PathLike) -> Iterator[None]:
     """Say what was being written, and what helps, where the disk or a quota is full.
 
     Args:
-      target: what the body writes.
+      target: what the body writes; of a file in a folder that is written whole, the folder is
+        named, which has its own name when it is whole.
 
     Raises:
       NoRoom: in place of the disk's own error.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL or isinstance(error, NoRoom):
+    except Exception as error:
+        number = _full(error)
+        if number is None:
             raise
         raise NoRoom(
-            error.errno,
-            f"{os.fspath(target)} cannot be written ({os.strerror(error.errno)}), expected room on "
+            number,
+            f"{os.fspath(target)} cannot be written ({os.strerror(number)}), expected room on "
             "its disk and in your quota; free some, or choose a place on another disk, and run the "
             "same command again. What was there before is untouched.",
         ) from error
@@ -82,7 +85,7 @@ def whole_file(target: str | os.PathLike) -> Iterator[Path]:
       OSError: if the disk or the bucket refuses.
     """
     if in_bucket(target):
-        with room_for(target), scratch_folder("upload") as scratch:
+        with scratch_folder("upload") as scratch, room_for(scratch):
             partial = scratch / path_of(target).name
             yield partial
             upload(partial, target)
@@ -116,7 +119,7 @@ def whole_folder(target: str | os.PathLike) -> Iterator[Path]:
       OSError: if the disk or the bucket refuses, or the target is not empty.
     """
     if in_bucket(target):
-        with room_for(target), scratch_folder("upload") as scratch:
+        with scratch_folder("upload") as scratch, room_for(scratch):
             yield scratch
             upload_folder(scratch, target)
         return
@@ -177,6 +180,20 @@ def clear_partial(folder: Path) -> None:
       folder: one that this process does not write to at the moment.
     """
     _clear(folder, but_own=False)
+
+
+def _full(error: Exception) -> int | None:
+    """Return the number of a full disk's or quota's error; None: it is another.
+
+    Libraries in Rust and C++ (safetensors, array_record) say it in an error of another class, and
+    NumPy's `save` counts what it has written.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _FULL else None
+    said = str(error)
+    if _SHORT.fullmatch(said):
+        return errno.ENOSPC
+    return next((number for number in _FULL if os.strerror(number) in said), None)
 
 
 def _clear_once(folder: Path) -> None:

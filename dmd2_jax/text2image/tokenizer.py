@@ -14,6 +14,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data import MissingPackageError
+from dmd2_jax.families.published.digests import check_digest
 from dmd2_jax.networks.clip import ClipText
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.runtime.fetched import fetched
@@ -25,6 +26,7 @@ __all__ = ["Tokenizer", "Tokens", "open_t5_tokenizer", "open_tokenizer", "warn_o
 _log = logging.getLogger(__name__)
 _LEGACY_END = 2  # of the first published encoder configs; see networks/clip.py
 _CHUNK = 2**14  # prompts at a time
+_READ = (".json", ".txt", ".model")
 _CLIP_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _T5_FORMS = (("tokenizer.json",), ("spiece.model",))
 
@@ -159,6 +161,8 @@ def _read(folder: str, family: str) -> Any:
         )
     for file in Path(folder).iterdir():  # transformers opens more than it needs
         check_inside(file, folder)
+        if file.suffix in _READ:
+            check_digest(file.parent.parent, f"{file.parent.name}/{file.name}")
     try:
         import transformers
     except ImportError as error:

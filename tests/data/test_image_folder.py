@@ -277,6 +277,27 @@ def test_load_says_that_links_to_folders_and_further_splits_are_left_out(
     assert "left out val: the test split is test" in caplog.text
 
 
+def test_links_to_images_are_followed_and_listed_as_what_they_lead_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_folder(tmp_path / "x", {f"a/{i}.png": png(picture(i)) for i in range(2)})
+    elsewhere = write_folder(tmp_path / "elsewhere", {"2.png": png(picture(2))})
+    (path / "a" / "2.png").symlink_to(elsewhere / "2.png")
+    plain = write_folder(tmp_path / "plain", {f"a/{i}.png": png(picture(i)) for i in range(3)})
+    linked, whole = (
+        image_folder.load(str(it), "all", 8, Options(digest="contents")).listing
+        for it in (path, plain)
+    )
+    assert linked == whole
+    assert "1 of 3 files are links, which are followed wherever they lead; a/2.png leads to" in (
+        caplog.text
+    )
+    (elsewhere / "2.png").write_bytes(png(picture(3)) + b"more")
+    changed = image_folder.load(str(path), "all", 8, Options(digest="contents")).listing
+    assert changed.digest == linked.digest
+    assert changed.sizes != linked.sizes and changed.contents != linked.contents
+
+
 def test_load_turns_photographs_as_the_camera_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera stood on its side

@@ -11,7 +11,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -389,14 +389,14 @@ def test_a_checkpoint_that_the_disk_does_not_hand_over_stays_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = two_of(tmp_path / "c", "ours")
-    read_bytes = Path.read_bytes
+    opened = Path.open
 
-    def stale(self: Path) -> bytes:
+    def stale(self: Path, *how: Any, **more: Any) -> IO[Any]:
         if self.name == "metadata" and "/2/" in str(self):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
-        return read_bytes(self)
+        return opened(self, *how, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", stale)
+    monkeypatch.setattr(Path, "open", stale)
     with Checkpoints(directory, run="ours") as checkpoints:
         with pytest.raises(Unreachable, match=r"/2/meta/metadata cannot be read at the moment"):
             checkpoints.restore(make_state(0))

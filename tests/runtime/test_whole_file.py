@@ -84,6 +84,22 @@ def test_scratch_folders_are_apart_and_go(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("100000 requested and 2032 written"),  # of numpy.save
+        RuntimeError("write() failed: No space left on device; writing x; at byte 16384"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        NoRoom(errno.ENOSPC, ".hidden.partial/x.safetensors cannot be written"),
+    ],
+)
+def test_a_full_disk_is_known_by_what_libraries_say_of_it(error: Exception, tmp_path: Path) -> None:
+    said = rf"^{tmp_path}/whole cannot be written \(No space left on device\), expected room"
+    with pytest.raises(NoRoom, match=said), whole_folder(tmp_path / "whole"):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("writer", [whole_file, whole_folder, room_for])
 def test_a_full_disk_is_said_with_the_path_and_what_helps(

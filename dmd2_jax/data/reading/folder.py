@@ -32,11 +32,14 @@ class FileTree(Protocol):
       place: the folder or zip, for messages.
       names: sorted; "/" between folders.
       others: of the files that are not listed: their ending -> how many.
+      links: those of `names` that are links, which may lead anywhere: a user's data are where the
+        user has put them.
     """
 
     place: str
     names: list[str]
     others: Counter[str]
+    links: list[str]
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a file's bytes.
@@ -50,7 +53,10 @@ class FileTree(Protocol):
 
 
 class Folder:
-    """A `FileTree` on disk. Hidden files are left out; links to folders are not followed."""
+    """A `FileTree` on disk. Hidden files are left out; links to folders are not followed.
+
+    Links to files are: what they lead to is read, and its size and bytes are what is listed.
+    """
 
     def __init__(self, path: str | Path, wanted: Wanted) -> None:
         """List the wanted files below `path`.
@@ -61,12 +67,15 @@ class Folder:
         self.place = str(path)
         self.names: list[str] = []
         self.others: Counter[str] = Counter()
-        for name in self._walk():
+        self.links: list[str] = []
+        for name, is_link in self._walk():
             if wanted(name):
                 self.names.append(name)
+                self.links += [name] if is_link else []
             else:
                 self.others[ending(name)] += 1
         self.names.sort()
+        self.links.sort()
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a file's bytes; see `FileTree`."""
@@ -87,24 +96,25 @@ class Folder:
         """Return how many bytes a file has; see `FileTree`."""
         return os.stat(os.path.join(self.place, name)).st_size
 
-    def _walk(self) -> Iterator[str]:
-        for folder, folders, files in os.walk(self.place, onerror=_raise):
-            base = os.path.relpath(folder, self.place).replace(os.sep, "/")
-            prefix = "" if base == "." else base + "/"
-            folders[:] = [name for name in folders if not hidden(name)]
-            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-            self.others.update({_LINK: len(links)} if links else {})
+    def _walk(self) -> Iterator[tuple[str, bool]]:
+        """Yield (name, whether it is a link) of every file that is not hidden."""
+        waiting = [""]
+        while waiting:
+            prefix = waiting.pop()
+            with os.scandir(os.path.join(self.place, prefix)) as found:
+                entries = list(found)
+            folders = [it for it in entries if it.is_dir() and not hidden(it.name)]
+            files = [it for it in entries if not it.is_dir()]
+            links = sum(it.is_symlink() for it in folders)
+            self.others.update({_LINK: links} if links else {})
             self.others.update({_EMPTY: 1} if prefix and not (folders or files) else {})
-            yield from (prefix + name for name in files if not hidden(name))
+            yield from ((prefix + it.name, it.is_symlink()) for it in files if not hidden(it.name))
+            waiting += [f"{prefix}{it.name}/" for it in folders if not it.is_symlink()]
 
 
 def _at_once(path: str, flags: int) -> int:
     """Open a file; a pipe too, which would wait for a writer otherwise."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _raise(error: OSError) -> None:
-    raise error  # os.walk would go on without the folder
 
 
 def hidden(name: str) -> bool:
@@ -126,18 +136,26 @@ def listed_endings(others: Counter[str]) -> str:
 
 
 def warn_of_left_out(tree: FileTree, read: str) -> None:
-    """Say once how many files of a tree are not read, and of which kinds.
+    """Say once how many files of a tree are not read, and of which kinds; and how many are links.
 
     Args:
       tree: whose `others` are left out.
       read: what is read instead.
     """
-    if not tree.others:
-        return
-    message = (
-        f"{tree.place}: left out {tree.others.total():,}: {listed_endings(tree.others)}; read are "
-        f"{read}."
-    )
+    if tree.links:
+        first = os.path.join(tree.place, tree.links[0])
+        _warn_once(
+            f"{tree.place}: {len(tree.links):,} of {len(tree.names):,} files are links, which are "
+            f"followed wherever they lead; {tree.links[0]} leads to {os.path.realpath(first)}."
+        )
+    if tree.others:
+        _warn_once(
+            f"{tree.place}: left out {tree.others.total():,}: {listed_endings(tree.others)}; read "
+            f"are {read}."
+        )
+
+
+def _warn_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
         _LOG.warning("%s", message)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.text import read_json
 from dmd2_jax.data.reading.records import open_writer
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.integrity import sealed
@@ -345,7 +346,7 @@ def _within(number: Any, low: int) -> bool:
 def _sound_entry(target: Path) -> Entry | None:
     """Return what the note beside a shard says, if the shard is what it says."""
     try:
-        content = json.loads(target.with_suffix(".json").read_bytes())
+        content = read_json(target.with_suffix(".json"))
         entry = Entry(**{**content, "left_out": tuple(content["left_out"])})
         if entry.file == target.name and file_digest(target) == entry.digest:
             return entry
@@ -360,7 +361,7 @@ def _sound_entry(target: Path) -> Entry | None:
 def _read_sealed(file: Path) -> dict[str, Any]:
     """Read what `sealed` made: the extra content, and the arrays under that name."""
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file)
         extra, arrays = content["extra"], content["arrays"]
         good = sealed(arrays, extra) == content and extra["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -50,6 +50,7 @@ class ZipFolder:
         """
         self.place = str(path)
         self.others: Counter[str] = Counter()
+        self.links: list[str] = []
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         members = sorted(self._members(wanted, limit), key=lambda info: info.filename)

@@ -40,25 +40,31 @@ def check_plain_digests(folder: Path) -> None:
       Refused: naming one that is not as it was written, or is gone.
       Unreachable: if the disk does not hand one over.
     """
-    for name, expected in _recorded(folder).items():
+    for name, expected in (_recorded(folder) or {}).items():
         if not name.endswith(_WEIGHTS):
             _compare(folder, name, expected)
 
 
 def check_digest(folder: Path, name: str) -> None:
-    """Compare one file with the digest that its pipeline has of it, if it has.
+    """Compare one file with the digest that its pipeline has of it, if the pipeline has any.
 
     Args:
       folder: of the pipeline.
       name: of the file in it, with / between folders.
 
     Raises:
-      Refused: if it is not as it was written, or is gone.
+      Refused: if it is not as it was written, is gone, or was put there since.
       Unreachable: if the disk does not hand it over.
     """
-    expected = _recorded(folder).get(name)
-    if expected is not None:
-        _compare(folder, name, expected)
+    recorded = _recorded(folder)
+    if recorded is None:
+        return
+    if name not in recorded:
+        raise Refused(
+            f"{folder} has {name}, which would be read and is not in its {DIGESTS}, expected the "
+            f"files that were written; remove it. If it was put there on purpose, remove {DIGESTS}."
+        )
+    _compare(folder, name, recorded[name])
 
 
 def _compare(folder: Path, name: str, expected: str) -> None:
@@ -71,9 +77,10 @@ def _compare(folder: Path, name: str, expected: str) -> None:
         raise _refused(folder, f"{name} is not as it was written")
 
 
-def _recorded(folder: Path) -> dict[str, str]:
+def _recorded(folder: Path) -> dict[str, str] | None:
+    """Return name -> digest; None: the folder is another program's."""
     if not os.path.lexists(folder / DIGESTS):
-        return {}
+        return None
     try:
         content = read_json(folder / DIGESTS)
     except (OSError, ValueError) as error:

@@ -261,6 +261,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
                 "download it again."
             )
         check_inside(index.parent / shard, index.parent)
+        check_digest(index.parent.parent, f"{index.parent.name}/{shard}")
         tensors |= read_weights(index.parent / shard).tensors
     if set(tensors) != set(places):
         lost = sorted(set(places) ^ set(tensors))
@@ -273,6 +274,8 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     check_inside(path, path.parent)
+    if path.is_file():
+        check_digest(path.parent.parent, f"{path.parent.name}/{path.name}")
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:

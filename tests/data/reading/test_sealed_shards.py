@@ -1,6 +1,7 @@
 """Sealed shards: records, what a folder is recognised by, and manifests that lie."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,22 @@ def test_claim_finds_the_shards_that_are_there(tmp_path: Path) -> None:
     again = claim(tmp_path, PLAN, 2)
     assert again.finished == {1: entry}
     assert (entry.records, entry.left_out, again.complete) == (1, ("lost.png",), False)
+
+
+def test_notes_that_are_no_notes_are_read_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = (tmp_path / claim(tmp_path, PLAN, 2).write(1, [b"x"]).file).with_suffix(".json")
+    monkeypatch.setattr("dmd2_jax.config.text._MOST_BYTES", 2**12)
+    note.write_text("[" + " " * 2**12)
+    assert not claim(tmp_path, PLAN, 2).finished
+    assert "is damaged and will be written again" in caplog.text
+    note.unlink()
+    os.mkfifo(note)  # opened, it would wait for a writer for ever
+    assert not claim(tmp_path, PLAN, 2).finished
+    (tmp_path / "plan.json").write_text("[" + " " * 2**12)
+    with pytest.raises(ValueError, match=r"plan\.json is refused .* has more than"):
+        claim(tmp_path, PLAN, 2)
 
 
 def test_write_that_fails_leaves_no_shard(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ from dmd2_jax.families.published.digests import (
     check_plain_digests,
     write_digests,
 )
+from dmd2_jax.families.published.folder import read_component, read_component_config
+from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.runtime.seal import Unreachable, seal
+from dmd2_jax.text2image.tokenizer import open_tokenizer
+from tests.pipelines import tiny_pipeline
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
@@ -33,7 +38,35 @@ def test_files_as_they_were_written_are_accepted(folder: Path) -> None:
     check_digest(folder, WEIGHTS)
     (folder / "vae" / "more.json").write_text("of the user's own")
     check_plain_digests(folder)
+
+
+def test_a_file_that_was_put_there_since_is_refused_where_it_would_be_read(folder: Path) -> None:
+    (folder / "vae" / "more.json").write_text("of a stranger")
+    with pytest.raises(Refused, match="vae/more.json, which would be read and is not in its"):
+        check_digest(folder, "vae/more.json")
+    (folder / DIGESTS).write_text(json.dumps(seal({"files": {}})))
+    with pytest.raises(Refused, match=f"has {WEIGHTS}, which would be read"):
+        check_digest(folder, WEIGHTS)
+    (folder / DIGESTS).unlink()
     check_digest(folder, "vae/more.json")
+
+
+def test_a_variant_or_a_token_that_was_added_to_a_pipeline_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny_pipeline("sd15"), folder)
+    write_digests(folder)
+    read_component(folder / "vae")
+    shutil.copy(folder / WEIGHTS, folder / WEIGHTS.replace(".safe", ".fp16.safe"))
+    (folder / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"not read")
+    read_component(folder / "vae")
+    with pytest.raises(Refused, match=r"fp16\.safetensors, which would be read"):
+        read_component(folder / "vae", variant="fp16")
+    (folder / "tokenizer" / "README.md").write_text("not read")
+    (folder / "tokenizer" / "added_tokens.json").write_text("{}")
+    encoder = read_component_config(folder / "text_encoder")
+    text = PublishedModel.from_config(encoder).module
+    with pytest.raises(Refused, match=r"tokenizer/added_tokens\.json, which would be read"):
+        open_tokenizer(folder / "tokenizer", text)  # type: ignore[arg-type]
 
 
 def test_a_folder_of_others_is_read_as_it_is(folder: Path) -> None:
