@@ -19,6 +19,7 @@ from dmd2_jax.recipe.data_files import FILES, read_files, write_files
 from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.distributed import from_all, say
 from dmd2_jax.runtime.places import path_of
+from dmd2_jax.runtime.seal import SEAL, check_reached, is_sealed, seal
 from dmd2_jax.weights.state_dict import read_metadata
 
 __all__ = [
@@ -103,11 +104,12 @@ def write_record(workdir: Path, record: DataRecord, files: Files | None = None) 
     """
     value, before = record.to_json(), _read_file(workdir / RECORD)
     history = before.pop("changes", []) if before else []
+    history = history if isinstance(history, list) else []
     if before and not _says_as_much(before, value):
         history = [*history, before]
     if before != value or not (workdir / FILES).exists():
         write_files(workdir, files)
-    write_json(workdir / RECORD, value | ({"changes": history} if history else {}))
+    write_json(workdir / RECORD, seal(value | ({"changes": history} if history else {})))
 
 
 def read_record(workdir: str | Path) -> DataRecord | None:
@@ -339,16 +341,24 @@ def _quoted(name: str) -> str:
 
 
 def _read_file(file: Path) -> dict[str, Any] | None:
+    """Return what data.json says, without its seal, which older releases had not."""
+    fault = ""
     try:
         value = read_json(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
+        check_reached(error, file)
+        value, fault = {}, str(error)
+    value = value if isinstance(value, dict) else {}
+    if SEAL in value and not is_sealed(value):
+        fault = "it does not match its own seal"
+    if fault:
         raise Refused(
-            f"{file} cannot be read ({error}), expected the record of a run's data; restore it "
+            f"{file} cannot be read ({fault}), expected the record of a run's data; restore it "
             "from a copy, or remove it: the checkpoints have it too."
-        ) from error
-    return value if isinstance(value, dict) else {}
+        )
+    return {key: it for key, it in value.items() if key != SEAL}
 
 
 def _from_json(value: Any) -> DataRecord | None:

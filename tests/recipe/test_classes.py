@@ -1,12 +1,15 @@
 """What a run records of its data, and what is refused by it."""
 
+import errno
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import ImageDataset
 from dmd2_jax.data.reading.classes import Listing, in_order, shown
 from dmd2_jax.data.reading.files import Files
@@ -23,6 +26,7 @@ from dmd2_jax.recipe.classes import (
 )
 from dmd2_jax.recipe.data_files import FILES, read_files, write_files
 from dmd2_jax.recipe.exported_weights import save_weights
+from dmd2_jax.runtime.seal import Unreachable
 from dmd2_jax.weights.state_dict import write_safetensors
 
 FRUIT = ("apple", "banana", "cherry")
@@ -62,6 +66,33 @@ def test_record_keeps_what_was_recorded_before(tmp_path: Path) -> None:
     value = classes._read_file(tmp_path / classes.RECORD)
     assert value is not None
     assert [it["listing"]["counts"] for it in value["changes"]] == [[1, 1, 0]]
+
+
+def test_a_record_that_was_changed_is_seen_by_its_seal(tmp_path: Path) -> None:
+    write_record(tmp_path, data_record(source()))
+    file = tmp_path / "data.json"
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps(value | {"class_names": value["class_names"][::-1]}))
+    with pytest.raises(Refused, match="does not match its own seal"):
+        read_record(tmp_path)
+    with pytest.raises(Refused, match="does not match its own seal"):
+        write_record(tmp_path, data_record(source()))
+    del value["seal"]  # of an older release, or edited on purpose
+    file.write_text(json.dumps(value | {"changes": 3}))
+    assert read_record(tmp_path) == data_record(source())
+    write_record(tmp_path, data_record(source()))
+    assert "changes" not in json.loads(file.read_text())
+
+
+def test_a_record_that_the_disk_does_not_hand_over_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(classes, "read_json", stale)
+    with pytest.raises(Unreachable, match=r"data\.json cannot be read at the moment"):
+        read_record(tmp_path)
 
 
 def test_read_record_refuses_what_is_none(tmp_path: Path) -> None:

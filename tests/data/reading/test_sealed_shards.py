@@ -17,6 +17,7 @@ from dmd2_jax.data.reading.sealed_shards import (
 )
 from dmd2_jax.runtime.integrity import sealed
 from dmd2_jax.runtime.seal import file_digest
+from dmd2_jax.runtime.whole_file import NoRoom
 
 LAYOUT = Layout({"x": ((2, 3), "float32"), "a": ((2,), "float16")})
 PLAN = {"of": "tests", "store": ["float32"]}
@@ -113,6 +114,19 @@ def test_write_that_fails_leaves_no_shard(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="half-way"):
         claim(tmp_path, PLAN, 2).write(0, records())
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_full_disk_is_known_by_the_writers_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise RuntimeError("write() failed: No space left on device; at byte 16384")
+
+    monkeypatch.setattr("dmd2_jax.data.reading.sealed_shards.open_writer", full)
+    with pytest.raises(
+        NoRoom, match=r"00000-of-00002\.array_record cannot be written .* free some"
+    ):
+        claim(tmp_path, PLAN, 2).write(0, [b"x"])
 
 
 def test_finish_seals_every_file_and_nothing_else_stays(tmp_path: Path) -> None:
