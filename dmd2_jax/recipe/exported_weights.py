@@ -3,6 +3,7 @@
 A sound file may lie under the name of another: of another run, or of another network of this one.
 """
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -104,7 +105,14 @@ def check_whose(file: Path, workdir: Path) -> None:
         )
     step = exported_step(workdir)
     if step is not None and step != of.step:
-        say(f"the weights in {workdir / file.name} are of step {of.step}, its others of {step}.")
+        _say_once(
+            f"the weights in {workdir / file.name} are of step {of.step}, its others of {step}."
+        )
+
+
+@functools.cache
+def _say_once(text: str) -> None:  # a command may look for its weights several times
+    say(text)
 
 
 def _read(file: Path) -> Whose | None:

@@ -26,7 +26,7 @@ from dmd2_jax.recipe.classes import (
 )
 from dmd2_jax.recipe.data_files import FILES, read_files, write_files
 from dmd2_jax.recipe.exported_weights import save_weights
-from dmd2_jax.runtime.seal import Unreachable
+from dmd2_jax.runtime.seal import Unreachable, seal
 from dmd2_jax.weights.state_dict import write_safetensors
 
 FRUIT = ("apple", "banana", "cherry")
@@ -146,7 +146,7 @@ def test_record_of_a_release_that_knew_less_is_completed_and_no_change(tmp_path:
     (tmp_path / classes.RECORD).write_text(json.dumps(value))
     assert read_record(tmp_path) == record._replace(listing=record.listing._replace(contents=""))
     write_record(tmp_path, record)
-    assert json.loads((tmp_path / classes.RECORD).read_text()) == record.to_json()
+    assert json.loads((tmp_path / classes.RECORD).read_text()) == seal(record.to_json())
 
 
 def test_files_are_read_as_they_were_written_or_not_at_all(tmp_path: Path) -> None:
