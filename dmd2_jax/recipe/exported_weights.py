@@ -101,7 +101,7 @@ def check_whose(file: Path, workdir: Path) -> None:
         raise Refused(
             f"the weights in {workdir / file.name} are {fault}; copy the run's own back, or write "
             "them once more by the command that began it. Weights of elsewhere are given by their "
-            "own file (weights=FILE, config.teacher.weights=FILE)."
+            "own file (`weights=FILE`, `config.teacher.weights=FILE`)."
         )
     step = exported_step(workdir)
     if step is not None and step != of.step:

@@ -1,21 +1,22 @@
-"""Exported weights damaged: mostly one bit."""
+"""Exported weights damaged, mostly one bit; sound ones of another run or network."""
 
 import functools
 import random
+import shutil
 from pathlib import Path
 
 from tests.chaos.damages import damage
 from tests.chaos.engine import Try, asked, fine
-from tests.chaos.runs import copied, drawn
+from tests.chaos.runs import copied, drawn, other_teacher
 from tests.tiny import RECIPE, distill_words, scratch, student_run, teacher_run
 
-NAME = "exported weights damaged"
+NAME = "exported weights damaged, or of another run or network"
 TRIES = 40
 
 
 def attempt(dice: random.Random, folder: Path) -> Try:
     """Harm a file of weights, then have it read."""
-    return dice.choice([_drawn, _drawn, _taught, _converted])(dice, folder)
+    return dice.choice([_drawn, _drawn, _taught, _converted, _misplaced])(dice, folder)
 
 
 def _drawn(dice: random.Random, folder: Path) -> Try:
@@ -26,6 +27,28 @@ def _drawn(dice: random.Random, folder: Path) -> Try:
     return asked(
         folder, what, *words, same=lambda: out.read_bytes() == drawn(whole), kept=(workdir,)
     )
+
+
+def _misplaced(dice: random.Random, folder: Path) -> Try:
+    """Put sound weights of the same shapes under the name of a run's own."""
+    whole = student_run()
+    own = dice.choice(["student", "student_ema_0.9"])
+    others = [
+        whole / f"{name}.safetensors" for name in ("student", "student_ema_0.9") if name != own
+    ]
+    others += [run / "teacher.safetensors" for run in (teacher_run(), other_teacher())]
+    workdir, other = copied(whole, folder / "run"), dice.choice(others)
+    shutil.copyfile(other, workdir / f"{own}.safetensors")
+    more = () if own == "student" else ("--ema=0.9",)
+    words = dice.choice(
+        [
+            ("sample", f"--workdir={workdir}", "--num=2", f"--out={folder / 'x.png'}", *more),
+            ("convert", workdir, folder / "x.bin", *more),
+            ("export", f"--workdir={workdir}", f"--out={folder / 'x'}", *more),
+        ]
+    )
+    what = f"{own} is {other.parent.name}'s {other.stem}"
+    return asked(folder, what, *words, same=lambda: False, kept=(workdir,))
 
 
 def _taught(dice: random.Random, folder: Path) -> Try:
