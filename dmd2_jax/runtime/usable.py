@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.text import refuse_special
 from dmd2_jax.runtime.places import in_bucket
 
 __all__ = ["check_output", "mendable"]
@@ -18,6 +19,7 @@ _MENDED = {
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.EROFS: _PERMISSION,
+    errno.ENOENT: ("is not there", "a file or folder; mind its name"),
     errno.EISDIR: ("is a folder", "a file; move it away, or give another name"),
     errno.ENOTDIR: (
         "is a file, or lies below one",
@@ -52,12 +54,13 @@ def check_output(path: str | os.PathLike, *, is_file: bool | None = None) -> Non
       is_file: whether a file will be written there; False: a folder; None: either.
 
     Raises:
-      Refused: if a file is in the way of a folder or a folder in that of a file, or this user may
-        not write there.
+      Refused: if a file is in the way of a folder or a folder in that of a file, it is a pipe or
+        a device, or this user may not write there.
     """
     if in_bucket(path):
         return
     place = Path(path).expanduser()
+    refuse_special(place)  # a file would take the place of /dev/null
     if is_file and place.is_dir():
         raise Refused(_said(place, errno.EISDIR))
     if is_file is False and place.exists() and not place.is_dir():

@@ -16,6 +16,7 @@ from tests.tiny import refused, teacher_run
     [
         (errno.EACCES, "x cannot be read or written (Permission denied), expected a place that"),
         (errno.EROFS, "x cannot be read or written (Read-only file system), expected a place"),
+        (errno.ENOENT, "x is not there, expected a file or folder; mind its name"),
         (errno.EISDIR, "x is a folder, expected a file; move it away"),
         (errno.ENOTDIR, "x is a file, or lies below one, expected a folder"),
         (errno.ENAMETOOLONG, "x has too long a name"),
@@ -44,6 +45,8 @@ def test_check_output_says_what_is_in_the_way_and_touches_nothing(tmp_path: Path
         check_output(tmp_path / "file", is_file=False)
     with pytest.raises(Refused, match="file is a file, or lies below one"):
         check_output(tmp_path / "file" / "deep" / "x.png")
+    with pytest.raises(Refused, match="/dev/null is a pipe, a socket or a device"):
+        check_output("/dev/null", is_file=True)
     assert sorted(os.listdir(tmp_path)) == ["file", "x.png"]
 
 
