@@ -15,7 +15,7 @@ from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.recipe.classes import read_record
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, default_guidance, text_family
-from dmd2_jax.run.folder import unfinished
+from dmd2_jax.run.exported import unfinished
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import absolute, path_of
 from dmd2_jax.sampling.images import Classes, Conditions, Model, Prompts, class_model
