@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType, FunctionType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any, Self
 
 import jax
@@ -150,7 +150,7 @@ def _raised_again() -> Iterator[None]:
 
     def send() -> None:
         # On a busy core the hook may run still: what is raised in there is dropped for good.
-        while _is_running(hook, main):
+        while _is_running(hook.__code__, main):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -162,10 +162,10 @@ def _raised_again() -> Iterator[None]:
             sys.unraisablehook = before
 
 
-def _is_running(function: FunctionType, thread: int) -> bool:
-    """Return whether a thread is in a function, or in what that calls."""
+def _is_running(code: CodeType, thread: int) -> bool:
+    """Return whether a thread is in a function's code, or in what that calls."""
     frame = sys._current_frames().get(thread)
-    while frame is not None and frame.f_code is not function.__code__:
+    while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     return frame is not None
 
