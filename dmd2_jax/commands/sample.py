@@ -130,6 +130,11 @@ class Options:
         metavar="TEXT",
         group=_TEXT,
     )
+    cut_prompts: bool = flag(
+        "let prompts of more tokens than the text encoders read lose their ends, with a warning",
+        default=False,
+        group=_TEXT,
+    )
     variant: str = flag(
         "of the pipeline's weights, such as fp16; default: the full or the only one",
         default="",
@@ -294,10 +299,13 @@ def _of_prompts(
     """Write a grid: a row a prompt, or about a square of one image each."""
     from dmd2_jax.sampling.images import Prompts
     from dmd2_jax.sampling.prompts import PROMPT_BATCH
+    from dmd2_jax.text2image.text_encoder import refuse_cut
 
     each = _PROMPT_NUM if options.num is None else options.num
     batch_size = PROMPT_BATCH if options.batch_size is None else options.batch_size
     assert model.pipeline is not None  # which a model of prompts has
+    if not options.cut_prompts:
+        refuse_cut(model.pipeline.encoders, [*texts, *filter(None, [options.negative])])
     conditions = Prompts(model.pipeline, texts, each=each, negative=options.negative)
     columns = each if each > 1 else math.isqrt(len(texts) - 1) + 1
     images = _images(options, model, conditions, each * len(texts), batch_size, name)

@@ -35,6 +35,7 @@ __all__ = [
     "encode_tokens",
     "null_condition",
     "read_text_encoders",
+    "refuse_cut",
     "size_ids",
     "tokenize",
 ]
@@ -174,6 +175,27 @@ def encode_prompts(
         ids = [t.ids[rows] for t in tokens]
         parts.append(_encode(encoders.modules, encoders.params, ids, encoders.join))
     return {name: _joined([part[name] for part in parts], len(texts)) for name in parts[0]}
+
+
+def refuse_cut(encoders: TextEncoders, texts: Sequence[str]) -> None:
+    """Refuse prompts of more tokens than the encoders read, computing nothing.
+
+    Args:
+      encoders: from `read_text_encoders`.
+      texts: the prompts.
+
+    Raises:
+      Refused: naming the first one, its tokens and how many are read.
+    """
+    longest = encoders.longest
+    counts = longest.counts(texts)
+    cut = np.flatnonzero(counts > longest.length)
+    if len(cut):
+        raise Refused(
+            f"{len(cut)} of {len(texts)} prompts lose their ends; the first has {counts[cut[0]]} "
+            f"tokens, expected at most {longest.length}: {texts[cut[0]]!r:.60}; shorten it, or "
+            "have only its beginning drawn by `cut_prompts=True`."
+        )
 
 
 def _joined(parts: Sequence[Array], count: int) -> np.ndarray:

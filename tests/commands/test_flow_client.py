@@ -221,3 +221,9 @@ def test_prompt_beyond_its_length_is_cut_with_a_warning(caplog: pytest.LogCaptur
     (images / "0.txt").write_text("seven " * 300)
     assert dmd2(*words, f"--images={images}") == 0
     assert "1 of 1 prompts have more than 256 tokens and lose their ends" in caplog.text
+
+
+def test_sample_refuses_a_prompt_beyond_its_length(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["sample", f"--pipeline={flow_pipeline('sd3')}", f"--out={scratch() / 'x.png'}"]
+    message = refused(capsys, *line, f"--prompt={'seven ' * 300}")
+    assert "expected at most 256: 'seven seven" in message and "--cut_prompts" in message

@@ -141,11 +141,13 @@ def test_pipeline_with_an_lcm_scheduler_is_sampled_as_a_student(tmp_path: Path) 
     assert np.abs(unit(images) - expected).max() <= 2e-3
 
 
-def test_sample_warns_of_a_prompt_that_is_cut(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_sample_cuts_a_prompt_only_when_it_is_told_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["sample", f"--pipeline={tiny_pipeline('sd15')}", f"--out={tmp_path / 'x.png'}", SHORT]
-    assert dmd2(*line, f"--prompt={'seven ' * 90}", "--prompt=two") == 0
+    line += [f"--prompt={'seven ' * 90}", "--prompt=two"]
+    assert "tokens, expected at most 77: 'seven seven" in refused(capsys, *line)
+    assert dmd2(*line, "--cut_prompts") == 0
     warned = [r.getMessage() for r in caplog.records if "tokens" in r.getMessage()]
     assert len(warned) == 1 and "prompts have more than 77 tokens and lose their ends" in warned[0]
 
