@@ -78,10 +78,10 @@ def test_table_counts_what_is_wrong_and_takes_its_place() -> None:
         Row("one", Counter(refused=3, silent=1), 2.0, 1.0),
         Row("two", Counter(harmless=2), 1.0, 0.5),
     ]
-    text = markdown(rows, 7, "2026-01-02", "abc")
+    text = markdown(rows, "--seed=7 --share=0.5", "2026-01-02", "abc")
     assert "| one | 4 | 3 | 0 | 0 | 1 silent | 1 |" in text
     assert "| **all** | 6 | 3 | 0 | 2 | 1 silent | 2 |" in text
-    assert "--seed=7" in text and "2026-01-02, at abc" in text
+    assert 'CHAOS_ARGS="--seed=7 --share=0.5"`' in text and "2026-01-02, at abc" in text
     assert replaced(f"a {BEGIN} old {END} b", text) == f"a {BEGIN}\n{text}\n{END} b"
 
 

@@ -40,7 +40,8 @@ def main() -> int:
         print(row, flush=True)
     for number, it in wrong:
         print(f"\n{number}: {it.outcome}: {it.member}\n{it.said.rstrip()[-3000:]}")
-    text = markdown(rows, options.seed, datetime.date.today().isoformat(), _commit())
+    words = f"--seed={options.seed}" + (f" --share={options.share:g}" if options.share != 1 else "")
+    text = markdown(rows, words, datetime.date.today().isoformat(), _commit())
     print(f"\n{text}")
     if options.write:
         DOCS.write_text(replaced(DOCS.read_text(), text))

@@ -31,8 +31,8 @@ class Row(NamedTuple):
         return sum(self.outcomes[name] for name in BAD)
 
 
-def markdown(rows: Sequence[Row], seed: int, date: str, commit: str) -> str:
-    """Return the table, with what it was measured by."""
+def markdown(rows: Sequence[Row], words: str, date: str, commit: str) -> str:
+    """Return the table, with what it was measured by: the command's own words among it."""
     lines = [
         f"| kind | tries | {' | '.join(GOOD)} | wrong | CPU seconds |",
         "|---|" + "---|" * (len(GOOD) + 3),
@@ -46,7 +46,7 @@ def markdown(rows: Sequence[Row], seed: int, date: str, commit: str) -> str:
         lines.append(f"| {name} | {row.outcomes.total()} | {good} | {wrong or 0} | {row.cpu:.0f} |")
     lines.append("")
     lines.append(
-        f"`make chaos CHAOS_ARGS=--seed={seed}`, {date}, at {commit}: {total.seconds:.0f} seconds."
+        f'`make chaos CHAOS_ARGS="{words}"`, {date}, at {commit}: {total.seconds:.0f} seconds.'
     )
     return "\n".join(lines)
 
