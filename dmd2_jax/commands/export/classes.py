@@ -150,5 +150,7 @@ def _python(run: Run, times: tuple[float, ...]) -> str:
 def _settings(run: Run) -> dict[str, Any]:
     """Return the settings of a network that are not its family's defaults."""
     given = run.config.model.to_dict()
+    counted = {"image_channels": run.family.image_shape[-1], "num_classes": run.family.num_classes}
+    given |= {k: counted[k] for k in counted.keys() & given if given[k] is None}
     usual = model_defaults(given["family"]).to_dict()
     return {k: v for k, v in given.items() if k != "family" and usual.get(k) != v}
