@@ -23,7 +23,7 @@ from dmd2_jax.runtime.integrity import sealed
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.compiling import flags
 from tests.data.images import picture, write_folder
-from tests.pipelines import CAPTIONS, COUNT, photo, photos, tiny_pipeline
+from tests.pipelines import CAPTIONS, COUNT, RESOLUTION, photo, photos, tiny_pipeline
 from tests.tiny import RECIPE, cache_folder, contents, dmd2, refused, scratch
 
 SIZES = ("--batch_size=4", "--shard_examples=4")
@@ -43,7 +43,7 @@ def made(kind: str, *more: str) -> Path:
 
 
 def source(folder: Path, split: str = "all") -> latents.Latents:
-    return latents.load(str(folder), split, options=Options())
+    return latents.load(str(folder), split, RESOLUTION // 2, Options())
 
 
 def everything(folder: Path) -> dict[str, np.ndarray]:

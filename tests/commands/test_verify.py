@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from dmd2_jax.commands.verify import check, ours
 from dmd2_jax.commands.verify import subject as subject_module
@@ -130,7 +131,7 @@ def test_files_of_replaced_weights_are_not_read(pipeline: Path) -> None:
 
 def run_of(family: object) -> SimpleNamespace:
     """Return what `open_run` does, of a student with two steps."""
-    config = SimpleNamespace(distill=SimpleNamespace(student_times=(999, 499)))
+    config = ConfigDict({"distill": {"student_times": (999, 499)}})
     return SimpleNamespace(family=family, which="student", config=config, load=lambda: "its")
 
 
