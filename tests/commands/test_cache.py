@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmd2_jax.config.sizes import Sizes
 from dmd2_jax.data import Options, batches_from, labels_of, latents
 from dmd2_jax.data.reading.sealed_shards import PLAN, read_manifest
 from dmd2_jax.families.stable_diffusion import family as stable_diffusion
@@ -42,8 +43,8 @@ def made(kind: str, *more: str) -> Path:
     return out
 
 
-def source(folder: Path, split: str = "all") -> latents.Latents:
-    return latents.load(str(folder), split, RESOLUTION // 2, Options())
+def source(folder: Path, split: str = "all", size: Sizes = RESOLUTION // 2) -> latents.Latents:
+    return latents.load(str(folder), split, size, Options())
 
 
 def everything(folder: Path) -> dict[str, np.ndarray]:
@@ -136,7 +137,8 @@ def test_cache_records_actual_sizes_where_it_is_told() -> None:
 
 
 def test_cache_of_several_shapes_records_each_images_own_conditions() -> None:
-    both = source(made("sdxl", "--sizes=actual", "--resolution=16,16x20"))
+    made_both = made("sdxl", "--sizes=actual", "--resolution=16,16x20")
+    both = source(made_both, size=((8, 8), (8, 10)))
     square, wide = both.buckets[8], both.buckets[8, 10]
     # photo 9 is 20 high and 24 wide: 17 x 20 (16.7) resized, whose rows 0..15 are kept
     row = wide.captions(range(len(wide))).index(CAPTIONS[9])
