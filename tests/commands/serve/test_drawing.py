@@ -10,6 +10,7 @@ import pytest
 from dmd2_jax.commands.serve.drawing import Drawer
 from dmd2_jax.commands.serve.subjects import Request, open_run_folder
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.tiny import contents, dmd2, student_run, teacher_run
 
 
@@ -111,7 +112,7 @@ def test_run_without_weights_yet_is_refused_until_they_come(tmp_path: Path) -> N
     with pytest.raises(Refused, match="no weights at .*student.safetensors"):
         drawer.draw("student", request)
     file = "student.safetensors"
-    shutil.copy(student_run() / "student_ema_0.9.safetensors", run / file)
+    write_safetensors(read_safetensors(student_run() / "student_ema_0.9.safetensors"), run / file)
     before = drawer.draw("student", request).images
     shutil.copy(student_run() / file, run / file)  # as a run that goes on writes them anew
     after = drawer.draw("student", request).images
