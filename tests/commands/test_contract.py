@@ -124,7 +124,8 @@ def test_command_line_and_python_make_the_same_options(
     called = []
     monkeypatch.setattr(module(name), "run", called.append)
     required = {it.name: "x" for it in fields(name) if it.default is dataclasses.MISSING}
-    required |= {"cache": {"images": "x"}, "export": {"workdir": "x"}}.get(name, {})
+    also = {"cache": {"pipeline": "x", "images": "x"}, "export": {"workdir": "x"}}
+    required |= also.get(name, {})
     plural = [it.name for it in fields(name) if it.metadata["flag"].repeated]
     positional = [it.name for it in fields(name) if it.metadata["flag"].positional]
     words = [v if k in positional else f"--{k}={v}" for k, v in required.items()]

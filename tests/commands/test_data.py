@@ -168,9 +168,10 @@ def test_data_writes_the_same_bytes_again(tmp_path: Path) -> None:
 
 def test_data_writes_nothing_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("keep me")
-    for target in (tmp_path, tmp_path / "thesis.txt"):
-        message = refused(capsys, "data", f"--config={RECIPE}", f"--write={target}")
-        assert "exists and is not empty, expected a new folder" in message
+    faults = {"": "exists and is not empty, expected a new folder", "thesis.txt": "is a file"}
+    for name, fault in faults.items():
+        line = ("data", f"--config={RECIPE}", f"--write={tmp_path / name}")
+        assert fault in refused(capsys, *line)
     assert contents(tmp_path) == {"thesis.txt": b"keep me"}
 
 
