@@ -64,7 +64,7 @@ def test_images_have_the_captions_of_their_digits() -> None:
 def test_images_are_the_enlarged_digits() -> None:
     captioned = open_captions(made() / "images")
     expected = enlarge(digits.load(split="all").images[:NUM])
-    read = np.stack([captioned.picture(i, side=16).pixels for i in range(NUM)])
+    read = np.stack([captioned.picture(i, 16).pixels for i in range(NUM)])
     np.testing.assert_array_equal(read, expected)
 
 

@@ -43,4 +43,5 @@ def test_family_offers_the_same_few_things(name: str) -> None:
 def test_settings_import_no_jax(name: str) -> None:
     tree = ast.parse((FOLDER / name / "settings.py").read_text())
     modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert modules <= {"collections.abc", "typing", "ml_collections", "dmd2_jax.config.rules"}
+    ours = {"dmd2_jax.config.rules", "dmd2_jax.config.sizes"}
+    assert modules <= {"collections.abc", "typing", "ml_collections", *ours}
