@@ -18,7 +18,7 @@ from jax import lax
 
 from dmd2_jax.networks.derivatives import with_gradient
 from dmd2_jax.networks.fused_attention import Kernel, find_kernel
-from dmd2_jax.typing import Array, Float
+from dmd2_jax.typing import Array, Float, Int
 
 # From this many weights a head on, heads are taken one at a time.
 _LARGE_HEAD = 1 << 18
@@ -28,14 +28,25 @@ def attention(
     query: Float[Array, "b q heads d"],
     key: Float[Array, "b k heads d"],
     value: Float[Array, "b k heads d"],
+    lengths: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b q heads d"]:
     """Attend: softmax(query key^T / sqrt(d)) value, the softmax in float32.
 
     Differentiable in reverse and in forward mode; see `with_gradient`.
 
+    Args:
+      query: [b, q, heads, d].
+      key, value: [b, k, heads, d].
+      lengths: [b] >= 1, how many keys of each sample are read, the first ones; None: all. Given, it
+        is the plain formula on every device: the kernels know no lengths.
+
     Source: Vaswani et al. 2017 (1706.03762), equation 1; the gradient's form is that of
       FlashAttention (2205.14135), appendix B.
     """
+    if lengths is not None:
+        return jax.nn.dot_product_attention(
+            query, key, value, key_value_seq_lengths=lengths, implementation="xla"
+        )
     kernel = find_kernel(query, key)
     if kernel is not None:
         return _by_kernel(kernel)(query, key, value)

@@ -26,6 +26,7 @@ __all__ = [
     "Modulation",
     "modulated",
     "rotary_tables",
+    "rotated",
 ]
 
 _EPS = 1e-6
@@ -143,7 +144,7 @@ class JointAttention(nn.Module):
             parts = [jnp.concatenate(pair, axis=1) for pair in both]
         query, key, value = parts
         if rotary is not None:
-            query, key = _rotated(query, *rotary), _rotated(key, *rotary)
+            query, key = rotated(query, *rotary), rotated(key, *rotary)
         read = attention(query, key, value)
         read = read.reshape(*read.shape[:2], width)
         before = 0 if context is None else context.shape[1]
@@ -279,11 +280,24 @@ def rotary_tables(
     return np.cos(both).astype(np.float32), np.sin(both).astype(np.float32)
 
 
-def _rotated(
-    x: Float[Array, "b n heads d"], cosines: Float[Array, "n e"], sines: Float[Array, "n e"]
+def rotated(
+    x: Float[Array, "b n heads d"],
+    cosines: Float[Array, "*b n e"],
+    sines: Float[Array, "*b n e"],
 ) -> Float[Array, "b n heads d"]:
+    """Turn neighbouring pairs of each head's numbers, in float32.
+
+    Args:
+      x: queries or keys.
+      cosines, sines: of the angles, e = d / 2; of all samples, or of each.
+
+    Returns:
+      As `x`, in its dtype.
+
+    Source: Su et al. 2021 (2104.09864), equation 15.
+    """
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]
-    cosines, sines = cosines[:, None], sines[:, None]
+    cosines, sines = cosines[..., None, :], sines[..., None, :]
     turned = (first * cosines - second * sines, second * cosines + first * sines)
     return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)

@@ -12,7 +12,7 @@ __all__ = ["NEGATIVES", "Condition", "check_condition", "null_conditions", "with
 Condition = Mapping[str, Array]
 """Arrays with a leading batch axis, by their names; families/stable_diffusion has a table."""
 
-NEGATIVES = {"prompt_embeds": "negative_prompt_embeds", "pooled": "negative_pooled"}
+NEGATIVES = {name: f"negative_{name}" for name in ("prompt_embeds", "pooled", "prompt_mask")}
 """Part of a condition -> the name of what guidance goes away from in its place."""
 
 
@@ -21,8 +21,8 @@ def with_negative(cond: Condition, null: Condition) -> dict[str, Array]:
 
     Args:
       cond: of the batch.
-      null: prompt_embeds [1, n, d], and pooled [1, p] where the network takes it, as a text encoder
-        returns them.
+      null: prompt_embeds [1, n, d], and pooled [1, p] or prompt_mask [1, n] where the network takes
+        it, as a text encoder returns them.
 
     Returns:
       The condition with the `negative_` parts.

@@ -262,6 +262,26 @@ FLUX1_DEV: Config = {
 FLUX1_SCHNELL: Config = {**FLUX1_DEV, "guidance_embeds": False}
 """FLUX.1-schnell: 11,891,178,560 parameters."""
 
+Z_IMAGE: Config = {
+    "_class_name": "ZImageTransformer2DModel",
+    "all_f_patch_size": [1],
+    "all_patch_size": [2],
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1024, 512, 512],
+    "cap_feat_dim": 2560,
+    "dim": 3840,
+    "in_channels": 16,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "norm_eps": 1e-05,
+    "qk_norm": True,
+    "rope_theta": 256.0,
+    "t_scale": 1000.0,
+}
+"""Z-Image: 6,154,908,736 parameters, by diffusers' defaults of the class."""
+
 SD3_SCHEDULER: Config = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -287,3 +307,10 @@ FLUX1_SCHNELL_SCHEDULER: Config = {
     "shift": 1.0,
 }
 """The flow of FLUX.1-schnell."""
+
+Z_IMAGE_SCHEDULER: Config = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+}
+"""A flow with the shift of Z-Image's release."""

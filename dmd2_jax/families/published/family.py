@@ -11,7 +11,7 @@ import numpy as np
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.published.conditions import Condition
 from dmd2_jax.families.published.folder import write_component
-from dmd2_jax.families.published.model import PublishedModel, published_name
+from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.scheduler import Diffusion
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.runtime.places import path_of
@@ -59,7 +59,7 @@ class PublishedFamily:
 
     def tensor_name(self, path: tuple[str, ...]) -> str:
         """Return the published name of the variable at a path of the weights."""
-        return published_name(path)
+        return self.model.kind.naming(path)
 
     def init(self, key: Key) -> Params:
         """Draw initial weights, float32."""

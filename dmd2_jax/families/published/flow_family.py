@@ -6,10 +6,12 @@ condition is a dict of arrays with a leading batch axis:
 | key                      | shape     | what                                    | where           |
 |--------------------------|-----------|-----------------------------------------|-----------------|
 | `prompt_embeds`          | [b, n, d] | the prompt's tokens                     | always          |
-| `pooled`                 | [b, p]    | the prompt as one vector                | always          |
+| `pooled`                 | [b, p]    | the prompt as one vector                | SD 3, FLUX.1    |
+| `prompt_mask`            | [b, n]    | 1: a token of the prompt, 0: filling    | Z-Image         |
 | `guidance`               | [b]       | the scale that FLUX.1-dev takes         | optional there  |
 | `negative_prompt_embeds` | [b, n, d] | what guidance goes away from            | optional        |
 | `negative_pooled`        | [b, p]    | likewise                                | optional        |
+| `negative_prompt_mask`   | [b, n]    | likewise                                | optional        |
 
 Without negatives guidance goes away from the empty prompt, which `with_null` gives.
 """
@@ -46,12 +48,15 @@ from dmd2_jax.weights.weight_files import Weights, read_weights, strip_prefix
 __all__ = ["FlowFamily", "FlowNetwork"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_NEEDED = ("prompt_embeds", "pooled")
 _NETWORK, _SCHEDULER = "transformer", "scheduler"
 _PARTS = (_NETWORK, _SCHEDULER, "variant")
 _PREFIX = "published:"
 
 Configs = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def _with_pooled(module: Any, tokens: int) -> dict[str, tuple[int, ...]]:
+    return {"prompt_embeds": (tokens, module.context_dim), "pooled": (module.pooled_dim,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,10 @@ class FlowNetwork:
       side: of the latents, where config.json has no sample_size.
       guided: whether guidance goes away from a negative prompt at all.
       lora_targets: the layers that adapters are for.
+      parts: (module, tokens of a prompt) -> the shapes of one condition's arrays, by name, in the
+        order in which the network takes them.
+      backwards: whether the network is given 1 - t, and predicts x_0 - eps.
+      time_layer: the end of the name of the layer that makes the embedding of the time.
     """
 
     class_name: str
@@ -84,6 +93,9 @@ class FlowNetwork:
     side: int
     guided: bool
     lora_targets: tuple[str, ...]
+    parts: Callable[[Any, int], Mapping[str, tuple[int, ...]]] = _with_pooled
+    backwards: bool = False
+    time_layer: str = "timestep_embedder.linear_2"
 
     @property
     def classes(self) -> dict[str, PublishedClass]:
@@ -160,6 +172,11 @@ class FlowFamily(PublishedFamily):
         return self.network.lora_targets
 
     @property
+    def time_layer(self) -> str:
+        """The end of the name of the layer that makes the embedding of the time."""
+        return self.network.time_layer
+
+    @property
     def image_tokens(self) -> int:
         """How many tokens the network makes of an image."""
         return super().image_tokens // self.network.patch(self.model.module) ** 2
@@ -173,22 +190,22 @@ class FlowFamily(PublishedFamily):
 
         Args:
           null: of no prompt, as text encoders and `dmd2 cache` give it: prompt_embeds [1, n, d] and
-            pooled [1, p].
+            the other parts.
 
         Raises:
           ValueError: if it was made by text encoders of another network.
         """
-        module = self.model.module
-        widths = {name: null[name].shape[-1] for name in _NEEDED if name in null}
-        if widths != (expected := _widths(module)):
+        tokens = null["prompt_embeds"].shape[-2] if "prompt_embeds" in null else 0
+        shapes = self.network.parts(self.model.module, tokens)
+        widths = {name: null[name].shape[-1] for name in shapes if name in null}
+        if widths != (expected := {name: shape[-1] for name, shape in shapes.items()}):
             raise Refused(
                 f"conditions of widths {widths}, expected {expected} for this network; write the "
                 "cache with this model's own pipeline."
             )
-        arrays = {name: jnp.asarray(null[name], jnp.float32) for name in _NEEDED}
-        null_cond = null_conditions(_NEEDED, arrays, optional=self._optional)
+        arrays = {name: jnp.asarray(null[name], jnp.float32) for name in shapes}
+        null_cond = null_conditions(tuple(shapes), arrays, optional=self._optional)
         denoiser = self.denoiser._replace(null_cond=null_cond)
-        tokens = null["prompt_embeds"].shape[-2]
         return dataclasses.replace(self, denoiser=denoiser, null_tokens=tokens)
 
     def cond_shapes(self, *lead: int, tokens: int | None = None) -> dict[str, Any]:
@@ -203,12 +220,8 @@ class FlowFamily(PublishedFamily):
           What guidance goes away from is among them exactly where it has to be given.
         """
         count = tokens or self.null_tokens or self.network.tokens
-        widths = _widths(self.model.module)
-        shapes = {
-            "prompt_embeds": (*lead, count, widths["prompt_embeds"]),
-            "pooled": (*lead, widths["pooled"]),
-        }
-        arrays = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
+        parts = self.network.parts(self.model.module, count)
+        arrays = {k: jax.ShapeDtypeStruct((*lead, *s), jnp.float32) for k, s in parts.items()}
         if self.null_tokens or not self.network.guided:
             return arrays
         return arrays | {f"negative_{name}": array for name, array in arrays.items()}
@@ -285,17 +298,19 @@ def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
 def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance: float) -> Denoiser:
     """Wrap the network; jitted, so that a program which calls it several times traces it once."""
     schedule, kind = diffusion
-    optional = _optional(module)
+    optional, needed = _optional(module), tuple(network.parts(module, 0))
 
     def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
-        check_condition(cond, _NEEDED, optional)
+        check_condition(cond, needed, optional)
         t = jnp.broadcast_to(t, x_t.shape[:1]).astype(jnp.float32)
-        arguments = (x_t, t * network.time_scale, cond["prompt_embeds"], cond["pooled"])
+        time = (1.0 - t if network.backwards else t) * network.time_scale
+        arguments = (x_t, time, *(cond[name] for name in needed))
         if optional:
             return t, (*arguments, cond.get("guidance", jnp.full_like(t, guidance)))
         return t, arguments
 
     def convert(raw: Array, x_t: Array, t: Array) -> Array:
+        raw = -raw if network.backwards else raw
         return to_x0(kind, raw, x_t, schedule.alpha(t), schedule.sigma(t))
 
     @jax.jit
@@ -315,16 +330,12 @@ def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance:
         raw, maps = module.apply(params, *arguments, method="call_with_features")
         return convert(raw, x_t, t), maps
 
-    null_cond = null_conditions(_NEEDED, {}, optional=optional)
+    null_cond = null_conditions(needed, {}, optional=optional)
     return Denoiser(x0, features, x0_and_features, schedule, null_cond)
 
 
 def _optional(module: Any) -> tuple[str, ...]:
     return ("guidance",) if getattr(module, "guidance", False) else ()
-
-
-def _widths(module: Any) -> dict[str, int]:
-    return {"prompt_embeds": module.context_dim, "pooled": module.pooled_dim}
 
 
 def _own_side(config: Mapping[str, Any], network: FlowNetwork) -> int:
