@@ -1,4 +1,4 @@
-"""Complete tiny pipelines of SD 3 and FLUX.1 of random weights, made without torch or diffusers."""
+"""Complete tiny pipelines of SD 3, FLUX.1 and Z-Image, made without torch or diffusers."""
 
 import functools
 import json
@@ -74,13 +74,67 @@ _T5 = {
     "num_heads": 2,
     "feed_forward_proj": "gated-gelu",
 }
+_Z_IMAGE = {
+    "_class_name": "ZImageTransformer2DModel",
+    "in_channels": 6,
+    "dim": 16,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": 12,
+    "axes_dims": [2, 2, 4],
+    "axes_lens": [600, 8, 8],
+}
+_QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "rope_theta": 1000000.0,
+}
+CHAT = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + "
+    "'<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\\n' }}{%- if enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+)
+"""Qwen3's template of a chat, without tools and history."""
+
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+
+
+_TRANSFORMERS: dict[str, dict[str, Any]] = {"sd3": _SD3, "flux": _FLUX, "z_image": _Z_IMAGE}
 
 
 @functools.cache
 def flow_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd3" or "flux"; do not change it."""
+    """Return the folder of a pipeline, "sd3", "flux" or "z_image"; do not change it."""
     folder = scratch() / kind
+    parts: dict[str, Mapping[str, Any]] = {"vae": _VAE}
+    if kind == "z_image":
+        parts["text_encoder"] = _QWEN3 | {"vocab_size": write_llm_tokenizer(folder / "tokenizer")}
+    else:
+        parts |= _clips_and_t5(folder, kind)
+    for part, config in parts.items():
+        model = PublishedModel.from_config(config)
+        write_component(model, _weights(model.param_shapes()), folder / part)
+    shift = {"shift": 3.0} | ({"use_dynamic_shifting": True} if kind == "flux" else {})
+    own, scheduler = _TRANSFORMERS[kind], _SCHEDULER | shift
+    settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
+    family = getattr(families, kind).build(settings)
+    family.save(_weights(family.param_shapes()), folder / "transformer")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "model_index.json").write_text(json.dumps(_index(kind, parts)))
+    return folder
+
+
+def _clips_and_t5(folder: Path, kind: str) -> dict[str, Mapping[str, Any]]:
+    """Write the tokenizers of SD 3 or FLUX.1 and return the configs of their text encoders."""
     end = len(write_tokenizer(folder / "tokenizer", CAPTIONS, _TOKENS)) - 1
     clip = {
         "architectures": ["CLIPTextModelWithProjection" if kind == "sd3" else "CLIPTextModel"],
@@ -93,24 +147,12 @@ def flow_pipeline(kind: str) -> Path:
         "num_hidden_layers": 2,
     }
     t5 = "text_encoder_3" if kind == "sd3" else "text_encoder_2"
-    parts: dict[str, Mapping[str, Any]] = {"vae": _VAE}
-    parts["text_encoder"] = clip | {"projection_dim": 5}
+    parts = {"text_encoder": clip | {"projection_dim": 5}}
     if kind == "sd3":
         write_tokenizer(folder / "tokenizer_2", CAPTIONS, _TOKENS)
         parts["text_encoder_2"] = clip | {"projection_dim": 7}
     parts[t5] = _T5 | {"vocab_size": _write_t5_tokenizer(folder / f"tokenizer{t5[-2:]}")}
-    for part, config in parts.items():
-        model = PublishedModel.from_config(config)
-        write_component(model, _weights(model.param_shapes()), folder / part)
-    shift = {"shift": 3.0} if kind == "sd3" else {"shift": 3.0, "use_dynamic_shifting": True}
-    own, scheduler = {"sd3": _SD3, "flux": _FLUX}[kind], _SCHEDULER | shift
-    settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
-    family = getattr(families, kind).build(settings)
-    family.save(_weights(family.param_shapes()), folder / "transformer")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    (folder / "model_index.json").write_text(json.dumps(_index(kind, parts)))
-    return folder
+    return parts
 
 
 def _weights(shapes: Any) -> Any:
@@ -126,8 +168,12 @@ def _weights(shapes: Any) -> Any:
 
 
 def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    name = {"sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}[kind]
-    own = {"sd3": _SD3, "flux": _FLUX}[kind]["_class_name"]
+    name = {
+        "sd3": "StableDiffusion3Pipeline",
+        "flux": "FluxPipeline",
+        "z_image": "ZImagePipeline",
+    }[kind]
+    own = _TRANSFORMERS[kind]["_class_name"]
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.42.1"}
     index |= {
         part: ["transformers", config["architectures"][0]]
@@ -136,7 +182,8 @@ def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
     for part in list(index):
         if part.startswith("text_encoder"):
-            kind_of = "T5Tokenizer" if index[part][1].startswith("T5") else "CLIPTokenizer"
+            kinds = {"T5En": "T5Tokenizer", "Qwen": "Qwen2Tokenizer", "CLIP": "CLIPTokenizer"}
+            kind_of = kinds[index[part][1][:4]]
             index[part.replace("text_encoder", "tokenizer")] = ["transformers", kind_of]
     index["vae"], index["transformer"] = ["diffusers", "AutoencoderKL"], ["diffusers", own]
     index["scheduler"] = ["diffusers", _SCHEDULER["_class_name"]]
@@ -152,6 +199,20 @@ def _write_t5_tokenizer(folder: Path) -> int:
     vocabulary = [*pieces, *((letter, -3.0) for letter in letters)]
     T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(folder)
     return len(vocabulary)
+
+
+def write_llm_tokenizer(folder: Path) -> int:
+    """Write a tokenizer as Qwen's, of single bytes, and return the size of its vocabulary."""
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Tokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate([*letters, "<|endoftext|>"])}
+    more = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=more)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
 
 
 @functools.cache

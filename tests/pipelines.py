@@ -35,12 +35,12 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @functools.cache
 def tiny_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd15", "sdxl", "sd3" or "flux"; do not change it."""
+    """Return the folder of a pipeline, "sd15", "sdxl", "sd3", "flux" or "z_image"."""
     import torch
 
-    torch.manual_seed({"sd15": 15, "sdxl": 21, "sd3": 3, "flux": 1}[kind])
+    torch.manual_seed({"sd15": 15, "sdxl": 21, "sd3": 3, "flux": 1, "z_image": 6}[kind])
     folder = scratch() / kind
-    makers = {"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}
+    makers = {"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "z_image": _z_image}
     makers[kind]().save_pretrained(folder)
     if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
@@ -323,6 +323,50 @@ def _flux():
         text_encoder_2=t5,
         tokenizer_2=tokenizer,
     )
+
+
+def _z_image():
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
+    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+    from tests.flow_pipelines import write_llm_tokenizer
+
+    folder = scratch() / "tokenizer"
+    config = Qwen3Config(
+        vocab_size=write_llm_tokenizer(folder),
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    )
+    pipeline = ZImagePipeline(
+        transformer=ZImageTransformer2DModel(
+            in_channels=6,
+            dim=24,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=12,
+            axes_dims=[2, 4, 6],
+            axes_lens=[600, 8, 8],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_flow_vae(0.3611, 0.1159),
+        text_encoder=Qwen3Model(config),
+        tokenizer=Qwen2Tokenizer.from_pretrained(folder),
+    )
+    for name in ("transformer", "text_encoder"):  # fresh pad tokens, gates and states say little
+        for parameter in getattr(pipeline, name).parameters():
+            parameter.data += 0.1 * parameter.data.new_empty(parameter.shape).normal_()
+    return pipeline
 
 
 @functools.cache

@@ -6,6 +6,7 @@
 | SDXL      | both encoders' last hidden state but one, beside each other    | the second's    |
 | SD 3, 3.5 | SDXL's, with zeros up to T5's width; then T5's tokens or zeros | both, projected |
 | FLUX.1    | T5's tokens                                                    | CLIP's          |
+| Z-Image   | a language model's states, with a prompt_mask (llm.py)         | -               |
 
 Source: Podell et al. 2023 (2307.01952), sections 2.1 and 2.2; Esser et al. 2024 (2403.03206),
   section 4.
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 
 from dmd2_jax.families.published.folder import read_component_config
-from dmd2_jax.families.published.pipeline import T5_TOKENS, PipelineIndex
+from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS, T5_TOKENS, PipelineIndex
+from dmd2_jax.text2image.llm import LlmJoin
 from dmd2_jax.typing import Array
 
 __all__ = ["Join", "StableDiffusionJoin", "join_of"]
@@ -27,7 +29,7 @@ class Join(Protocol):
     """Features of the encoders, in their order -> the condition; hashable."""
 
     def __call__(self, features: Sequence[Any]) -> dict[str, Array]:
-        """Return prompt_embeds [n, t, d] and, where the network takes it, pooled [n, e]."""
+        """Return prompt_embeds [n, t, d] and, where the network takes it, more."""
 
 
 class StableDiffusionJoin(NamedTuple):
@@ -71,6 +73,8 @@ class FluxJoin(NamedTuple):
 
 def join_of(index: PipelineIndex) -> Join:
     """Return how a pipeline's encoders are joined."""
+    if model := LANGUAGE_MODELS.get(index.class_name):
+        return LlmJoin(model.states, model.drop)
     if index.class_name == "FluxPipeline":
         return FluxJoin()
     if index.class_name == "StableDiffusion3Pipeline":

@@ -166,21 +166,22 @@ class TextToImage:
             zeros and others as the empty text.
 
         Returns:
-          prompt_embeds [n, t, d], of others than SD 1 and 2 pooled [n, p], and of SDXL time_ids
-          [n, 6], those of whole images; and the negative_ parts of the same shapes. float32, on the
-          host.
+          prompt_embeds [n, t, d], with pooled [n, p] or prompt_mask [n, t] where the network takes
+          it, and of SDXL time_ids [n, 6], those of whole images; and the negative_ parts of the
+          same shapes. float32, on the host.
 
         Raises:
           ValueError: if there are no prompts.
         """
         cond: Any
         null: Any
-        if negative is None and self.encoders.zero_null:
-            cond, null = encode_prompts(self.encoders, prompts), null_condition(self.encoders)
+        encoders = self.encoders.fitted([*prompts, negative or ""])
+        if negative is None and encoders.zero_null:
+            cond, null = encode_prompts(encoders, prompts), null_condition(encoders)
         else:
             # The last of the texts, so that one program encodes all.
             texts = [*prompts, negative or ""] if prompts else []
-            both = encode_prompts(self.encoders, texts)
+            both = encode_prompts(encoders, texts)
             cond = {name: array[:-1] for name, array in both.items()}
             null = {name: array[-1:] for name, array in both.items()}
         if self.index.with_sizes:

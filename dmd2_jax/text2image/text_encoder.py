@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,16 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import read_component
 from dmd2_jax.families.published.pipeline import (
+    LANGUAGE_MODELS,
     T5_TOKENS,
     PipelineIndex,
     read_pipeline_index,
 )
 from dmd2_jax.networks.clip import ClipText
+from dmd2_jax.networks.qwen3 import Qwen3
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.text2image.joining import Join, StableDiffusionJoin, join_of
+from dmd2_jax.text2image.llm import LlmTokenizer, open_llm_tokenizer
 from dmd2_jax.text2image.tokenizer import (
     Tokenizer,
     Tokens,
@@ -34,6 +37,7 @@ __all__ = [
     "encode_prompts",
     "encode_tokens",
     "null_condition",
+    "open_part_tokenizer",
     "read_text_encoders",
     "refuse_cut",
     "size_ids",
@@ -41,8 +45,10 @@ __all__ = [
 ]
 
 Condition = dict[str, Array | np.ndarray]
-"""prompt_embeds [n, t, d]; of others than SD 1 and 2 also pooled [n, e]; of SDXL, once they are
-known, time_ids [n, 6]."""
+"""prompt_embeds [n, t, d]; of SDXL, SD 3 and FLUX.1 also pooled [n, e]; of SDXL, once they are
+known, time_ids [n, 6]; of a language model prompt_mask [n, t]."""
+
+Encoder = ClipText | T5Encoder | Qwen3
 
 
 class TextEncoders(NamedTuple):
@@ -56,16 +62,21 @@ class TextEncoders(NamedTuple):
       join: how their features make a condition.
     """
 
-    tokenizers: tuple[Tokenizer, ...]
-    modules: tuple[ClipText | T5Encoder, ...]
+    tokenizers: tuple[Tokenizer | LlmTokenizer, ...]
+    modules: tuple[Encoder, ...]
     params: tuple[Params, ...]
     zero_null: bool
     join: Join = StableDiffusionJoin()
 
     @property
-    def longest(self) -> Tokenizer:
+    def longest(self) -> Tokenizer | LlmTokenizer:
         """The tokenizer that makes the most tokens of a prompt."""
         return max(self.tokenizers, key=lambda tokenizer: tokenizer.length)
+
+    def fitted(self, texts: Sequence[str]) -> "TextEncoders":
+        """Return the encoders that fill prompts up no further than these and the empty one need."""
+        fitted = tuple(tokenizer.fitted([*texts, ""]) for tokenizer in self.tokenizers)
+        return self._replace(tokenizers=fitted)
 
 
 def read_text_encoders(
@@ -93,7 +104,7 @@ def read_text_encoders(
             variant=index.variant_of(encoder),
             dtype=dtype,
         )
-        tokenizers.append(_open_tokenizer(index, tokenizer, model.module))
+        tokenizers.append(open_part_tokenizer(index, tokenizer, model.module))
         modules.append(model.module)
         weights.append(params)
     clips = zip(tokenizers, modules, strict=True)
@@ -108,10 +119,24 @@ def read_text_encoders(
     )
 
 
-def _open_tokenizer(index: PipelineIndex, part: str, encoder: ClipText | T5Encoder) -> Tokenizer:
+def open_part_tokenizer(index: PipelineIndex, part: str, encoder: Any) -> Tokenizer | LlmTokenizer:
+    """Open a part of a pipeline that is a tokenizer.
+
+    Args:
+      index: what the pipeline's model_index.json says.
+      part: the tokenizer's name.
+      encoder: the network that reads its tokens.
+
+    Raises:
+      MissingPackageError: if the package that reads it is not installed.
+      ValueError: if it is missing or damaged, or its vocabulary is not the encoder's.
+    """
+    folder, name = index.part(part), index.class_name
+    if isinstance(encoder, Qwen3):
+        return open_llm_tokenizer(folder, encoder, LANGUAGE_MODELS[name])
     if isinstance(encoder, T5Encoder):
-        return open_t5_tokenizer(index.part(part), encoder, T5_TOKENS[index.class_name])
-    return open_tokenizer(index.part(part), encoder)
+        return open_t5_tokenizer(folder, encoder, T5_TOKENS[name])
+    return open_tokenizer(folder, encoder)
 
 
 def tokenize(encoders: TextEncoders, texts: Sequence[str]) -> tuple[Tokens, ...]:
@@ -120,7 +145,7 @@ def tokenize(encoders: TextEncoders, texts: Sequence[str]) -> tuple[Tokens, ...]
 
 
 def encode_tokens(
-    modules: Sequence[ClipText | T5Encoder],
+    modules: Sequence[Encoder],
     params: Sequence[Params],
     ids: Sequence[Int[Array, "n t"]],
     join: Join = StableDiffusionJoin(),  # noqa: B008 - it is a value, and has no parts

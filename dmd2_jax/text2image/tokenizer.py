@@ -6,7 +6,7 @@ Needs transformers (the extra `[text2image]`); nothing is ever downloaded.
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,14 @@ from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.links import check_inside
 from dmd2_jax.typing import Int
 
-__all__ = ["Tokenizer", "Tokens", "open_t5_tokenizer", "open_tokenizer", "warn_of_cut"]
+__all__ = [
+    "Tokenizer",
+    "Tokens",
+    "check_vocabulary",
+    "open_t5_tokenizer",
+    "open_tokenizer",
+    "warn_of_cut",
+]
 
 _log = logging.getLogger(__name__)
 _LEGACY_END = 2  # of the first published encoder configs; see networks/clip.py
@@ -35,7 +42,8 @@ class Tokens(NamedTuple):
     """Prompts as numbers.
 
     Attributes:
-      ids: [n, length] int32: start, text, end, padding.
+      ids: [n, length] int32: start, text, end, padding; padding is below 0 where the encoder has to
+        know it (text2image/llm.py).
       counts: [n] tokens of each prompt with start and end, before it was cut to `length`.
     """
 
@@ -76,6 +84,10 @@ class Tokenizer(NamedTuple):
         parts = [self(texts[begin : begin + _CHUNK]).counts for begin in starts]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
+    def fitted(self, texts: Sequence[str]) -> "Tokenizer":
+        """Return the tokenizer: it makes as many tokens of all prompts."""
+        return self
+
 
 def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
     """Open a pipeline's tokenizer for its text encoder; the files are read once a process.
@@ -90,7 +102,7 @@ def open_tokenizer(folder: str | os.PathLike, encoder: ClipText) -> Tokenizer:
     """
     folder = fetched(folder)
     backend = _read(str(folder.resolve()), "CLIP")
-    _check_vocabulary(backend, encoder.vocabulary, folder)
+    check_vocabulary(backend.get_vocab().values(), encoder.vocabulary, folder)
     if encoder.end_token not in (_LEGACY_END, backend.eos_token_id):
         raise Refused(
             f"{folder} ends a prompt by token {backend.eos_token_id}, expected "
@@ -114,12 +126,19 @@ def open_t5_tokenizer(folder: str | os.PathLike, encoder: T5Encoder, length: int
     """
     folder = fetched(folder)
     backend = _read(str(folder.resolve()), "T5")
-    _check_vocabulary(backend, encoder.vocabulary, folder)
+    check_vocabulary(backend.get_vocab().values(), encoder.vocabulary, folder)
     return Tokenizer(backend, length)
 
 
-def _check_vocabulary(backend: Any, vocabulary: int, folder: Path) -> None:
-    largest = max(backend.get_vocab().values())
+def check_vocabulary(numbers: Collection[int], vocabulary: int, folder: Path) -> None:
+    """Refuse a tokenizer that is not its text encoder's.
+
+    Args:
+      numbers: of its tokens.
+      vocabulary: how many the text encoder knows.
+      folder: of the tokenizer.
+    """
+    largest = max(numbers)
     if largest >= vocabulary:
         raise Refused(
             f"{folder} has tokens up to number {largest}, expected less than the "

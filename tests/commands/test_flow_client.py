@@ -1,4 +1,4 @@
-"""The whole way of a user of SD 3 and FLUX.1, without torch: cache, distil, sample, export.
+"""The whole way of a user of published flows, without torch: cache, distil, sample, export.
 
 test_export_flow.py has the rest of it, in diffusers.
 """
@@ -25,11 +25,12 @@ from tests.flow_pipelines import CAPTIONS, RESOLUTION, flow_pipeline, photos
 from tests.tiny import contents, dmd2, refused, scratch
 
 RECIPE = Path(__file__).resolve()
-KINDS = ("sd3", "flux")
+KINDS = ("sd3", "flux", "z_image")
 PROMPTS = (CAPTIONS[3], CAPTIONS[8])
 NO_GAN = ("--config.distill.gan_generator_weight=None", "--config.distill.gan_critic_weight=None")
-STEPS = {"sd3": (1.0, 0.75), "flux": (1.0,)}
-"""Two equal parts, shifted by 3, of the one; one step of the other."""
+STEPS = {"sd3": (1.0, 0.75), "flux": (1.0,), "z_image": (1.0, 0.75)}
+"""Two equal parts, shifted by 3, of two; one step of the other."""
+DECOUPLED = ("--config.distill.objectives=guidance_augmentation:guidance=4",)
 LORA = ("--config.distill.lora_rank=3", *NO_GAN)
 
 
@@ -67,10 +68,11 @@ def distilled(kind: str, pipeline: Path, images: Path, side: int, *more: str) ->
 
 @functools.cache
 def student_run(kind: str) -> Path:
-    """A student of SD 3 with a GAN and guidance; of FLUX.1 as adapters."""
+    """A student of SD 3 with a GAN and guidance; of FLUX.1 as adapters; of Z-Image decoupled."""
     more = {
         "sd3": ("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
         "flux": ("--config.distill.student_steps=1", *LORA),
+        "z_image": ("--config.distill.student_steps=2", *DECOUPLED, *NO_GAN),
     }[kind]
     return distilled(kind, flow_pipeline(kind), photos(), RESOLUTION // 2, *more)
 
@@ -110,7 +112,7 @@ def test_export_has_the_times_that_the_run_was_trained_with(kind: str) -> None:
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert recorded_times(scheduler) == STEPS[kind] and scheduler["shift"] == 1.0
     card = (folder / "README.md").read_text()
-    scale = {"sd3": "0", "flux": "3.5"}[kind]
+    scale = {"sd3": "0", "flux": "3.5", "z_image": "0"}[kind]
     size = f"height={RESOLUTION}, width={RESOLUTION}"
     call = f'pipe("a red fox", {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})'
     assert call in card and "torch.manual_seed(0)" in card

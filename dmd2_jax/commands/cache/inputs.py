@@ -152,7 +152,7 @@ def open_inputs(options: Options) -> CacheInputs:
         config = read_component_config(vae_folder)
         model = PublishedModel.from_config(config, expected=expected, dtype=dtype)
     vae: Any = model.module
-    encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype])
+    encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype]).fitted(texts)
     resolution = options.resolution or own_resolution(index, vae)
     for size in sizes_of(resolution):
         _check_patches(index, size, latent_shape(vae, size))

@@ -16,7 +16,7 @@ from dmd2_jax.commands.export.record import Record
 from dmd2_jax.config.printable import printable
 from dmd2_jax.config.sizes import Size, sides
 from dmd2_jax.families.published.flow_scheduler import is_flow
-from dmd2_jax.families.published.pipeline import PipelineIndex
+from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS, PipelineIndex
 from dmd2_jax.families.published.scheduler import (
     Diffusion,
     read_scheduler,
@@ -37,6 +37,7 @@ _TAGS = {
     "StableDiffusionXLPipeline": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
     "StableDiffusion3Pipeline": ["sd3", "sd3-diffusers"],
     "FluxPipeline": ["flux", "flux-diffusers"],
+    "ZImagePipeline": ["z-image", "z-image-diffusers"],
 }
 
 
@@ -216,6 +217,12 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         )
     elif card.base.class_name == "FluxPipeline":
         said.append("- The network takes no guidance: `guidance_scale` changes nothing.")
+    elif card.base.class_name in LANGUAGE_MODELS:
+        said.append(
+            "- `guidance_scale` above 0 is guidance here, pos + w (pos - neg): 0 is none. It is 1 "
+            "less than the guidance of dmd2_jax and of most pipelines, neg + w (pos - neg)."
+        )
+        said.append("- Give a fresh list of prompts: the pipeline overwrites the one it is given.")
     else:
         said.append("- `guidance_scale` of 1 and less is none.")
     if card.base.class_name == "FluxPipeline":

@@ -34,6 +34,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 _PLAIN = (
     "added_tokens.json",
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "merges.txt",

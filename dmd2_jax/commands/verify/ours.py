@@ -12,12 +12,11 @@ from dmd2_jax.config.sizes import sides
 from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
-from dmd2_jax.families.published.pipeline import T5_TOKENS
+from dmd2_jax.networks.qwen3 import Qwen3
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.text2image.image_latents import decode_latents, encode_images
 from dmd2_jax.text2image.joining import join_of
-from dmd2_jax.text2image.text_encoder import size_ids
-from dmd2_jax.text2image.tokenizer import open_t5_tokenizer, open_tokenizer
+from dmd2_jax.text2image.text_encoder import open_part_tokenizer, size_ids
 from dmd2_jax.typing import Float, Int, PyTree
 
 __all__ = [
@@ -59,17 +58,15 @@ def tokens(subject: Subject, pair: tuple[str, str]) -> Arrays:
     """
     tokenizer, encoder = pair
     module = _encoder(subject, encoder, weights=False)[0]
-    folder = subject.pipeline_index.part(tokenizer)
-    if isinstance(module, T5Encoder):
-        length = T5_TOKENS[subject.pipeline_index.class_name]
-        return {"ids": open_t5_tokenizer(folder, module, length)((*PROMPTS, "")).ids}
-    return {"ids": open_tokenizer(folder, module)((*PROMPTS, "")).ids}
+    texts = (*PROMPTS, "")
+    opened = open_part_tokenizer(subject.pipeline_index, tokenizer, module).fitted(texts)
+    return {"ids": opened(texts).ids}
 
 
 def drawn_tokens(subject: Subject, encoder: str) -> Int[np.ndarray, "n t"]:
     """Draw tokens for an encoder whose tokenizer cannot be run."""
     module = _encoder(subject, encoder, weights=False)[0]
-    length = 32 if isinstance(module, T5Encoder) else module.context
+    length = getattr(module, "context", 32)  # CLIP alone has a number of its own
     return np.random.default_rng(0).integers(module.vocabulary, size=(len(PROMPTS) + 1, length))
 
 
@@ -95,6 +92,9 @@ def encode(subject: Subject, encoder: str, ids: Int[np.ndarray, "n t"]) -> Encod
     features = jax.tree.map(np.asarray, jax.jit(module.apply)(params, ids))
     if isinstance(module, T5Encoder):
         return Encoded({"last state": features}, features)
+    if isinstance(module, Qwen3):
+        taken = features.hidden_states[-2] * features.mask[..., None]
+        return Encoded({"last but one": taken}, features)
     arrays = {"last state": features.last_hidden_state, "last but one": features.hidden_states[-2]}
     if features.text_embeds is None:
         return Encoded(arrays | {"pooled": features.pooled}, features)

@@ -27,6 +27,7 @@ __all__ = ["Theirs", "missing_packages"]
 
 _EMPTY = ""
 _GUIDANCE = 3.5  # the input of FLUX.1-dev, as the family has it
+_MULTIPLE = 32  # of tokens, to which Z-Image's prompts are filled up
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _SWITCHED_OFF = {
     "StableDiffusionPipeline": {"requires_safety_checker": False},
@@ -77,7 +78,13 @@ class Theirs:
         """Return the tokens of texts, cut and padded to a length, as its pipeline asks for them."""
         tokenizer = getattr(self._text_parts(), part)
         settings = {"padding": "max_length", "max_length": length, "truncation": True}
-        return {"ids": np.asarray(tokenizer(list(texts), **settings)["input_ids"], np.int32)}
+        if not self._chats:
+            return {"ids": np.asarray(tokenizer(list(texts), **settings)["input_ids"], np.int32)}
+        chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        made = tokenizer([tokenizer.apply_chat_template(one, **chat) for one in turns], **settings)
+        ids, mask = (np.asarray(made[k], np.int32) for k in ("input_ids", "attention_mask"))
+        return {"ids": np.where(mask > 0, ids, ~ids)}  # as ours has what fills up
 
     def encode(self, part: str, ids: Int[np.ndarray, "n t"]) -> dict[str, np.ndarray]:
         """Return what one text encoder makes of tokens, by the names of `ours.encode`."""
@@ -85,6 +92,12 @@ class Theirs:
         if type(encoder).__name__ == "T5EncoderModel":
             with torch.no_grad():
                 return {"last state": encoder(torch.tensor(ids)).last_hidden_state.numpy()}
+        if self._chats:
+            mask = torch.tensor(ids >= 0)
+            plain = torch.tensor(np.where(ids >= 0, ids, ~ids), dtype=torch.long)
+            with torch.no_grad():
+                out = encoder(plain, attention_mask=mask, output_hidden_states=True)
+            return {"last but one": (out.hidden_states[-2] * mask[..., None]).numpy()}
         with torch.no_grad():
             out = encoder(torch.tensor(ids, dtype=torch.long), output_hidden_states=True)
         arrays = {"last state": out.last_hidden_state, "last but one": out.hidden_states[-2]}
@@ -99,6 +112,8 @@ class Theirs:
         pipe, torch, texts = self._text_parts(), self._torch, list(texts)
         kind = self._subject.pipeline_index.class_name
         with torch.no_grad():
+            if self._chats:  # the pipeline overwrites the list that it is given
+                return _filled(*pipe.encode_prompt(list(texts), device="cpu"))
             if kind == "FluxPipeline":
                 made = [
                     pipe.encode_prompt(t, None, device="cpu")
@@ -141,6 +156,11 @@ class Theirs:
         size = (1, h // 2 * (w // 2), 4 * c) if self._packed else (1, c, h, w)
         self._torch.manual_seed(seed)
         return [self._torch.randn(size) for _ in range(steps)]
+
+    @property
+    def _chats(self) -> bool:
+        """Whether a language model reads the prompts."""
+        return self._subject.pipeline_index.class_name == "ZImagePipeline"
 
     @property
     def _packed(self) -> bool:
@@ -212,6 +232,10 @@ class Theirs:
             )
             out = network(x, time, text["prompt_embeds"], added_cond_kwargs=added).sample
             return out.numpy().transpose(0, 2, 3, 1)
+        if kind == "ZImageTransformer2DModel":
+            prompts = list(_unfilled(text["prompt_embeds"], text["prompt_mask"]))
+            out = network(list(x[:, :, None]), 1 - time, prompts, return_dict=False)[0]
+            return -torch.stack(out)[:, :, 0].numpy().transpose(0, 2, 3, 1)
         text = {
             "encoder_hidden_states": text["prompt_embeds"],
             "pooled_projections": text["pooled"],
@@ -268,6 +292,9 @@ class Theirs:
                 for k, v in cond.items()
                 if k != "time_ids" and not (self._packed and k.startswith("negative_"))
             }
+            for name in [name for name in one if name.endswith("prompt_mask")]:
+                embeds = name.replace("mask", "embeds")
+                one[embeds] = list(_unfilled(one[embeds], one.pop(name)))
             latents = self._draw(subject.family.image_shape, 1, i)[0]
             made.append(pipe(latents=latents, output_type="np", **one, **words).images)
             tell()
@@ -283,6 +310,8 @@ class Theirs:
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if self._packed:
             words["guidance_scale"] = _GUIDANCE
+        if self._chats:  # pos + w (pos - neg), which is ours with 1 more
+            words["guidance_scale"] = (subject.guidance or 1) - 1
         if is_flow(config):
             if times is None:
                 return words | {"sigmas": np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()}
@@ -332,6 +361,26 @@ class Theirs:
     def _variant(self, folder: Path) -> str | None:
         """Return the variant that we read, which diffusers has to be told."""
         return weights_variant(folder, self._subject.family.variant)
+
+
+def _filled(*prompts: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Return prompts of several lengths, and what guidance goes away from, as our conditions."""
+    longest = max(len(prompt) for part in prompts for prompt in part)
+    tokens = -(-longest // _MULTIPLE) * _MULTIPLE
+    cond = {}
+    for start, part in zip(("", "negative_"), prompts, strict=True):
+        rows = [np.pad(prompt.numpy(), ((0, tokens - len(prompt)), (0, 0))) for prompt in part]
+        counts = np.array([len(prompt) for prompt in part])
+        mask = np.arange(tokens) < counts[:, None]
+        cond |= {f"{start}prompt_embeds": np.stack(rows)}
+        cond |= {f"{start}prompt_mask": mask.astype(np.float32)}
+    return cond
+
+
+def _unfilled(embeds: Any, mask: Any) -> Iterator[Any]:
+    """Yield the tokens of each prompt."""
+    for one, real in zip(embeds, mask, strict=True):
+        yield one[real > 0.5]
 
 
 def _to_x_0(kind: str, raw: np.ndarray, x_t: np.ndarray, alpha: float, sigma: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from dmd2_jax.data.reading.files import Files
 from dmd2_jax.runtime.seal import digest
 from dmd2_jax.typing import Array, Float, Int, PyTree, Shaped
 
-CONDITION = ("prompt_embeds", "pooled", "time_ids")
+CONDITION = ("prompt_embeds", "pooled", "prompt_mask", "time_ids")
 """What the condition of a text-to-image model may consist of."""
 
 MEMORY_LIMIT = 8 * 2**30

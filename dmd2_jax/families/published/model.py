@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, t5, vae, vae_tiny
+from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_tiny
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
@@ -72,6 +72,12 @@ def _with_shared_table(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
     others = {name: tensor for name, tensor in tensors.items() if name not in _T5_TABLES}
     tables = [tensors[name] for name in _T5_TABLES if name in tensors]
     return others | ({_T5_TABLES[1]: tables[-1]} if tables else {})
+
+
+def _without_head(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
+    """Keep of a language model with a head that writes text what the model alone is called."""
+    kept = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    return {name.removeprefix("model."): tensor for name, tensor in kept.items()}
 
 
 _OLD_ATTENTION = re.compile(
@@ -132,6 +138,13 @@ def _text(projection: bool) -> Callable[..., nn.Module]:
     return _frozen(build)
 
 
+_QWEN3 = PublishedClass(
+    _frozen(qwen3.qwen3_from_config),
+    qwen3.example_qwen3_inputs,
+    "model",
+    modernise=_without_head,
+)
+
 CLASSES: Mapping[str, PublishedClass] = {
     "AutoencoderKL": PublishedClass(
         _frozen(vae.vae_from_config),
@@ -162,6 +175,8 @@ CLASSES: Mapping[str, PublishedClass] = {
         "model",
         modernise=_with_shared_table,
     ),
+    "Qwen3Model": _QWEN3,
+    "Qwen3ForCausalLM": _QWEN3,
     "CLIPVisionModelWithProjection": PublishedClass(
         _frozen(clip_config.vision_from_config),
         clip_config.example_vision_inputs,

@@ -11,7 +11,14 @@ from dmd2_jax.families.published.digests import check_plain_digests
 from dmd2_jax.families.published.folder import has_variant
 from dmd2_jax.runtime.fetched import fetched
 
-__all__ = ["AUTOENCODERS", "PIPELINES", "PipelineIndex", "read_pipeline_index"]
+__all__ = [
+    "AUTOENCODERS",
+    "LANGUAGE_MODELS",
+    "PIPELINES",
+    "LanguageModel",
+    "PipelineIndex",
+    "read_pipeline_index",
+]
 
 INDEX = "model_index.json"
 
@@ -54,11 +61,50 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "text_encoder_2": _T5,
         "tokenizer_2": _T5_TOKENIZERS,
     },
+    "ZImagePipeline": {
+        "transformer": ("ZImageTransformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
+        "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+    },
 }
 """The pipelines that are read: class -> part -> the classes that will do."""
 
 T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
 """Tokens of T5's part of a prompt, by class of the pipeline; diffusers' max_sequence_length."""
+
+
+class LanguageModel(NamedTuple):
+    """How a pipeline reads prompts with a language model.
+
+    Attributes:
+      before, after: the texts around a prompt.
+      states: which hidden states are taken, side by side; 0 is that of the embedding, -1 that after
+        the last norm.
+      length: tokens that are read at most, those of `before` and `after` among them.
+      multiple: prompts are filled up to a multiple of so many tokens.
+      drop: how many of the first tokens are left out of the condition.
+    """
+
+    before: str
+    after: str
+    states: tuple[int, ...]
+    length: int
+    multiple: int
+    drop: int = 0
+
+
+LANGUAGE_MODELS = {
+    "ZImagePipeline": LanguageModel(
+        # Qwen's chat: one turn of a user, and the beginning of an answer that may think.
+        before="<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        states=(-2,),
+        length=512,
+        multiple=32,
+    )
+}
+"""The pipelines whose prompts a language model reads, by class."""
 
 _MAY_LACK = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
 _WITH_SIZES = ("StableDiffusionXLPipeline",)
@@ -162,7 +208,7 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     if name not in PIPELINES:
         raise Refused(
             f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
-            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1 or a model made from them."
+            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, Z-Image or a model made from them."
         )
     check_plain_digests(file.parent)
     absent = []

@@ -1,0 +1,160 @@
+"""A language model as a text encoder: its numbers, its tokens, and lengths that differ."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dmd2_jax.families.published.folder import read_component
+from dmd2_jax.networks.qwen3 import LlmFeatures, qwen3_from_config
+from dmd2_jax.text2image.llm import LlmJoin
+from dmd2_jax.text2image.pipeline import open_pipeline
+from dmd2_jax.text2image.text_encoder import encode_prompts, read_text_encoders, tokenize
+from tests.conformance.derive import relative
+from tests.flow_pipelines import CAPTIONS, flow_pipeline
+
+TEXTS = (*CAPTIONS[:2], "", "h\u00e9 \u5bb6", "seven " * 100)
+LENGTHS = (37, 36, 19, 26, 512)
+"""Of the texts in bytes, with the 19 tokens of the template; the last is cut."""
+
+
+@functools.cache
+def encoders():
+    return read_text_encoders(flow_pipeline("z_image"))
+
+
+def test_prompts_are_put_into_the_chat_of_one_turn():
+    tokens = tokenize(encoders(), ["ab"])[0]
+    backend = encoders().tokenizers[0].backend
+    said = backend.decode([int(i) for i in tokens.ids[0] if i >= 0], skip_special_tokens=False)
+    assert said == "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n"
+    pad = backend.token_to_id("<|endoftext|>")
+    assert set(tokens.ids[0, tokens.counts[0] :].tolist()) == {~pad}
+
+
+def test_tokens_are_filled_up_no_further_than_the_longest_needs():
+    assert encoders().tokenizers[0].length == 512
+    assert encoders().fitted([""]).tokenizers[0].length == 32
+    assert encoders().fitted(TEXTS[:4]).tokenizers[0].length == 64
+    assert encoders().fitted(TEXTS).tokenizers[0].length == 512
+    counts = tokenize(encoders(), TEXTS)[0].counts
+    assert [min(512, int(count)) for count in counts] == list(LENGTHS)
+
+
+def test_mask_tells_the_tokens_and_the_length_changes_none():
+    wide = encode_prompts(encoders(), TEXTS[:4], batch_size=4)
+    short = encode_prompts(encoders().fitted(TEXTS[:4]), TEXTS[:4], batch_size=4)
+    assert short["prompt_embeds"].shape == (4, 64, 12) and wide["prompt_mask"].shape == (4, 512)
+    np.testing.assert_array_equal(short["prompt_mask"].sum(1), LENGTHS[:4])
+    assert (np.diff(short["prompt_mask"], axis=1) <= 0).all()
+    assert relative(short["prompt_embeds"], wide["prompt_embeds"][:, :64]) < 1e-6
+    assert not wide["prompt_embeds"][wide["prompt_mask"] == 0].any()
+
+
+def test_condition_of_prompts_has_the_empty_one_at_their_length():
+    pipeline = open_pipeline(flow_pipeline("z_image"), latent_size=6)
+    cond = pipeline.condition(TEXTS[:2])
+    assert {k: v.shape for k, v in cond.items()} == {
+        "prompt_embeds": (2, 64, 12),
+        "prompt_mask": (2, 64),
+        "negative_prompt_embeds": (2, 64, 12),
+        "negative_prompt_mask": (2, 64),
+    }
+    np.testing.assert_array_equal(cond["negative_prompt_mask"].sum(1), [19, 19])
+
+
+def test_states_are_put_side_by_side_without_the_templates_first_tokens():
+    states = tuple(jnp.full((1, 4, 2), i, jnp.float32) for i in range(4))
+    mask = jnp.array([[True, True, True, False]])
+    made = LlmJoin((1, 3), 1)([LlmFeatures(states, mask)])
+    np.testing.assert_array_equal(made["prompt_mask"], [[1, 1, 0]])
+    np.testing.assert_array_equal(made["prompt_embeds"][0], [[1, 1, 3, 3]] * 2 + [[0] * 4])
+
+
+def test_states_of_a_drawn_model_are_those_of_transformers(tmp_path):
+    torch = pytest.importorskip("torch", reason="transformers' Qwen3 is in torch")
+    transformers = pytest.importorskip("transformers")
+    random = np.random.default_rng(0)
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=31,
+        hidden_size=10,
+        intermediate_size=14,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=4,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        tie_word_embeddings=True,
+    )
+    theirs = transformers.Qwen3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    model, params = read_component(tmp_path)
+    ids = random.integers(31, size=(2, 9))
+    real = np.arange(9) < np.array([[9], [5]])
+    with torch.no_grad():
+        out = theirs.model(
+            torch.tensor(ids), attention_mask=torch.tensor(real), output_hidden_states=True
+        )
+    ours = model.module.apply(params, np.where(real, ids, ~ids))
+    assert len(ours.hidden_states) == len(out.hidden_states) == 4
+    np.testing.assert_array_equal(ours.mask, real)
+    for mine, other in zip(ours.hidden_states, out.hidden_states, strict=True):
+        assert relative(mine, other.numpy()) < 1e-5  # where there is filling, too
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling="),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"num_key_value_heads": 3}, "32 heads of 3 keys"),
+        ({"hidden_size": "large"}, "hidden_size='large'"),
+    ],
+)
+def test_model_of_another_kind_is_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        qwen3_from_config(settings)
+
+
+def changed(tmp_path: Path, file: str, **settings: object) -> Path:
+    folder = Path(shutil.copytree(flow_pipeline("z_image"), tmp_path / "z"))
+    text = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(text | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file, settings, message",
+    [
+        ("text_encoder/config.json", {"architectures": ["Qwen2Model"]}, "'Qwen2Model', expected"),
+        ("text_encoder/config.json", {"architectures": ["Qwen3VLModel"]}, "Qwen3VLModel"),
+        ("text_encoder/config.json", {"vocab_size": 300}, "embed_tokens.weight"),
+        ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "T5Encoder"),
+        ("model_index.json", {"tokenizer": ["transformers", "CLIPTokenizer"]}, "CLIPTokenizer"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "<pad>"}, "no token '<pad>'"),
+        ("tokenizer/tokenizer.json", {"model": 3}, "cannot be read as a tokenizer"),
+    ],
+)
+def test_text_encoder_of_another_version_is_refused_by_name(file, settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_text_encoders(changed(tmp_path, file, **settings))
+
+
+def test_tokenizer_without_its_file_is_refused_by_name(tmp_path):
+    folder = changed(tmp_path, "model_index.json")
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"expected tokenizer\.json; download"):
+        read_text_encoders(folder)
