@@ -15,7 +15,7 @@ from tests.tiny import scratch
 
 TIMES = (999, 749, 499, 249)
 FLOW_TIMES = (1.0, 0.9, 0.75, 0.5)
-"""Of a student of SD 3 or FLUX.1."""
+"""Of a student of a flow."""
 PROMPTS = (CAPTIONS[3], CAPTIONS[18])
 
 
@@ -33,7 +33,7 @@ def student_file(kind: str) -> Path:
 
 
 def words(kind: str, out: Path, *more: str) -> list[object]:
-    chosen = FLOW_TIMES if kind in ("sd3", "flux") else TIMES
+    chosen = FLOW_TIMES if kind in ("sd3", "flux", "z_image") else TIMES
     times = f"--times={','.join(map(str, chosen))}"
     base = [f"--weights={student_file(kind)}", f"--pipeline={tiny_pipeline(kind)}", times]
     return ["export", *base, f"--out={out}", *more]

@@ -28,7 +28,7 @@ from tests.exports import FLOW_TIMES, PROMPTS, ours, student_file, words
 from tests.pipelines import RESOLUTION, diffusers_pipeline, photos, tiny_pipeline
 from tests.tiny import contents, dmd2, get_config, refused, scratch
 
-KINDS = ("sd3", "flux")
+KINDS = ("sd3", "flux", "z_image")
 FOUR_STEPS = ("--config.distill.student_steps=4",)
 ADAPTED = (*FOUR_STEPS, "--config.distill.lora_rank=2", "--config.distill.lora_critic=True")
 SCHEDULERS = ("flow_match_euler_discrete", "flow_match_lcm")
@@ -77,7 +77,7 @@ def run_folder(
     """What distilling leaves: the config, and weights made up; do not change it."""
     config = get_config()
     settings = {
-        "model.family": "sd3" if kind == "sd3" else "flux",
+        "model.family": "flux" if kind == "schnell" else kind,
         "model.pipeline": str(base(kind)),
         "model.resolution": size,
         "distill.student_times": ",".join(map(str, FLOW_TIMES[:steps])),
@@ -145,7 +145,7 @@ def call_of(card: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "kind, steps", [("sd3", 1), ("sd3", 4), ("flux", 1), ("flux", 4), ("schnell", 4)]
+    "kind, steps", [(kind, steps) for kind in KINDS for steps in (1, 4)] + [("schnell", 4)]
 )
 def test_call_of_the_readme_makes_our_images_in_diffusers(kind: str, steps: int) -> None:
     folder = exported(kind, steps)
@@ -199,7 +199,8 @@ def test_lora_is_one_file_of_the_transformers_names(kind: str) -> None:
     assert got.keys() == {f"transformer.{name}" for name in lora(kind)[0]}
     layers = {name.rpartition(".lora_")[0] for name in got}
     known = {f"transformer.{name}".removesuffix(".weight") for name in student_names(kind)}
-    assert layers <= known and any("add_q_proj" in name for name in layers)
+    among = "feed_forward.w2" if kind == "z_image" else "add_q_proj"
+    assert layers <= known and any(among in name for name in layers)
     # What was exported can be exported again.
     out, file = scratch() / "again", folder / "pytorch_lora_weights.safetensors"
     assert dmd2(*words(kind, out, "--lora", f"--weights={file}")) == 0
@@ -244,7 +245,8 @@ def test_export_is_a_complete_pipeline_of_plain_files(kind: str) -> None:
     same = {path for path in base if path.split("/")[0] not in ("transformer", "scheduler")}
     for path in same - {"model_index.json"}:
         assert files[path] == base[path]
-    assert {Path(path).suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}
+    plain = {".jinja", ".json", ".txt", ".safetensors", ".md"}
+    assert {Path(path).suffix for path in files} <= plain
     written = json.loads(files["scheduler/scheduler_config.json"])
     assert recorded_times(written) == FLOW_TIMES
     assert written["shift"] == 1.0 and not written["use_dynamic_shifting"]

@@ -1,4 +1,4 @@
-"""SD 3's and FLUX.1's pipelines: prompts and images as diffusers' own pipelines have them."""
+"""Pipelines of published flows: prompts and images as diffusers' own pipelines have them."""
 
 import functools
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmd2_jax.families import flux
+from dmd2_jax import families
 from dmd2_jax.families.flux.transformer import pack
 from dmd2_jax.sampling.samplers import ddim_sampler
 from dmd2_jax.text2image.pipeline import decode, open_pipeline
@@ -62,6 +62,18 @@ def test_prompts_without_t5_end_in_zeros_as_the_pipeline_has_them(tmp_path):
     assert relative(actual["pooled"], pooled) < 1e-5
 
 
+def test_prompts_of_z_image_are_encoded_as_the_pipeline_encodes_them():
+    import torch
+
+    encoders = read_text_encoders(tiny_pipeline("z_image")).fitted(TEXTS)
+    actual = encode_prompts(encoders, TEXTS, batch_size=4)
+    with torch.no_grad():
+        embeds, empty = theirs("z_image").encode_prompt(list(TEXTS), device="cpu")
+    assert len({len(one) for one in embeds}) == 4 and len(empty[0]) == len(embeds[2])
+    for row, mask, one in zip(actual["prompt_embeds"], actual["prompt_mask"], embeds, strict=True):
+        assert relative(row[mask > 0], one.numpy()) < 1e-5
+
+
 def _drop(index: Path, part: str) -> None:
     index.write_text(json.dumps(json.loads(index.read_text()) | {part: [None, None]}))
 
@@ -73,27 +85,31 @@ def test_flux_without_t5_is_refused_by_name(tmp_path):
         read_text_encoders(folder)
 
 
-def test_images_of_a_teacher_are_those_of_diffusers_flux():
+@pytest.mark.parametrize("kind, guidance, theirs_", [("flux", None, 3.5), ("z_image", 3.0, 2.0)])
+def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, theirs_):
+    """Z-Image's guidance is pos + w (pos - neg): 2 there is 3 of neg + w (pos - neg) here."""
     import torch
 
-    side, folder = RESOLUTION // 2, tiny_pipeline("flux")
-    family, params = flux.read(folder, resolution=side)
+    side, folder = RESOLUTION // 2, tiny_pipeline(kind)
+    family, params = families.read(folder, resolution=side)
     pipeline = open_pipeline(folder, latent_size=side)
     sampler = ddim_sampler(
-        family.denoiser, pipeline.scheduler, steps=3, guidance=None, tokens=family.image_tokens
+        family.denoiser, pipeline.scheduler, steps=3, guidance=guidance, tokens=family.image_tokens
     )
     noise = np.random.default_rng(0).normal(size=(1, 1, *family.image_shape)).astype(np.float32)
     latents = sampler.run(params, noise, family.cond(pipeline.condition(CAPTIONS[:1])))
     ours = np.asarray(decode(pipeline.vae, pipeline.vae_params, latents))
-    packed = np.asarray(pack(noise[0])).reshape(1, family.image_tokens, -1)
+    packed = noise[0].transpose(0, 3, 1, 2)
+    if kind == "flux":
+        packed = np.asarray(pack(noise[0])).reshape(1, family.image_tokens, -1)
     with torch.no_grad():
         images = (
-            theirs("flux")(
+            theirs(kind)(
                 CAPTIONS[0],
                 height=RESOLUTION,
                 width=RESOLUTION,
                 num_inference_steps=3,
-                guidance_scale=3.5,
+                guidance_scale=theirs_,
                 latents=torch.from_numpy(packed.copy()),
                 output_type="np",
             )

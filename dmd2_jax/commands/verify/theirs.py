@@ -234,7 +234,9 @@ class Theirs:
             return out.numpy().transpose(0, 2, 3, 1)
         if kind == "ZImageTransformer2DModel":
             prompts = list(_unfilled(text["prompt_embeds"], text["prompt_mask"]))
-            out = network(list(x[:, :, None]), 1 - time, prompts, return_dict=False)[0]
+            out = network(
+                list(x[:, :, None]), (1000 - 1000 * time) / 1000, prompts, return_dict=False
+            )[0]
             return -torch.stack(out)[:, :, 0].numpy().transpose(0, 2, 3, 1)
         text = {
             "encoder_hidden_states": text["prompt_embeds"],

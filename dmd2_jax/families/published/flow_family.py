@@ -51,6 +51,7 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _NETWORK, _SCHEDULER = "transformer", "scheduler"
 _PARTS = (_NETWORK, _SCHEDULER, "variant")
 _PREFIX = "published:"
+_THOUSAND = 1000.0
 
 Configs = tuple[Mapping[str, Any], Mapping[str, Any]]
 
@@ -303,7 +304,9 @@ def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance:
     def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
         check_condition(cond, needed, optional)
         t = jnp.broadcast_to(t, x_t.shape[:1]).astype(jnp.float32)
-        time = (1.0 - t if network.backwards else t) * network.time_scale
+        # 1 - t of a rounded t, but as diffusers rounds it: the sinusoids see the difference.
+        time = (_THOUSAND - _THOUSAND * t) / _THOUSAND if network.backwards else t
+        time = time * network.time_scale
         arguments = (x_t, time, *(cond[name] for name in needed))
         if optional:
             return t, (*arguments, cond.get("guidance", jnp.full_like(t, guidance)))
