@@ -6,8 +6,8 @@
         --config.model.pipeline=Z-Image
     dmd2 sample --workdir=runs/z_image --prompt="a red fox in the snow" --out=fox.png
 
-Eight steps, as Z-Image-Turbo has them: --config.distill.student_steps=8. The times are equal parts of
-1 to 0 with the shift of the pipeline's scheduler; with 3, four are 1, 0.9, 0.75, 0.5.
+Eight steps, as Z-Image-Turbo has them: --config.distill.student_steps=8. The times are equal parts
+of 1 to 0 with the shift of the pipeline's scheduler; with 3, four are 1, 0.9, 0.75, 0.5.
 
 Guidance is an objective of its own (Decoupled DMD, arXiv 2511.22677, by the makers of
 Z-Image-Turbo), so distill.guidance stays None. Its w is ours, neg + w (pos - neg): 5 here is

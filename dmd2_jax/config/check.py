@@ -141,6 +141,12 @@ def _distill_faults(config: ConfigDict) -> Iterator[str]:
             f"{tuple(distill.student_times)}, expected one of the two; set "
             "config.distill.student_times=() or config.distill.student_steps=0."
         )
+    if distill.guidance == 0:
+        yield (
+            "distill.guidance=0, which is u + 0 (c - u): the teacher without the prompt, expected "
+            "None for no guidance, or a scale above 1; one of c + w (c - u), such as Z-Image's, of "
+            "which 0 is none, is w + 1 here."
+        )
     if wrong := [one for one in distill.get("objectives", ()) if not isinstance(one, str)]:
         yield (
             f"distill.objectives has {wrong}, expected dotted modules of your own, such as "

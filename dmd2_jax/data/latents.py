@@ -1,7 +1,8 @@
 """Latents, and embeddings of prompts or classes, that `dmd2 cache` wrote: no network is needed.
 
 An example is what a latent diffusion model reads: latent [h, w, c], already scaled, and its
-condition: prompt_embeds [t, d] and, of SDXL, pooled [e] and time_ids [6], all float32; or a class.
+condition: prompt_embeds [t, d] and the other parts that its network takes, such as pooled [e],
+prompt_mask [t] and SDXL's time_ids [6], all float32; or a class.
 A cache of prompts alone has no latents. `resolution` and `channels` are the latent's. Every file is
 compared with its digest when the cache is opened. Without a test split `config.data.test_fraction`
 is held out by a fixed seed. Needs the package array_record.

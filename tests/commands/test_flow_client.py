@@ -195,9 +195,19 @@ def test_cache_refuses_a_size_that_no_patch_divides(
     assert "resolution=14 pixels are latents of 7" in said and "expected a multiple of 2" in said
 
 
+def test_cache_refuses_a_text_encoder_of_another_network(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipeline = changed("z_image", "transformer/config.json", cap_feat_dim=14)
+    said = refused(capsys, *cached(pipeline))
+    assert "prompt_embeds of width 12 for 14, expected what transformer/ reads" in said
+
+
 @pytest.mark.parametrize(
     "kind, file, settings, message",
     [
+        ("z_image", "transformer/config.json", {"siglip_feat_dim": 8}, "siglip_feat_dim=8"),
+        ("z_image", "model_index.json", {"text_encoder": ["x", "Qwen2Model"]}, "Qwen2Model"),
         ("sd3", "transformer/config.json", {"_class_name": "HunyuanDiT2DModel"}, "HunyuanDiT2"),
         ("sd3", "transformer/config.json", {"added_kv": 3}, "added_kv=3 is no setting"),
         ("flux", "scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "use_karras_sig"),

@@ -39,6 +39,7 @@ def test_validate_accepts_the_base_config() -> None:
         ({"teacher__p_mean": float("nan")}, "teacher.p_mean=nan, expected a finite number"),
         ({"teacher__lora_scale": float("inf")}, "teacher.lora_scale=inf, expected a finite number"),
         ({"distill__guidance": float("nan")}, "distill.guidance=nan, expected a finite number"),
+        ({"distill__guidance": 0.0}, "distill.guidance=0, .*expected None.* is w [+] 1 here"),
         ({"distill__dm_range": (0.9, 0.1)}, r"distill.dm_range=\(0.9, 0.1\), expected \(low, high"),
         ({"distill__gan_range": (0.0, 0.5, 1.0)}, r"distill.gan_range=\(0.0, 0.5, 1.0\), expected"),
         ({"distill__dm_times": "logit_normal:0"}, "dm_times='logit_normal:0', expected uniform,"),

@@ -27,6 +27,14 @@ def test_attention_equals_definition(monkeypatch, large_head):
     )
 
 
+def test_attention_of_lengths_reads_the_first_keys_alone():
+    q, k, v, _ = heads()
+    actual = attention.attention(q, k, v, jnp.array([7, 3]))
+    for row, length in enumerate((7, 3)):
+        one = [x[row : row + 1] for x in (q, k[:, :length], v[:, :length])]
+        np.testing.assert_allclose(actual[row], reference.attention(*one)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("large_head", [1, 1 << 18])
 def test_attention_gradients_equal_the_plain_formulas(monkeypatch, large_head):
     monkeypatch.setattr(attention, "_LARGE_HEAD", large_head)

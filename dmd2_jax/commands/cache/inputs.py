@@ -41,6 +41,8 @@ SHARD_BYTES = 2**28
 _PROBE = ("a photograph of an astronaut riding a horse, 0123456789, é 数 !?", "")
 """Prompts by whose tokens two tokenizers are told apart."""
 
+_WIDTHS = {"prompt_embeds", "pooled"}
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 """Types of the computation, by their names in flags."""
 
@@ -155,7 +157,7 @@ def open_inputs(options: Options) -> CacheInputs:
     encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype]).fitted(texts)
     resolution = options.resolution or own_resolution(index, vae)
     for size in sizes_of(resolution):
-        _check_patches(index, size, latent_shape(vae, size))
+        _check_network(index, encoders, size, latent_shape(vae, size))
     numbers = numbers_by_shape(captioned, len(texts), sizes_of(resolution))
     if len(numbers) > 1:  # those of no image are left away
         there = [i for i, of_shape in enumerate(numbers) if len(of_shape)]
@@ -183,17 +185,27 @@ def open_inputs(options: Options) -> CacheInputs:
     )
 
 
-def _check_patches(index: PipelineIndex, resolution: Size, latent: tuple[int, ...]) -> None:
-    """Refuse latents that a pipeline's transformer does not divide into patches."""
+def _check_network(
+    index: PipelineIndex, encoders: TextEncoders, resolution: Size, latent: tuple[int, ...]
+) -> None:
+    """Refuse latents that a transformer does not divide into patches, and prompts not for it."""
     if index.network != "transformer" or not (index.folder / index.network).is_dir():
         return
     size = size_of(latent[0], latent[1])
     try:
-        pipeline_family(index, resolution=size)
+        family = pipeline_family(index, resolution=size)
     except ValueError as error:
         raise Refused(
             f"resolution={say_sizes(resolution)} pixels are latents of {say_sizes(size)}: {error}"
         ) from error
+    made, wanted = condition_shapes(encoders), family.cond_shapes(1)
+    widths = {name: (made[name].shape[-1], wanted[name].shape[-1]) for name in _WIDTHS & set(made)}
+    if wrong := {name: pair for name, pair in widths.items() if pair[0] != pair[1]}:
+        said = ", ".join(f"{name} of width {a} for {b}" for name, (a, b) in sorted(wrong.items()))
+        raise Refused(
+            f"{index.folder}: the text encoders make {said}, expected what {index.network}/ reads; "
+            "take all parts of one release."
+        )
 
 
 def _layout(

@@ -137,7 +137,9 @@ def drawn_condition(subject: Subject) -> PyTree:
     shapes, random = subject.family.cond_shapes(1), np.random.default_rng(0)
     if not isinstance(shapes, Mapping):
         return None if shapes is None else np.array([subject.family.num_classes // 2], np.int32)
-    return {k: random.normal(size=s.shape).astype(np.float32) for k, s in shapes.items()}
+    cond = {k: random.normal(size=s.shape).astype(np.float32) for k, s in shapes.items()}
+    whole = {k: np.ones_like(v) for k, v in cond.items() if k.endswith("prompt_mask")}
+    return cond | whole
 
 
 def times_of(subject: Subject) -> np.ndarray:

@@ -56,10 +56,12 @@ class GuidanceAugmentation(Objective):
 
     def check(self, setting: Setting) -> None:
         """Refuse guidance that is none, and a teacher that is guided by another objective too."""
-        if self.guidance == 1:
+        if self.guidance in (0, 1):
+            what = "none" if self.guidance else "the teacher without its condition"
             raise Refused(
-                "'guidance_augmentation' has guidance=1, which is none, expected another number; "
-                "write guidance_augmentation:guidance=4."
+                f"'guidance_augmentation' has guidance={self.guidance:g}, which is {what}, "
+                "expected another number, w of u + w (c - u); write "
+                "guidance_augmentation:guidance=4."
             )
         for one in setting.objectives:
             theirs = None if one is self else getattr(one, "guidance", None)

@@ -74,6 +74,8 @@ def test_guidance_that_is_none_or_twice_is_refused() -> None:
     it = toy.config()
     with pytest.raises(Refused, match="guidance=1, which is none"):
         dataclasses.replace(it, objectives=(GuidanceAugmentation(), Denoising()))
+    with pytest.raises(Refused, match="guidance=0, which is the teacher without its condition"):
+        dataclasses.replace(it, objectives=(GuidanceAugmentation(guidance=0.0), Denoising()))
     twice = (GuidanceAugmentation(guidance=4.0), DistributionMatching(guidance=2.0), Denoising())
     with pytest.raises(Refused, match="the teacher would be guided twice"):
         dataclasses.replace(it, objectives=twice)
