@@ -122,6 +122,15 @@ def test_keys_of_no_effect_are_those_that_change_no_network(pipeline: Path) -> N
     assert not {"norm_eps", "cross_attention_dim", "act_fn"} & set(found["unet"])
 
 
+def test_drawn_condition_of_prompts_of_lengths_has_whole_ones() -> None:
+    pytest.importorskip("transformers", reason="the pipeline's tokenizer is written by it")
+    from tests.flow_pipelines import flow_pipeline
+
+    subject = open_subject(str(flow_pipeline("z_image") / "transformer"))
+    cond = ours.drawn_condition(subject)
+    assert cond["prompt_embeds"].std() > 0.9 and (cond["prompt_mask"] == 1).all()
+
+
 def test_files_of_replaced_weights_are_not_read(pipeline: Path) -> None:
     weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
     plain = ignored_files(open_subject(str(pipeline)))

@@ -22,9 +22,10 @@ of flows (SD 3, FLUX.1, Z-Image), whose times are in (0, 1]:
   pipe('a red fox', sigmas=[1.0, 0.9, 0.75, 0.5], guidance_scale=0)
 or: dmd2 sample --pipeline=student --prompt='a red fox'
 
-Only .json, .txt, .jinja and .safetensors are written, and a README.md: a model card with the base and
-its licence, the run's settings, its figures if `dmd2 evaluate` measured them, and which
-program opens the files with which sampler and steps. The folder appears whole or not at all.
+Only .json, .txt, .jinja and .safetensors are written, and a README.md: a model card with the
+base and its licence, the run's settings, its figures if `dmd2 evaluate` measured them, and
+which program opens the files with which sampler and steps. The folder appears whole or not at
+all.
 --push sends it to the Hugging Face Hub, as whom `hf auth login` or HF_TOKEN says; that, the
 name and the header of the card are checked before any work.
 See docs/text_to_image.md.
