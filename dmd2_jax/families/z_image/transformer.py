@@ -188,7 +188,7 @@ class ZImageTransformer(nn.Module):
         numbers = range(self.refiners)
         context = self._blocks("context_refiner", numbers, context, condition, own, lengths)
 
-        places = tuple(
+        cosines, sines = (
             jnp.concatenate([first, jnp.broadcast_to(then, (b, *then.shape))], axis=1)
             for first, then in zip(image, own, strict=True)
         )
@@ -197,7 +197,7 @@ class ZImageTransformer(nn.Module):
         for _, run in block_runs([0] * self.depth, self.feature_blocks):
             if not decode and len(features) == len(self.feature_blocks):
                 break
-            x = self._blocks("layers", run, x, condition, places, before + lengths)
+            x = self._blocks("layers", run, x, condition, (cosines, sines), before + lengths)
             if run[-1] in self.feature_blocks:
                 features.append(x[:, :tokens].reshape(b, *grid, -1).astype(jnp.float32))
         if not decode:
@@ -249,11 +249,12 @@ class ZImageTransformer(nn.Module):
         filling = -len(rows) % MULTIPLE
         own, image = [], []
         for part in (0, 1):  # cosines, sines
-            own.append(np.concatenate([first[part][1:-1], *(s[part] for s in still)], axis=-1))
+            turned = np.concatenate([first[part][1:-1], *(s[part] for s in still)], axis=-1)
+            own.append(jnp.asarray(turned))
             place = jnp.asarray(first[part])[1 + lengths][:, None]
             place = jnp.broadcast_to(place, (len(lengths), len(rows), place.shape[-1]))
-            inside = np.concatenate([axis[part] for axis in later], axis=-1)
-            inside = jnp.broadcast_to(inside, (len(lengths), *inside.shape))
+            grid_turned = np.concatenate([axis[part] for axis in later], axis=-1)
+            inside = jnp.broadcast_to(grid_turned, (len(lengths), *grid_turned.shape))
             tokens = jnp.concatenate([place, inside], axis=-1)
             ends = ((0, 0), (0, filling), (0, 0))
             image.append(jnp.pad(tokens, ends, constant_values=1.0 - part))
