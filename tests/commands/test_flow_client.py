@@ -116,6 +116,8 @@ def test_export_has_the_times_that_the_run_was_trained_with(kind: str) -> None:
     size = f"height={RESOLUTION}, width={RESOLUTION}"
     call = f'pipe("a red fox", {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})'
     assert call in card and "torch.manual_seed(0)" in card
+    its_own = ("Give a fresh list of prompts", "`guidance_scale` above 0 is guidance here")
+    assert [words in card for words in its_own] == [kind == "z_image"] * 2
     more = {"README.md", "digests.json"}
     assert set(contents(flow_pipeline(kind))) | more == set(contents(folder))
 
