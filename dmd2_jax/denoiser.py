@@ -64,6 +64,8 @@ class Denoiser(NamedTuple):
       x0_and_features: (params, x_t, t, cond) -> (x_0, features), both from one pass.
       schedule: the noise schedule that t belongs to.
       null_cond: cond -> its unconditional twin (same structure and shapes), for guidance.
+      gathers: whether its layers bring weights together themselves where these are split over
+        devices (runtime/gathering.py); else it is given whole ones.
     """
 
     x0: Callable[[Params, Array, Array, PyTree], Array]
@@ -71,6 +73,7 @@ class Denoiser(NamedTuple):
     x0_and_features: Callable[[Params, Array, Array, PyTree], tuple[Array, tuple[Array, ...]]]
     schedule: Schedule
     null_cond: Callable[[PyTree], PyTree]
+    gathers: bool = False
 
 
 class Discriminator(NamedTuple):

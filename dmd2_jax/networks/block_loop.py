@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.runtime.gathering import GATHERED, inside, is_gathering, stacked
 from dmd2_jax.typing import Array, DType, Params, PyTree
 
 __all__ = ["BlockLoop", "blocks_in_a_row"]
@@ -23,7 +24,8 @@ class BlockLoop(NamedTuple):
       scan: compile one block and loop over their stacked weights. The weights stay as they are
         named, so that every call copies them, in `dtype`; outside of "full" a compiler may copy
         once for many calls, and keep the copies of the whole network. Blocks of unequal adapters
-        are not looped over.
+        are not looped over. Copies of weights that lie apart on several devices lie apart too; each
+        turn brings its own together, and so does the backward pass.
       dtype: type of the computation.
     """
 
@@ -58,7 +60,8 @@ def blocks_in_a_row(
     scan = loop.scan and not owner.is_initializing()
     layers = _variables_of(owner, names) if scan else []
     if len(layers) > 1 and len({jax.tree.structure(layer) for layer in layers}) == 1:
-        return _scan(kind(**settings, parent=None), layers, carry, fixed, loop)
+        path = (*owner.path, names[0])
+        return _scan(kind(**settings, parent=None), path, layers, carry, fixed, loop)
     block = kind if loop.remat == "none" else nn.remat(kind)
     for name in names:
         carry = block(**settings, name=name)(carry, *fixed)
@@ -73,23 +76,30 @@ def _variables_of(owner: nn.Module, names: Sequence[str]) -> list[Params]:
 
 def _scan(
     block: nn.Module,
+    path: tuple[str, ...],
     layers: list[Params],
     carry: Carry,
     fixed: tuple[PyTree, ...],
     loop: BlockLoop,
 ) -> Carry:
-    """Apply blocks of equal structure, one after another."""
+    """Apply blocks of equal structure, the first of them found at `path`, one after another."""
 
-    def stack(*leaves: Array) -> Array:
+    def stack(where: tuple[jax.tree_util.DictKey, ...], *leaves: Array) -> Array:
         # Matrices are computed with in `dtype` in any case: copy that, not their masters.
-        return jnp.stack([leaf.astype(loop.dtype) if leaf.ndim > 1 else leaf for leaf in leaves])
+        rows = [leaf.astype(loop.dtype) if leaf.ndim > 1 else leaf for leaf in leaves]
+        kind, *names = (entry.key for entry in where)
+        return stacked(jnp.stack(rows), kind, *path, *names)
 
     def step(carry: Carry, layer: Params) -> tuple[Carry, None]:
-        return block.apply(layer, carry, *fixed), None
+        with inside(*path):
+            return block.apply(layer, carry, *fixed), None
 
     if loop.remat == "full":  # copies that wait for their carry leave no loop around the call
         layers, carry = jax.lax.optimization_barrier((layers, carry))
     if loop.remat != "none":
         # A loop's body is compiled on its own: nothing there can merge the two passes.
         step = jax.checkpoint(step, prevent_cse=False)
-    return jax.lax.scan(step, carry, jax.tree.map(stack, *layers))[0]
+    elif is_gathering():  # else the loop would hand every layer's whole weights on
+        kept = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+        step = jax.checkpoint(step, prevent_cse=False, policy=kept)
+    return jax.lax.scan(step, carry, jax.tree.map_with_path(stack, *layers))[0]

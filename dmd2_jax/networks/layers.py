@@ -20,6 +20,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.conv import conv2d
 from dmd2_jax.networks.weight import weight
+from dmd2_jax.runtime.gathering import gathered
 from dmd2_jax.typing import Array, DType, Float, Int, Key
 
 
@@ -67,6 +68,13 @@ LORA = "lora"
 (networks/lora.py)."""
 
 
+def _adapter(layer: nn.Module, dtype: DType) -> tuple[Array, Array]:
+    """Return a layer's low-rank adapter, down and up."""
+    names = ("down", "up")
+    down, up = (gathered(layer.get_variable(LORA, n), LORA, *layer.path, n) for n in names)
+    return down.astype(dtype), up.astype(dtype)
+
+
 class Linear(nn.Module):
     """y = x W + b on the last axis, W [in, out].
 
@@ -91,7 +99,7 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
         if self.has_variable(LORA, "down"):
-            down, up = (self.get_variable(LORA, n).astype(self.dtype) for n in ("down", "up"))
+            down, up = _adapter(self, self.dtype)
             y += (x @ down) @ up
         if self.use_bias:
             y += weight(self, "bias", self.bias_init, shape[-1:], shape).astype(self.dtype)
@@ -133,7 +141,7 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         y = conv2d(x, kernel, stride=self.stride, padding=pad)
         if self.has_variable(LORA, "down"):
-            down, up = (self.get_variable(LORA, n).astype(self.dtype) for n in ("down", "up"))
+            down, up = _adapter(self, self.dtype)
             y += conv2d(x, down, stride=self.stride, padding=pad) @ up[0, 0]
         if self.down_filter is not None:
             y = downsample(y, self.down_filter, padding=0)

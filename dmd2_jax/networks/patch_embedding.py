@@ -7,6 +7,7 @@ import numpy as np
 
 from dmd2_jax.denoiser import CONSTANTS
 from dmd2_jax.networks.layers import Conv
+from dmd2_jax.runtime.gathering import gathered
 from dmd2_jax.typing import Array, DType, Float
 
 __all__ = ["PatchEmbedding", "position_table"]
@@ -74,6 +75,7 @@ class PatchEmbedding(nn.Module):
         conv = Conv(self.features, self.patch, stride=self.patch, dtype=self.dtype, name="proj")
         tokens = conv(x)
         table = self.variable(CONSTANTS, "pos_embed", self._made).value
+        table = gathered(table, CONSTANTS, *self.path, "pos_embed")
         side, (height, width) = self.table_side, tokens.shape[1:3]
         top, left = (side - height) // 2, (side - width) // 2
         places = jax.lax.stop_gradient(table).reshape(side, side, -1)

@@ -5,11 +5,14 @@ from typing import Any
 import flax.linen as nn
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.runtime.gathering import gathered
 from dmd2_jax.typing import Array
 
 
 def weight(layer: nn.Module, name: str, init: Any, shape: tuple[int, ...], *more: Any) -> Array:
     """Return `layer.param(name, init, shape, *more)`, without tracing `init` where it is not used.
+
+    Where the weights are split over devices, they are brought together here (`gathered`).
 
     To compare shapes, Flax traces the initial value of every variable that a network is called
     with: a fifth of the time that a U-Net takes to be traced. The shape is known here.
@@ -33,4 +36,4 @@ def weight(layer: nn.Module, name: str, init: Any, shape: tuple[int, ...], *more
             f"variable {name!r} of {'/'.join(layer.path)} has shape {value.shape}, expected "
             f"{shape}; these weights are of another network."
         )
-    return value
+    return gathered(value, "params", *layer.path, name)

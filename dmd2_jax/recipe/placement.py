@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter, Denoiser, map_params
 from dmd2_jax.distill import CycleBatch, CycleShardings, Player, Players, TrainState
+from dmd2_jax.runtime.gathering import gather, gathering
 from dmd2_jax.runtime.offload import check_offload, fetched, host_shardings
 from dmd2_jax.runtime.sharding import (
     Rules,
     batch_sharding,
     check_rules,
-    gather,
     like_params,
     pin_batch,
     replicated,
@@ -78,8 +78,8 @@ def check_player_rules(rules: Rules, teacher_params: Params, state: TrainState, 
 def spread_players(players: Players, mesh: Mesh, rules: Rules = ()) -> Players:
     """Return players that bring their parameters together where they use them.
 
-    They gather them from the fsdp axis; the teacher, and who shares its parameters, fetches them
-    from the host's memory first, if they lie there.
+    They gather them from the fsdp axis, layer by layer where their networks do; the teacher, and
+    who shares its parameters, fetches them from the host's memory first, if they lie there.
 
     What goes into a network and comes out of it stays split over the batch.
 
@@ -150,7 +150,10 @@ def _spread(denoiser: Denoiser, mesh: Mesh, rules: Rules) -> Denoiser:
     def spread(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def run(params: Params, x_t: Array, t: Array, cond: PyTree) -> PyTree:
             inputs = pin_batch((x_t, t, cond), mesh)
-            return pin_batch(function(gather(params, mesh, rules), *inputs), mesh)
+            if not denoiser.gathers:
+                return pin_batch(function(gather(params, mesh, rules), *inputs), mesh)
+            with gathering(mesh, rules):
+                return pin_batch(function(params, *inputs), mesh)
 
         return run
 

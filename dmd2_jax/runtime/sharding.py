@@ -6,7 +6,6 @@ scattered back) and over `tensor` (split where they are used, too); with both of
 replicated.
 """
 
-import functools
 import itertools
 import math
 import re
@@ -28,7 +27,6 @@ __all__ = [
     "check_batch_size",
     "check_processes",
     "check_rules",
-    "gather",
     "like_params",
     "make_mesh",
     "partition_spec",
@@ -270,53 +268,6 @@ def like_params(tree: PyTree, params: PyTree, mesh: Mesh, rules: Rules = ()) -> 
         default = NamedSharding(mesh, _default_spec(tuple(leaf.shape), mesh))
         places.append(next((owners[end] for end in ends if end in owners), default))
     return jax.tree.unflatten(jax.tree.structure(tree), places)
-
-
-def gather(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
-    """Gather parameters from the fsdp axis for their use, inside jit.
-
-    Each array is gathered by itself, so that the compiler can do it just before the layer that
-    needs it, and its gradient is scattered back. Nothing happens when fsdp has size 1.
-
-    Args:
-      params: the parameters.
-      mesh: from `make_mesh`.
-      rules: see `partition_spec`.
-
-    Returns:
-      The same parameters, split over `tensor` only.
-    """
-    if mesh.shape["fsdp"] == 1:
-        return params
-    gathered = []
-    for leaf, (_, spec, _) in zip(
-        jax.tree.leaves(params), _specs(params, mesh, rules), strict=True
-    ):
-        whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
-        split = NamedSharding(mesh, spec)
-        gathered.append(leaf if whole == spec else _gather(NamedSharding(mesh, whole), split, leaf))
-    return jax.tree.unflatten(jax.tree.structure(params), gathered)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(whole: NamedSharding, split: NamedSharding, leaf: Array) -> Array:
-    return jax.lax.with_sharding_constraint(leaf, whole)
-
-
-def _gather_forward(whole: NamedSharding, split: NamedSharding, leaf: Array) -> tuple[Array, None]:
-    return _gather(whole, split, leaf), None
-
-
-def _gather_backward(
-    whole: NamedSharding, split: NamedSharding, residual: None, gradient: Array
-) -> tuple[Array]:
-    # Whole first: a gradient that is born split makes the partitioner split the layer's activations
-    # by channels and move them between devices. TPU's compiler makes a reduce-scatter of the two.
-    gradient = jax.lax.with_sharding_constraint(gradient, whole)
-    return (jax.lax.with_sharding_constraint(gradient, split),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -27,13 +27,13 @@ from dmd2_jax.run.places import recorded
 from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
+from dmd2_jax.runtime.gathering import gather, gathering
 from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.runtime.sharding import (
     batch_sharding,
     check_rules,
-    gather,
     like_params,
     pin_batch,
     replicated,
@@ -240,7 +240,7 @@ def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, 
     from the fsdp axis where they are used, and their gradients are scattered back.
     """
     family, teacher, mesh = recipe.family, recipe.config.teacher, recipe.mesh
-    change = functools.partial(gather, mesh=mesh, rules=mesh_rules(recipe.config.mesh))
+    rules = mesh_rules(recipe.config.mesh)
     names = {field.name for field in dataclasses.fields(TeacherConfig)} - {"sigma_data"}
     model = recipe.config.model
     config = TeacherConfig(
@@ -255,8 +255,11 @@ def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, 
 
     def x0_fn(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
         x_t, t, cond = pin_batch((x_t, t, cond), mesh)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for attention's kernel
-            return pin_batch(chosen(change(params), x_t, t, cond, key), mesh)
+        if not family.denoiser.gathers:
+            params = gather(params, mesh, rules)
+        # For attention's kernel, and for the layers that gather.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), gathering(mesh, rules):
+            return pin_batch(chosen(params, x_t, t, cond, key), mesh)
 
     step = functools.partial(teacher_step, x0_fn=x0_fn, denoiser=family.denoiser, config=config)
     state, batch, everywhere = state_shardings(recipe), batch_sharding(mesh), replicated(mesh)

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 import pytest
 
+from dmd2_jax.runtime.gathering import gather
 from dmd2_jax.runtime.sharding import (
     Rules,
     check_batch_size,
     check_rules,
-    gather,
     like_params,
     make_mesh,
     partition_spec,

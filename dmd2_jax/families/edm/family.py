@@ -267,7 +267,7 @@ def _denoiser(
     def null_cond(cond: Array | None) -> Array | None:
         return jax.tree.map(jnp.zeros_like, cond)
 
-    return Denoiser(x0, features, x0_and_features, schedule, null_cond)
+    return Denoiser(x0, features, x0_and_features, schedule, null_cond, gathers=True)
 
 
 def _inputs(

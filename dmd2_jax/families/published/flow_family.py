@@ -334,7 +334,7 @@ def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance:
         return convert(raw, x_t, t), maps
 
     null_cond = null_conditions(needed, {}, optional=optional)
-    return Denoiser(x0, features, x0_and_features, schedule, null_cond)
+    return Denoiser(x0, features, x0_and_features, schedule, null_cond, gathers=True)
 
 
 def _optional(module: Any) -> tuple[str, ...]:

@@ -298,4 +298,4 @@ def _denoiser(
     def null_cond(cond: Array | None) -> Array | None:
         return None if cond is None else jnp.full_like(cond, module.num_classes)
 
-    return Denoiser(x0, features, x0_and_features, schedule, null_cond)
+    return Denoiser(x0, features, x0_and_features, schedule, null_cond, gathers=True)

@@ -20,6 +20,7 @@ from dmd2_jax.networks.layers import ZEROS, Conv, Embedding, Linear
 from dmd2_jax.networks.mmdit import JointAttention, Mlp, modulated
 from dmd2_jax.networks.patch_embedding import position_table
 from dmd2_jax.networks.time_embedding import TimestepEmbedding, sinusoids
+from dmd2_jax.runtime.gathering import inside
 from dmd2_jax.typing import Array, DType, Float, Int
 
 __all__ = ["ClassTransformer"]
@@ -224,7 +225,8 @@ class ClassTransformer(nn.Module):
         if not self.shared:
             first = self.variables["params"]["transformer_blocks_0"]["norm1"]["emb"]
             embed = _TimeAndClass(self.width, self.num_classes, 1.0, self.dtype, parent=None)
-            condition = embed.apply({"params": first}, *condition)
+            with inside("transformer_blocks_0", "norm1", "emb"):
+                condition = embed.apply({"params": first}, *condition)
         linear = {"bias_init": ZEROS, "kernel_init": ZEROS, "dtype": self.dtype}
         layer = Linear(2 * self.width, name="proj_out_1", **linear)
         shift, scale = jnp.split(layer(nn.silu(condition))[:, None], 2, axis=-1)

@@ -59,6 +59,5 @@ def unet_denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
         raw, bottleneck = unet.apply(params, *arguments, method="call_with_bottleneck")
         return convert(raw, x_t, t), (bottleneck,)
 
-    return Denoiser(
-        x0, features, x0_and_features, schedule, null_conditions(needed, {}, zeros=sdxl)
-    )
+    null = null_conditions(needed, {}, zeros=sdxl)
+    return Denoiser(x0, features, x0_and_features, schedule, null, gathers=True)
