@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dmd2_jax.runtime.gathering import GATHERED, inside, is_gathering, stacked
+from dmd2_jax.runtime.gathering import inside, is_gathering, keeps_no_gathered, stacked
 from dmd2_jax.typing import Array, DType, Params, PyTree
 
 __all__ = ["BlockLoop", "blocks_in_a_row"]
@@ -100,6 +100,5 @@ def _scan(
         # A loop's body is compiled on its own: nothing there can merge the two passes.
         step = jax.checkpoint(step, prevent_cse=False)
     elif is_gathering():  # else the loop would hand every layer's whole weights on
-        kept = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-        step = jax.checkpoint(step, prevent_cse=False, policy=kept)
+        step = jax.checkpoint(step, prevent_cse=False, policy=keeps_no_gathered)
     return jax.lax.scan(step, carry, jax.tree.map_with_path(stack, *layers))[0]

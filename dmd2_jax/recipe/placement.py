@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter, Denoiser, map_params
 from dmd2_jax.distill import CycleBatch, CycleShardings, Player, Players, TrainState
-from dmd2_jax.runtime.gathering import gather, gathering
+from dmd2_jax.runtime.gathering import brought_together, gather
 from dmd2_jax.runtime.offload import check_offload, fetched, host_shardings
 from dmd2_jax.runtime.sharding import (
     Rules,
@@ -150,10 +150,8 @@ def _spread(denoiser: Denoiser, mesh: Mesh, rules: Rules) -> Denoiser:
     def spread(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def run(params: Params, x_t: Array, t: Array, cond: PyTree) -> PyTree:
             inputs = pin_batch((x_t, t, cond), mesh)
-            if not denoiser.gathers:
-                return pin_batch(function(gather(params, mesh, rules), *inputs), mesh)
-            with gathering(mesh, rules):
-                return pin_batch(function(params, *inputs), mesh)
+            with brought_together(params, mesh, rules, by_layer=denoiser.gathers) as weights:
+                return pin_batch(function(weights, *inputs), mesh)
 
         return run
 

@@ -1,22 +1,27 @@
 """Parameters that fsdp splits come together where they are used; their gradients go back apart."""
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dmd2_jax.runtime.sharding import Rules, partition_spec, tree_shardings
 from dmd2_jax.typing import Array, PyTree
 
-__all__ = ["GATHERED", "gather", "gathered", "gathering", "inside", "is_gathering", "stacked"]
-
-GATHERED = "gathered weight"
-"""The name of what `gathered` returns, for policies of `jax.checkpoint`."""
+__all__ = [
+    "brought_together",
+    "gather",
+    "gathered",
+    "gathering",
+    "inside",
+    "is_gathering",
+    "keeps_no_gathered",
+    "stacked",
+]
 
 
 class _Place(NamedTuple):
@@ -68,6 +73,28 @@ def gathering(mesh: Mesh, rules: Rules = ()) -> Iterator[None]:
 
 
 @contextmanager
+def brought_together(
+    params: PyTree, mesh: Mesh, rules: Rules = (), *, by_layer: bool
+) -> Iterator[PyTree]:
+    """Yield parameters as a network takes them that is traced within.
+
+    Args:
+      params: the parameters.
+      mesh: from `make_mesh`.
+      rules: see `partition_spec`.
+      by_layer: whether the network calls `gathered`: then it is given what the devices hold. Not
+        on CPUs, whose runtime (jaxlib 0.10.2) runs what a loop gathers and what is gathered beside
+        it in an order that differs from device to device, so that they wait for each other for
+        ever.
+    """
+    if by_layer and mesh.devices.flat[0].platform != "cpu":
+        with gathering(mesh, rules):
+            yield params
+    else:
+        yield gather(params, mesh, rules)
+
+
+@contextmanager
 def inside(*names: str) -> Iterator[None]:
     """Say of modules that are applied by themselves under which names their parameters are found.
 
@@ -93,6 +120,18 @@ def is_gathering() -> bool:
     return _open.get() is not None
 
 
+def keeps_no_gathered(primitive: Primitive, *_: Any, **__: Any) -> bool:
+    """Let `jax.checkpoint` keep everything for the backward pass but what `gathered` returns.
+
+    Args:
+      primitive: what made it.
+
+    Returns:
+      Whether it is kept.
+    """
+    return primitive.name != "sharding_constraint"
+
+
 def gathered(leaf: Array, kind: str, *names: str) -> Array:
     """Gather one array from the fsdp axis where a layer uses it.
 
@@ -110,7 +149,7 @@ def gathered(leaf: Array, kind: str, *names: str) -> Array:
     place = _open.get()
     if place is None:
         return leaf
-    return checkpoint_name(_whole(leaf, place.sharding(leaf.shape, kind, names)), GATHERED)
+    return _whole(leaf, place.sharding(leaf.shape, kind, names))
 
 
 def stacked(stack: Array, kind: str, *names: str) -> Array:
@@ -134,25 +173,11 @@ def stacked(stack: Array, kind: str, *names: str) -> Array:
 
 def _whole(leaf: Array, split: NamedSharding) -> Array:
     whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split.spec))
-    return leaf if whole == split.spec else _gather(NamedSharding(split.mesh, whole), split, leaf)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(whole: NamedSharding, split: NamedSharding, leaf: Array) -> Array:
-    return jax.lax.with_sharding_constraint(leaf, whole)
-
-
-def _gather_forward(whole: NamedSharding, split: NamedSharding, leaf: Array) -> tuple[Array, None]:
-    return _gather(whole, split, leaf), None
-
-
-def _gather_backward(
-    whole: NamedSharding, split: NamedSharding, residual: None, gradient: Array
-) -> tuple[Array]:
-    # Whole first: a gradient that is born split makes the partitioner split the layer's activations
-    # by channels and move them between devices. TPU's compiler makes a reduce-scatter of the two.
-    gradient = jax.lax.with_sharding_constraint(gradient, whole)
-    return (jax.lax.with_sharding_constraint(gradient, split),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
+    if whole == split.spec:
+        return leaf
+    # The gradient comes back through both, whole first: one that is born split makes the
+    # partitioner split the layer's activations by channels and move them between devices. TPU's
+    # compiler makes a reduce-scatter of the two. Without the first, what a loop hands on to its
+    # backward pass would be whole, as its use is.
+    apart = jax.lax.with_sharding_constraint(leaf, split)
+    return jax.lax.with_sharding_constraint(apart, NamedSharding(split.mesh, whole))

@@ -27,7 +27,7 @@ from dmd2_jax.run.places import recorded
 from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.distributed import in_step, on_first, say, to_host
-from dmd2_jax.runtime.gathering import gather, gathering
+from dmd2_jax.runtime.gathering import brought_together
 from dmd2_jax.runtime.offload import on_host
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.random import stream_key
@@ -255,11 +255,10 @@ def compile_step(recipe: Recipe) -> Callable[..., tuple[TeacherState, dict[str, 
 
     def x0_fn(params: Params, x_t: Array, t: Array, cond: PyTree, key: Key) -> Array:
         x_t, t, cond = pin_batch((x_t, t, cond), mesh)
-        if not family.denoiser.gathers:
-            params = gather(params, mesh, rules)
-        # For attention's kernel, and for the layers that gather.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), gathering(mesh, rules):
-            return pin_batch(chosen(params, x_t, t, cond, key), mesh)
+        together = brought_together(params, mesh, rules, by_layer=family.denoiser.gathers)
+        # Attention's kernel asks for the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), together as weights:
+            return pin_batch(chosen(weights, x_t, t, cond, key), mesh)
 
     step = functools.partial(teacher_step, x0_fn=x0_fn, denoiser=family.denoiser, config=config)
     state, batch, everywhere = state_shardings(recipe), batch_sharding(mesh), replicated(mesh)
