@@ -190,7 +190,9 @@ def library_page() -> str:
 def commands_page() -> str:
     """Return the page of the commands: their help and their flags."""
     text = (
-        "# Commands\n\nMade of the commands' own options, which `dmd2 COMMAND --help` shows too.\n"
+        "# Commands\n\nMade of the commands' own options, which `dmd2 COMMAND --help` shows too. "
+        "Their examples are **not run here** as they stand: the tests read each by the command's "
+        "own parser, and run the commands in other words.\n"
     )
     names = {name: name for name in plugins.available(COMMANDS, but=("main",))}
     for name in plugins.available(COMMANDS, packages=True):

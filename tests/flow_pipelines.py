@@ -121,12 +121,12 @@ def flow_pipeline(kind: str) -> Path:
         parts |= _clips_and_t5(folder, kind)
     for part, config in parts.items():
         model = PublishedModel.from_config(config)
-        write_component(model, _weights(model.param_shapes()), folder / part)
+        write_component(model, random_weights(model.param_shapes()), folder / part)
     shift = {"shift": 3.0} | ({"use_dynamic_shifting": True} if kind == "flux" else {})
     own, scheduler = _TRANSFORMERS[kind], _SCHEDULER | shift
     settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
     family = getattr(families, kind).build(settings)
-    family.save(_weights(family.param_shapes()), folder / "transformer")
+    family.save(random_weights(family.param_shapes()), folder / "transformer")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     (folder / "model_index.json").write_text(json.dumps(_index(kind, parts)))
@@ -155,7 +155,7 @@ def _clips_and_t5(folder: Path, kind: str) -> dict[str, Mapping[str, Any]]:
     return parts
 
 
-def _weights(shapes: Any) -> Any:
+def random_weights(shapes: Any) -> Any:
     """Draw weights of every layer, also of those that a network's own initial ones leave at 0."""
     random = np.random.RandomState(0)
 

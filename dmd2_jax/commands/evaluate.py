@@ -6,7 +6,7 @@ network calls and time an image.
 
 example:
   dmd2 evaluate --workdir=runs/student
-  dmd2 evaluate --workdir=runs/student --ema=0.999 --metrics=fid,kid,precision_recall
+  dmd2 evaluate --workdir=runs/student --ema=0.97 --metrics=fid,kid,precision_recall
   dmd2 evaluate --workdir=runs/student --all_checkpoints
   dmd2 evaluate --config=configs/cifar10.py --weights=student.safetensors
   dmd2 evaluate --images=samples.zip --reference=imagenet-64x64.npz --features=inception \\

@@ -6,7 +6,7 @@ student of classes, such as digits: its weights, and a README.md that says how t
 
 examples:
   dmd2 export --workdir=runs/sdxl --out=student
-  dmd2 export --workdir=runs/sdxl --out=student --ema=0.999 --dtype=float16
+  dmd2 export --workdir=runs/sdxl --out=student --dtype=float16
   dmd2 export --workdir=runs/lora --out=lora --lora
   dmd2 export --workdir=runs/lora --out=lora --lora=kohya
   dmd2 export --workdir=runs/sdxl --out=student --single_file --dtype=float16
