@@ -35,8 +35,7 @@ _TEXT = r"captioned_digits|sdxl_\w+|sd15\w*"
 
 STAND_INS = (
     (rf"--config=(?:configs/)?(?:{_TEXT})(?:\.py)?", "--config=text.py"),
-    (r"--config=(?:configs/)?(?:ablations/)?table[34](?:\.py)?", "--config=ablation.py"),
-    (r"--config=(?:configs/)?(?!text|ablation)\w+(?:\.py)?", f"--config={RECIPE}"),
+    (r"--config=(?:configs/)?(?:ablations/)?(?!text)\w+(?:\.py)?", f"--config={RECIPE}"),
     (r"--ema=0\.\d+", "--ema=0.9"),
     (r"--checkpoint=\d+", "--checkpoint=2"),
     (r"--num=\d+", "--num=4"),
@@ -52,7 +51,7 @@ STAND_INS = (
 _FULL = ("--config=digits", "--workdir=runs/new", "--config.teacher.weights=runs/teacher")
 """What stands for the `...` of a `dmd2 distill ...`."""
 
-DRY = ("ablate", "distill", "make-pairs", "serve", "train-teacher")
+DRY = ("distill", "make-pairs", "serve", "train-teacher")
 """Commands that get --dry_run, but for a finished run that is told to go on."""
 
 
@@ -205,7 +204,6 @@ _STUDENT += " runs/fashion_student runs/digits_fastgen"
 
 THINGS: Mapping[str, Callable[[], Path]] = {
     "text.py": text_recipe,
-    "ablation.py": lambda: ROOT / "tests" / "tiny_ablation.py",
     "my_lab/shapes.py": lambda: _of_docs("data.md", "Discs and squares"),
     "my_lab/spread.py": lambda: _of_docs("evaluation.md", "How far the features"),
     "my_lab/brightness.py": lambda: _of_docs("tutorials/own_model.md", "class Brightness"),
@@ -265,8 +263,9 @@ def set_out(folder: Path, line: str) -> list[str]:
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(thing(name))
-    goes_on = words[1:] == ["--workdir=runs/student"] and words[0] == "distill"
-    return words if goes_on or words[0] not in DRY else [*words, "--dry_run"]
+    goes_on = not any(word.startswith("--config") for word in words) and words[0] != "serve"
+    is_dry = words[0] in DRY and not goes_on and "--dry_run" not in words
+    return [*words, "--dry_run"] if is_dry else words
 
 
 def same(line: str) -> tuple[str, ...]:
@@ -290,7 +289,7 @@ def _written(words: list[str]) -> set[str]:
     """Return the names of what a command writes anew."""
     values = dict(word.partition("=")[::2] for word in words)
     flags = ["--out", "--write", "--write_reference"]
-    flags += ["--workdir"] * (words[0] in ("ablate", "distill", "train-teacher"))
+    flags += ["--workdir"] * (words[0] in ("distill", "train-teacher"))
     written = {values[flag].rstrip("/") for flag in flags if flag in values}
     if words[0] == "convert":
         written |= {word for word in words[2:] if not word.startswith("--")}
