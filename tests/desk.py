@@ -39,6 +39,7 @@ STAND_INS = (
     (r"--ema=0\.\d+", "--ema=0.9"),
     (r"--checkpoint=\d+", "--checkpoint=2"),
     (r"--num=\d+", "--num=4"),
+    (r"--prompt=.*", "--prompt=a red fox"),
     (r"--steps=\d+", "--steps=2"),
     (r"--port=\d+", "--port=0"),
     (r"--resolution=\d+", "--resolution=16"),
@@ -272,10 +273,9 @@ def same(line: str) -> tuple[str, ...]:
     """Return what is equal for lines that do the same in tiny, whatever the names of their runs."""
     firsts = {name: names.split()[0] for names in THINGS for name in names.split()}
     words = (word.partition("=") for word in map(_stand_in, shlex.split(line)))
-    kept = [(flag, eq, firsts.get(value, value)) for flag, eq, value in words]
-    if kept[1][0] in DRY:
-        kept = [it for it in kept if it[0] not in ("--workdir", "--dry_run")]
-    return tuple("".join(it) for it in kept)
+    kept = [(flag, eq, firsts.get(value.rstrip("/"), value)) for flag, eq, value in words]
+    left_out = ("--out", "--workdir", "--dry_run") if kept[1][0] in DRY else ("--out",)
+    return tuple("".join(it) for it in kept if it[0] not in left_out)
 
 
 def _stand_in(word: str) -> str:

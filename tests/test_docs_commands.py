@@ -149,7 +149,7 @@ def test_every_table_is_of_lines_that_are_there() -> None:
 RUN = {same(line): line for line in reversed(LINES) if line not in ELSEWHERE_RUN}
 
 
-@pytest.mark.parametrize("line", reversed(RUN.values()), ids=str)
+@pytest.mark.parametrize("line", [*reversed(RUN.values())], ids=str)
 def test_every_command_runs_or_says_that_it_is_not_run(
     line: str,
     tmp_path: Path,
