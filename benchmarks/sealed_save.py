@@ -28,8 +28,9 @@ import numpy as np
 from safetensors.numpy import save as plain_safetensors
 
 from dmd2_jax.recipe.tables import aligned
-from dmd2_jax.run import checkpoint, manifest
+from dmd2_jax.run import checkpoint
 from dmd2_jax.run.metrics import MetricsWriter
+from dmd2_jax.run.shards import Held
 from dmd2_jax.runtime.owner import owned
 from dmd2_jax.weights.state_dict import write_safetensors
 
@@ -140,13 +141,13 @@ def save(folder: Path, state: dict[str, np.ndarray], sealed: bool) -> dict[str, 
 def _without_seals() -> contextlib.AbstractContextManager[object]:
     """Have checkpoints record the shapes of arrays alone."""
 
-    def shapes(tree: dict[str, np.ndarray]) -> dict[str, dict[str, object]]:
+    def shapes(state: dict[str, Held], _: object) -> dict[str, dict[str, object]]:
         return {
             jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-            for path, leaf in jax.tree.leaves_with_path(tree)
+            for path, leaf in jax.tree.leaves_with_path(state)
         }
 
-    return mock.patch.object(manifest, "array_entries", shapes)
+    return mock.patch.multiple(checkpoint, part_digests=lambda state: {}, joined=shapes)
 
 
 def _plain_file(path: Path, content: bytes) -> None:

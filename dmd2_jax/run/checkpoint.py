@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.run.manifest import entries_of, handlers, manifest
+from dmd2_jax.run.digests import altered, joined, part_digests
+from dmd2_jax.run.manifest import Making, handlers, manifest
 from dmd2_jax.run.parts import part_entries, read_part
 from dmd2_jax.run.quiet import say_failures_once
 from dmd2_jax.run.retention import Keep, Retention
+from dmd2_jax.run.shards import held
 from dmd2_jax.run.staging import Staging, copied
 from dmd2_jax.runtime.closing import Closing
 from dmd2_jax.runtime.distributed import from_all, is_first
 from dmd2_jax.runtime.integrity import (
     Misplaced,
-    array_entries,
     mismatches,
     read_manifest,
     refuse_links,
@@ -46,7 +46,7 @@ from dmd2_jax.runtime.places import (
 )
 from dmd2_jax.runtime.preemption import deferred
 from dmd2_jax.runtime.seal import check_reached
-from dmd2_jax.typing import Array, PyTree
+from dmd2_jax.typing import PyTree
 
 __all__ = ["CheckpointError", "Checkpoints", "Keep", "Restored", "newest_extra", "state_bytes"]
 
@@ -142,16 +142,14 @@ class Checkpoints(Closing):
         self._sweep()
         if step in self._manager.all_steps():
             return
-        # Own copies: on CPU a view would share the buffer that the next step overwrites.
-        state = jax.tree.map(_copied, state)
+        state = held(state)
         of = {"step": step} | ({} if self._run is None else {"run": self._run})
         extra = json.loads(json.dumps(extra or {}))  # as it is now, whoever changes it later
-        entries = entries_of(state)
         self._retention.note(step, extra)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            meta=manifest(lambda: sealed(entries(), extra, of)),
+        making = Making(
+            lambda: part_digests(state), lambda parts: sealed(joined(state, parts), extra, of)
         )
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=manifest(making))
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:
@@ -281,20 +279,13 @@ class Checkpoints(Closing):
             return str(error)
         recorded = manifest["arrays"]
         _check_template(recorded, template, folder)
-        fault = ""
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(template))),
-            )
-        except Exception as error:
-            check_reached(error, folder)
-            fault = f"its arrays cannot be read ({_brief(error)})"
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(template)))
+        state, fault = _read(
+            folder, recorded, lambda: self._manager.restore(step, args=wanted).state
+        )
         # Each process reads its own part: what one cannot read, none may go on from.
         faults = [fault for fault in from_all(fault) if fault]
-        if faults:
-            return faults[0]
-        return _verified(restored.state, recorded, manifest["extra"], step)
+        return faults[0] if faults else Restored(state, manifest["extra"], step)
 
     def _attempt_part(self, step: int, part: str, template: PyTree) -> "Restored | str":
         folder = self._here / str(step)
@@ -311,12 +302,10 @@ class Checkpoints(Closing):
                 f"lead to arrays, such as {some(list(manifest['arrays']))}; correct the part."
             )
         _check_template(recorded, template, folder)
-        try:
-            branch = read_part(folder / "state", part, template)
-        except Exception as error:
-            check_reached(error, folder)
-            return f"its arrays cannot be read ({_brief(error)})"
-        return _verified(branch, recorded, manifest["extra"], step)
+        state, fault = _read(
+            folder, recorded, lambda: read_part(folder / "state", part, template), part
+        )
+        return fault or Restored(state, manifest["extra"], step)
 
     def _set_aside(self, faults: dict[int, str], used: int) -> None:
         for step, fault in faults.items():
@@ -360,20 +349,6 @@ def state_bytes(state: PyTree) -> int:
     )
 
 
-def _copied(leaf: Array | np.ndarray) -> Array | np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        # Orbax copies each host's shards from accelerators itself; on CPU see `save`.
-        return jnp.copy(leaf) if jax.default_backend() == "cpu" else leaf
-    return np.array(leaf, copy=True).view(_Copied)
-
-
-class _Copied(np.ndarray):
-    """A copy that nobody changes: Orbax, which copies arrays of NumPy, need not copy it again."""
-
-    def __deepcopy__(self, memo: object) -> "_Copied":
-        return self
-
-
 def newest_extra(
     directory: str | Path, template: PyTree, run: str | None = None
 ) -> tuple[int, dict[str, Any]] | None:
@@ -403,12 +378,17 @@ def newest_extra(
     return None
 
 
-def _verified(
-    state: PyTree, recorded: dict[str, Any], extra: dict[str, Any], step: int
-) -> "Restored | str":
-    found = array_entries(state)
-    altered = [path for path in recorded if found[path] != recorded[path]]
-    return f"digest mismatch in {some(altered)}" if altered else Restored(state, extra, step)
+def _read(
+    folder: Path, recorded: dict[str, Any], read: Callable[[], PyTree], part: str = ""
+) -> tuple[PyTree, str]:
+    """Return the arrays of one step, or a part of them, and what is wrong with them."""
+    try:
+        state = read()
+        wrong = altered(state, recorded, folder / "state", part)
+    except Exception as error:
+        check_reached(error, folder)
+        return None, f"its arrays cannot be read ({_brief(error)})"
+    return state, f"digest mismatch in {some(wrong)}" if wrong else ""
 
 
 def _check_template(recorded: dict[str, Any], template: PyTree, folder: Path) -> None:

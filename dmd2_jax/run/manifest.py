@@ -1,53 +1,59 @@
-"""Digests of a checkpoint's arrays, made while Orbax writes the arrays and not before.
+"""The manifest of a checkpoint, made while Orbax writes the arrays and not before.
 
-Orbax takes the manifest as JSON that is there when saving begins. Here it takes a function, which
-it calls in the background; the step is whole when both are written.
+Orbax takes JSON that is there when saving begins. Here it takes functions, which it calls in the
+background: in each process one that makes its part, and in the first one that joins the parts when
+all processes have written, just before the step is given its name.
 """
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dmd2_jax.runtime.distributed import is_first
-from dmd2_jax.runtime.integrity import Manifest, array_entries
-from dmd2_jax.typing import PyTree
+from dmd2_jax.config.refused import Refused
+from dmd2_jax.run.shards import state_handler
+from dmd2_jax.runtime.integrity import Manifest
+from dmd2_jax.runtime.seal import is_sealed, seal
 
-__all__ = ["entries_of", "handlers", "manifest"]
+__all__ = ["Making", "handlers", "manifest"]
+
+
+class Making(NamedTuple):
+    """How a manifest is made.
+
+    Attributes:
+      part: returns this process's, anything JSON holds.
+      join: takes the parts of all, in their order; returns the manifest.
+    """
+
+    part: Callable[[], Any]
+    join: Callable[[Sequence[Any]], Manifest]
 
 
 def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Return what a manager writes and reads with: "state" by Orbax's own, "meta" by `manifest`."""
+    """Return what a manager writes and reads with.
+
+    "state" is written from `shards.held` and read by Orbax's own; "meta" is made by `manifest`.
+    """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    state = ocp.StandardCheckpointHandler()
-    registry.add("state", ocp.args.StandardSave, state)
-    registry.add("state", ocp.args.StandardRestore, state)
+    registry.add("state", ocp.args.PyTreeSave, state_handler())
+    registry.add("state", ocp.args.StandardRestore, ocp.StandardCheckpointHandler())
     registry.add("meta", ocp.args.JsonSave, _Later())
     return registry
 
 
-def manifest(make: Callable[[], Manifest]) -> ocp.args.JsonSave:
-    """Return what a manager of `handlers` writes as "meta": what `make` returns in its thread."""
-    return ocp.args.JsonSave(make)
-
-
-def entries_of(state: PyTree) -> Callable[[], dict[str, dict[str, Any]]]:
-    """Return what describes the arrays of a state when it is called, in any thread.
-
-    Args:
-      state: arrays that nobody changes.
-    """
-    if jax.process_count() == 1:
-        return lambda: array_entries(state)
-    entries = array_entries(state)  # several exchange their parts: all of them, here and now
-    return lambda: entries
+def manifest(making: Making) -> ocp.args.JsonSave:
+    """Return what a manager of `handlers` writes as "meta"."""
+    return ocp.args.JsonSave(making)
 
 
 class _Later(ocp.JsonCheckpointHandler):
-    """Writes the JSON that a function makes."""
+    """Writes the JSON that functions make."""
+
+    _making: Making | None = None
 
     @classmethod
     def typestr(cls) -> str:
@@ -57,11 +63,34 @@ class _Later(ocp.JsonCheckpointHandler):
     async def async_save(
         self, directory: epath.Path, item: Any = None, args: Any = None
     ) -> list[ocp.future.Future]:
-        """Begin to write; see `ocp.JsonCheckpointHandler`."""
+        """Begin to write this process's part; see `ocp.JsonCheckpointHandler`."""
+        self._making = args.item
 
         async def write() -> None:
-            content = args.item()
-            if is_first():
-                (directory / "metadata").write_text(json.dumps(content))
+            part = seal({"part": args.item.part()})
+            _part(directory, jax.process_index()).write_text(json.dumps(part))
 
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="manifest")]
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Write the manifest in place of its parts; asked of the first process when all are there.
+
+        Raises:
+          Refused: if a part is not what its process wrote.
+        """
+        making, self._making = self._making, None  # which has the arrays
+        files = [_part(directory, number) for number in range(jax.process_count())]
+        parts = [json.loads(file.read_text()) for file in files]
+        if not all(map(is_sealed, parts)):
+            raise Refused(
+                f"the parts of the manifest in {directory} were altered since they were written, "
+                "expected what each process wrote; save again."
+            )
+        whole = making.join([part["part"] for part in parts])
+        (directory / "metadata").write_text(json.dumps(whole))
+        for file in files:
+            file.unlink()
+
+
+def _part(directory: epath.Path, process: int) -> epath.Path:
+    return directory / f"part_{process}"

@@ -32,6 +32,7 @@ __all__ = [
     "UNFINISHED",
     "Misplaced",
     "array_entries",
+    "bytes_of",
     "mismatches",
     "params_digest",
     "read_manifest",
@@ -68,7 +69,7 @@ def array_entries(tree: PyTree) -> dict[str, dict[str, Any]]:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             arrays[name] = leaf
     # Processes exchange their parts one array after the other, in the thread that asks.
-    for name, found in zip(arrays, digests(map(_bytes, arrays.values())), strict=True):
+    for name, found in zip(arrays, digests(map(bytes_of, arrays.values())), strict=True):
         entries[name]["digest"] = found
     return entries
 
@@ -125,7 +126,7 @@ def read_manifest(folder: Path, run: str | None = None) -> Manifest:
     return manifest
 
 
-def _bytes(array: Any) -> memoryview:
+def bytes_of(array: Any) -> memoryview:
     """Return an array's bytes, in C order, without a copy where it lies so in host memory."""
     flat = np.ascontiguousarray(to_host(array)).reshape(-1)
     return flat.view(np.uint8).data

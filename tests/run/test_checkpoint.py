@@ -105,7 +105,7 @@ def test_digests_that_cannot_be_made_are_a_save_that_failed(
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, make_state(1))
         checkpoints.wait()
-        monkeypatch.setattr("dmd2_jax.run.manifest.array_entries", out_of_memory)
+        monkeypatch.setattr("dmd2_jax.run.checkpoint.part_digests", out_of_memory)
         checkpoints.save(2, make_state(2))
         with pytest.raises(CheckpointError, match="no room for a digest"):
             checkpoints.wait()
