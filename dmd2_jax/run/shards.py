@@ -90,15 +90,29 @@ def _cut(leaf: Any, load: collections.Counter[int]) -> tuple[tuple[int, ...], di
     if not of_all and (jax.process_count() > 1 or not isinstance(leaf, jax.Array)):
         return shape, {tuple((0, size) for size in shape): leaf} if is_first() else {}
     holders = _holders(leaf.sharding, shape)
-    ours = set()
-    for box, processes in holders.items():
-        owner = min(processes, key=lambda process: load[process])
-        load[owner] += size_of(box) * leaf.dtype.itemsize
-        if owner == jax.process_index():
-            ours.add(box)
+    size = size_of(next(iter(holders))) * leaf.dtype.itemsize
+    owners = _owners(holders, size, load)
+    ours = {box for box, owner in owners.items() if owner == jax.process_index()}
     shards = leaf.addressable_shards if ours else ()
     parts = {box_of(shard.index, shape): shard.data for shard in shards}
     return shape_of(next(iter(holders))), {box: parts[box] for box in parts if box in ours}
+
+
+def _owners(
+    holders: Mapping[Box, Sequence[int]], size: int, load: collections.Counter[int]
+) -> dict[Box, int]:
+    """Return who saves each box: of those that hold it, the one that has the least to save.
+
+    Args:
+      holders: the processes that hold each.
+      size: bytes of one.
+      load: see `_cut`.
+    """
+    owners = {}
+    for box, processes in holders.items():
+        owners[box] = min(processes, key=load.__getitem__)
+        load[owners[box]] += size
+    return owners
 
 
 @functools.lru_cache(maxsize=4096)
