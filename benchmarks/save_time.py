@@ -129,7 +129,7 @@ def saves(
     started = [
         subprocess.Popen(
             [*words, str(number), str(port)],
-            env=os.environ | {"PYTHONPATH": str(tree)},
+            env=os.environ | {"PYTHONPATH": str(tree), "XLA_FLAGS": ""},
             cwd=folder,
             stdout=subprocess.PIPE,
         )
