@@ -21,9 +21,9 @@ def boxes_of(shape: Sequence[int], box: Sequence[int]) -> Iterator[Box]:
 
     Args:
       shape: of the array.
-      box: of each, >= 1 but where the array has nothing; it divides the array's.
+      box: of each; it divides the array's.
     """
-    starts = (range(0, size, max(1, step)) for size, step in zip(shape, box, strict=True))
+    starts = (range(0, max(1, size), max(1, step)) for size, step in zip(shape, box, strict=True))
     for corner in itertools.product(*starts):
         yield tuple((start, start + step) for start, step in zip(corner, box, strict=True))
 

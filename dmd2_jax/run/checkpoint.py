@@ -1,4 +1,4 @@
-"""Checkpoints that never load wrong numbers: Orbax underneath, a digest of every array on top.
+"""Checkpoints that never load wrong numbers: Orbax underneath, digests of all arrays on top.
 
 Orbax writes in the background and renames a finished checkpoint into place, so a killed
 process leaves only an ignored temporary directory. What Orbax does not do is notice altered

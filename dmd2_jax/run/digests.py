@@ -63,7 +63,7 @@ def joined(state: PyTree, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
                 f"{len(parts)} processes have saved {some(sorted(found))} of {name}, expected all "
                 f"boxes of {array.box} of an array of {array.shape}; start all processes again."
             )
-        entry = {"shape": list(array.shape), "dtype": str(array.dtype)}
+        entry: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
         if array.box == array.shape:
             (entry["digest"],) = found.values()
         else:

@@ -15,6 +15,7 @@ from etils import epath
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.shards import state_handler
+from dmd2_jax.runtime.distributed import is_first
 from dmd2_jax.runtime.integrity import Manifest
 from dmd2_jax.runtime.seal import is_sealed, seal
 
@@ -64,7 +65,7 @@ class _Later(ocp.JsonCheckpointHandler):
         self, directory: epath.Path, item: Any = None, args: Any = None
     ) -> list[ocp.future.Future]:
         """Begin to write this process's part; see `ocp.JsonCheckpointHandler`."""
-        self._making = args.item
+        self._making = args.item if is_first() else None  # it has the arrays, and is asked there
 
         async def write() -> None:
             part = seal({"part": args.item.part()})
@@ -76,10 +77,17 @@ class _Later(ocp.JsonCheckpointHandler):
         """Write the manifest in place of its parts; asked of the first process when all are there.
 
         Raises:
-          Refused: if a part is not what its process wrote.
+          Refused: if a part is not there, or not what its process wrote.
         """
-        making, self._making = self._making, None  # which has the arrays
+        making, self._making = self._making, None
+        assert making is not None  # of the save that is being finished
         files = [_part(directory, number) for number in range(jax.process_count())]
+        missing = [number for number, file in enumerate(files) if not file.exists()]
+        if missing:
+            raise Refused(
+                f"processes {missing} have written nothing that is seen in {directory}, expected a "
+                "folder that all processes share; choose such a one for the run."
+            )
         parts = [json.loads(file.read_text()) for file in files]
         if not all(map(is_sealed, parts)):
             raise Refused(

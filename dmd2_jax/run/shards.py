@@ -119,7 +119,8 @@ def _owners(
 def _holders(sharding: Sharding, shape: tuple[int, ...]) -> dict[Box, tuple[int, ...]]:
     """Return the boxes that an array is cut into, and the processes that hold each."""
     found: dict[Box, set[int]] = {}
-    for device, index in sharding.devices_indices_map(shape).items():
+    indices: Mapping[Any, tuple[slice, ...]] = sharding.devices_indices_map(shape)
+    for device, index in indices.items():
         found.setdefault(box_of(index, shape), set()).add(device.process_index)
     return {box: tuple(sorted(found[box])) for box in sorted(found)}
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dmd2_jax.run import digests, shards
+from dmd2_jax.run import digests, manifest, shards
 from dmd2_jax.run.boxes import boxes_of, common, slices_of
 from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints
 from dmd2_jax.runtime.integrity import array_entries, read_manifest, sealed, step_folders
@@ -85,6 +85,7 @@ def test_boxes_are_an_array_each_element_once() -> None:
         counts[slices_of(box)] += 1
     assert (counts == 1).all()
     assert list(boxes_of((), ())) == [()]
+    assert list(boxes_of((0, 2), (0, 2))) == [((0, 0), (0, 2))]
 
 
 def test_what_boxes_have_in_common() -> None:
@@ -160,6 +161,25 @@ def test_a_part_of_the_manifest_that_was_altered_is_a_save_that_failed(
     assert step_folders(tmp_path) == {}
 
 
+def test_a_part_that_the_first_process_does_not_see_is_a_save_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = manifest._part
+    seen: list[Path] = []
+
+    def elsewhere(directory: Any, process: int) -> Any:
+        seen.append(place(directory, process))
+        return seen[-1] if len(seen) == 1 else directory / "lost"
+
+    monkeypatch.setattr(manifest, "_part", elsewhere)
+    with (
+        pytest.raises(CheckpointError, match=r"processes \[0\] have written nothing that is seen"),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoints.save(1, placed(values(1), 2))
+    assert step_folders(tmp_path) == {}
+
+
 def test_nothing_is_held_after_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = []
 
@@ -189,27 +209,36 @@ def test_processes_that_hold_the_same_share_the_writing() -> None:
 
 
 PROGRAM = """
-import json, sys
+import gc, json, sys, weakref
 from pathlib import Path
 import jax
 folder, address, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize(address, 2, number)
 import numpy as np
-from dmd2_jax.run import digests
+from dmd2_jax.run import checkpoint, digests
 from dmd2_jax.run.checkpoint import Checkpoints
-from dmd2_jax.runtime.integrity import array_entries
 from tests.run.test_shards import placed, same, values
 
 read, reads, found = digests._read, [], {}
 digests._read = lambda place, name: (reads.append(name), read(place, name))[1]
 overwritten = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
 template = placed(values(0), 4)
+held, copies = checkpoint.held, []
 
+def noted(state):
+    copy = held(state)
+    copies.extend(weakref.ref(array) for array in jax.tree.leaves(copy))
+    return copy
+
+checkpoint.held = noted
 with Checkpoints(folder / "two") as checkpoints:
     for step in (1, 2):
         state = placed(values(step), 4)
         checkpoints.save(step, state, {"n": step})
         state = jax.block_until_ready(overwritten(state))
+    checkpoints.wait()
+    gc.collect()
+    found["copies"] = [len(copies), sum(copy() is not None for copy in copies)]
     restored = checkpoints.restore(template)
     found["two"] = [restored.step, restored.extra, same(restored.state, 2), sorted(set(reads))]
 for name in sys.argv[4:]:
@@ -260,6 +289,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
 def test_two_processes_read_what_they_saved_and_nothing_twice(together: Any) -> None:
     for found in together[1]:
         assert found["two"] == [2, {"n": 2}, True, []]
+        assert found["copies"] == [10, 0]
 
 
 def test_two_processes_write_a_part_each_and_one_manifest(together: Any) -> None:
