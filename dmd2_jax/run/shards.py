@@ -62,10 +62,11 @@ def held(state: PyTree) -> PyTree:
         for part in parts.values():
             if isinstance(part, jax.Array):
                 part.copy_to_host_async()
-    return structure.unflatten(
+    copies = [
         Held(np.shape(leaf), np.dtype(leaf.dtype), box, {at: _own(it) for at, it in parts.items()})
         for leaf, (box, parts) in zip(leaves, cut, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(structure, copies)
 
 
 def state_handler() -> ocp.PyTreeCheckpointHandler:
