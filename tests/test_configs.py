@@ -126,7 +126,7 @@ def test_config_matches_its_data(config: ConfigDict) -> None:
 
 # What a program only multiplies by, counts to or begins with: recipes that differ in nothing else
 # have one program, which is traced once, and run once where it is shrunk. A cycle calls networks
-# and looks into none: each network is run in one, and each way to distil with one network.
+# and looks into none: each network is run in a teacher's step, and each way to distil in a cycle.
 NUMBERS = {
     "distill": ("cycles", "start_from", "gan_generator_weight", "gan_critic_weight"),
     "optim": ("generator_lr", "critic_lr", "warmup"),
@@ -139,12 +139,12 @@ def teacher_key(config: ConfigDict) -> str:
     return json.dumps([config.model.to_dict(), without_numbers(config, "teacher")])
 
 
-def cycle_keys(config: ConfigDict) -> tuple[str, str]:
-    """Return what the program of a cycle is made of: its network, and what is done with it."""
+def way_to_distil(config: ConfigDict) -> str:
+    """Return what is done with the networks of a cycle, whatever they are."""
     parts = [without_numbers(config, name) for name in ("distill", "optim")]
     weights = (config.distill.gan_generator_weight, config.distill.gan_critic_weight)
     given = [weight is not None for weight in weights]
-    return json.dumps(config.model.to_dict()), json.dumps([config.model.family, *parts, given])
+    return json.dumps([config.model.family, *parts, given])
 
 
 def without_numbers(config: ConfigDict, name: str) -> dict[str, Any]:
@@ -152,19 +152,22 @@ def without_numbers(config: ConfigDict, name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in NUMBERS[name]}
 
 
-def once(done: set[str], *keys: str) -> bool:
-    """Return whether no recipe before this one has one of a program's parts."""
-    is_new = not done.issuperset(keys)
-    done.update(keys)
+def once(done: set[str], key: str) -> bool:
+    """Return whether no recipe before this one has the program."""
+    is_new = key not in done
+    done.add(key)
     return is_new
 
 
+BUILT: set[str] = set()
 TRACED: set[str] = set()
 RUN: set[str] = set()
 
 
 def test_config_builds_its_network_at_full_size(config: ConfigDict) -> None:
     family = build_family(config)
+    if not once(BUILT, json.dumps(config.model.to_dict())):
+        return  # as an earlier recipe's
     x_t = jax.ShapeDtypeStruct((2, *family.image_shape), np.float32)
     t, cond = jax.ShapeDtypeStruct((2,), np.float32), family.cond_shapes(2)
     x_0, features = jax.eval_shape(
@@ -178,13 +181,6 @@ def test_sit_xl_has_the_published_number_of_parameters() -> None:
     shapes = build_family(load_config("sit_xl_imagenet256")).tensor_shapes()
     # as DiT's program prints of DiT-XL/2, with its fixed table of 256 places
     assert sum(int(np.prod(shape)) for shape in shapes.values()) + 256 * 1152 == 675_129_632
-
-
-def way_to_distil(config: ConfigDict) -> str:
-    """Return what is done with the networks of a cycle, whatever their sizes."""
-    small = ConfigDict(config.to_dict())
-    apply_overrides(small, {key: it for key, it in SHRUNK.items() if not key.startswith("model.")})
-    return cycle_keys(small)[1]
 
 
 def test_config_traces_at_full_width(config: ConfigDict) -> None:
@@ -209,8 +205,9 @@ def test_config_traces_at_full_width(config: ConfigDict) -> None:
         head = job.state.discriminator.params
         logits = jax.eval_shape(job.players.discriminator.logits, head, features)
         assert logits.shape == (config.distill.batch_size,)
-    # What else a cycle does with networks, it does with those of any width.
-    if once(TRACED, way_to_distil(config)):
+    # What else a cycle does with networks, it does with those of any width: each way to distil is
+    # run shrunk below. Here the types of a family's numbers are seen to stay what they were.
+    if once(TRACED, f"cycle {config.model.family} {config.model.dtype}"):
         after, metrics = trace(job).out_info
         assert shapes_of(after) == shapes_of(job.state)
         assert metrics["critic_loss"].shape == (config.distill.critic_turns,)
@@ -247,7 +244,7 @@ def test_config_runs_one_step_shrunk(config: ConfigDict) -> None:
         step, state = compile_step(recipe), init_teacher_state(params)
         _, metrics = step(state, *teacher_batch(recipe, 0), jax.random.key(1))
         assert np.isfinite(metrics["denoising_loss"])
-    if once(RUN, *cycle_keys(config)):
+    if once(RUN, f"cycle {way_to_distil(config)}"):
         run_one_cycle(config, recipe, params)
 
 
