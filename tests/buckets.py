@@ -79,6 +79,14 @@ def contents(place: str) -> dict[str, bytes]:
     return {name.removeprefix(f"{root}/"): content for name, content in found.items()}
 
 
+def is_there(place: str, name: str) -> bool:
+    """Return whether there is such an object below a place of the bucket, reading none."""
+    import fsspec
+
+    client, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    return client.exists(f"{root}/{name}")
+
+
 def _free_port() -> int:
     import socket
 

@@ -26,7 +26,7 @@ from tests.launching import (
     told,
     variables,
 )
-from tests.tiny import TOKEN_WORDS, cache_folder
+from tests.tiny import cache_folder
 
 
 def test_every_script_is_tested() -> None:
@@ -229,7 +229,7 @@ class TestLocalProcesses:
 def test_local_processes_train_one_teacher(tmp_path: Path) -> None:
     folder, run = environment(tmp_path, 'exec {python} "$@"'), tmp_path / "run"
     words = ["train-teacher", "--config=tests/tiny.py", f"--workdir={run}"]
-    words += ["--config.teacher.steps=2", "--config.mesh.data=2", *TOKEN_WORDS]
+    words += ["--config.teacher.steps=2", "--config.mesh.data=2"]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())}
     with subprocess.Popen(
         [ROOT / "launch" / "local_processes.sh", "--devices_per_process=1", *words],

@@ -1,5 +1,6 @@
 """Bad input to the command: a message with the remedy, an exit code, and nothing written over."""
 
+import functools
 import shutil
 import struct
 from pathlib import Path
@@ -9,11 +10,12 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import tiny_unet
 from tests.tiny import RECIPE, contents, distill_words, refused, student_run, teacher_run
 
 
-def train(workdir: Path, *more: str) -> list[str]:
-    return ["train-teacher", f"--config={RECIPE}", f"--workdir={workdir}", *more]
+def train(workdir: Path, *more: str, recipe: Path = RECIPE) -> list[str]:
+    return ["train-teacher", f"--config={recipe}", f"--workdir={workdir}", *more]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def train(workdir: Path, *more: str) -> list[str]:
 def test_config_values_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
 ) -> None:
-    words = distill_words(tmp_path / "run", f"--config.{override}")
+    words = tiny_unet.distill_words(tmp_path / "run", f"--config.{override}")
     assert message in refused(capsys, *words)
     assert not (tmp_path / "run").exists()
 
@@ -87,7 +89,8 @@ def test_meshes_are_refused_before_anything_compiles(
     mesh: tuple[str, ...],
     message: str,
 ) -> None:
-    make = distill_words if command == "distill" else train
+    train_unet = functools.partial(train, recipe=tiny_unet.RECIPE)
+    make = tiny_unet.distill_words if command == "distill" else train_unet
     words = make(tmp_path / "run", "--dry_run", *(f"--config.mesh.{word}" for word in mesh))
 
     def compiled(*arguments: object) -> None:
@@ -215,14 +218,15 @@ def test_data_of_another_resolution_are_refused(
 def test_weights_that_do_not_fit_are_refused_and_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors = load_file(teacher_run() / "teacher.safetensors")
+    tensors = load_file(tiny_unet.teacher() / "teacher.safetensors")
     names = sorted(tensors)
     del tensors[names[0]]
     tensors["model.nonsense"] = np.zeros(3, np.float32)
     tensors[names[1]] = np.zeros((5, 6, 7), np.float32)
     file = tmp_path / "bad.safetensors"
     save_file(tensors, file)
-    message = refused(capsys, *distill_words(tmp_path / "run", f"--config.teacher.weights={file}"))
+    words = tiny_unet.distill_words(tmp_path / "run", f"--config.teacher.weights={file}")
+    message = refused(capsys, *words)
     assert f"1 missing: {names[0]}" in message
     assert "1 extra: model.nonsense" in message
     assert f"1 misshapen: {names[1]} (got (5, 6, 7)" in message

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from dmd2_jax.weights import hub
 from dmd2_jax.weights.weight_files import read_weights, write_weights
+from tests import tiny_unet
 from tests.tiny import RECIPE, contents, distill_words, dmd2, refused, student_run, teacher_run
 from tests.weights import make
 
@@ -127,7 +128,8 @@ def test_distill_takes_a_path_of_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
 def test_distill_refuses_an_edm_pkl_of_another_network_and_names_the_flags(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*distill_words(tmp_path / "run")[:-1], f"--config.teacher.weights={EDM_PKL}"]
+    words = tiny_unet.distill_words(tmp_path / "run")[:-1]
+    words += [f"--config.teacher.weights={EDM_PKL}"]
     assert dmd2(*words) == 2
     message = capsys.readouterr().err
     assert "model.num_classes: got 3 in the file, expected 10 as in the config" in message
@@ -208,7 +210,7 @@ def test_convert_writes_nothing_that_reads_back_otherwise(
 def test_convert_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    its = {"pkl": EDM_PKL, "tmp": tmp_path, "recipe": RECIPE, "run": student_run()}
+    its = {"pkl": EDM_PKL, "tmp": tmp_path, "recipe": tiny_unet.RECIPE, "run": student_run()}
     its["bin"] = make.HERE / "tensors.pth"
     capsys.readouterr()
     before = contents(tmp_path)

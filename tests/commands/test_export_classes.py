@@ -13,7 +13,8 @@ from dmd2_jax.distill import generate
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.folder import open_run
 from dmd2_jax.weights.state_dict import read_safetensors
-from tests.tiny import contents, dmd2, get_config, refused, scratch
+from tests.tiny import contents, dmd2, refused, scratch
+from tests.tiny_unet import get_config
 
 TIMES = (1.0, 0.75, 0.5)
 

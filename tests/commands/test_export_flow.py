@@ -26,7 +26,8 @@ from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.commands.test_flow_client import distilled
 from tests.exports import FLOW_TIMES, PROMPTS, ours, student_file, words
 from tests.pipelines import RESOLUTION, diffusers_pipeline, photos, tiny_pipeline
-from tests.tiny import contents, dmd2, get_config, refused, scratch
+from tests.tiny import contents, dmd2, refused, scratch
+from tests.tiny_unet import get_config
 
 KINDS = ("sd3", "flux", "z_image")
 FOUR_STEPS = ("--config.distill.student_steps=4",)

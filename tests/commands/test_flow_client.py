@@ -36,7 +36,7 @@ LORA = ("--config.distill.lora_rank=3", *NO_GAN)
 
 def get_config() -> ConfigDict:
     """Return a config that moves a tiny pipeline's weights in two cycles, and draws nothing."""
-    config = tiny.get_config()
+    config = tiny.shared_config("edm")  # of which nothing is left on the command line
     config.name = "tiny_flow"
     config.data.name = "latents"
     config.distill.denoising_weight = "flow"

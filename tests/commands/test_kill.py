@@ -19,13 +19,12 @@ import pytest
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import read_manifest, step_folders
 from tests.compiling import flags
-from tests.tiny import RECIPE, TOKEN_WORDS, cache_folder, dmd2, results, scratch
+from tests.tiny import RECIPE, cache_folder, dmd2, results, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("DMD2_KILLS", "0"))
 COMMANDS = ("train-teacher", "distill") if KILLS else ("train-teacher",)
 OFTEN = (
-    *TOKEN_WORDS,
     "--config.teacher.steps=12",
     "--config.distill.cycles=12",
     "--config.log.checkpoint_every=1",
@@ -47,7 +46,7 @@ class Victim:
         self.words = [command, f"--config={RECIPE}", *OFTEN]
         if command == "distill":
             teacher = folder / "teacher"
-            start = ["train-teacher", f"--config={RECIPE}", *TOKEN_WORDS, f"--workdir={teacher}"]
+            start = ["train-teacher", f"--config={RECIPE}", f"--workdir={teacher}"]
             assert dmd2(*start) == 0
             self.words.append(f"--config.teacher.weights={teacher}")
         # Once in peace, which also fills the cache of compiled programs.

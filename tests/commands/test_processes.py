@@ -18,12 +18,11 @@ import pytest
 import tensorstore
 from safetensors.numpy import load_file
 
-from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.runtime.integrity import step_folders
 from tests.compiling import flags
-from tests.tiny import RECIPE, TOKEN_WORDS, TOKENS, cache_folder, dmd2, get_config, scratch
+from tests.tiny import RECIPE, cache_folder, dmd2, get_config, scratch
 
 ROOT = RECIPE.parent.parent
 # The step that a batch is drawn for must be the same in all processes; one step is no draw.
@@ -127,7 +126,6 @@ def distill(workdir: Path, *more: object) -> list[object]:
         f"--config={RECIPE}",
         f"--workdir={workdir}",
         f"--config.teacher.weights={teacher()}",
-        *TOKEN_WORDS,
         *STUDENT,
         *MESH,
         *more,
@@ -138,7 +136,6 @@ def distill(workdir: Path, *more: object) -> list[object]:
 def teacher() -> Path:
     """Make a teacher of random weights: what is compared needs no better one."""
     config = get_config()
-    apply_overrides(config, TOKENS)
     family, noise = build_family(config), np.random.default_rng(0)
     folder = scratch()
     # The network's last layers begin at zero, which would hide the rest of it.
@@ -267,7 +264,6 @@ def test_preempted_then_killed_run_resumes_on_fewer_processes() -> None:
             "train-teacher",
             f"--config={RECIPE}",
             f"--workdir={workdir}",
-            *TOKEN_WORDS,
             *MESH,
             f"--config.teacher.steps={steps}",
             "--config.log.keep=1",

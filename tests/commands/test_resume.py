@@ -85,7 +85,7 @@ def test_changed_config_is_refused_with_the_words_that_allow_it(
 
 
 def test_what_a_run_does_not_use_may_change(tmp_path: Path) -> None:
-    unused = ("distill.batch_size=16", "distill.student_times=80,2", "optim.critic_lr=1e-5")
+    unused = ("distill.batch_size=16", "distill.student_times=1,0.5", "optim.critic_lr=1e-5")
     words = [*(f"--config.{it}" for it in unused), "--dry_run"]
     assert dmd2(*train(copied(tmp_path, teacher_run()), *words)) == 0
     student = [f"--config.{it}" for it in ("teacher.lr=1", "teacher.batch_size=16")]
@@ -152,7 +152,9 @@ def test_allow_change_of_a_key_that_is_not_there_is_refused(
 def other_teacher(folder: Path) -> Path:
     """The teacher's weights but for the last bit of some."""
     tensors = load_file(teacher_run() / "teacher.safetensors")
-    tensors["model.out_conv.weight"] = np.nextafter(tensors["model.out_conv.weight"], np.float32(9))
+    tensors["final_layer.linear.weight"] = np.nextafter(
+        tensors["final_layer.linear.weight"], np.float32(9)
+    )
     save_file(tensors, folder / "other.safetensors")
     return folder / "other.safetensors"
 
@@ -214,8 +216,8 @@ def test_checkpoint_params_of_a_teacher_are_what_it_exports() -> None:
     for name, tensor in family.to_state_dict(params).items():
         np.testing.assert_array_equal(tensor, exported[name], err_msg=name)
     raw, _ = checkpoint_params(teacher_run(), part="params")
-    raw_tensor = family.to_state_dict(raw)["model.out_conv.weight"]
-    assert not np.array_equal(raw_tensor, exported["model.out_conv.weight"])
+    raw_tensor = family.to_state_dict(raw)["final_layer.linear.weight"]
+    assert not np.array_equal(raw_tensor, exported["final_layer.linear.weight"])
 
 
 @pytest.mark.parametrize(
@@ -364,11 +366,11 @@ def test_a_run_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> None:
     run = copied(tmp_path, student_run())
     record = json.loads((run / "config.json").read_text())
     del record["seal"], record["run"]
-    del record["config"]["model"]["dropout"], record["config"]["teacher"]["objective"]
+    del record["config"]["model"]["shift"], record["config"]["teacher"]["p_std"]
     (run / "config.json").write_text(json.dumps(record))
     config = read_run_folder(run).config
-    assert (config.model.dropout, config.teacher.objective) == (0.0, "edm")
-    assert config.model.model_channels == get_config().model.model_channels
+    assert (config.model.shift, config.teacher.p_std) == (1.0, 1.2)
+    assert config.model.width == get_config().model.width
     assert dmd2("sample", f"--workdir={run}", "--num=2", f"--out={tmp_path / 'x.png'}") == 0
 
 

@@ -9,7 +9,8 @@ from dmd2_jax.config import defaults
 from dmd2_jax.config.check import validate
 from dmd2_jax.config.family import choose_family, family_names, model_defaults
 from dmd2_jax.config.load import apply_overrides, load_config
-from tests.tiny import RECIPE, dmd2, refused
+from tests.tiny import dmd2, refused
+from tests.tiny_unet import RECIPE
 
 MY_UNET = '''
 """A denoiser that is one number: x_0 = scale * x_t."""

@@ -16,7 +16,8 @@ from tests.data.images import png, write_folder
 from tests.pipelines import CAPTIONS, tiny_pipeline, vocabulary_and_merges, write_tokenizer
 from tests.pipelines import drawn as sample_prompts
 from tests.sampling.test_text_run import run_folder
-from tests.tiny import dmd2, get_config, refused, scratch
+from tests.tiny import dmd2, refused, scratch
+from tests.tiny_unet import get_config
 
 COUNT = 6
 

@@ -22,7 +22,8 @@ from dmd2_jax.sampling import runs
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
 from tests.exports import TIMES, student_file
 from tests.pipelines import CAPTIONS, diffusers_pipeline, tiny_pipeline
-from tests.tiny import dmd2, get_config, refused, scratch
+from tests.tiny import dmd2, refused, scratch
+from tests.tiny_unet import get_config
 
 PROMPTS = [f"--prompt={text}" for text in (CAPTIONS[7], CAPTIONS[12])]
 

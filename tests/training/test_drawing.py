@@ -13,7 +13,7 @@ from PIL import Image
 from dmd2_jax.recipe.open import Recipe, build_family
 from dmd2_jax.sampling.samplers import grid_labels
 from dmd2_jax.training.drawing import GAIN, LEVELS, Comparison, draw_scores, score_comparison
-from tests.tiny import get_config
+from tests.tiny_unet import get_config
 
 
 def test_score_comparison_shows_both_networks_the_same_noised_samples() -> None:

@@ -14,7 +14,7 @@ from dmd2_jax.recipe.weights import starting_weights
 from dmd2_jax.sampling.runs import checkpoint_params
 from tests.tiny import contents, distill_words, dmd2, get_config, refused, scratch
 
-STEPS_TOLD = ("--config.distill.student_times=80,1", "--config.distill.critic_knows_step=True")
+STEPS_TOLD = ("--config.distill.student_times=1,0.5", "--config.distill.critic_knows_step=True")
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -59,7 +59,7 @@ def test_its_critic_has_learned_of_the_steps_and_can_be_begun_with(
     critic, _ = checkpoint_params(told, part="critic.params")
     (table,) = critic[STEPS].values()
     assert table.shape[0] == 2 and np.any(table != 0)
-    given = {"distill.student_times": "80,1", "distill.critic_knows_step": "True"}
+    given = {"distill.student_times": "1,0.5", "distill.critic_knows_step": "True"}
     apply_overrides(config := get_config(), given)
     family = build_family(config)
     _, same = starting_weights(str(told), family, config)
@@ -67,14 +67,14 @@ def test_its_critic_has_learned_of_the_steps_and_can_be_begun_with(
     _, left_behind = starting_weights(str(told), family)
     assert jax.tree.structure(left_behind) == jax.tree.structure(family.param_shapes())
     words = distill_words(tmp_path / "on", f"--config.distill.start_from={told}", "--dry_run")
-    three = ("--config.distill.student_times=80,9,1", STEPS_TOLD[1])
+    three = ("--config.distill.student_times=1,0.5,0.2", STEPS_TOLD[1])
     assert "told one of 2 steps, expected 3" in refused(capsys, *words, *three)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (STEPS_TOLD[1:], "critic_knows_step=True and student_times=(80.0,)"),
+        (STEPS_TOLD[1:], "critic_knows_step=True and student_times=(1.0,)"),
         (
             (*STEPS_TOLD, "--config.distill.lora_rank=4", "--config.distill.lora_critic=True"),
             "set lora_critic=False",

@@ -12,6 +12,7 @@ import pytest
 
 from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.diffusion.samplers import sampling_times
 from dmd2_jax.recipe.open import Recipe, open_recipe
 from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.metrics import read_metrics
@@ -48,8 +49,8 @@ def test_make_pairs_are_the_teachers_own_samples(tmp_path: Path) -> None:
     pairs, it = made(tmp_path / "pairs").read(ALL), recipe()
     assert pairs.noise.shape == pairs.x_0.shape == (20, 8, 8, 1)
     # Heun's method with two steps, by hand, on a pair of the last file.
-    low, high = it.config.model.sigma_min, it.config.model.sigma_max
-    cond = jax.nn.one_hot(pairs.labels[17:18], 10)
+    high, low, _ = sampling_times(it.family.denoiser.schedule, 2)
+    cond = it.family.cond(pairs.labels[17:18])
 
     def slope(x: np.ndarray, t: float) -> np.ndarray:
         x_0 = it.family.denoiser.x0(teacher(), jnp.float32(x), jnp.float32([t]), cond)

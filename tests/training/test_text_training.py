@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dmd2_jax import data
-from dmd2_jax.config.family import model_defaults
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import labels_of
@@ -71,10 +70,9 @@ UNET = {
 
 def get_config() -> ConfigDict:
     """Return a config that compiles and runs in seconds."""
-    config = tiny.get_config()
+    config = tiny.shared_config("stable_diffusion")
     config.name = "tiny_text"
     config.data.name = "latents"
-    config.model = model_defaults("stable_diffusion")
     config.model.resolution = 8
     config.teacher.objective = "eps"
     config.teacher.label_dropout = 0.1

@@ -10,7 +10,7 @@ from dmd2_jax.runtime.integrity import step_folders
 from tests.chaos.engine import BAD, HARMLESS, HUNG, LOST, REFUSED, TRACEBACK, Try, command
 from tests.commands.test_kill import good_steps
 from tests.commands.test_processes import MESH, finish, start
-from tests.tiny import RECIPE, TOKEN_WORDS, results, scratch
+from tests.tiny import RECIPE, results, scratch
 
 NAME = "two processes of one run (jax.distributed)"
 TRIES = 2
@@ -18,7 +18,7 @@ _STEPS = ("--config.teacher.steps=60", "--config.log.checkpoint_every=4")
 
 
 def _words(workdir: Path) -> tuple[str, ...]:
-    more = (*TOKEN_WORDS, *MESH, *_STEPS, "--config.log.teacher_grid_every=100000")
+    more = (*MESH, *_STEPS, "--config.log.teacher_grid_every=100000")
     return ("train-teacher", f"--config={RECIPE}", f"--workdir={workdir}", *more)
 
 

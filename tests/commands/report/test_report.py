@@ -107,7 +107,7 @@ def test_report_of_one_run_shows_what_differs_from_the_base(tmp_path: Path) -> N
     assert head == ["key", "dmd2_jax/config/defaults.py", "student"]
     keys = [row[0] for row in rows]
     assert ["distill.cycles", "200", "4"] in rows
-    assert ["model.channel_mult", "[1, 2]", "[1]"] in rows
+    assert ["model.depth", "4", "1"] in rows
     assert "optim.b1" not in keys
     assert keys == sorted(keys)
 
