@@ -58,13 +58,13 @@ UNET = {
     "attention_head_dim": 2,
     "block_out_channels": [8],
     "cross_attention_dim": 64,
-    "down_block_types": ["CrossAttnDownBlock2D"],
+    "down_block_types": ["DownBlock2D"],  # the prompt is read by the block in the middle
     "in_channels": 4,
     "layers_per_block": 1,
     "norm_num_groups": 4,
     "out_channels": 4,
     "sample_size": 8,
-    "up_block_types": ["CrossAttnUpBlock2D"],
+    "up_block_types": ["UpBlock2D"],
 }
 
 
