@@ -7,6 +7,9 @@ example:
   dmd2 sample --workdir=runs/student --num=50000 --out=samples.npz
   dmd2 sample --workdir=runs/animals --classes=cat,dog --num=20
 
+of a student that takes the guidance scale:
+  dmd2 sample --workdir=runs/student --guidance=3
+
 of prompts:
   dmd2 sample --pipeline=sdxl --prompt='a red fox' --prompt='a blue door' --num=4
   dmd2 sample --pipeline=student --prompts=prompts.txt --seed=1
@@ -119,10 +122,10 @@ class Options:
         group=_TEXT,
     )
     guidance: float | None = flag(
-        "u + W (c - u), of a teacher; 1 is none; default: the run's, or 7.5, of SDXL 5",
+        "u + W (c - u), of a teacher; 1 is none; default: the run's, or 7.5, of SDXL 5; of a "
+        "student that takes it (distill.guidance_range), in its range; default: the middle",
         default=None,
         metavar="W",
-        group=_TEXT,
     )
     negative: str | None = flag(
         "what guidance goes away from; default: no prompt, as the pipeline means it",
@@ -231,7 +234,7 @@ def _of_classes(options: Options, run: "Run") -> Path:
     from dmd2_jax.sampling.images import Classes, class_model, network_size
     from dmd2_jax.sampling.samplers import student_sampler, teacher_sampler
 
-    if names := [name for name in given(options, _OF_PROMPTS) if name != "vae"]:
+    if names := [name for name in given(options, _OF_PROMPTS) if name not in ("vae", "guidance")]:
         raise Refused(
             f"--{names[0]} given with the run in {options.workdir}, which draws classes, "
             "expected a text-to-image model; leave it away."
@@ -246,9 +249,12 @@ def _of_classes(options: Options, run: "Run") -> Path:
         chosen = chosen_classes(options.classes, classes, class_names)
     conditions = Classes(classes, chosen)
     out = _checked_out(options)
-    make = teacher_sampler if run.which == "teacher" else student_sampler
-    sampler = make(run.family, run.config)
-    model = class_model(run.family, run.config, sampler, run.load, options.vae)
+    scale = run.scale(options.guidance)
+    if run.which == "teacher":
+        sampler = teacher_sampler(run.family, run.config, options.guidance)
+    else:
+        sampler = student_sampler(run.family, run.config)
+    model = class_model(run.family, run.config, sampler, run.load, options.vae, scale)
     num = _CLASSES_NUM if options.num is None else options.num
     different = len(chosen or ())
     columns = different if different > 1 else math.isqrt(num - 1) + 1

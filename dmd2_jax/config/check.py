@@ -57,6 +57,7 @@ _DISTILL = {
     rules.CRITIC_TURNS: ("critic_turns",),
     rules.LEVELS: ("dm_range", "gan_range"),
     rules.TIMES: ("dm_times", "critic_times"),
+    rules.GUIDANCE_RANGE: ("guidance_range",),
 }
 _NUMBERS = {
     rules.AT_LEAST_ONE: (
@@ -146,6 +147,12 @@ def _distill_faults(config: ConfigDict) -> Iterator[str]:
             "distill.guidance=0, which is u + 0 (c - u): the teacher without the prompt, expected "
             "None for no guidance, or a scale above 1; one of c + w (c - u), such as Z-Image's, of "
             "which 0 is none, is w + 1 here."
+        )
+    if distill.guidance_range and distill.guidance is not None:
+        yield (
+            f"distill.guidance={distill.guidance} and distill.guidance_range="
+            f"{tuple(distill.guidance_range)}, expected one of the two: a scale for all samples, "
+            "or one for each; set config.distill.guidance=None or config.distill.guidance_range=()."
         )
     if wrong := [one for one in distill.get("objectives", ()) if not isinstance(one, str)]:
         yield (

@@ -97,6 +97,8 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.distill.regression_pairs = 2000  # teacher ODE pairs made before the first cycle
     config.distill.pairs = ""  # where they are (`dmd2 make-pairs`); "": WORKDIR/teacher_pairs
     config.distill.guidance = config_dict.placeholder(float)  # teacher's u + w (c - u)
+    # Or () and here (low, high): the student takes w as an input (docs/guidance.md).
+    config.distill.guidance_range = ()
     config.distill.train_critic = True  # False: no score matching; for GAN only
     config.distill.dm_range = (0.02, 0.98)  # of the schedule's levels, the end included
     config.distill.gan_range = (0.0, 1.0)  # of the schedule's levels, the end left out

@@ -5,6 +5,7 @@ Papers that write c + w (c - u) mean our w + 1.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,25 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.typing import Array, Float, Params, PyTree, expand
 
-__all__ = ["both_x0", "guide", "guided_x0"]
+__all__ = ["Guided", "both_x0", "guide", "guided_by_cond", "guided_x0", "told_scale"]
 
 Scale = float | int | np.generic | Float[Array, ""] | Float[Array, " b"]
 """A guidance scale w: one number, or one a sample."""
+
+Tell = Callable[[Params, PyTree, Array], tuple[Params, PyTree]]
+"""(params, cond, w [b]) -> what a denoiser takes to be told w."""
+
+
+class Guided(NamedTuple):
+    """A condition together with the guidance scale that goes with it, which is one too.
+
+    Attributes:
+      cond: the condition, leading axis b, or None.
+      scale: w [b].
+    """
+
+    cond: PyTree
+    scale: Float[Array, " b"]
 
 
 def guide(
@@ -79,6 +95,58 @@ def guided_x0(
         return guide(*both(params, x_t, t, cond), w)
 
     return x0
+
+
+def guided_by_cond(denoiser: Denoiser) -> Denoiser:
+    """Return the teacher whose conditions are `Guided`: its x0 is u + w (c - u), w of each sample.
+
+    Its features are those of the condition alone.
+
+    Args:
+      denoiser: the model.
+    """
+
+    def x0(params: Params, x_t: Array, t: Array, cond: Guided) -> Array:
+        return guided_x0(denoiser, cond.scale)(params, x_t, t, cond.cond)
+
+    def features(params: Params, x_t: Array, t: Array, cond: Guided) -> tuple[Array, ...]:
+        return denoiser.features(params, x_t, t, cond.cond)
+
+    def both(params: Params, x_t: Array, t: Array, cond: Guided) -> tuple[Array, tuple[Array, ...]]:
+        return x0(params, x_t, t, cond), features(params, x_t, t, cond)
+
+    return denoiser._replace(
+        x0=x0, features=features, x0_and_features=both, null_cond=_null(denoiser)
+    )
+
+
+def told_scale(denoiser: Denoiser, tell: Tell) -> Denoiser:
+    """Return the network whose conditions are `Guided`: it is told w, and called once.
+
+    Args:
+      denoiser: the network.
+      tell: how.
+    """
+
+    def x0(params: Params, x_t: Array, t: Array, cond: Guided) -> Array:
+        params, own = tell(params, *cond)
+        return denoiser.x0(params, x_t, t, own)
+
+    def features(params: Params, x_t: Array, t: Array, cond: Guided) -> tuple[Array, ...]:
+        params, own = tell(params, *cond)
+        return denoiser.features(params, x_t, t, own)
+
+    def both(params: Params, x_t: Array, t: Array, cond: Guided) -> tuple[Array, tuple[Array, ...]]:
+        params, own = tell(params, *cond)
+        return denoiser.x0_and_features(params, x_t, t, own)
+
+    return denoiser._replace(
+        x0=x0, features=features, x0_and_features=both, null_cond=_null(denoiser)
+    )
+
+
+def _null(denoiser: Denoiser) -> Callable[[Guided], Guided]:
+    return lambda cond: cond._replace(cond=denoiser.null_cond(cond.cond))
 
 
 def both_x0(

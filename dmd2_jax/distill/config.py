@@ -22,6 +22,7 @@ _RULES = {
     rules.CRITIC_TURNS: ("critic_turns",),
     rules.AT_LEAST_ONE: ("batch_size",),
     rules.DECREASING: ("student_times",),
+    rules.GUIDANCE_RANGE: ("guidance_range",),
 }
 _CHOICES = {
     "gan_features": rules.GAN_FEATURES,
@@ -117,6 +118,9 @@ class DistillConfig:
         False: noise real samples instead.
       first_trained_step: the student's steps before it are only rolled out, so that critic and
         losses see the outputs of the rest alone; 0 trains them all, as the paper does.
+      guidance_range: (low, high): each sample has a guidance scale w, uniform in it, and all
+        players' conditions are `Guided(cond, w)`: a teacher of `guided_by_cond`, and generator and
+        critic that are told w (`told_scale`); (): no player is told one.
       objectives: what the players minimise, from `objectives.dmd2`, and of your own.
       gan_features: whose features the discriminator reads: the critic's, which learn with it, or
         the frozen "teacher"'s.
@@ -144,6 +148,7 @@ class DistillConfig:
     student_times: tuple[float, ...] = (80.0,)
     backward_simulation: bool = True
     first_trained_step: int = 0
+    guidance_range: tuple[float, ...] = ()
     objectives: tuple[Objective, ...] = dataclasses.field(default_factory=dmd2)
     gan_features: str = "critic"
     first_turn_reuses_images: bool = True
@@ -205,9 +210,24 @@ class DistillConfig:
             f"lr_schedule={self.lr_schedule!r} needs total_turns={self.total_turns} to be "
             "positive; set it to cycles * critic_turns.",
         )
+        self._check_guidance()
         check_setting(
             Setting(self.objectives, len(times), self.first_trained_step, self.microbatches)
         )
+
+    def _check_guidance(self) -> None:
+        """Refuse objectives that know one scale, where each sample has its own."""
+        for one in self.objectives if self.guidance_range else ():
+            own = getattr(one, "guidance", None)
+            fault = "" if own in (None, 1) else f"guidance={own}"
+            if one.needs_pairs:
+                fault = "pairs that the teacher made at one scale"
+            _require(
+                not fault,
+                f"guidance_range={self.guidance_range} and objective {one.name!r} with {fault}, "
+                "expected one of them: with a range each sample has a scale of its own; leave "
+                "guidance_range or the other away.",
+            )
 
 
 def _divisor(number: int, near: int) -> int:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.diffusion.guidance import Guided
 from dmd2_jax.distill.accumulate import in_parts
 from dmd2_jax.distill.config import DistillConfig, Players
-from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, draw_cycle
+from dmd2_jax.distill.draws import CycleDraws, RolloutDraws, ScaleDraws, draw_cycle
 from dmd2_jax.distill.objectives.view import Pairs, Samples
 from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.distill.state import Optimizers, TrainState, check_optimizers
@@ -65,6 +66,7 @@ def run_cycle(
       leading [K] axis, except averages and histograms, which are summed over the turns.
     """
     _check_batch(batch, config)
+    batch = _with_scales(batch, draws.scales)
     players = players.on_base(teacher_params)
     state, x_0, generator_metrics = generator_turn(
         state,
@@ -129,6 +131,16 @@ def _check_batch(batch: CycleBatch, config: DistillConfig) -> None:
                 f"the batch has {name}=None, expected {kind} for {whose}; give it to CycleBatch, "
                 "or leave them out."
             )
+
+
+def _with_scales(batch: CycleBatch, scales: ScaleDraws | None) -> CycleBatch:
+    """Make conditions of the batch's and the guidance scales; without scales they stay."""
+    if scales is None:
+        return batch
+    real = batch.real
+    if real is not None:
+        real = real._replace(cond=Guided(real.cond, scales.real))
+    return batch._replace(real=real, fake_cond=Guided(batch.fake_cond, scales.fake))
 
 
 def _entry(tree: PyTree, i: int) -> PyTree:

@@ -27,6 +27,18 @@ class RolloutDraws(NamedTuple):
     step: Array
 
 
+class ScaleDraws(NamedTuple):
+    """The guidance scale of each sample, uniform in `config.guidance_range`.
+
+    Attributes:
+      fake: [K, b] of the student's samples.
+      real: [K, b] of the real ones, so that the scale does not tell them apart.
+    """
+
+    fake: Array
+    real: Array
+
+
 class CycleDraws(NamedTuple):
     """A cycle's draws.
 
@@ -35,11 +47,13 @@ class CycleDraws(NamedTuple):
         Entry 0 is the generator turn's.
       generator: what the objectives of the generator turn draw, by name.
       critic: [K, ...] what those of the critic turns draw, by name.
+      scales: of a student that takes the guidance scale; None: it takes none.
     """
 
     rollouts: RolloutDraws
     generator: dict[str, PyTree]
     critic: dict[str, PyTree]
+    scales: ScaleDraws | None = None
 
 
 def draw_cycle(key: Key, config: DistillConfig, schedule: Schedule) -> CycleDraws:
@@ -70,4 +84,18 @@ def draw_cycle(key: Key, config: DistillConfig, schedule: Schedule) -> CycleDraw
         ),
         generator=drawn("generator", b),
         critic=drawn("critic", k, b),
+        scales=_draw_scales(key, config),
     )
+
+
+def _draw_scales(key: Key, config: DistillConfig) -> ScaleDraws | None:
+    if not config.guidance_range:
+        return None
+    low, high = config.guidance_range
+    shape = (config.critic_turns, config.batch_size)
+
+    def drawn(name: str) -> Array:
+        key_of = stream_key(key, f"guidance/{name}")
+        return jax.random.uniform(key_of, shape, minval=low, maxval=high)
+
+    return ScaleDraws(drawn("fake"), drawn("real"))

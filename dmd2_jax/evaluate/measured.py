@@ -1,5 +1,6 @@
 """The images that `dmd2 evaluate` measures: sampled as they are needed, or read from files."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from dmd2_jax.data.reading.prompts import read_prompts
 from dmd2_jax.evaluate.options import EvaluateOptions
 from dmd2_jax.evaluate.targets import run_targets
 from dmd2_jax.metrics.features.images import image_batches, open_images
+from dmd2_jax.recipe.guidance import chosen_scale, load_student
 from dmd2_jax.recipe.open import Family, build_family
 from dmd2_jax.recipe.text_family import text_family
 from dmd2_jax.recipe.weights_file import weights_file
@@ -28,7 +30,7 @@ FILES_BATCH = 256
 """Images of a folder at a time."""
 
 _PROMPTS_BATCH = 4
-_OF_PROMPTS = ("prompts", "shape", "steps", "guidance", "dtype")
+_OF_PROMPTS = ("prompts", "shape", "steps", "dtype")
 
 
 class FileImages:
@@ -120,8 +122,14 @@ def _of_run(options: EvaluateOptions, run: Run, mesh: Mesh) -> list[Images]:
     found: list[Images] = []
     for key, chosen in run_targets(options, run):
         if chosen.which not in samplers:
-            samplers[chosen.which] = _sampler(chosen.which, run.family, run.config)
-        model = class_model(run.family, run.config, samplers[chosen.which], chosen.load)
+            samplers[chosen.which] = _sampler(options, chosen.which, run.family, run.config)
+        model = class_model(
+            run.family,
+            run.config,
+            samplers[chosen.which],
+            chosen.load,
+            guidance=chosen.scale(options.guidance),
+        )
         found.append(_of_classes(options, run.config, key, chosen.name, model, mesh, chosen.step))
     return found
 
@@ -132,14 +140,17 @@ def _of_weights(
     """Return what a file of weights makes, of a recipe without a run."""
     which = options.which or "student"
     file = weights_file(options.weights, f"{which}.safetensors")
-    sampler = _sampler(which, family, config)
-    model = class_model(family, config, sampler, lambda: family.load(file))
+    scale = chosen_scale(config.distill, options.guidance) if which == "student" else None
+    load = family.load if scale is None else functools.partial(load_student, family)
+    sampler = _sampler(options, which, family, config)
+    model = class_model(family, config, sampler, lambda: load(file), guidance=scale)
     return _of_classes(options, config, which, str(file), model, mesh)
 
 
-def _sampler(which: str, family: Family, config: ConfigDict) -> Sampler:
-    make = {"teacher": teacher_sampler, "student": student_sampler}[which]
-    return make(family, config)
+def _sampler(options: EvaluateOptions, which: str, family: Family, config: ConfigDict) -> Sampler:
+    if which == "teacher":
+        return teacher_sampler(family, config, options.guidance)
+    return student_sampler(family, config)
 
 
 def _of_classes(

@@ -90,7 +90,12 @@ class EvaluateOptions:
     steps: int | None = flag(
         "of a sampler by prompts, as in `dmd2 sample`", default=None, group=_MEASURED
     )
-    guidance: float | None = flag("likewise", default=None, metavar="W", group=_MEASURED)
+    guidance: float | None = flag(
+        "of a teacher, or of a student that takes it, as in `dmd2 sample`",
+        default=None,
+        metavar="W",
+        group=_MEASURED,
+    )
     dtype: str | None = flag(
         "likewise", default=None, choices=("float32", "bfloat16"), group=_MEASURED
     )

@@ -67,6 +67,10 @@ LORA = "lora"
 "down", a layer of the same kind with few output features, and "up", a map from these to the output
 (networks/lora.py)."""
 
+ADDED = "added"
+"""The collection where a linear layer finds "input" [b, c], which is added to each sample's input
+(networks/guidance_embedding.py)."""
+
 
 def _adapter(layer: nn.Module, dtype: DType) -> tuple[Array, Array]:
     """Return a layer's low-rank adapter, down and up."""
@@ -96,6 +100,8 @@ class Linear(nn.Module):
         """Apply the layer to the last axis of `x`."""
         shape = (x.shape[-1], self.features)
         kernel = weight(self, "kernel", self.kernel_init, shape, shape)
+        if self.has_variable(ADDED, "input"):
+            x = x + self.get_variable(ADDED, "input")
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
         if self.has_variable(LORA, "down"):

@@ -29,6 +29,7 @@ from dmd2_jax.distill import (
 from dmd2_jax.distill.objectives import Reward
 from dmd2_jax.networks.gan_head import GanHead, discriminator, head_of_any_shape
 from dmd2_jax.recipe.critic_steps import critic_step, given_steps
+from dmd2_jax.recipe.guidance import given_scale, guided_teacher, told_adapter, told_network
 from dmd2_jax.recipe.lora import player_adapters
 from dmd2_jax.recipe.open import Family, student_times
 from dmd2_jax.recipe.placement import (
@@ -207,14 +208,16 @@ def build_players(config: ConfigDict, family: Family) -> Players:
     """Make the players: three times the family's denoiser, and the GAN head if there is a GAN.
 
     Raises:
-      ValueError: if the config's low-rank adapters, or a critic that is told the step, are refused.
+      ValueError: if the config's low-rank adapters, a critic that is told the step, or a student
+        that is told the guidance scale, are refused.
     """
     head = None
     if any(one.needs_discriminator for one in objectives(config)):
         head = discriminator(_gan_head(config, family))
-    denoiser = family.denoiser
-    told = critic_step(config, family)
-    return Players(denoiser, denoiser, denoiser, head, *player_adapters(config, family), told)
+    told = told_network(config, family)
+    adapters = map(told_adapter, player_adapters(config, family))
+    step = critic_step(config, family)
+    return Players(guided_teacher(config, family), told, told, head, *adapters, step)
 
 
 def _gan_head(config: ConfigDict, family: Family) -> GanHead:
@@ -265,6 +268,8 @@ def initial_state(
             own("generator", players.generator_adapter),
             own("critic", players.critic_adapter),
         )
+        if settings.guidance_range:
+            generator, critic = given_scale(generator, family), given_scale(critic, family)
         if players.critic_step is not None:
             critic = given_steps(critic, family, len(settings.student_times))
     return init_state(

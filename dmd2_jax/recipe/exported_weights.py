@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.networks.guidance_embedding import GUIDANCE
 from dmd2_jax.recipe.classes import DataRecord, record_notes
+from dmd2_jax.recipe.guidance import save_student
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.exported import exported_step
 from dmd2_jax.run.sealed_config import run_identity
@@ -55,6 +57,9 @@ def save_weights(
       whose: `whose_notes` of a run's own files.
     """
     notes = record_notes(record) | dict(whose or {})
+    if GUIDANCE in params:
+        save_student(family, params, path, notes)
+        return
     if notes and "notes" in inspect.signature(family.save).parameters:
         family.save(params, path, notes=notes)
     else:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
+from dmd2_jax.networks.guidance_embedding import GUIDANCE, without_scale
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
 from dmd2_jax.recipe.classes import DataRecord
 from dmd2_jax.recipe.exported_weights import save_weights, whose_notes
@@ -111,7 +112,13 @@ def whole_part(
     base, lora = load_teacher(config, family), lora_config(config, family)
     assert lora is not None  # the caller has adapters
     check_teacher(recorded, {"path": str(file), "digest": params_digest(base)})
-    return merge(to_host(base), to_host(own), lora)
+    return _merged(to_host(base), to_host(own), lora)
+
+
+def _merged(base: Params, own: Params, lora: LoraConfig) -> Params:
+    """Merge adapters, and keep what of a player's own is trained whole beside them."""
+    beside = {key: value for key, value in own.items() if key == GUIDANCE}
+    return {**merge(base, without_scale(own), lora), **beside}
 
 
 def check_same_lora(ours: ConfigDict, theirs: Mapping[str, Any], place: str) -> None:
@@ -168,7 +175,7 @@ def export_student(
     if lora is None:
         save_weights(family, own, file, record, whose)
         return
-    save_weights(family, merge(to_host(base), own, lora), file, record, whose)
+    save_weights(family, _merged(to_host(base), own, lora), file, record, whose)
     adapters = file.with_name(f"{file.stem}_lora.safetensors")
-    tensors = to_lora_tensors(own, lora, family.tensor_name)
+    tensors = to_lora_tensors(without_scale(own), lora, family.tensor_name)
     write_safetensors(tensors, adapters, whose_notes(run, adapters, step))

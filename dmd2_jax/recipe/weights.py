@@ -10,6 +10,7 @@ from dmd2_jax.data import Source
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.recipe.classes import check_same_names
 from dmd2_jax.recipe.critic_steps import critic_shapes, same_steps
+from dmd2_jax.recipe.guidance import guided_part_shapes, same_scales
 from dmd2_jax.recipe.lora import check_same_lora, part_shapes, player_adapters
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.recipe.teacher import load_teacher
@@ -70,7 +71,8 @@ def starting_weights(
 
     Raises:
       ValueError: if there is no such run, its networks are others, its adapters are of another
-        rank or base, its critic knows other steps, or its classes have other numbers.
+        rank or base, its critic knows other steps, its student takes a guidance scale that the
+        new one does not, or its classes have other numbers.
       CheckpointError: if no checkpoint of it is good.
     """
     if not place:
@@ -95,7 +97,10 @@ def starting_weights(
         check_same_lora(config, values, place)
         adapters = player_adapters(config, family)
     shapes, step = [part_shapes(it, family) for it in adapters], None
-    shapes[1] = critic_shapes(shapes[1], values.get("distill", {}), family)
+    theirs = values.get("distill", {})
+    same_scales(theirs, config, place)
+    shapes = [guided_part_shapes(each, theirs, family) for each in shapes]
+    shapes[1] = critic_shapes(shapes[1], theirs, family)
     if folder != place:
         step = int(cycle)
     kept, identity = path_of(folder) / CHECKPOINTS, run_identity(folder)

@@ -20,7 +20,7 @@ from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
-from dmd2_jax.sampling.samplers import Sampler, sample_noise
+from dmd2_jax.sampling.samplers import Sampler, sample_noise, with_scale
 from dmd2_jax.text2image.image_latents import check_finite, latent_shape
 from dmd2_jax.text2image.pipeline import LatentDecoder, TextToImage, decode, open_autoencoder
 from dmd2_jax.typing import Float, Int, Params, PyTree
@@ -176,6 +176,7 @@ class Model(NamedTuple):
       load: reads the weights.
       pipeline: of a network of prompts, whose autoencoder decodes latents.
       autoencoder: that decodes latents of classes.
+      guidance: the scale that a student takes as an input; None: the network takes none.
     """
 
     family: Family
@@ -183,6 +184,7 @@ class Model(NamedTuple):
     load: Callable[[], Params]
     pipeline: TextToImage | None = None
     autoencoder: LatentDecoder | None = None
+    guidance: float | None = None
 
     @property
     def decoder(self) -> TextToImage | LatentDecoder | None:
@@ -218,13 +220,14 @@ def class_model(
     sampler: Sampler,
     load: Callable[[], Params],
     vae: str = "",
+    guidance: float | None = None,
 ) -> Model:
     """Return a network of classes, with the autoencoder that decodes its latents if one is named.
 
     Args:
       family: the network.
       config: the recipe, whose `model.vae` may name the autoencoder.
-      sampler, load: see `Model`.
+      sampler, load, guidance: see `Model`.
       vae: folder of an autoencoder in place of the recipe's.
 
     Raises:
@@ -233,7 +236,7 @@ def class_model(
     """
     folder = vae or config.model.get("vae", "")
     if not folder:
-        return Model(family, sampler, load)
+        return Model(family, sampler, load, guidance=guidance)
     height, width, channels = family.image_shape
     decoder = open_autoencoder(folder, latent_size=size_of(height, width))
     if decoder.vae.latent_channels != channels:
@@ -242,7 +245,7 @@ def class_model(
             f"{channels} as the network makes; take the one that made the latents, or leave it "
             "away for a network of pixels."
         )
-    return Model(family, sampler, load, autoencoder=decoder)
+    return Model(family, sampler, load, autoencoder=decoder, guidance=guidance)
 
 
 class SampledImages:
@@ -372,6 +375,7 @@ class SampledImages:
         return {
             "num": self._num,
             "network calls": self._model.sampler.nfe,
+            **({} if self._model.guidance is None else {"scale": self._model.guidance}),
             "weights": params_digest(params),
             "autoencoder": "" if vae is None else params_digest(vae),
             "text encoders": [params_digest(each) for each in encoders],
@@ -388,8 +392,10 @@ class SampledImages:
         return held
 
     def figures(self) -> dict[str, Any]:
-        """Return number, network calls an image, and seconds an image where they are wanted."""
-        found = {"num_samples": self._num, "nfe": self._model.sampler.nfe}
+        """Return number, network calls, seconds an image where wanted, and a student's scale."""
+        found: dict[str, Any] = {"num_samples": self._num, "nfe": self._model.sampler.nfe}
+        if self._model.guidance is not None:
+            found["guidance"] = self._model.guidance
         return found | ({"seconds_per_image": self._seconds / self._num} if self._timed else {})
 
     def _batch(
@@ -406,7 +412,9 @@ class SampledImages:
             family.image_shape,
         )
         noise = jax.device_put(noise, split(1))
-        cond = jax.device_put(family.cond(self.conditions.inputs(numbers)), split())
+        cond = family.cond(self.conditions.inputs(numbers))
+        cond = with_scale(cond, self._model.guidance, self._batch_size)
+        cond = jax.device_put(cond, split())
         made = sampler.run(params[0], noise, cond)
         labels = self.conditions.labels(numbers)
         decoder = self._model.decoder

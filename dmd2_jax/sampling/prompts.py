@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dmd2_jax.config.sizes import Size, size_of
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published.scheduler import lcm_times, recorded_times
+from dmd2_jax.recipe.guidance import chosen_scale, has_scale_input, scale_range, told_network
 from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import (
     TextFamily,
@@ -56,7 +57,8 @@ class PromptSettings:
       which: "teacher" or "student" of a pipeline; None: by what its folder holds.
       shape: height and width of the images in pixels; 0: those that the network was trained on.
       steps: of the sampler; None: a student's own, or a run's, or 50 of a teacher.
-      guidance: w of u + w (c - u), of a teacher; None: a run's, or diffusers' default.
+      guidance: w of u + w (c - u), of a teacher; None: a run's, or diffusers' default. Or of a
+        student that takes it as an input; None: the middle of its range.
       negative: what guidance goes away from; None: no prompt.
       dtype: of the U-Net's computation; "": float32, or a run's own.
       vae: folder of another autoencoder; "": the pipeline's.
@@ -222,10 +224,14 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
     samplers: dict[tuple[str, PromptSettings], Sampler] = {}  # one each: they are compiled once
 
     def model(chosen: Run, settings: PromptSettings = settings) -> Model:
+        scale = None
+        if chosen.which == "student" and scale_range(config.distill) is not None:
+            scale = chosen.scale(settings.guidance)  # which is an argument of the program
+            settings = replace(settings, guidance=None)
         key = (chosen.which, settings)
         if key not in samplers:
             samplers[key] = _run_sampler(chosen, family, opened, settings)
-        return Model(family, samplers[key], chosen.load, opened)
+        return Model(family, samplers[key], chosen.load, opened, guidance=scale)
 
     return model
 
@@ -256,8 +262,9 @@ def _run_sampler(
     denoiser, config = family.denoiser, run.config
     if run.which == "student":
         times = student_times(config, denoiser.schedule)
-        return _student_steps(denoiser, times, settings)
-    wanted = (settings.guidance, config.distill.guidance, default_guidance(pipeline.index))
+        return _student_steps(told_network(config, family), times, settings)
+    usual = None if has_scale_input(family) else chosen_scale(config.distill)
+    wanted = (settings.guidance, config.distill.guidance, usual, default_guidance(pipeline.index))
     return ddim_sampler(
         denoiser,
         pipeline.scheduler,

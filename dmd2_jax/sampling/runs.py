@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import Size
 from dmd2_jax.recipe.critic_steps import critic_shapes
+from dmd2_jax.recipe.guidance import chosen_scale, guided_part_shapes, load_student, scale_range
 from dmd2_jax.recipe.lora import part_shapes, player_adapters, whole_part
 from dmd2_jax.recipe.open import Family, at_size, build_family, check, recorded_config
 from dmd2_jax.recipe.teacher import load_teacher
@@ -118,12 +119,24 @@ class Run(NamedTuple):
         if self.merged:
             params = load_teacher(self.config, self.family)
         elif self.file is not None:
-            params = self.family.load(self.file)
+            scale = self.which == "student" and scale_range(self.config.distill)
+            params = load_student(self.family, self.file) if scale else self.family.load(self.file)
         else:
             return _restore(self, self.step)[0]
         if self.which != self.trained and self.file == teacher_file(self.config):
             _say_if_another(self, params)
         return params
+
+    def scale(self, asked: float | None = None) -> float | None:
+        """Return the guidance scale that the network takes as an input; None: it takes none.
+
+        Args:
+          asked: by the user; of a teacher it is none of the network's.
+
+        Raises:
+          Refused: if it is out of the student's range, or the student takes none.
+        """
+        return chosen_scale(self.config.distill, asked) if self.which == "student" else None
 
     def checkpoints(self) -> Sequence[int]:
         """Return the steps of the kept checkpoints."""
@@ -240,6 +253,8 @@ def _restore(run: Run, step: int | None, part: str = "") -> tuple[Params, int]:
     if run.trained == "student":
         adapter = player_adapters(config, family)[part.startswith("critic")]
     shapes = part_shapes(adapter, family)
+    if run.trained == "student":
+        shapes = guided_part_shapes(shapes, config.distill, family)
     if part == "critic.params":
         shapes = critic_shapes(shapes, config.distill, family)
     folder, identity = run.workdir / CHECKPOINTS, run_identity(run.workdir)

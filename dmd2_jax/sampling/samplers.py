@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
-from dmd2_jax.diffusion.guidance import guided_x0
+from dmd2_jax.diffusion.guidance import Guided, guided_x0
 from dmd2_jax.diffusion.samplers import ddim, heun, sampling_times
 from dmd2_jax.diffusion.schedules import is_rectified_flow, karras_sigmas
 from dmd2_jax.distill import generate
 from dmd2_jax.families.published.flow_scheduler import flow_times, is_flow
 from dmd2_jax.families.published.scheduler import ddim_times
+from dmd2_jax.recipe.guidance import chosen_scale, has_scale_input, told_network
 from dmd2_jax.recipe.open import Family, Recipe, sample_labels, student_times
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
@@ -32,6 +33,7 @@ __all__ = [
     "sample_noise",
     "student_sampler",
     "teacher_sampler",
+    "with_scale",
 ]
 
 
@@ -55,14 +57,23 @@ class Sampler(NamedTuple):
     nfe: int
 
 
-def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
+def teacher_sampler(family: Family, config: ConfigDict, guidance: float | None = None) -> Sampler:
     """Make the teacher's sampler, with the config's guidance: DDIM for steps, else Heun.
 
     Heun's times are rho-spaced for sigmas; for a flow, whose equation has the same form, equal
     parts of its levels, shifted as these are.
+
+    Args:
+      family: the networks.
+      config: the whole config.
+      guidance: w in place of the config's; with a range of scales that is its middle.
     """
     model, steps = config.model, config.teacher.sampler_steps
-    guidance, levels = config.distill.guidance, family.denoiser.schedule
+    if guidance is None:
+        guidance = config.distill.guidance
+    if guidance is None and not has_scale_input(family):
+        guidance = chosen_scale(config.distill)
+    levels = family.denoiser.schedule
     x0_fn = guided_x0(family.denoiser, guidance)
     passes = 1 if guidance in (None, 1.0) else 2
     if np.issubdtype(levels.levels.dtype, np.integer):
@@ -88,9 +99,9 @@ def teacher_sampler(family: Family, config: ConfigDict) -> Sampler:
 
 
 def student_sampler(family: Family, config: ConfigDict) -> Sampler:
-    """Make the student's sampler: its few steps."""
+    """Make the student's sampler: its few steps. With a range of scales conditions are `Guided`."""
     times = student_times(config, family.denoiser.schedule)
-    return few_step_sampler(family.denoiser, times)
+    return few_step_sampler(told_network(config, family), times)
 
 
 def few_step_sampler(denoiser: Denoiser, times: Sequence[float]) -> Sampler:
@@ -153,6 +164,7 @@ def sample_images(
     seed: int,
     batch_size: int,
     first: int = 0,
+    guidance: float | None = None,
 ) -> Float[np.ndarray, "n h w c"]:
     """Sample one image for each label.
 
@@ -168,6 +180,7 @@ def sample_images(
       seed: of the noise.
       batch_size: images at a time.
       first: number of the first image.
+      guidance: the scale that a student takes as an input; None: it takes none.
 
     Returns:
       [n, h, w, c] float32, nominally in [-1, 1]; of a latent model latents.
@@ -178,8 +191,14 @@ def sample_images(
         rows = np.arange(begin, begin + batch_size)
         filled = _rows(labels, begin + np.arange(batch_size) % min(batch_size, count - begin))
         noise = sample_noise(seed, first + rows, sampler.num_noises, family.image_shape)
-        images.append(sampler.run(params, noise, family.cond(filled)))
+        cond = with_scale(family.cond(filled), guidance, batch_size)
+        images.append(sampler.run(params, noise, cond))
     return np.concatenate([np.asarray(x) for x in images])[:count]
+
+
+def with_scale(cond: PyTree, guidance: float | None, batch_size: int) -> PyTree:
+    """Return the conditions of a batch with the scale that a student takes; None: it takes none."""
+    return cond if guidance is None else Guided(cond, jnp.full((batch_size,), guidance))
 
 
 def _rows(labels: PyTree, rows: Int[np.ndarray, " n"]) -> PyTree:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dmd2_jax.config.sizes import say_sizes, size_of
 from dmd2_jax.data.reading.classes import shown
+from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.guidance import guided_x0
 from dmd2_jax.diffusion.schedules import add_noise
 from dmd2_jax.pictures.curves import loss_curves
@@ -60,6 +61,7 @@ def draw_progress(
     unit: str,
     total: int,
     rows: int = 8,
+    scales: Sequence[float] = (),
 ) -> Drawn:
     """Draw the sample grid and the curves of a run, and at its end the animation of all grids.
 
@@ -72,11 +74,15 @@ def draw_progress(
       unit: what a step is called, for example "cycle".
       total: steps of the whole run.
       rows: of the grid.
+      scales: of a student that takes the guidance scale, those that are drawn, each of the same
+        noise; (): it takes none.
     """
-    images, labels, rows, columns = _grid(recipe, sampler, params, rows)
+    images, labels, rows, columns = _grid(recipe, sampler, params, rows, scales)
     pictures = {"grid": workdir / f"grid_{done:07d}.png"}
     pixels = _decoded(recipe, images)
-    if recipe.prompts is None and recipe.family.num_classes > 1:
+    if scales:
+        _scale_grid(pixels, scales, columns, pictures["grid"])
+    elif recipe.prompts is None and recipe.family.num_classes > 1:
         names = recipe.dataset.class_names
         _class_grid(pixels, labels, columns, names, pictures["grid"])
     else:
@@ -89,33 +95,62 @@ def draw_progress(
     return Drawn(images, pictures)
 
 
-def draw_shape(recipe: Recipe, sampler: Sampler, params: Params, workdir: Path, done: int) -> Path:
+def draw_shape(
+    recipe: Recipe,
+    sampler: Sampler,
+    params: Params,
+    workdir: Path,
+    done: int,
+    scales: Sequence[float] = (),
+) -> Path:
     """Draw the sample grid of another shape than the first; see `draw_progress`.
 
     Returns:
       The picture, shape_HEIGHTxWIDTH_STEP.png, of the latents' height and width.
     """
-    images, _, rows, columns = _grid(recipe, sampler, params, 8)
+    images, _, rows, columns = _grid(recipe, sampler, params, 8, scales)
     size = say_sizes(size_of(*recipe.family.image_shape[:2]))
-    picture = workdir / f"shape_{size}_{done:07d}.png"
-    image_grid(_decoded(recipe, images), picture, rows=rows, cols=columns)
+    picture, pixels = workdir / f"shape_{size}_{done:07d}.png", _decoded(recipe, images)
+    if scales:
+        _scale_grid(pixels, scales, columns, picture)
+    else:
+        image_grid(pixels, picture, rows=rows, cols=columns)
     return picture
 
 
 def _grid(
-    recipe: Recipe, sampler: Sampler, params: Params, rows: int
+    recipe: Recipe, sampler: Sampler, params: Params, rows: int, scales: Sequence[float]
 ) -> tuple[np.ndarray, PyTree, int, int]:
     """Return (images of a grid, what they are of, rows, columns)."""
     labels, rows, columns = grid_labels(recipe, rows)
-    images = sample_images(
-        sampler,
-        recipe.family,
-        _on_one_device(params),
-        labels,
-        seed=recipe.config.seed,
-        batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
-    )
-    return images, labels, rows, columns
+    if scales:  # each has the first rows
+        rows = max(rows // len(scales), 1)
+        labels = jax.tree.map(lambda array: array[: rows * columns], labels)
+    params = _on_one_device(params)
+    images = [
+        sample_images(
+            sampler,
+            recipe.family,
+            params,
+            labels,
+            seed=recipe.config.seed,
+            batch_size=min(rows * columns, recipe.config.evaluate.batch_size),
+            guidance=scale,
+        )
+        for scale in scales or (None,)
+    ]
+    return np.concatenate(images), labels, rows * len(images), columns
+
+
+def _scale_grid(
+    images: Shaped[np.ndarray, "n h w c"], scales: Sequence[float], columns: int, path: Path
+) -> None:
+    """Write some rows for each guidance scale, the scale beside them."""
+    groups = [
+        [(f"w = {scale:.3g}", part[i : i + columns]) for i in range(0, len(part), columns)]
+        for scale, part in zip(scales, np.split(images, len(scales)), strict=True)
+    ]
+    headed_rows(groups, path)
 
 
 def _class_grid(
@@ -149,7 +184,10 @@ class Comparison(NamedTuple):
 
 
 def score_comparison(
-    family: Family, guidance: float | None, seed: int
+    family: Family,
+    guidance: float | None,
+    seed: int,
+    told: tuple[Denoiser, Denoiser] | None = None,
 ) -> Callable[[Params, Params, Array, Array], Comparison]:
     """Make compare(teacher_params, critic_params, x_0 [b, ...], cond) -> Comparison.
 
@@ -157,14 +195,16 @@ def score_comparison(
       family: the networks.
       guidance: the teacher's, see `guided_x0`; the critic has none.
       seed: of the noise, which is the same in every call.
+      told: teacher and critic whose conditions are `Guided`, in place of the family's.
     """
     schedule = family.denoiser.schedule
     chosen = [round(fraction * (len(schedule.levels) - 1)) for fraction in LEVELS]
     key = stream_key(jax.random.key(seed), "draw/scores")
-    critic_x0 = jax.jit(family.denoiser.x0)
-    guided = guided_x0(family.denoiser, guidance)
+    teacher_net, critic_net = told or (family.denoiser, family.denoiser)
+    critic_x0 = jax.jit(critic_net.x0)
+    guided = guided_x0(teacher_net, guidance)
     # Without guidance the two are one function, compiled once.
-    teacher_x0 = critic_x0 if guided is family.denoiser.x0 else jax.jit(guided)
+    teacher_x0 = critic_x0 if guided is critic_net.x0 else jax.jit(guided)
 
     def compare(teacher: Params, critic: Params, x_0: Array, cond: Array) -> Comparison:
         b, lead = x_0.shape[0], (len(LEVELS), x_0.shape[0])

@@ -28,6 +28,7 @@ def training_score(
     workdir: str | Path,
     sampler: Sampler,
     choose: Callable[[PyTree], Params],
+    guidance: float | None = None,
 ) -> Callable[[PyTree], dict[str, float]] | None:
     """Return what measures a run as it trains: state -> fid, class_accuracy.
 
@@ -41,6 +42,7 @@ def training_score(
         `dmd2 evaluate`.
       sampler: of the network that trains.
       choose: state -> the weights to measure.
+      guidance: the scale that a student takes as an input; None: it takes none.
 
     Returns:
       The function, which every process of the run must call; None if `log.evaluate_every` is 0.
@@ -69,7 +71,7 @@ def training_score(
         images = SampledImages(
             "training",
             "the network that trains",
-            Model(family, sampler, lambda: weights),
+            Model(family, sampler, lambda: weights, guidance=guidance),
             Classes(family.num_classes),
             num=len(share),
             batch_size=batch_size,

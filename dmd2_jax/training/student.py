@@ -17,6 +17,7 @@ from dmd2_jax.recipe.distillation import (
     open_distillation,
     trace,
 )
+from dmd2_jax.recipe.guidance import chosen_scale, drawn_scales, guided_teacher, told_network
 from dmd2_jax.recipe.lora import export_student, with_base
 from dmd2_jax.recipe.open import Recipe, check_has_images, check_one_shape, open_recipe
 from dmd2_jax.recipe.tables import parameter_table
@@ -31,7 +32,7 @@ from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.distributed import in_step, is_first, on_first, put, to_host
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.random import stream_key
-from dmd2_jax.sampling.samplers import grid_labels, student_sampler
+from dmd2_jax.sampling.samplers import grid_labels, student_sampler, with_scale
 from dmd2_jax.training.batches import HostBatch, check_batch, prepare, put_batch, read_shape
 from dmd2_jax.training.drawing import (
     draw_progress,
@@ -246,7 +247,13 @@ def _described(
         },
         export=lambda state, done: _export(it, state, workdir, run, done),
         draw=_drawing(it, workdir),
-        score=training_score(recipe, workdir, student_sampler(family, config), chosen),
+        score=training_score(
+            recipe,
+            workdir,
+            student_sampler(family, config),
+            chosen,
+            chosen_scale(config.distill),
+        ),
         judge=_judge(it),
         shown=("generator_loss", "critic_loss"),
         profile=profile,
@@ -285,16 +292,27 @@ def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[st
     config, family = recipe.config, recipe.family
     sampler, total = student_sampler(family, config), config.distill.cycles
     others = [(each, student_sampler(each.family, each.config)) for each in it.recipe.buckets[1:]]
-    compare = score_comparison(family, config.distill.guidance, config.seed)
-    labels, _, columns = grid_labels(recipe)
+    labels, rows, columns = grid_labels(recipe)
     cond = family.cond(jax.tree.map(lambda array: array[:columns], labels))
+    scales, told = drawn_scales(config.distill, rows), None
+    if scales:
+        told = (guided_teacher(config, family), told_network(config, family))
+        cond = with_scale(cond, scales[0], columns)  # as the first row is
+    compare = score_comparison(family, config.distill.guidance, config.seed, told)
 
     def drawn(own: Params, critic: Params | None, done: int) -> dict[str, Path]:
         progress = draw_progress(
-            recipe, sampler, it.generator(own), workdir, done, unit="cycle", total=total
+            recipe,
+            sampler,
+            it.generator(own),
+            workdir,
+            done,
+            unit="cycle",
+            total=total,
+            scales=scales,
         )
         for each, its_sampler in others:
-            picture = draw_shape(each, its_sampler, it.generator(own), workdir, done)
+            picture = draw_shape(each, its_sampler, it.generator(own), workdir, done, scales)
             progress.pictures[picture.stem.rpartition("_")[0]] = picture
         if critic is not None:
             x_0 = progress.images[:columns]

@@ -132,7 +132,8 @@ class Drawer:
     def _key(self, network: str, request: Request) -> tuple:
         """Return what decides a program but for its shapes; a student's averages share one."""
         settings = settings_of(network, request, self.subject.offer)
-        return network, settings.steps, settings.guidance
+        told = network == "student"  # the scale, if any, which is an argument of the program
+        return network, settings.steps, None if told else settings.guidance
 
     def _batch(self, request: Request) -> int:
         return min(self.subject.batch_size, request.num)

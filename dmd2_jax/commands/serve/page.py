@@ -90,12 +90,17 @@ def _controls(offer: Offer) -> tuple[dict[str, Any], gr.Button, gr.Button]:
         fields["steps"] = gr.Number(
             value=steps, label=f"Steps of the {network}", minimum=1, precision=0, min_width=110
         )
-    if offer.guidance is not None:
+    if offer.scales is not None:
+        low, high = offer.scales
+        fields["guidance"] = gr.Slider(
+            low, high, value=offer.guidance, label="Guidance", step=(high - low) / 60
+        )
+    elif offer.guidance is not None:
         fields["guidance"] = gr.Number(
             value=offer.guidance, label="Guidance of the teacher", minimum=0, min_width=110
         )
-        if offer.of_prompts:
-            fields["negative"] = gr.Textbox(label="Away from (negative prompt)", lines=1)
+    if offer.guidance is not None and offer.of_prompts:
+        fields["negative"] = gr.Textbox(label="Away from (negative prompt)", lines=1)
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", min_width=110, elem_id="draw")
         following = gr.Button("Next seed", min_width=110, elem_id="next")

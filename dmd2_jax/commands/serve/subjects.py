@@ -14,6 +14,7 @@ from dmd2_jax.data.reading.class_choice import chosen_classes
 from dmd2_jax.data.reading.classes import shown
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.recipe.classes import read_record
+from dmd2_jax.recipe.guidance import chosen_scale, scale_range
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, default_guidance, text_family
 from dmd2_jax.run.exported import unfinished
 from dmd2_jax.runtime.fetched import fetched
@@ -80,6 +81,7 @@ class Offer(NamedTuple):
       averages: decays of the student's averages.
       steps: network -> its usual number of steps, where there may be another.
       guidance: a teacher's usual one; None: it has none.
+      scales: the range of a student that takes the guidance scale; None: it takes none.
     """
 
     networks: Sequence[str]
@@ -88,6 +90,7 @@ class Offer(NamedTuple):
     averages: Sequence[float] = ()
     steps: Mapping[str, int] = {}
     guidance: float | None = None
+    scales: tuple[float, float] | None = None
 
 
 class Way(NamedTuple):
@@ -216,6 +219,8 @@ def settings_of(network: str, request: Request, offer: Offer) -> PromptSettings:
     """
     usual = offer.steps.get(network)
     steps = None if usual is None or request.steps == usual else request.steps
+    if network == "student" and offer.scales is not None:
+        return PromptSettings(steps=steps, guidance=request.guidance)
     if network == "student" or offer.guidance is None:
         return PromptSettings(steps=steps)
     guidance = None if request.guidance in (None, offer.guidance) else float(request.guidance)
@@ -232,6 +237,9 @@ class _ClassRun:
         named = record is not None and self._num_classes
         self._names = record.class_names if named and record is not None else None
         config, classes = run.config, []
+        usual = config.distill.guidance
+        if usual is None:
+            usual = chosen_scale(config.distill)
         if self._num_classes > 1:
             words = [""] * self._num_classes
             if self._names is not None:
@@ -242,7 +250,8 @@ class _ClassRun:
             classes=classes,
             averages=tuple(config.optim.ema_decays) if run.trained == "student" else (),
             steps={"teacher": config.teacher.sampler_steps},
-            guidance=config.distill.guidance if self._num_classes else None,
+            guidance=usual if self._num_classes else None,
+            scales=scale_range(config.distill) if run.trained == "student" else None,
         )
 
     def check(self, request: Request) -> None:
@@ -272,7 +281,8 @@ class _ClassRun:
         settings = settings_of(network, request, self.offer)
         sampler = _class_sampler(run, settings)
         assert run.file is not None  # as no checkpoint is asked for
-        model = class_model(run.family, run.config, sampler, run.load)
+        scale = run.scale(settings.guidance)
+        model = class_model(run.family, run.config, sampler, run.load, guidance=scale)
         return Way(model, run.name, run.file, note)
 
 
@@ -307,6 +317,8 @@ class _PromptRun:
         self._models = run_models(run, PromptSettings(), pipeline)
         index = base_pipeline(pipeline or config.model.pipeline, family)
         own = config.distill.guidance
+        if own is None:
+            own = chosen_scale(config.distill)
         self.title, self.batch_size = _title(run.workdir), PROMPT_BATCH
         self.offer = Offer(
             networks=_networks(run),
@@ -314,6 +326,7 @@ class _PromptRun:
             averages=tuple(config.optim.ema_decays) if run.trained == "student" else (),
             steps={"teacher": config.teacher.sampler_steps},
             guidance=default_guidance(index) if own is None else own,
+            scales=scale_range(config.distill) if run.trained == "student" else None,
         )
 
     def check(self, request: Request) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.config.plugins import load_plugin
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.diffusion.guidance import Guided
 from dmd2_jax.distill.objectives.contract import Objective, Setting
 from dmd2_jax.distill.objectives.view import View
 from dmd2_jax.typing import Array, Float, PyTree
@@ -79,7 +80,8 @@ class Reward(Objective):
 
     def value(self, view: View, draws: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Return the loss and the mean reward."""
-        mean = jnp.mean(self.rewards(view.x_0, view.cond))
+        cond = view.cond.cond if isinstance(view.cond, Guided) else view.cond
+        mean = jnp.mean(self.rewards(view.x_0, cond))
         return -mean, {"reward": mean}
 
     @property

@@ -70,6 +70,11 @@ class EdmFamily:
         """The layer that makes the embedding of the noise level."""
         return "map_layer1"
 
+    @property
+    def guidance_layer(self) -> str:
+        """The layer whose input a guidance scale is added to: the first behind the sinusoids."""
+        return "map_layer0"
+
     def tensor_name(self, path: tuple[str, ...]) -> str:
         """Return the original name of the variable at a path of the weights."""
         return _original_name(path)

@@ -57,6 +57,11 @@ class PublishedFamily:
         """The end of the name of the layer that makes the embedding of the time."""
         return "timestep_embedder.linear_2"
 
+    @property
+    def guidance_layer(self) -> str:
+        """The end of the name of the layer whose input a guidance scale is added to."""
+        return "timestep_embedder.linear_1"
+
     def tensor_name(self, path: tuple[str, ...]) -> str:
         """Return the published name of the variable at a path of the weights."""
         return self.model.kind.naming(path)

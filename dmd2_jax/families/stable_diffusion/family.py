@@ -110,6 +110,11 @@ class StableDiffusionFamily(PublishedFamily):
         """The layer that makes the embedding of the time."""
         return "time_embedding.linear_2"
 
+    @property
+    def guidance_layer(self) -> str:
+        """The layer that a guidance scale's embedding is added before, as `cond_proj` does."""
+        return "time_embedding.linear_1"
+
     def with_null(self, null: Condition) -> "StableDiffusionFamily":
         """Return the family whose guidance goes away from this condition, where none is given.
 
