@@ -38,11 +38,13 @@ __all__ = [
     "guided_part_shapes",
     "guided_teacher",
     "has_scale_input",
+    "in_range",
     "load_student",
     "same_scales",
     "save_student",
     "scale_range",
     "told_adapter",
+    "told_input",
     "told_network",
 ]
 
@@ -74,14 +76,27 @@ def chosen_scale(distill: Mapping[str, Any], asked: float | None = None) -> floa
       Refused: if it is out of the range, or the student takes none.
     """
     ends = scale_range(distill)
-    if ends is None:
-        if asked is None:
-            return None
+    if ends is not None:
+        return in_range(ends, asked)
+    if asked is not None:
         raise Refused(
             f"guidance={asked:g} of a student that takes no guidance scale, expected none: its "
             "teacher's is in its weights; leave it away, sample the teacher, or distil with "
             "config.distill.guidance_range=1,4 a student that takes one."
         )
+    return None
+
+
+def in_range(ends: tuple[float, float], asked: float | None = None) -> float:
+    """Return the scale that is asked for, or the middle of a student's range.
+
+    Args:
+      ends: the range.
+      asked: by the user; None: nobody says.
+
+    Raises:
+      Refused: if it is out of the range.
+    """
     if asked is None:
         return sum(ends) / 2
     if not ends[0] <= asked <= ends[1]:
@@ -143,6 +158,11 @@ def told_network(config: ConfigDict, family: Family) -> Denoiser:
 def _tell_input(params: Params, cond: PyTree, scale: Array) -> tuple[Params, PyTree]:
     """Tell a network the scale that takes it in its condition."""
     return params, {**cond, "guidance": scale}
+
+
+def told_input(family: Family) -> Denoiser:
+    """Return a network that takes a guidance scale itself, whose conditions are `Guided`."""
+    return told_scale(family.denoiser, _tell_input)
 
 
 def _tell(params: Params, cond: PyTree, scale: Array) -> tuple[Params, PyTree]:

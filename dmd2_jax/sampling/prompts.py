@@ -1,5 +1,6 @@
 """Text-to-image models for sampling: of a pipeline's folder or of a run with its pipeline."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,15 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import Size, size_of
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
-from dmd2_jax.families.published.scheduler import lcm_times, recorded_times
-from dmd2_jax.recipe.guidance import chosen_scale, has_scale_input, scale_range, told_network
+from dmd2_jax.families.published.scheduler import lcm_times, recorded_scales, recorded_times
+from dmd2_jax.recipe.guidance import (
+    chosen_scale,
+    has_scale_input,
+    in_range,
+    scale_range,
+    told_input,
+    told_network,
+)
 from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import (
     TextFamily,
@@ -175,18 +183,36 @@ def pipeline_models(
     pipeline = _open_pipeline(index, settings, family)
 
     def model(chosen: PromptSettings) -> Model:
-        guidance = default_guidance(index)
+        guidance, denoiser, scale = default_guidance(index), family.denoiser, None
+        if chosen.which != "teacher" and is_few_step(pipeline.scheduler):
+            scale = _pipeline_scale(index, family, pipeline.scheduler, chosen.guidance)
+        if scale is not None:
+            denoiser, chosen = told_input(family), replace(chosen, guidance=None)
         sampler = pipeline_sampler(
-            family.denoiser,
+            denoiser,
             pipeline.scheduler,
             chosen,
             guidance,
             family.image_tokens,
             size_of(*family.image_shape[:2]),
         )
-        return Model(family, sampler, lambda: family.load(index.folder), pipeline)
+        load = functools.partial(family.load, index.folder)
+        return Model(family, sampler, load, pipeline, guidance=scale)
 
     return model
+
+
+def _pipeline_scale(
+    index: PipelineIndex, family: TextFamily, scheduler: Mapping[str, Any], asked: float | None
+) -> float | None:
+    """Return the scale that a few-step pipeline's network is told; None: one of its own, if any."""
+    usual, ends = getattr(family, "input_guidance", None), recorded_scales(scheduler)
+    if usual is None:
+        return None
+    if ends is not None:
+        return in_range(ends, usual if asked is None else asked)
+    # Published U-Nets with such an input say nothing of a range.
+    return (usual if asked is None else asked) if index.network == "unet" else None
 
 
 def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callable[..., Model]:

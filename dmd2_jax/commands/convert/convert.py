@@ -13,6 +13,7 @@ from dmd2_jax.families.edm import family as edm
 from dmd2_jax.families.edm.arguments import arguments_of, recipe_values
 from dmd2_jax.recipe.classes import weights_record
 from dmd2_jax.recipe.exported_weights import save_weights
+from dmd2_jax.recipe.guidance import has_scale_input
 from dmd2_jax.recipe.open import Family, build_family, check, uniform_labels
 from dmd2_jax.recipe.weights_file import weights_file
 from dmd2_jax.runtime.places import has_folder, path_of
@@ -150,6 +151,12 @@ def _open(
             raise Refused(
                 f"the teacher of {source} is {run.file} with the LoRA of {run.config.teacher.lora} "
                 "merged into it, expected weights of one file; convert those files themselves."
+            )
+        if run.scale() is not None and not has_scale_input(run.family):
+            raise Refused(
+                f"the student of {source} takes a guidance scale by weights of its own, expected "
+                "weights of the network alone; write them at one scale by `dmd2 export "
+                "--guidance`."
             )
         return run.file, read_weights(run.file), run.family
     if which is not None or ema is not None:

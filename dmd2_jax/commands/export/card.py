@@ -20,6 +20,7 @@ from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS, PipelineIndex
 from dmd2_jax.families.published.scheduler import (
     Diffusion,
     read_scheduler,
+    recorded_scales,
     recorded_settings,
     recorded_times,
 )
@@ -124,7 +125,9 @@ def _what(card: Card) -> str:
         network = "U-Net" if card.base.network == "unet" else "transformer"
         return f"A pipeline with a {network} trained by dmd2_jax."
     if "guidance" in recorded_settings(card.scheduler):
-        guidance = "A step is one call of its network, which takes a guidance scale as an input."
+        ends = recorded_scales(card.scheduler)
+        which = f"any guidance scale in {ends[0]:g} to {ends[1]:g}" if ends else "a guidance scale"
+        guidance = f"A step is one call of its network, which takes {which} as an input."
     else:
         guidance = "The guidance is in its weights: it takes none when it samples."
     return (
@@ -211,9 +214,15 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         "the first noise alone.",
     ]
     if guidance is not None:
+        ends = recorded_scales(card.scheduler)
+        trained = (
+            f"it was trained with those in {ends[0]:g} to {ends[1]:g}"
+            if ends
+            else "the only one that the student was trained with"
+        )
         said.append(
-            f"- `guidance_scale={guidance:g}` is an input of the network, and the only one that "
-            "the student was trained with; `true_cfg_scale` stays 1."
+            f"- `guidance_scale={guidance:g}` is an input of the network, and {trained}; "
+            "`true_cfg_scale` stays 1."
         )
     elif card.base.class_name == "FluxPipeline":
         said.append("- The network takes no guidance: `guidance_scale` changes nothing.")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dmd2_jax.commands.export.command import Options
 from dmd2_jax.commands.export.record import Record, read_record
+from dmd2_jax.commands.export.scale import open_scale
 from dmd2_jax.config.family import model_defaults
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.recipe.classes import weights_record
@@ -65,15 +66,17 @@ def export_classes(run: Run, options: Options, out: Path) -> str:
                 f"--{name} of a run of classes, expected none: it is of text-to-image pipelines; "
                 f"leave --{name} away."
             )
+    scaled = open_scale(run, run.family, options)
     shapes = run.family.tensor_shapes()
     check_free_space(out.parent, state_bytes(run.family.param_shapes()), "the weights")
     what = f"{out}: {_FILE}, {len(shapes)} tensors, and README.md with the lines that sample it"
     if options.dry_run:
         return f"dry run: {what}"
     record = read_record(run, run.workdir)
+    record = record._replace(settings=(*record.settings, *scaled.rows))
     with whole_folder(out) as folder:
         known = None if run.file is None else weights_record(run.file)
-        save_weights(run.family, run.load(), folder / _FILE, known)
+        save_weights(run.family, scaled.load(), folder / _FILE, known)
         (folder / "README.md").write_text(_readme(run, record), encoding="utf-8")
     return what
 

@@ -13,6 +13,7 @@ examples:
   dmd2 export --weights=student.safetensors --pipeline=sdxl --times=999,749,499,249 \\
       --out=student
   dmd2 export --workdir=runs/sd35 --out=student --dtype=bfloat16
+  dmd2 export --workdir=runs/guided --out=student_w3 --guidance=3
   dmd2 export --workdir=runs/sdxl --out=student --push=ada/sdxl-four-step --private
 
 then, in Python (README.md in the folder has the lines):
@@ -103,6 +104,13 @@ class Options:
         parse=_times,
         group=_WHAT,
     )
+    guidance: float | None = flag(
+        "of a student that takes the scale: write its weights at this one; default: the scale "
+        "stays an input where diffusers' pipeline has one",
+        default=None,
+        metavar="W",
+        group=_AS,
+    )
     lora: str = flag(
         "the adapters alone: by peft's names for load_lora_weights, the default, or by kohya's, "
         "which ComfyUI and A1111 know too",
@@ -178,6 +186,11 @@ class Options:
             raise Refused(
                 "--ema or --checkpoint with --weights, expected --workdir, from whose files they "
                 "choose; leave them away."
+            )
+        if self.weights and self.guidance is not None:
+            raise Refused(
+                "--guidance with --weights, expected --workdir, whose config has the range of "
+                "scales; leave --guidance away."
             )
         if self.lora and self.lora not in _LORA:
             raise Refused(f"--lora={self.lora}, expected one of {_LORA}; choose one.")

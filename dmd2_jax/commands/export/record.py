@@ -10,6 +10,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.evaluate.table import metrics_table
+from dmd2_jax.recipe.guidance import scale_range
 from dmd2_jax.run.exported import exported_step
 from dmd2_jax.runtime.places import in_bucket, path_of
 from dmd2_jax.sampling.runs import Run
@@ -96,7 +97,10 @@ def _student(config: ConfigDict) -> Iterator[tuple[str, str]]:
     distill, optim = config.distill, config.optim
     yield "batch size", str(distill.batch_size)
     yield "learning rate", f"generator {optim.generator_lr:g}, critic {optim.critic_lr:g}"
-    yield "teacher's guidance", "none" if distill.guidance is None else f"{distill.guidance:g}"
+    guidance = "none" if distill.guidance is None else f"{distill.guidance:g}"
+    if ends := scale_range(distill):
+        guidance = f"{ends[0]:g} to {ends[1]:g}, an input"
+    yield "teacher's guidance", guidance
     yield "distribution matching", _weight(distill.dm_weight)
     yield "GAN", _weight(distill.gan_generator_weight)
     if (distill.student_steps or len(distill.student_times)) > 1:

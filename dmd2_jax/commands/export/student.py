@@ -20,6 +20,7 @@ from dmd2_jax.commands.export.folder import (
 from dmd2_jax.commands.export.origin import Licence, read_origin
 from dmd2_jax.commands.export.push import check_header, check_push, push
 from dmd2_jax.commands.export.record import Record, read_record
+from dmd2_jax.commands.export.scale import Scaled, open_scale
 from dmd2_jax.commands.export.single_file import SINGLE_FILE, write_single_file
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import Size, size_of, sizes_of
@@ -74,6 +75,7 @@ class _Student(NamedTuple):
       rank: of the adapters; None: not known.
       record: what the run tells of it.
       shapes: of the latents that it was trained on, with its times for each.
+      scaled: how its guidance scale is written; None: it is a file's, at one scale.
     """
 
     base: PipelineIndex
@@ -84,6 +86,14 @@ class _Student(NamedTuple):
     rank: int | None = None
     record: Record = Record()
     shapes: Mapping[Size, tuple[float, ...]] = MappingProxyType({})
+    scaled: Scaled | None = None
+
+    @property
+    def guidance(self) -> tuple[float | None, tuple[float, float] | None]:
+        """The scale that the network takes by default, and the range; None: it takes none."""
+        if self.scaled is None:
+            return getattr(self.family, "input_guidance", None), None
+        return self.scaled.scale, self.scaled.ends
 
 
 def export(options: Options) -> str:
@@ -135,12 +145,16 @@ def _card(student: _Student, options: Options) -> Card:
     """Return what the README.md tells, with the student's scheduler."""
     scheduler = read_scheduler_config(student.base)
     pixels: Size = 0
-    size = size_of(*student.family.image_shape[:2])
+    size, (guidance, scales) = size_of(*student.family.image_shape[:2]), student.guidance
     if student.times and is_flow(scheduler):
-        guidance = getattr(student.family, "input_guidance", None)
-        kind = options.scheduler or "euler"
         scheduler = flow_student_scheduler(
-            scheduler, student.times, kind, size=size, guidance=guidance, by_size=student.shapes
+            scheduler,
+            student.times,
+            options.scheduler or "euler",
+            size=size,
+            guidance=guidance,
+            by_size=student.shapes,
+            scales=scales,
         )
         pixels = open_pipeline(student.base, latent_size=size).resolution
     elif student.times:
@@ -151,6 +165,8 @@ def _card(student: _Student, options: Options) -> Card:
         ):  # which diffusers draws where a call says nothing
             pixels = open_pipeline(student.base, latent_size=size).resolution
             scheduler |= recorded_as(size, times=student.shapes)
+        if guidance is not None:
+            scheduler |= recorded_as(size, guidance, student.shapes, scales)
     elif options.scheduler:
         raise Refused(
             f"--scheduler={options.scheduler} of a teacher's run, expected none: it keeps its "
@@ -181,6 +197,8 @@ def _card(student: _Student, options: Options) -> Card:
 def _write(student: _Student, card: Card, tensors: Tensors, folder: Path) -> None:
     """Write the files of an export into an empty folder."""
     base, model = student.base, student.family.model
+    if student.scaled is not None and student.scaled.model is not None:
+        model = student.scaled.model
     if card.kind in _LORA:
         write_lora(tensors, folder, base.network, card.kind)
     elif card.kind == "single_file":
@@ -280,8 +298,11 @@ def _from_run(options: Options, run: Run) -> _Student:
     times = student_times(run.config, family.denoiser.schedule) if is_student else ()
     shapes = _times_by_shape(run) if times else {}
     record = read_record(run, base.folder)
+    scaled = open_scale(run, family, options)
+    record = record._replace(settings=(*record.settings, *scaled.rows))
     if not options.lora:
-        return _Student(base, family, times, run.load, record=record, shapes=shapes)
+        load = scaled.load
+        return _Student(base, family, times, load, record=record, shapes=shapes, scaled=scaled)
     if not (times and distill.lora_rank):
         raise Refused(
             f"--lora of {options.workdir}, which trained a whole network, expected a distillation "
@@ -295,7 +316,8 @@ def _from_run(options: Options, run: Run) -> _Student:
         )
     name = f"{Path(run.file or '').stem}_lora.safetensors"
     file = weights_file(str(options.workdir), name)
-    return _Student(base, family, times, run.load, file, distill.lora_rank, record, shapes)
+    rank = distill.lora_rank
+    return _Student(base, family, times, run.load, file, rank, record, shapes, scaled)
 
 
 def _times_by_shape(run: Run) -> dict[Size, tuple[float, ...]]:

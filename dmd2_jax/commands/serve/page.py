@@ -99,7 +99,7 @@ def _controls(offer: Offer) -> tuple[dict[str, Any], gr.Button, gr.Button]:
         fields["guidance"] = gr.Number(
             value=offer.guidance, label="Guidance of the teacher", minimum=0, min_width=110
         )
-    if offer.guidance is not None and offer.of_prompts:
+    if offer.guidance is not None and offer.of_prompts and "teacher" in offer.networks:
         fields["negative"] = gr.Textbox(label="Away from (negative prompt)", lines=1)
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", min_width=110, elem_id="draw")

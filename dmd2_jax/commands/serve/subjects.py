@@ -12,7 +12,7 @@ from dmd2_jax.config.rules import check_seed
 from dmd2_jax.config.text import check_text
 from dmd2_jax.data.reading.class_choice import chosen_classes
 from dmd2_jax.data.reading.classes import shown
-from dmd2_jax.families.published.scheduler import recorded_times
+from dmd2_jax.families.published.scheduler import recorded_scales, recorded_times
 from dmd2_jax.recipe.classes import read_record
 from dmd2_jax.recipe.guidance import chosen_scale, scale_range
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, default_guidance, text_family
@@ -354,7 +354,8 @@ class _PipelineFolder:
 
     def __init__(self, folder: str, settings: PromptSettings) -> None:
         self._models, self._folder = pipeline_models(folder, settings), path_of(folder)
-        pipeline = self._models(settings).pipeline
+        model = self._models(settings)
+        pipeline = model.pipeline
         assert pipeline is not None
         self.title, self.batch_size = _title(self._folder), PROMPT_BATCH
         if not is_few_step(pipeline.scheduler):
@@ -363,7 +364,9 @@ class _PipelineFolder:
         else:
             fixed = recorded_times(pipeline.scheduler) is not None
             steps = {} if fixed else {"student": STUDENT_STEPS}
-            self.offer = Offer(("student",), True, steps=steps)
+            scales = recorded_scales(pipeline.scheduler)
+            guidance = None if scales is None else model.guidance
+            self.offer = Offer(("student",), True, steps=steps, guidance=guidance, scales=scales)
 
     def check(self, request: Request) -> None:
         """See `Subject`."""

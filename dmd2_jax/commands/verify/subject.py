@@ -11,15 +11,16 @@ from dmd2_jax.families.published.family import PublishedFamily
 from dmd2_jax.families.published.folder import is_component
 from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
 from dmd2_jax.families.published.scheduler import recorded_times
+from dmd2_jax.recipe.guidance import baked
 from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import default_guidance
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.sampling.prompts import PromptSettings, is_few_step, pipeline_model
 from dmd2_jax.sampling.runs import open_run
-from dmd2_jax.sampling.samplers import Sampler, few_step_sampler
+from dmd2_jax.sampling.samplers import Sampler, few_step_sampler, with_scale
 from dmd2_jax.text2image.pipeline import TextToImage
-from dmd2_jax.typing import Params
+from dmd2_jax.typing import Array, Params, PyTree
 
 __all__ = ["STEPS", "Subject", "open_subject"]
 
@@ -94,10 +95,20 @@ def _of_pipeline(folder: Path, variant: str) -> Subject:
     assert pipeline is not None and isinstance(family, PublishedFamily)  # as those of prompts are
     times, few = recorded_times(pipeline.scheduler), is_few_step(pipeline.scheduler)
     settings = PromptSettings(variant=variant, steps=None if times else STEPS)
-    sampler = pipeline_model(folder, settings).sampler
+    chosen = pipeline_model(folder, settings)
+    sampler = _at_scale(chosen.sampler, chosen.guidance)
     guidance = None if few else default_guidance(pipeline.index)
     network = pipeline.index.part(pipeline.index.network)
     return Subject(folder, network, family, model.load, False, pipeline, sampler, times, guidance)
+
+
+def _at_scale(sampler: Sampler, guidance: float | None) -> Sampler:
+    """Return the sampler at the scale that its network is told; None: it is told none."""
+
+    def run(params: Params, noise: Array, cond: PyTree) -> Array:
+        return sampler.run(params, noise, with_scale(cond, guidance, noise.shape[1]))
+
+    return sampler if guidance is None else sampler._replace(run=run)
 
 
 def _alone(folder: Path, variant: str) -> Subject:
@@ -120,7 +131,8 @@ def _with_weights(subject: Subject, weights: str) -> Subject:
             f"the run in {weights} is of another network than {subject.folder}, expected the "
             "pipeline that it was made from; give its folder."
         )
-    subject = subject._replace(load=run.load, replaced=True)
+    scale = run.scale()  # at which a student is compared that takes one
+    subject = subject._replace(load=lambda: baked(run.load(), run.family, scale), replaced=True)
     if run.which != "student" or subject.pipeline is None:
         return subject
     times = student_times(run.config, run.family.denoiser.schedule)

@@ -26,7 +26,6 @@ from dmd2_jax.typing import Float, Int, PyTree
 __all__ = ["Theirs", "missing_packages"]
 
 _EMPTY = ""
-_GUIDANCE = 3.5  # the input of FLUX.1-dev, as the family has it
 _MULTIPLE = 32  # of tokens, to which Z-Image's prompts are filled up
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _SWITCHED_OFF = {
@@ -230,7 +229,12 @@ class Theirs:
                 if "time_ids" in text
                 else {}
             )
-            out = network(x, time, text["prompt_embeds"], added_cond_kwargs=added).sample
+            told = {}
+            if features := network.config.time_cond_proj_dim:
+                scale = torch.full((len(x),), self._scale - 1.0)
+                embed = self._diffusers.LatentConsistencyModelPipeline
+                told["timestep_cond"] = embed.get_guidance_scale_embedding(None, scale, features)
+            out = network(x, time, text["prompt_embeds"], added_cond_kwargs=added, **told).sample
             return out.numpy().transpose(0, 2, 3, 1)
         if kind == "ZImageTransformer2DModel":
             prompts = list(_unfilled(text["prompt_embeds"], text["prompt_mask"]))
@@ -250,10 +254,17 @@ class Theirs:
         tokens = flux._pack_latents(x, b, c, h, w)
         places = flux._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
         if network.config.guidance_embeds:
-            text["guidance"] = torch.full((b,), _GUIDANCE)
+            text["guidance"] = torch.full((b,), self._scale)
         length = text["encoder_hidden_states"].shape[1]
         out = network(tokens, timestep=time, img_ids=places, txt_ids=torch.zeros(length, 3), **text)
         return self._ours(out.sample, (h, w, c))
+
+    @property
+    def _scale(self) -> float:
+        """The guidance scale that the network takes as an input, of one that takes it."""
+        scale = self._subject.family.input_guidance
+        assert scale is not None  # the caller has seen that it does
+        return scale
 
     def _levels(self, t: Any) -> tuple[float, float, str]:
         """Return alpha, sigma and what is predicted, as their scheduler of the folder has them."""
@@ -310,8 +321,8 @@ class Theirs:
         own = recorded_times(config) == times
         words: dict[str, Any] = {"guidance_scale": subject.guidance or 0}
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
-        if self._packed:
-            words["guidance_scale"] = _GUIDANCE
+        if subject.family.input_guidance is not None:
+            words["guidance_scale"] = self._scale
         if self._chats:  # pos + w (pos - neg), which is ours with 1 more
             words["guidance_scale"] = (subject.guidance or 1) - 1
         if is_flow(config):

@@ -135,6 +135,7 @@ def flow_student_scheduler(
     size: Size,
     guidance: float | None = None,
     by_size: Mapping[Size, Sequence[float]] | None = None,
+    scales: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Return the config of a scheduler with which diffusers samples a flow's few-step student.
 
@@ -153,6 +154,7 @@ def flow_student_scheduler(
       size: of the latents that it was trained on.
       guidance: the scale that the network takes as an input; None: it takes none.
       by_size: the times for each of several shapes of latents.
+      scales: the range of scales that it was trained with; None: one.
 
     Returns:
       The contents of a scheduler_config.json, from which `recorded_times` reads the times, and
@@ -182,4 +184,4 @@ def flow_student_scheduler(
         "use_dynamic_shifting": False,
     }
     made |= {"stochastic_sampling": True} if kind == "euler" else {}
-    return made | recorded_as(size, guidance, by_size)
+    return made | recorded_as(size, guidance, by_size, scales)

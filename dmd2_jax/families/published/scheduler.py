@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.config.rules import SIZES, holds
+from dmd2_jax.config.rules import GUIDANCE_RANGE, SIZES, holds
 from dmd2_jax.config.sizes import EXPECTED, Size, say_sizes, sides, size_of
 from dmd2_jax.denoiser import Schedule
 from dmd2_jax.diffusion.schedules import discrete_vp
@@ -27,6 +27,7 @@ __all__ = [
     "lcm_times",
     "read_scheduler",
     "recorded_as",
+    "recorded_scales",
     "recorded_settings",
     "recorded_times",
     "student_scheduler",
@@ -54,6 +55,7 @@ _KNOWN = {
 _LCM_GRID = 50
 # What a student was trained with: setting -> entry.
 _SETTINGS = {"guidance": "_student_guidance", "resolution": "_student_latent_side"}
+_SCALES = "_student_guidance_range"
 _BY_SIZE = "_student_times_by_size"
 _TIMES = "_student_timesteps"  # diffusers keeps and ignores what begins with an underscore
 _ZERO_SNR = "rescale_betas_zero_snr"
@@ -346,6 +348,7 @@ def recorded_as(
     size: Size,
     guidance: float | None = None,
     times: Mapping[Size, Sequence[float]] | None = None,
+    scales: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Return the entries of a scheduler_config.json that `recorded_settings` reads.
 
@@ -353,11 +356,36 @@ def recorded_as(
       size: of the latents that a student was trained on.
       guidance: the scale that its network takes as an input; None: it takes none.
       times: of a student of several shapes, for each; `recorded_times` reads them.
+      scales: the lowest and the highest scale that it was trained with, where it has a range;
+        `recorded_scales` reads them.
     """
     entries: dict[str, Any] = {_SETTINGS["resolution"]: size}
     if times and len(times) > 1:
         entries[_BY_SIZE] = {say_sizes(size): list(each) for size, each in times.items()}
+    if scales:
+        entries[_SCALES] = [float(end) for end in scales]
     return entries | ({} if guidance is None else {_SETTINGS["guidance"]: float(guidance)})
+
+
+def recorded_scales(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the range of guidance scales that a student takes; None: its export recorded none.
+
+    Args:
+      config: what scheduler_config.json holds.
+
+    Raises:
+      Refused: if it is no range.
+    """
+    if _SCALES not in config:
+        return None
+    ends = config[_SCALES]
+    numbers = isinstance(ends, list) and all(type(end) in (int, float) for end in ends)
+    if not (numbers and ends and holds(GUIDANCE_RANGE.holds, ends)):
+        raise Refused(
+            f"{_SCALES}={ends!r:.80}, expected {GUIDANCE_RANGE.expected}; export the student "
+            "again, or correct scheduler_config.json."
+        )
+    return (float(ends[0]), float(ends[1]))
 
 
 def recorded_settings(config: Mapping[str, Any]) -> dict[str, Any]:

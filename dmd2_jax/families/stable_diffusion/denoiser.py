@@ -12,9 +12,10 @@ from dmd2_jax.families.published.conditions import (
 )
 from dmd2_jax.families.published.scheduler import Diffusion
 from dmd2_jax.families.stable_diffusion.unet import StableDiffusionUNet
+from dmd2_jax.networks.guidance_embedding import scale_embedding
 from dmd2_jax.typing import Array, Params
 
-__all__ = ["needed_parts", "unet_denoiser"]
+__all__ = ["needed_parts", "optional_parts", "unet_denoiser"]
 
 
 def needed_parts(sdxl: bool) -> tuple[str, ...]:
@@ -22,20 +23,35 @@ def needed_parts(sdxl: bool) -> tuple[str, ...]:
     return ("prompt_embeds", "pooled", "time_ids") if sdxl else ("prompt_embeds",)
 
 
-def unet_denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
+def optional_parts(unet: StableDiffusionUNet) -> tuple[str, ...]:
+    """Return the names of what a condition may have beside."""
+    return ("guidance",) if unet.time_condition_dim else ()
+
+
+def unet_denoiser(
+    unet: StableDiffusionUNet, diffusion: Diffusion, guidance: float = 0.0
+) -> Denoiser:
     """Wrap the U-Net; the conversion to x_0 is float32, from tables made in float64.
 
     The functions are jitted, so that a program which calls one several times traces and
     differentiates the network once for each batch size; XLA inlines the calls.
+
+    Args:
+      unet: the network.
+      diffusion: what it was trained on.
+      guidance: the scale of a U-Net that takes one, where a condition has none.
     """
     schedule, kind = diffusion
     sdxl = unet.added is not None
-    needed = needed_parts(sdxl)
+    needed, optional = needed_parts(sdxl), optional_parts(unet)
 
     def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
-        check_condition(cond, needed)
+        check_condition(cond, needed, optional)
         t = jnp.broadcast_to(t, x_t.shape[:1])
-        conditions = (cond["prompt_embeds"], cond.get("pooled"), cond.get("time_ids"))
+        conditions = [cond["prompt_embeds"], cond.get("pooled"), cond.get("time_ids")]
+        if unet.time_condition_dim:
+            scale = cond.get("guidance", jnp.full(t.shape, guidance))
+            conditions.append(scale_embedding(scale, unet.time_condition_dim))
         return t, (x_t, t.astype(jnp.float32), *conditions)
 
     def convert(raw: Array, x_t: Array, t: Array) -> Array:
@@ -59,5 +75,5 @@ def unet_denoiser(unet: StableDiffusionUNet, diffusion: Diffusion) -> Denoiser:
         raw, bottleneck = unet.apply(params, *arguments, method="call_with_bottleneck")
         return convert(raw, x_t, t), (bottleneck,)
 
-    null = null_conditions(needed, {}, zeros=sdxl)
+    null = null_conditions(needed, {}, zeros=sdxl, optional=optional)
     return Denoiser(x0, features, x0_and_features, schedule, null, gathers=True)

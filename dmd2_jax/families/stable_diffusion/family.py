@@ -10,6 +10,7 @@ dict of arrays with a leading batch axis:
 | `time_ids`               | [b, 6]    | height, width, crop top, left, target h and w | SDXL     |
 | `negative_prompt_embeds` | [b, n, d] | what guidance goes away from                  | optional |
 | `negative_pooled`        | [b, p]    | likewise                                      | optional |
+| `guidance`               | [b]       | the scale, of a U-Net with time_cond_proj_dim | optional |
 
 Guidance reads the unconditional embeddings out of the condition itself. Where it has none they are
 those that `with_null` was given; SD 1.x and 2.x need those of the empty prompt, SDXL was trained
@@ -25,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults
@@ -44,7 +46,7 @@ from dmd2_jax.families.published.lora_file import is_lora
 from dmd2_jax.families.published.model import PublishedModel, class_of
 from dmd2_jax.families.published.scheduler import read_scheduler, recorded_settings
 from dmd2_jax.families.stable_diffusion.classes import CLASSES, UNET
-from dmd2_jax.families.stable_diffusion.denoiser import needed_parts, unet_denoiser
+from dmd2_jax.families.stable_diffusion.denoiser import needed_parts, optional_parts, unet_denoiser
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
 from dmd2_jax.families.stable_diffusion.settings import defaults, faults
 from dmd2_jax.families.stable_diffusion.single_file import (
@@ -52,6 +54,7 @@ from dmd2_jax.families.stable_diffusion.single_file import (
     holds_original_names,
     unet_of,
 )
+from dmd2_jax.networks.guidance_embedding import GUIDANCE, WIDTH, without_scale
 from dmd2_jax.networks.lora import STABLE_DIFFUSION_TARGETS
 from dmd2_jax.networks.published_config import square_side
 from dmd2_jax.runtime.distributed import say_once
@@ -83,7 +86,7 @@ READS = (UNET,)
 
 _PUBLISHED = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_PARTS = ("unet", "scheduler", "variant")
+_PARTS = ("unet", "scheduler", "variant", "guidance")
 _PREFIX, _INDEX = "published:", "model_index.json"
 _TOKENS = 77
 
@@ -133,10 +136,32 @@ class StableDiffusionFamily(PublishedFamily):
                 "U-Net; write the cache with this model's own pipeline."
             )
         arrays = {name: jnp.asarray(array, jnp.float32) for name, array in null.items()}
-        null_cond = null_conditions(needed_parts(self.is_sdxl), arrays, zeros=self.is_sdxl)
+        null_cond = null_conditions(
+            needed_parts(self.is_sdxl),
+            arrays,
+            zeros=self.is_sdxl,
+            optional=optional_parts(self.model.module),
+        )
         denoiser = self.denoiser._replace(null_cond=null_cond)
         tokens = null["prompt_embeds"].shape[-2]
         return dataclasses.replace(self, denoiser=denoiser, null_tokens=tokens)
+
+    def with_scale_input(self) -> PublishedModel:
+        """Return the U-Net that takes the guidance scale as diffusers' pipelines give it."""
+        config = {**self.model.config, "time_cond_proj_dim": WIDTH}
+        module = self.model.module.clone(time_condition_dim=WIDTH)
+        return dataclasses.replace(self.model, config=config, module=module)
+
+    def to_scale_input(self, params: Params) -> Params:
+        """Return the weights of that U-Net.
+
+        Args:
+          params: with an embedding of the scale (networks/guidance_embedding.py).
+        """
+        (kernel,) = params[GUIDANCE].values()
+        flat = flatten_dict(without_scale(params))
+        flat["params", "time_embedding", "cond_proj", "kernel"] = kernel
+        return unflatten_dict(flat)
 
     def cond_shapes(self, *lead: int, tokens: int | None = None) -> dict[str, Any]:
         """Return a batch's condition with shapes in place of arrays.
@@ -223,7 +248,7 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
       model_config: keys of `config.model`; those that are missing have their defaults. In place of
         `pipeline` it may have `unet` and `scheduler`, what a U-Net's config.json and a
         scheduler_config.json hold; then the resolution is by default the U-Net's sample_size. And
-        `variant`, of the weights' files in a folder.
+        `variant`, of the weights' files in a folder; `guidance`, of a U-Net that takes the scale.
 
     Returns:
       The family.
@@ -275,12 +300,15 @@ def build(model_config: Mapping[str, Any]) -> StableDiffusionFamily:
     if height % unit or width % unit:
         raise Refused(not_divided(config["resolution"], unit))
     diffusion = read_scheduler(scheduler, may_clip=unet.added is not None)
+    usual = PIPELINES["StableDiffusionXLPipeline" if unet.added else "StableDiffusionPipeline"]
+    guidance = float(model_config.get("guidance", usual))
     return StableDiffusionFamily(
-        unet_denoiser(unet, diffusion),
+        unet_denoiser(unet, diffusion, guidance),
         model,
         (height, width, unet.in_channels),
         diffusion,
         variant=model_config.get("variant", ""),
+        input_guidance=guidance if unet.time_condition_dim else None,
     )
 
 
@@ -328,8 +356,10 @@ def open_folder(
     options = {"resolution": resolution, "dtype": dtype, "remat": remat, "variant": variant}
     try:
         unet, schedule = _folder_configs(path_of(folder))
-        options["resolution"] = resolution or recorded_settings(schedule).get("resolution")
-        return build({"unet": unet, "scheduler": schedule} | options)
+        recorded = recorded_settings(schedule)
+        options["resolution"] = resolution or recorded.get("resolution")
+        told = {"guidance": recorded["guidance"]} if "guidance" in recorded else {}
+        return build({"unet": unet, "scheduler": schedule} | told | options)
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
 
