@@ -29,7 +29,13 @@ from dmd2_jax.distill import (
 from dmd2_jax.distill.objectives import Reward
 from dmd2_jax.networks.gan_head import GanHead, discriminator, head_of_any_shape
 from dmd2_jax.recipe.critic_steps import critic_step, given_steps
-from dmd2_jax.recipe.guidance import given_scale, guided_teacher, told_adapter, told_network
+from dmd2_jax.recipe.guidance import (
+    given_scale,
+    guided_teacher,
+    scale_range,
+    told_adapter,
+    told_network,
+)
 from dmd2_jax.recipe.lora import player_adapters
 from dmd2_jax.recipe.open import Family, student_times
 from dmd2_jax.recipe.placement import (
@@ -187,6 +193,7 @@ def distill_config(config: ConfigDict, family: Family) -> DistillConfig:
         "objectives": objectives(config),
         "sample_shape": tuple(family.image_shape),
         "student_times": tuple(float(t) for t in student_times(config, family.denoiser.schedule)),
+        "guidance_range": scale_range(config.distill) or (),
         "total_turns": config.distill.cycles * config.distill.critic_turns,
     }
     return DistillConfig(**values)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dmd2_jax.diffusion.guidance import Guided
 from dmd2_jax.distill import (
     CycleBatch,
     Pairs,
@@ -79,7 +80,18 @@ VARIANTS = {
     },
     "clean_gan": {"diffusion_gan": False},
     "guided": {"guidance": 2.0},
+    "scales": {"guidance_range": (1.0, 4.0), "student_times": (8.0, 2.0)},
 }
+
+
+def with_scales(batch, draws):
+    """Give each sample its guidance scale by hand."""
+    if draws.scales is None:
+        return batch
+    fake = Guided(batch.fake_cond, draws.scales.fake)
+    return batch._replace(
+        real=batch.real._replace(cond=Guided(batch.real.cond, draws.scales.real)), fake_cond=fake
+    )
 
 
 def looped_cycle(state, teacher, batch, draws, *, players, config):
@@ -91,7 +103,7 @@ def looped_cycle(state, teacher, batch, draws, *, players, config):
     state, x_0, first = generator_turn(
         state,
         teacher,
-        batch.fake_cond[0],
+        entry(batch.fake_cond, 0),
         entry(draws.rollouts, 0),
         draws.generator,
         players=players,
@@ -110,7 +122,7 @@ def looped_cycle(state, teacher, batch, draws, *, players, config):
     for i, fake in enumerate(fakes):
         state, m = turn(
             state,
-            Samples(fake, batch.fake_cond[i]),
+            Samples(fake, entry(batch.fake_cond, i)),
             entry(batch.real, i),
             entry(draws.critic, i),
         )
@@ -121,11 +133,11 @@ def looped_cycle(state, teacher, batch, draws, *, players, config):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_run_cycle_equals_python_loop(name):
     config = toy.config(**VARIANTS[name])
-    players, state, batch = toy.players(), make_state(config), make_batch(config)
+    players, state, batch = toy.players_of(config), make_state(config), make_batch(config)
     draws = draw_cycle(jax.random.key(7), config, toy.SCHEDULE)
     scanned, metrics = one_program(state, TEACHER, batch, draws, players=players, config=config)
     looped, first_loss, losses = looped_cycle(
-        state, TEACHER, batch, draws, players=players, config=config
+        state, TEACHER, with_scales(batch, draws), draws, players=players, config=config
     )
     assert len(losses) == config.critic_turns
     np.testing.assert_allclose(metrics["critic_loss"], np.stack(losses), rtol=1e-6)
@@ -269,10 +281,12 @@ def test_cycle_on_a_mesh_compiles_nothing_after_the_first():
 IN_PARTS = {"batch_size": 16, "microbatches": 2}
 
 
-@pytest.mark.parametrize("changes", [{}, {"student_times": (8.0, 2.0, 0.5)} | IN_PARTS])
+@pytest.mark.parametrize(
+    "changes", [{}, {"student_times": (8.0, 2.0, 0.5), "guidance_range": (1.0, 4.0)} | IN_PARTS]
+)
 def test_cycle_on_eight_devices_equals_one(changes):
     config = toy.config(**changes)
-    cycle = make_cycle(toy.players(), config, donate=False)
+    cycle = make_cycle(toy.players_of(config), config, donate=False)
     batch, key = make_batch(config), jax.random.key(11)
     alone, metrics = cycle(make_state(config), TEACHER, batch, key)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -351,7 +365,7 @@ def test_make_cycle_refuses_a_gan_without_discriminator():
 def test_microbatches_equal_one_large_batch(name):
     with jax.enable_x64(True):
         config = toy.config(**VARIANTS[name])
-        players = toy.players()
+        players = toy.players_of(config)
         state, teacher, batch = doubled((make_state(config), TEACHER, make_batch(config)))
         draws = doubled(draw_cycle(jax.random.key(7), config, toy.SCHEDULE))
         whole, metrics = one_program(state, teacher, batch, draws, players=players, config=config)

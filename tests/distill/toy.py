@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.denoiser import Denoiser, Discriminator, Schedule
+from dmd2_jax.diffusion.guidance import guided_by_cond, told_scale
 from dmd2_jax.distill import DistillConfig, Players, dmd2
 from dmd2_jax.typing import expand
 
@@ -74,6 +75,23 @@ def players(calls: list | None = None) -> Players:
         generator=denoiser(calls, "generator"),
         critic=denoiser(calls, "critic"),
         discriminator=DISCRIMINATOR,
+    )
+
+
+def told(params, cond, scale):
+    """Tell a network the guidance scale."""
+    return params, cond + 0.2 * scale
+
+
+def players_of(config: DistillConfig) -> Players:
+    """Make the players of a config: with a range of guidance scales they are told them."""
+    plain = players()
+    if not config.guidance_range:
+        return plain
+    return plain._replace(
+        teacher=guided_by_cond(plain.teacher),
+        generator=told_scale(plain.generator, told),
+        critic=told_scale(plain.critic, told),
     )
 
 

@@ -1,0 +1,146 @@
+"""`dmd2 distill` with a range of guidance scales, and what its student is asked for afterwards."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dmd2_jax import families
+from dmd2_jax.config.load import apply_overrides
+from dmd2_jax.distill import generate
+from dmd2_jax.networks.guidance_embedding import GUIDANCE
+from dmd2_jax.recipe.open import build_family
+from dmd2_jax.recipe.weights import starting_weights
+from dmd2_jax.sampling.runs import checkpoint_params, open_run
+from dmd2_jax.sampling.samplers import sample_noise
+from dmd2_jax.weights.state_dict import read_safetensors
+from tests.tiny import contents, distill_words, dmd2, get_config, refused, results, scratch
+
+RANGE = "--config.distill.guidance_range=1,4"
+WORDS = (
+    RANGE,
+    "--config.optim.generator_lr=0.1",  # so that four cycles move the scale's weights
+    "--config.optim.critic_lr=0.1",
+    "--config.distill.guidance=None",
+)
+KERNEL = "model.cond_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def whole() -> Path:
+    """A run that was never stopped."""
+    workdir = scratch() / "whole"
+    assert dmd2(*distill_words(workdir, *WORDS)) == 0
+    return workdir
+
+
+def images(*words: object) -> np.ndarray:
+    out = scratch() / "x.npz"
+    assert dmd2("sample", *words, "--num=10", f"--out={out}") == 0
+    return np.load(out)["arr_0"].astype(int)
+
+
+def test_a_stopped_run_goes_on_as_one_that_was_not(whole: Path) -> None:
+    stopped = scratch() / "stopped"
+    assert dmd2(*distill_words(stopped, *WORDS, "--config.distill.cycles=2")) == 0
+    assert dmd2(*distill_words(stopped, *WORDS)) == 0
+    assert results(stopped) == results(whole)
+
+
+def test_student_and_critic_have_learned_of_the_scale(whole: Path) -> None:
+    assert np.abs(read_safetensors(whole / "student.safetensors")[KERNEL]).max() > 0.1
+    exported = open_run(whole).load()
+    saved, _ = checkpoint_params(whole)
+    jax.tree.map(np.testing.assert_array_equal, exported, saved)
+    critic, _ = checkpoint_params(whole, part="critic.params")
+    assert np.any(critic[GUIDANCE]["map_layer0"] != 0)
+
+
+def test_sample_takes_a_scale_of_the_range(whole: Path) -> None:
+    by_default, middle = (
+        images(f"--workdir={whole}"),
+        images(f"--workdir={whole}", "--guidance=2.5"),
+    )
+    np.testing.assert_array_equal(by_default, middle)
+    assert np.any(images(f"--workdir={whole}", "--guidance=4") != middle)
+    teacher = (f"--workdir={whole}", "--which=teacher")
+    assert np.any(images(*teacher, "--guidance=4") != images(*teacher, "--guidance=1"))
+
+
+def test_evaluate_measures_teacher_and_student_at_the_scale(whole: Path) -> None:
+    out = scratch() / "metrics.json"
+    words = ("evaluate", f"--workdir={whole}", "--guidance=3", "--num=30", f"--out={out}")
+    assert dmd2(*words) == 0
+    figures = json.loads(out.read_text())
+    assert figures["student_guidance"] == 3.0 and figures["student_nfe"] == 1
+    assert figures["teacher_nfe"] == 2 * 3  # two passes each of Heun's calls
+
+
+def test_export_folds_the_scale_into_a_plain_network(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = scratch() / "student"
+    words = ["export", f"--workdir={whole}", f"--out={out}"]
+    assert "give --guidance=2.5" in refused(capsys, *words)
+    assert dmd2(*words, "--guidance=3") == 0
+    assert "| written at | guidance 3 |" in (out / "README.md").read_text()
+    config = open_run(whole).config
+    family = families.edm.build(config.model.to_dict())
+    params = family.load(out / "student.safetensors")
+    noise = sample_noise(0, np.arange(10), 1, family.image_shape)
+    x_0 = generate(family.denoiser, params, noise, family.cond(np.arange(10)), times=(80.0,))
+    expected = images(f"--workdir={whole}", "--guidance=3")
+    np.testing.assert_allclose(np.clip(x_0 * 127.5 + 128, 0, 255).astype(int), expected, atol=1)
+
+
+def test_a_run_begins_with_the_weights_of_such_a_run(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply_overrides(config := get_config(), {"distill.guidance_range": "1,3"})
+    generator, critic = starting_weights(str(whole), build_family(config), config)
+    saved, _ = checkpoint_params(whole)
+    jax.tree.map(np.testing.assert_array_equal, generator, saved)
+    assert GUIDANCE in critic
+    words = distill_words(tmp_path / "on", f"--config.distill.start_from={whole}", "--dry_run")
+    assert "set config.distill.guidance_range=1,4" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--config.distill.guidance_range=4,1",), "guidance_range=(4, 1), expected (low, high)"),
+        ((RANGE, "--config.distill.guidance=2"), "expected one of the two: a scale for all"),
+        ((RANGE, "--config.distill.regression_weight=0.25"), "pairs that the teacher made"),
+        ((RANGE, "--config.model.num_classes=0"), "with an unconditional model"),
+        (
+            (RANGE, "--config.distill.objectives=guidance_augmentation:guidance=4"),
+            "'guidance_augmentation' with guidance=4",
+        ),
+    ],
+)
+def test_what_a_range_excludes_is_refused_before_anything_is_written(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, *distill_words(tmp_path / "run", "--dry_run", *words))
+    assert message in said
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("sample", ("--out=x.png",)), ("evaluate", ("--num=10",)), ("export", ("--out=x",))],
+)
+def test_a_scale_out_of_the_range_is_refused(
+    command: str,
+    words: tuple[str, ...],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, command, f"--workdir={whole}", "--guidance=5", *words)
+    assert "guidance=5, expected a scale in 1..4" in said
+    assert contents(tmp_path) == {}
