@@ -1,6 +1,7 @@
 """Students that take the guidance scale, in diffusers' pipelines: `guidance_scale` is ours."""
 
 import functools
+import json
 from pathlib import Path
 from unittest import mock
 
