@@ -222,9 +222,16 @@ def build_players(config: ConfigDict, family: Family) -> Players:
     if any(one.needs_discriminator for one in objectives(config)):
         head = discriminator(_gan_head(config, family))
     told = told_network(config, family)
-    adapters = map(told_adapter, player_adapters(config, family))
-    step = critic_step(config, family)
-    return Players(guided_teacher(config, family), told, told, head, *adapters, step)
+    generator, critic = player_adapters(config, family)
+    return Players(
+        guided_teacher(config, family),
+        told,
+        told,
+        head,
+        told_adapter(generator),
+        told_adapter(critic),
+        critic_step(config, family),
+    )
 
 
 def _gan_head(config: ConfigDict, family: Family) -> GanHead:

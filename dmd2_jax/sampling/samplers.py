@@ -1,6 +1,7 @@
 """Ways from noise to images: a teacher's many steps and a student's few."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,8 +68,13 @@ def teacher_sampler(family: Family, config: ConfigDict, guidance: float | None =
       family: the networks.
       config: the whole config.
       guidance: w in place of the config's; with a range of scales that is its middle.
+
+    Raises:
+      Refused: if it is no scale.
     """
     model, steps = config.model, config.teacher.sampler_steps
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise Refused(f"guidance={guidance}, expected 0 or more (1 is no guidance); try 2.")
     if guidance is None:
         guidance = config.distill.guidance
     if guidance is None and not has_scale_input(family):

@@ -52,6 +52,14 @@ def test_a_cycle_of_every_family_takes_scales(name: str) -> None:
     assert trace(it).jaxpr.out_avals
 
 
+def test_weights_of_the_scale_are_split_as_others_are() -> None:
+    config, family, _ = opened("edm")
+    it = open_distillation(config, family, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    (place,) = it.shardings.state.generator.params[GUIDANCE].values()
+    assert tuple(place.spec) == ("fsdp", "tensor")
+    assert trace(it).jaxpr.out_avals
+
+
 def test_what_is_told_beside_adapters_is_not_one_of_them() -> None:
     _, family, _ = opened("sit")
     random = np.random.RandomState(0)

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from dmd2_jax import families
+from dmd2_jax.commands.serve.drawing import Drawer
+from dmd2_jax.commands.serve.subjects import Request, open_run_folder
 from dmd2_jax.config.load import apply_overrides
+from dmd2_jax.config.refused import Refused
 from dmd2_jax.distill import generate
 from dmd2_jax.networks.guidance_embedding import GUIDANCE
 from dmd2_jax.recipe.open import build_family
@@ -144,3 +147,14 @@ def test_a_scale_out_of_the_range_is_refused(
     said = refused(capsys, command, f"--workdir={whole}", "--guidance=5", *words)
     assert "guidance=5, expected a scale in 1..4" in said
     assert contents(tmp_path) == {}
+
+
+def test_the_page_draws_any_scale_by_one_program(whole: Path) -> None:
+    drawer = Drawer(open_run_folder(str(whole)))
+    assert drawer.subject.offer.scales == (1.0, 4.0) and drawer.subject.offer.guidance == 2.5
+    request = Request("", num=10, guidance=4.0)
+    drawn = drawer.draw("student", request)
+    np.testing.assert_array_equal(drawn.images, images(f"--workdir={whole}", "--guidance=4"))
+    assert not drawer.must_compile("student", request._replace(guidance=1.0))
+    with pytest.raises(Refused, match="guidance=5, expected a scale in"):
+        drawer.draw("student", request._replace(guidance=5.0))

@@ -365,8 +365,8 @@ class _PipelineFolder:
             fixed = recorded_times(pipeline.scheduler) is not None
             steps = {} if fixed else {"student": STUDENT_STEPS}
             scales = recorded_scales(pipeline.scheduler)
-            guidance = None if scales is None else model.guidance
-            self.offer = Offer(("student",), True, steps=steps, guidance=guidance, scales=scales)
+            told = None if scales is None else model.guidance
+            self.offer = Offer(("student",), True, steps=steps, guidance=told, scales=scales)
 
     def check(self, request: Request) -> None:
         """See `Subject`."""
