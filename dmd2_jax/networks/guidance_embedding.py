@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import ADDED
 from dmd2_jax.networks.time_embedding import sinusoids
+from dmd2_jax.runtime.gathering import gathered
 from dmd2_jax.typing import Array, Float, Params
 
 __all__ = [
@@ -86,12 +87,10 @@ def at_scale(params: Params, w: Float[Array, " b"]) -> Params:
     """
     embedded = scale_embedding(w)
     # In float32 as diffusers multiplies, whatever the device's default precision is.
-    flat = {
-        (*name.split("/"), "input"): jnp.matmul(
-            embedded, kernel, precision=jax.lax.Precision.HIGHEST
-        )
-        for name, kernel in params[GUIDANCE].items()
-    }
+    flat = {}
+    for name, kernel in params[GUIDANCE].items():
+        whole, highest = gathered(kernel, GUIDANCE, name), jax.lax.Precision.HIGHEST
+        flat[*name.split("/"), "input"] = jnp.matmul(embedded, whole, precision=highest)
     return {**without_scale(params), ADDED: unflatten_dict(flat)}
 
 

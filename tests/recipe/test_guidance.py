@@ -22,12 +22,13 @@ FAMILIES = {
     "sit": TOKENS | {"model.width": "32"} | LORA,
     "sd3": LORA,
     "flux": LORA,
+    "z_image": {},
 }
 
 
 def opened(name: str):
     config, given = get_config(), dict(FAMILIES[name])
-    if name in ("sd3", "flux"):
+    if name in ("sd3", "flux", "z_image"):
         given |= {
             "model.family": name,
             "model.pipeline": str(flow_pipeline(name)),

@@ -80,6 +80,7 @@ class FlowNetwork:
         order in which the network takes them.
       backwards: whether the network is given 1 - t, and predicts x_0 - eps.
       time_layer: the end of the name of the layer that makes the embedding of the time.
+      guidance_layer: the end of the name of the layer whose input a guidance scale is added to.
     """
 
     class_name: str
@@ -97,6 +98,7 @@ class FlowNetwork:
     parts: Callable[[Any, int], Mapping[str, tuple[int, ...]]] = _with_pooled
     backwards: bool = False
     time_layer: str = "timestep_embedder.linear_2"
+    guidance_layer: str = "timestep_embedder.linear_1"
 
     @property
     def classes(self) -> dict[str, PublishedClass]:
@@ -176,6 +178,11 @@ class FlowFamily(PublishedFamily):
     def time_layer(self) -> str:
         """The end of the name of the layer that makes the embedding of the time."""
         return self.network.time_layer
+
+    @property
+    def guidance_layer(self) -> str:
+        """The end of the name of the layer whose input a guidance scale is added to."""
+        return self.network.guidance_layer
 
     @property
     def image_tokens(self) -> int:

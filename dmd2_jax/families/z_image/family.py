@@ -66,6 +66,7 @@ NETWORK = FlowNetwork(
     guided=True,
     lora_targets=(*_ATTENTION, *_FEED_FORWARD),
     time_layer="t_embedder.mlp.2",
+    guidance_layer="t_embedder.mlp_0",
 )
 
 build, open_folder, read = NETWORK.build, NETWORK.open_folder, NETWORK.read
