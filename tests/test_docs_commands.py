@@ -38,6 +38,9 @@ ELSEWHERE = {
     r"dmd2 distill --config=configs/z_image": "tests/commands/test_flow_client.py::student_run",
     r"dmd2 ablate": "tests/commands/test_ablate.py::story",
     r"dmd2 plan": "tests/commands/test_plan.py::test_every_documented_plan_passes_the_checks",
+    r"dmd2 (sample|export) --workdir=runs/guided": (
+        "tests/sampling/test_scale_pipelines.py::test_the_commands_take_the_scale_of_run_and_export"
+    ),
     r"dmd2 verify .*--weights": (
         "tests/commands/test_verify.py::test_run_of_a_student_brings_its_weights_and_its_steps"
     ),
