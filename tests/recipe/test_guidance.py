@@ -12,14 +12,14 @@ from dmd2_jax.recipe.distillation import open_distillation, trace
 from dmd2_jax.recipe.guidance import chosen_scale, drawn_scales, told_adapter, told_network
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.runtime.sharding import make_mesh
+from tests import tiny, tiny_unet
 from tests.flow_pipelines import RESOLUTION, flow_pipeline
-from tests.tiny import TOKENS, get_config
 
 RANGE = {"distill.guidance_range": "1,4"}
 LORA = {"distill.lora_rank": "2", "distill.lora_critic": "True"}
 FAMILIES = {
     "edm": {"distill.student_times": "80,1", "distill.critic_knows_step": "True"},
-    "sit": TOKENS | {"model.width": "32"} | LORA,
+    "sit": LORA,
     "sd3": LORA,
     "flux": LORA,
     "z_image": {},
@@ -27,7 +27,8 @@ FAMILIES = {
 
 
 def opened(name: str):
-    config, given = get_config(), dict(FAMILIES[name])
+    config = (tiny_unet if name == "edm" else tiny).get_config()
+    given = dict(FAMILIES[name])
     if name in ("sd3", "flux", "z_image"):
         given |= {
             "model.family": name,
@@ -98,7 +99,7 @@ def test_a_family_that_says_no_layer_is_refused() -> None:
         input_guidance = None
         denoiser = None
 
-    config = get_config()
+    config = tiny.get_config()
     apply_overrides(config, RANGE)
     with pytest.raises(Refused, match="a family Own that lacks guidance_layer"):
         told_network(config, Own())  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from dmd2_jax import families
 from dmd2_jax.commands.serve.drawing import Drawer
 from dmd2_jax.commands.serve.subjects import Request, open_run_folder
 from dmd2_jax.config.load import apply_overrides
@@ -24,11 +23,10 @@ from tests.tiny import contents, distill_words, dmd2, get_config, refused, resul
 RANGE = "--config.distill.guidance_range=1,4"
 WORDS = (
     RANGE,
-    "--config.optim.generator_lr=0.1",  # so that four cycles move the scale's weights
-    "--config.optim.critic_lr=0.1",
+    "--config.optim.generator_lr=0.01",  # so that four cycles move the scale's weights
+    "--config.optim.critic_lr=0.01",
     "--config.distill.guidance=None",
 )
-KERNEL = "model.cond_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +51,14 @@ def test_a_stopped_run_goes_on_as_one_that_was_not(whole: Path) -> None:
 
 
 def test_student_and_critic_have_learned_of_the_scale(whole: Path) -> None:
-    assert np.abs(read_safetensors(whole / "student.safetensors")[KERNEL]).max() > 0.1
+    tensors = read_safetensors(whole / "student.safetensors")
+    (kernel,) = (it for name, it in tensors.items() if name.endswith(".cond_proj.weight"))
+    assert np.abs(kernel).max() > 0.01
     exported = open_run(whole).load()
     saved, _ = checkpoint_params(whole)
     jax.tree.map(np.testing.assert_array_equal, exported, saved)
     critic, _ = checkpoint_params(whole, part="critic.params")
-    assert np.any(critic[GUIDANCE]["map_layer0"] != 0)
+    assert all(np.any(it != 0) for it in critic[GUIDANCE].values())
 
 
 def test_sample_takes_a_scale_of_the_range(whole: Path) -> None:
@@ -89,11 +89,10 @@ def test_export_folds_the_scale_into_a_plain_network(
     assert "give --guidance=2.5" in refused(capsys, *words)
     assert dmd2(*words, "--guidance=3") == 0
     assert "| written at | guidance 3 |" in (out / "README.md").read_text()
-    config = open_run(whole).config
-    family = families.edm.build(config.model.to_dict())
+    family = build_family(open_run(whole).config)
     params = family.load(out / "student.safetensors")
     noise = sample_noise(0, np.arange(10), 1, family.image_shape)
-    x_0 = generate(family.denoiser, params, noise, family.cond(np.arange(10)), times=(80.0,))
+    x_0 = generate(family.denoiser, params, noise, family.cond(np.arange(10)), times=(1.0,))
     expected = images(f"--workdir={whole}", "--guidance=3")
     np.testing.assert_allclose(np.clip(x_0 * 127.5 + 128, 0, 255).astype(int), expected, atol=1)
 
