@@ -107,7 +107,10 @@ def test_what_excludes_each_other_is_refused_before_anything_is_written(
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("name", ["imagenet64", "cifar10", "sit_xl_imagenet256", "sd15"])
+KINDS = ("imagenet64", "cifar10", "sit_xl_imagenet256", "sd15", "z_image")
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_network_has_a_layer_that_steps_are_told_to(name: str) -> None:
     family = build_family(load_config(name))
     shapes = family.param_shapes()

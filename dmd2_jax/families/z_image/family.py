@@ -65,7 +65,7 @@ NETWORK = FlowNetwork(
     side=128,
     guided=True,
     lora_targets=(*_ATTENTION, *_FEED_FORWARD),
-    time_layer="t_embedder.mlp.2",
+    time_layer="t_embedder.mlp_2",
     guidance_layer="t_embedder.mlp_0",
 )
 
