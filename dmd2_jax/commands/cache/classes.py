@@ -1,7 +1,6 @@
 """Images of classes through an autoencoder, once: `dmd2 cache --vae`."""
 
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +11,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
+from dmd2_jax.commands.cache.fill import Filling, batch_mesh, fill
 from dmd2_jax.commands.cache.inputs import DTYPES, SHARD_BYTES
 from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import say_sizes, sides, size_of, sizes_of
 from dmd2_jax.data import Source, to_model
 from dmd2_jax.data.latents import LABELS_FILE
-from dmd2_jax.data.reading.sealed_shards import Layout, ShardFolder, claim
-from dmd2_jax.run.folder import check_free_space
+from dmd2_jax.data.reading.sealed_shards import Layout, ShardFolder
 from dmd2_jax.run.metrics import Progress
-from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.integrity import params_digest
-from dmd2_jax.runtime.owner import check_free, owned
-from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.prefetch import Prefetch
-from dmd2_jax.runtime.sharding import make_mesh, replicate, shard_batch
-from dmd2_jax.runtime.whole_file import clear_partial, whole_file
+from dmd2_jax.runtime.sharding import replicate, shard_batch
+from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.text2image.image_latents import (
     Autoencoder,
     check_finite,
@@ -60,11 +56,15 @@ def make_class_cache(options: Options) -> str:
       OSError: if the disk refuses.
     """
     work = _open(options)
-    if options.dry_run:
-        check_free(options.out)
-        return _fill(work, dry_run=True)
-    with owned(options.out):
-        return _fill(work, dry_run=False)
+    numbers = range(work.shards)
+    filling = Filling(
+        plan=work.plan(),
+        shard_bytes=[sum(map(len, _of(work, n))) * work.layout.size for n in numbers],
+        describe=functools.partial(_describe, work),
+        write=functools.partial(_write, work),
+        say=functools.partial(_say, work),
+    )
+    return fill(filling, options.out, dry_run=options.dry_run)
 
 
 @dataclass(frozen=True)
@@ -134,38 +134,31 @@ def _open(options: Options) -> _Work:
     return _Work(options, source, decoder, layout, min(per_shard, 10**6))
 
 
-def _fill(work: _Work, *, dry_run: bool) -> str:
-    """Write what is not there yet; see `make_class_cache`."""
-    out, total = work.options.out, len(work.source)
-    folder = claim(out, work.plan(), work.shards)
-    missing = [n for n in range(work.shards) if n not in folder.finished]
-    size = sum(len(numbers) for n in missing for numbers in _of(work, n)) * work.layout.size
-    check_free_space(out, size, "the cache")
+def _describe(work: _Work, folder: ShardFolder, size: int) -> str:
+    """Return what a dry run prints."""
     height, width, channels = work.layout.arrays["latent"][0]
-    classes = f"{total:,} images of {work.source.num_classes:,} classes"
-    if dry_run:
-        return (
-            f"dry run: {classes} at {_said(work.options)} pixels to latents of {height} x {width} "
-            f"x {channels}, {work.shards} shards, about {size / 1e6:,.1f} MB to write. Nothing was "
-            "written."
-        )
-    if folder.complete:
-        folder.clear()
-    else:
-        if folder.finished:
-            print(f"{out}: {len(folder.finished)} of {work.shards} shards are there.", flush=True)
-        try:
-            _write(work, folder)
-        except KeyboardInterrupt:
-            done = f"{len(folder.finished)} of {work.shards} shards are written"
-            raise Interrupted(f"{done}; the same command again goes on.", 130) from None
     return (
-        f"{out}: {classes} in {work.shards} shards, "
+        f"dry run: {_classes(work)} at {_said(work.options)} pixels to latents of {height} x "
+        f"{width} x {channels}, {work.shards} shards, about {size / 1e6:,.1f} MB to write. Nothing "
+        "was written."
+    )
+
+
+def _say(work: _Work, folder: ShardFolder) -> str:
+    """Return what is printed when all is written."""
+    height, width, channels = work.layout.arrays["latent"][0]
+    out = work.options.out
+    return (
+        f"{out}: {_classes(work)} in {work.shards} shards, "
         f"{sum(entry.bytes for entry in folder.finished.values()) / 1e6:,.1f} MB\n"
         f"use it with: --config.data.name=latents --config.data.path={out} "
         f"--config.model.resolution={say_sizes(size_of(height, width))} "
         f"--config.model.image_channels={channels} --config.model.vae={work.options.vae}"
     )
+
+
+def _classes(work: _Work) -> str:
+    return f"{len(work.source):,} images of {work.source.num_classes:,} classes"
 
 
 def _said(options: Options) -> str:
@@ -182,7 +175,6 @@ def _of(work: _Work, shard: int) -> Iterator[Int[np.ndarray, " n"]]:
 
 def _write(work: _Work, folder: ShardFolder) -> None:
     """Write the shards that are not there yet, then the classes and what seals all."""
-    clear_partial(folder.folder)
     missing = [n for n in range(work.shards) if n not in folder.finished]
     batches = [(n, numbers) for n in missing for numbers in _of(work, n)]
     encode, records = _Encoder(work), []
@@ -225,12 +217,7 @@ class _Encoder:
 
     def __init__(self, work: _Work) -> None:
         """Put the weights on the devices."""
-        size = work.options.batch_size
-        number = math.gcd(size, jax.local_device_count())
-        self._mesh = make_mesh(
-            {"data": number, "fsdp": 1, "tensor": 1}, jax.local_devices()[:number]
-        )
-        say_devices(self._mesh.devices.flat)
+        self._mesh = batch_mesh(work.options.batch_size)
         self._work = work
         self._params = replicate(work.decoder.vae_params, self._mesh)
         self._key = jax.random.key(work.options.seed)

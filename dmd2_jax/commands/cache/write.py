@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dmd2_jax.commands.cache.fill import Filling, batch_mesh, fill
 from dmd2_jax.commands.cache.inputs import CacheInputs, open_inputs, unusable
 from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
@@ -22,16 +23,12 @@ from dmd2_jax.data.latents import NULL_FILE
 from dmd2_jax.data.reading.captions import CaptionedImages
 from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.resize import Picture
-from dmd2_jax.data.reading.sealed_shards import ShardFolder, claim
+from dmd2_jax.data.reading.sealed_shards import ShardFolder
 from dmd2_jax.recipe.tables import aligned, parameter_table
-from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.metrics import Progress
-from dmd2_jax.runtime.devices import say_devices
-from dmd2_jax.runtime.owner import check_free, owned
-from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.runtime.prefetch import Prefetch
-from dmd2_jax.runtime.sharding import make_mesh, replicate, shard_batch
-from dmd2_jax.runtime.whole_file import clear_partial, whole_file
+from dmd2_jax.runtime.sharding import replicate, shard_batch
+from dmd2_jax.runtime.whole_file import whole_file
 from dmd2_jax.text2image.image_latents import Autoencoder, check_finite, drawn_latents
 from dmd2_jax.text2image.joining import Join
 from dmd2_jax.text2image.text_encoder import encode_tokens, null_condition, size_ids, tokenize
@@ -59,34 +56,20 @@ def make_cache(options: Options) -> str:
       Interrupted: at Ctrl-C.
       OSError: if the disk refuses.
     """
-    work, out = open_inputs(options), options.out
-    if options.dry_run:
-        check_free(out)
-        return _fill(work, out, dry_run=True)
-    with owned(out):
-        return _fill(work, out, dry_run=False)
+    work = open_inputs(options)
+    filling = Filling(
+        plan=work.plan(),
+        shard_bytes=[len(it.numbers) * work.layouts[it.shape].size for it in work.shards],
+        describe=functools.partial(_describe, work),
+        write=functools.partial(_write, work),
+        say=functools.partial(_say, work),
+    )
+    return fill(filling, options.out, dry_run=options.dry_run)
 
 
-def _fill(work: CacheInputs, out: str, *, dry_run: bool) -> str:
-    """Write what is not there yet; see `make_cache`."""
-    folder = claim(out, work.plan(), len(work.shards))
-    missing = [it for n, it in enumerate(work.shards) if n not in folder.finished]
-    size = sum(len(it.numbers) * work.layouts[it.shape].size for it in missing)
-    check_free_space(out, size, "the cache")
-    if dry_run:
-        return _describe(work, folder, size)
-    if folder.complete:
-        folder.clear()
-    else:
-        if folder.finished:
-            there = f"{len(folder.finished)} of {len(work.shards)} shards are there"
-            print(f"{out}: {there}.", flush=True)
-        try:
-            _write(work, folder)
-        except KeyboardInterrupt:
-            done = f"{len(folder.finished)} of {len(work.shards)} shards are written"
-            raise Interrupted(f"{done}; the same command again goes on.", 130) from None
-    entries = folder.finished.values()
+def _say(work: CacheInputs, folder: ShardFolder) -> str:
+    """Return what is printed when all is written."""
+    entries, out = folder.finished.values(), work.options.out
     total, left_out = sum(e.records for e in entries), sum(len(e.left_out) for e in entries)
     what = "prompts" if work.captioned is None else "images with captions"
     without = f" ({left_out} left out)" if left_out else ""
@@ -100,7 +83,6 @@ def _fill(work: CacheInputs, out: str, *, dry_run: bool) -> str:
 
 def _write(work: CacheInputs, folder: ShardFolder) -> None:
     """Write the shards that are not there yet, then what seals them."""
-    clear_partial(folder.folder)
     reader = _Reader(work, sum(len(entry.left_out) for entry in folder.finished.values()))
     batches = [
         batch for n in range(len(work.shards)) if n not in folder.finished for batch in _of(work, n)
@@ -235,10 +217,7 @@ class _Encoder:
 
     def __init__(self, work: CacheInputs) -> None:
         """Put the weights on the devices."""
-        number = math.gcd(work.options.batch_size, jax.local_device_count())
-        axes = {"data": number, "fsdp": 1, "tensor": 1}
-        self._mesh = make_mesh(axes, jax.local_devices()[:number])
-        say_devices(self._mesh.devices.flat)
+        self._mesh = batch_mesh(work.options.batch_size)
         self._work = work
         self._params = replicate((work.vae_params, work.encoders.params), self._mesh)
         self._key = jax.random.key(work.options.seed)

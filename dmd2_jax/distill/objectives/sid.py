@@ -4,12 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from dmd2_jax.config.times import UNIFORM
-from dmd2_jax.distill.objectives.contract import Objective
-from dmd2_jax.distill.objectives.distribution_matching import NOISING
-from dmd2_jax.distill.objectives.noising import Levels, average_by_level
+from dmd2_jax.distill.objectives.distribution_matching import NOISING, DistributionMatching
+from dmd2_jax.distill.objectives.noising import average_by_level
 from dmd2_jax.distill.objectives.view import Pass, View
-from dmd2_jax.losses.distribution_matching import NORMALIZER_FLOOR
 from dmd2_jax.losses.score_identity import score_identity_loss
 from dmd2_jax.typing import Array
 
@@ -17,7 +14,7 @@ __all__ = ["Sid", "objective"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sid(Objective):
+class Sid(DistributionMatching):
     """`score_identity_loss` of teacher and critic on the noised samples.
 
     It draws what distribution matching draws: beside that objective the two share noise, levels
@@ -25,10 +22,6 @@ class Sid(Objective):
 
     Attributes:
       alpha: see the loss.
-      guidance: w of the teacher's u + w (c - u); None = conditional teacher.
-      range: the part of the schedule's levels that is drawn from, last level included.
-      normalizer_floor: smallest normaliser.
-      times: how often each of these levels is drawn, see `Levels`.
 
     Source: SiD (arXiv 2404.04057); with the GAN beside it SiDA (arXiv 2410.14919); mixed with
       distribution matching as in Uni-Instruct (arXiv 2505.20755), without that paper's weights by
@@ -36,18 +29,7 @@ class Sid(Objective):
     """
 
     alpha: float = 1.0
-    guidance: float | None = None
-    range: tuple[float, float] = (0.02, 0.98)
-    normalizer_floor: float = NORMALIZER_FLOOR
-    times: str = UNIFORM
     name: ClassVar[str] = "sid"
-    player: ClassVar[str] = "generator"
-    needs_critic: ClassVar[bool] = True
-
-    @property
-    def draws(self) -> Mapping[str, Levels]:
-        """The noising of distribution matching."""
-        return {NOISING: Levels(self.range, times=self.times)}
 
     @property
     def passes(self) -> tuple[Pass, ...]:
