@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dmd2_jax.runtime.gathering import inside, is_gathering, keeps_no_gathered, stacked
+from dmd2_jax.runtime.gathering import apart, inside, is_gathering, keeps_no_gathered
 from dmd2_jax.typing import Array, DType, Params, PyTree
 
 __all__ = ["BlockLoop", "blocks_in_a_row"]
@@ -87,10 +87,14 @@ def _scan(
     def stack(where: tuple[jax.tree_util.DictKey, ...], *leaves: Array) -> Array:
         # Matrices are computed with in `dtype` in any case: copy that, not their masters.
         rows = [leaf.astype(loop.dtype) if leaf.ndim > 1 else leaf for leaf in leaves]
+        return in_its_place(where, jnp.stack(rows), stack=True)
+
+    def in_its_place(where: Any, leaf: Array, *, stack: bool = False) -> Array:
         kind, *names = (entry.key for entry in where)
-        return stacked(jnp.stack(rows), kind, *path, *names)
+        return apart(leaf, kind, *path, *names, stack=stack)
 
     def step(carry: Carry, layer: Params) -> tuple[Carry, None]:
+        layer = jax.tree.map_with_path(in_its_place, layer)
         with inside(*path):
             return block.apply(layer, carry, *fixed), None
 

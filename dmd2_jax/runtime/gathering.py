@@ -1,5 +1,6 @@
 """Parameters that fsdp splits come together where they are used; their gradients go back apart."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from dmd2_jax.runtime.sharding import Rules, partition_spec, tree_shardings
 from dmd2_jax.typing import Array, PyTree
 
 __all__ = [
+    "apart",
     "brought_together",
     "gather",
     "gathered",
@@ -20,7 +22,6 @@ __all__ = [
     "inside",
     "is_gathering",
     "keeps_no_gathered",
-    "stacked",
 ]
 
 
@@ -120,16 +121,20 @@ def is_gathering() -> bool:
     return _open.get() is not None
 
 
-def keeps_no_gathered(primitive: Primitive, *_: Any, **__: Any) -> bool:
+def keeps_no_gathered(primitive: Primitive, *_: Any, **params: Any) -> bool:
     """Let `jax.checkpoint` keep everything for the backward pass but what `gathered` returns.
 
     Args:
       primitive: what made it.
+      params: of the primitive.
 
     Returns:
       Whether it is kept.
     """
-    return primitive.name != "sharding_constraint"
+    if primitive.name != "custom_vjp_call":
+        return primitive.name != "sharding_constraint"
+    inside = {equation.primitive.name for equation in params["call_jaxpr"].jaxpr.eqns}
+    return inside != {"sharding_constraint"}
 
 
 def gathered(leaf: Array, kind: str, *names: str) -> Array:
@@ -152,32 +157,49 @@ def gathered(leaf: Array, kind: str, *names: str) -> Array:
     return _whole(leaf, place.sharding(leaf.shape, kind, names))
 
 
-def stacked(stack: Array, kind: str, *names: str) -> Array:
-    """Keep arrays that are stacked for a loop split as each of them is.
+def apart(leaf: Array, kind: str, *names: str, stack: bool = False) -> Array:
+    """Keep an array split as it lies: of what a loop takes the partitioner makes whole arrays.
 
     Args:
-      stack: [n, ...].
-      kind: the collection that they are of.
-      names: that lead to one of them there.
+      leaf: the array.
+      kind: the collection that it is of.
+      names: that lead to it there.
+      stack: [n, ...], several such arrays.
 
     Returns:
-      The stack, within `gathering` split along its other axes; else as it is.
+      The array, within `gathering` split over its devices; else as it is.
     """
     place = _open.get()
     if place is None:
-        return stack
-    each = place.sharding(stack.shape[1:], kind, names)
-    split = NamedSharding(each.mesh, PartitionSpec(None, *each.spec))
-    return jax.lax.with_sharding_constraint(stack, split)
+        return leaf
+    shape = leaf.shape[1:] if stack else leaf.shape
+    split = place.sharding(shape, kind, names)
+    if stack:
+        split = NamedSharding(split.mesh, PartitionSpec(None, *split.spec))
+    return jax.lax.with_sharding_constraint(leaf, split)
 
 
 def _whole(leaf: Array, split: NamedSharding) -> Array:
     whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split.spec))
-    if whole == split.spec:
-        return leaf
-    # The gradient comes back through both, whole first: one that is born split makes the
-    # partitioner split the layer's activations by channels and move them between devices. TPU's
-    # compiler makes a reduce-scatter of the two. Without the first, what a loop hands on to its
-    # backward pass would be whole, as its use is.
-    apart = jax.lax.with_sharding_constraint(leaf, split)
-    return jax.lax.with_sharding_constraint(apart, NamedSharding(split.mesh, whole))
+    return leaf if whole == split.spec else _gather(NamedSharding(split.mesh, whole), split, leaf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(whole: NamedSharding, split: NamedSharding, leaf: Array) -> Array:
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+def _gather_forward(whole: NamedSharding, split: NamedSharding, leaf: Array) -> tuple[Array, None]:
+    return _gather(whole, split, leaf), None
+
+
+def _gather_backward(
+    whole: NamedSharding, split: NamedSharding, residual: None, gradient: Array
+) -> tuple[Array]:
+    # Whole first: a gradient that is born split makes the partitioner split the layer's activations
+    # by channels and move them between devices. TPU's compiler makes a reduce-scatter of the two.
+    gradient = jax.lax.with_sharding_constraint(gradient, whole)
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
