@@ -341,7 +341,7 @@ def test_prompts_are_refused_where_the_family_takes_classes(
 ) -> None:
     words = (f"--config={tiny.RECIPE}", "--config.data.name=latents", "--dry_run")
     words = (*words, f"--config.data.path={photos()}", f"--workdir={tmp_path / 'run'}")
-    message = "comes with prompts, expected what model.family=edm"
+    message = "comes with prompts, expected what model.family=sit"
     assert message in refused(capsys, "train-teacher", *words)
 
 
