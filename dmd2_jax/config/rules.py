@@ -108,8 +108,8 @@ LEVELS = Rule(
     "(low, high) with 0 <= low < high <= 1, fractions of the schedule's levels",
 )
 GUIDANCE_RANGE = Rule(
-    lambda v: len(v) == 0 or (len(v) == 2 and 0 <= v[0] < v[1] < math.inf),
-    "(low, high) with 0 <= low < high, guidance scales such as (1, 4), or () for none",
+    lambda v: len(v) == 0 or (len(v) == 2 and 0 < v[0] < v[1] < math.inf),
+    "(low, high) with 0 < low < high, guidance scales such as (1, 4), or () for none",
 )
 SIZES = Rule(lambda v: _are_sizes(v), SIZES_EXPECTED)
 TIMES = Rule(lambda v: _are_times(v), EXPECTED)

@@ -295,9 +295,8 @@ def _check_prompts(options: EvaluateOptions) -> None:
         )
     for name in ("prompts", "shape", "steps", "guidance", "dtype", "variant"):
         value = getattr(options, name)
-        if value not in (None, "") and (
-            options.images or not (options.pipeline or options.workdir)
-        ):
+        drawn = options.pipeline or options.workdir or (name == "guidance" and options.weights)
+        if value not in (None, "") and (options.images or not drawn):
             raise Refused(
                 f"`{name}={value}` without `pipeline=` or `workdir=`, expected one; add it."
             )

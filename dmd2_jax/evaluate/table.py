@@ -10,7 +10,11 @@ from dmd2_jax.recipe.tables import aligned
 
 __all__ = ["metrics_table"]
 
-_MADE = {"nfe": ("calls/image", "{}", 1), "seconds_per_image": ("ms/image", "{:.3f}", 1e3)}
+_MADE = {
+    "guidance": ("guidance", "{:g}", 1),
+    "nfe": ("calls/image", "{}", 1),
+    "seconds_per_image": ("ms/image", "{:.3f}", 1e3),
+}
 """What is known of the making of the images: heading, format and factor."""
 
 _LAST = [*CLASS_ACCURACY, *_MADE]

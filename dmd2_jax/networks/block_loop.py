@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dmd2_jax.networks.layers import ADDED
 from dmd2_jax.runtime.gathering import apart, inside, is_gathering, keeps_no_gathered
 from dmd2_jax.typing import Array, DType, Params, PyTree
 
@@ -85,13 +86,15 @@ def _scan(
     """Apply blocks of equal structure, the first of them found at `path`, one after another."""
 
     def stack(where: tuple[jax.tree_util.DictKey, ...], *leaves: Array) -> Array:
+        if where[0].key == ADDED:  # no weights: an input of each sample
+            return jnp.stack(leaves)
         # Matrices are computed with in `dtype` in any case: copy that, not their masters.
         rows = [leaf.astype(loop.dtype) if leaf.ndim > 1 else leaf for leaf in leaves]
         return in_its_place(where, jnp.stack(rows), stack=True)
 
     def in_its_place(where: Any, leaf: Array, *, stack: bool = False) -> Array:
         kind, *names = (entry.key for entry in where)
-        return apart(leaf, kind, *path, *names, stack=stack)
+        return leaf if kind == ADDED else apart(leaf, kind, *path, *names, stack=stack)
 
     def step(carry: Carry, layer: Params) -> tuple[Carry, None]:
         layer = jax.tree.map_with_path(in_its_place, layer)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
-from dmd2_jax.networks.guidance_embedding import GUIDANCE, without_scale
+from dmd2_jax.networks.guidance_embedding import GUIDANCE
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
 from dmd2_jax.recipe.classes import DataRecord
 from dmd2_jax.recipe.exported_weights import save_weights, whose_notes
@@ -159,7 +159,7 @@ def export_student(
     run: str | None = None,
     step: int = 0,
 ) -> None:
-    """Write a student's weights, and its adapters beside them if it has any.
+    """Write a student's weights, and its adapters beside them if it is nothing but these.
 
     Args:
       config: the whole config.
@@ -176,6 +176,8 @@ def export_student(
         save_weights(family, own, file, record, whose)
         return
     save_weights(family, _merged(to_host(base), own, lora), file, record, whose)
+    if GUIDANCE in own:  # which is no adapter: beside the base they would be another network
+        return
     adapters = file.with_name(f"{file.stem}_lora.safetensors")
-    tensors = to_lora_tensors(without_scale(own), lora, family.tensor_name)
+    tensors = to_lora_tensors(own, lora, family.tensor_name)
     write_safetensors(tensors, adapters, whose_notes(run, adapters, step))

@@ -385,6 +385,8 @@ def _read(
     try:
         state = read()
         wrong = altered(state, recorded, folder / "state", part)
+    except MemoryError:  # no fault of the step's
+        raise
     except Exception as error:
         check_reached(error, folder)
         return None, f"its arrays cannot be read ({_brief(error)})"

@@ -94,8 +94,10 @@ def altered(state: PyTree, recorded: Mapping[str, Any], folder: Path, part: str 
         for (path, leaf), name in zip(jax.tree.leaves_with_path(state), names, strict=True):
             key = jax.tree_util.keystr(path)
             boxes = _recorded(recorded[key])
-            if not boxes:
+            saved = (recorded[key]["shape"], recorded[key]["dtype"])
+            if not boxes or (list(leaf.shape), str(leaf.dtype)) != saved:
                 wrong.add(key)
+                continue
             read = functools.partial(_read, folder, f"{part}.{name}" if part else name)
             for box, array in _used(leaf, boxes, read):
                 if array is None:

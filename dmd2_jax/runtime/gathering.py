@@ -67,9 +67,11 @@ def gathering(mesh: Mesh, rules: Rules = ()) -> Iterator[None]:
 
     Args:
       mesh: from `make_mesh`; with fsdp of size 1 nothing happens.
-      rules: see `partition_spec`.
+      rules: see `partition_spec`. JAX keeps a jitted function's trace by the mesh and not by
+        them: make functions anew for others.
     """
-    with _placed(None if mesh.shape["fsdp"] == 1 else _Place(mesh, rules)):
+    place = None if mesh.shape["fsdp"] == 1 else _Place(mesh, rules)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), _placed(place):
         yield
 
 

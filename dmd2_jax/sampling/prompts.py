@@ -254,6 +254,10 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
         if chosen.which == "student" and scale_range(config.distill) is not None:
             scale = chosen.scale(settings.guidance)  # which is an argument of the program
             settings = replace(settings, guidance=None)
+        elif scale_range(config.distill) is not None and has_scale_input(family):
+            # Training told the teacher its scale too, and called it once.
+            scale = chosen_scale(config.distill, settings.guidance)
+            settings = replace(settings, guidance=None)
         key = (chosen.which, settings)
         if key not in samplers:
             samplers[key] = _run_sampler(chosen, family, opened, settings)
@@ -289,7 +293,9 @@ def _run_sampler(
     if run.which == "student":
         times = student_times(config, denoiser.schedule)
         return _student_steps(told_network(config, family), times, settings)
-    usual = None if has_scale_input(family) else chosen_scale(config.distill)
+    told = has_scale_input(family) and scale_range(config.distill) is not None
+    denoiser = told_input(family) if told else denoiser
+    usual = None if told else chosen_scale(config.distill)
     wanted = (settings.guidance, config.distill.guidance, usual, default_guidance(pipeline.index))
     return ddim_sampler(
         denoiser,

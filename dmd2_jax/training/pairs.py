@@ -150,6 +150,11 @@ def write_pairs(config: ConfigDict, out: str | Path, *, dry_run: bool = False) -
       Interrupted: at Ctrl-C.
       OSError: if the disk refuses.
     """
+    if ends := tuple(config.distill.guidance_range):
+        raise Refused(
+            f"config.distill.guidance_range={ends} with pairs, which the teacher makes at one "
+            "scale, expected (); set config.distill.guidance_range=() and config.distill.guidance."
+        )
     recipe = open_recipe(config, config.distill.batch_size)
     check_one_shape(recipe, "pairs of the teacher")
     config = recipe.config

@@ -96,8 +96,8 @@ def test_the_commands_take_the_scale_of_run_and_export(
     assert "weights that are no adapters" in lora
 
 
-def test_verify_compares_an_export_at_its_scale() -> None:
-    assert dmd2("verify", f"--pipeline={exported('sd15')}") == 0
+def test_verify_compares_an_export_at_its_scale(tmp_path: Path) -> None:
+    assert dmd2("verify", f"--pipeline={exported('sd15')}", f"--out={tmp_path / 'x.png'}") == 0
 
 
 def test_flux_has_its_own_input_for_the_scale(tmp_path: Path) -> None:
@@ -123,3 +123,15 @@ def test_flux_has_its_own_input_for_the_scale(tmp_path: Path) -> None:
     there = pixels(f"--pipeline={out}", "--guidance=4")
     np.testing.assert_array_equal(pixels(f"--workdir={run}", "--guidance=4"), there)
     assert np.any(pixels(f"--pipeline={out}") != there)
+
+    # The teacher was told its scale too: as one that is told it by its settings, in one call.
+    def teacher(workdir: Path, *words: str) -> np.ndarray:
+        return pixels(f"--workdir={workdir}", "--which=teacher", *words)
+
+    for scale, words in (("2.5", ()), ("4", ("--guidance=4",))):
+        apply_overrides(told := get_config(), settings | {"distill.guidance_range": "()"})
+        apply_overrides(told, {"model.guidance": scale})
+        open_run(other := scratch() / f"told_{scale}", "distill", plain(told))
+        write_safetensors(read_safetensors(student_file("flux")), other / "student.safetensors")
+        expected = teacher(other)
+        np.testing.assert_array_equal(teacher(run, *words), expected)

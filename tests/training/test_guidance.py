@@ -18,7 +18,7 @@ from dmd2_jax.recipe.weights import starting_weights
 from dmd2_jax.sampling.runs import checkpoint_params, open_run
 from dmd2_jax.sampling.samplers import sample_noise
 from dmd2_jax.weights.state_dict import read_safetensors
-from tests.tiny import contents, distill_words, dmd2, get_config, refused, results, scratch
+from tests.tiny import RECIPE, contents, distill_words, dmd2, get_config, refused, results, scratch
 
 RANGE = "--config.distill.guidance_range=1,4"
 WORDS = (
@@ -80,6 +80,10 @@ def test_evaluate_measures_teacher_and_student_at_the_scale(whole: Path) -> None
     assert figures["student_guidance"] == 3.0 and figures["student_nfe"] == 1
     assert figures["teacher_nfe"] == 2 * 3  # two passes each of Heun's calls
 
+    weights = (f"--config={RECIPE}", f"--weights={whole / 'student.safetensors'}", RANGE)
+    assert dmd2("evaluate", *weights, "--guidance=3", "--num=30", f"--out={out}") == 0
+    assert json.loads(out.read_text())["student_guidance"] == 3.0
+
 
 def test_export_folds_the_scale_into_a_plain_network(
     whole: Path, capsys: pytest.CaptureFixture[str]
@@ -116,6 +120,7 @@ def test_a_run_begins_with_the_weights_of_such_a_run(
         ((RANGE, "--config.distill.guidance=2"), "expected one of the two: a scale for all"),
         ((RANGE, "--config.distill.regression_weight=0.25"), "pairs that the teacher made"),
         ((RANGE, "--config.model.num_classes=0"), "with an unconditional model"),
+        (("--config.distill.guidance_range=0,4",), "expected (low, high) with 0 < low < high"),
         (
             (RANGE, "--config.distill.objectives=guidance_augmentation:guidance=4"),
             "'guidance_augmentation' with guidance=4",
@@ -127,6 +132,12 @@ def test_what_a_range_excludes_is_refused_before_anything_is_written(
 ) -> None:
     said = refused(capsys, *distill_words(tmp_path / "run", "--dry_run", *words))
     assert message in said
+    assert contents(tmp_path) == {}
+
+
+def test_pairs_are_made_at_one_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("make-pairs", f"--config={RECIPE}", f"--out={tmp_path / 'pairs'}", RANGE)
+    assert "which the teacher makes at one scale" in refused(capsys, *words)
     assert contents(tmp_path) == {}
 
 

@@ -159,6 +159,8 @@ def _set_of(run: Run) -> str:
 
 def _how(figures: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     said = [f"{own['num_samples']:,} images"]
+    if own.get("guidance") is not None:
+        said.append(f"at guidance {own['guidance']:g}")
     for key, name in _MEASURED_BY.items():
         value = figures.get(key)
         if value not in (None, ""):

@@ -12,6 +12,7 @@ from typing import Any
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.block_loop import BlockLoop, blocks_in_a_row
@@ -223,10 +224,16 @@ class ClassTransformer(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """Return the image that the last tokens mean."""
         if not self.shared:
-            first = self.variables["params"]["transformer_blocks_0"]["norm1"]["emb"]
+            path = ("transformer_blocks_0", "norm1", "emb")
+            kinds = {kind: flatten_dict(tree) for kind, tree in self.variables.items()}
+            # With adapters and what is added to inputs, as in the block.
+            first = {
+                kind: unflatten_dict({at[3:]: leaf for at, leaf in it.items() if at[:3] == path})
+                for kind, it in kinds.items()
+            }
             embed = _TimeAndClass(self.width, self.num_classes, 1.0, self.dtype, parent=None)
-            with inside("transformer_blocks_0", "norm1", "emb"):
-                condition = embed.apply({"params": first}, *condition)
+            with inside(*path):
+                condition = embed.apply(first, *condition)
         linear = {"bias_init": ZEROS, "kernel_init": ZEROS, "dtype": self.dtype}
         layer = Linear(2 * self.width, name="proj_out_1", **linear)
         shift, scale = jnp.split(layer(nn.silu(condition))[:, None], 2, axis=-1)

@@ -10,6 +10,9 @@ import pytest
 
 from dmd2_jax import families
 from dmd2_jax.families import sit
+from dmd2_jax.families.sit.transformer import ClassTransformer
+from dmd2_jax.networks.guidance_embedding import GUIDANCE, at_scale, folded, scale_kernels
+from dmd2_jax.networks.lora import LoraConfig, combine, lora_init, merge
 from dmd2_jax.weights.state_dict import write_safetensors
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "diffusers_models" / "dit"
@@ -186,3 +189,37 @@ def test_diffusers_networks_of_any_size_are_read(tmp_path: Path, seed: int) -> N
     )
     x_0 = np.asarray(family.denoiser.x0(params, x_t, t, labels))
     assert np.linalg.norm((x_t - alpha * x_0) / sigma - eps) / np.linalg.norm(eps) < 1e-5
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_last_layer_is_told_what_the_first_block_is(shared: bool) -> None:
+    """Of DiT it reads the first block's embedding, with adapters and the scale as that has them."""
+    settings = {"channels": 3, "out_channels": 3, "patch": 2, "width": 16, "depth": 2, "heads": 2}
+    module = ClassTransformer(**settings, num_classes=5, shared=shared)
+    random = np.random.default_rng(0)
+    arguments = (
+        random.normal(size=(2, 8, 8, 3)).astype("f4"),
+        np.array([0.3, 0.9]),
+        np.array([4, 0]),
+    )
+
+    def drawn(tree):
+        return jax.tree.map(lambda x: jnp.float32(0.3 * random.normal(size=x.shape)), tree)
+
+    params = drawn(jax.eval_shape(module.init, jax.random.key(0), *arguments))
+    kernels = drawn(scale_kernels(params, "timestep_embedder.linear_1"))
+    told = {**params, GUIDANCE: kernels}
+    lora = LoraConfig(2, 2.0, ("linear_1",))
+    own = drawn(lora_init(jax.random.key(0), params, lora))
+    pairs = (
+        (at_scale(told, jnp.full(2, 3.0)), folded(told, 3.0)),
+        (combine(params, own, lora), merge(params, own, lora)),
+    )
+    plain = module.apply(params, *arguments)
+    for apart, whole in pairs:
+        expected = module.apply(whole, *arguments)
+        assert np.abs(expected - plain).max() > 0.1
+        close = 1e-5 * float(np.abs(expected).max())
+        for scan in (False, True):
+            actual = module.clone(scan_layers=scan).apply(apart, *arguments)
+            np.testing.assert_allclose(actual, expected, atol=close)
