@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Adapter
 from dmd2_jax.families.published.lora import to_lora_tensors
-from dmd2_jax.networks.guidance_embedding import GUIDANCE
+from dmd2_jax.networks.guidance_embedding import GUIDANCE, without_scale
 from dmd2_jax.networks.lora import LoraConfig, lora_adapter, matching_targets, merge
 from dmd2_jax.recipe.classes import DataRecord
 from dmd2_jax.recipe.exported_weights import save_weights, whose_notes

@@ -168,3 +168,13 @@ def test_the_page_draws_any_scale_by_one_program(whole: Path) -> None:
     assert not drawer.must_compile("student", request._replace(guidance=1.0))
     with pytest.raises(Refused, match="guidance=5, expected a scale in"):
         drawer.draw("student", request._replace(guidance=5.0))
+
+
+def test_adapters_of_a_range_are_exported_merged_alone() -> None:
+    workdir = scratch() / "adapters"
+    lora = ("--config.distill.lora_rank=2", "--config.distill.lora_critic=True")
+    assert dmd2(*distill_words(workdir, *WORDS, *lora)) == 0
+    assert not list(workdir.glob("*_lora.safetensors"))  # they would be another network
+    tensors = read_safetensors(workdir / "student.safetensors")
+    assert any(name.endswith(".cond_proj.weight") for name in tensors)
+    assert np.any(images(f"--workdir={workdir}", "--guidance=4") != images(f"--workdir={workdir}"))
