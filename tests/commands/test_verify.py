@@ -141,7 +141,9 @@ def test_files_of_replaced_weights_are_not_read(pipeline: Path) -> None:
 def run_of(family: object) -> SimpleNamespace:
     """Return what `open_run` does, of a student with two steps."""
     config = ConfigDict({"distill": {"student_times": (999, 499)}})
-    return SimpleNamespace(family=family, which="student", config=config, load=lambda: "its")
+    return SimpleNamespace(
+        family=family, which="student", config=config, load=lambda: "its", scale=lambda: None
+    )
 
 
 def test_run_of_a_student_brings_its_weights_and_its_steps(pipeline: Path, tmp_path: Path) -> None:
