@@ -169,7 +169,7 @@ DOCUMENTED = documented()
 def test_documented_plans_are_found() -> None:
     told = " ".join(DOCUMENTED)
     assert len(DOCUMENTED) >= 9
-    for words in ("--sweep=", "configs/sdxl_four_step.py", "tests/tiny.py", "--until=trace"):
+    for words in ("--sweep=", "configs/sdxl_four_step.py", "tests/tiny_unet.py", "--until=trace"):
         assert words in told
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dmd2_jax import families
 from dmd2_jax.config import defaults
 from dmd2_jax.config.check import validate
 from dmd2_jax.config.family import choose_family, family_names, model_defaults
@@ -35,7 +36,9 @@ def build(model):
 
 
 def test_family_names_are_the_folders_with_settings() -> None:
-    assert family_names() == ["edm", "flux", "sd3", "sit", "stable_diffusion"]
+    settings = Path(families.__file__).parent.glob("*/settings.py")
+    assert family_names() == sorted(file.parent.name for file in settings)
+    assert {"edm", "sit", "stable_diffusion", "z_image"} <= set(family_names())
 
 
 @pytest.mark.parametrize("family", ["edm", "stable_diffusion"])
