@@ -45,6 +45,10 @@ STAND_INS = (
     (r"--resolution=\d+", "--resolution=16"),
     (r"--resolution=1024,832x1216,1216x832", "--resolution=16,16x24,24x16"),
     (r"--shape=832x1216", "--shape=16x24"),
+    (
+        r"--config\.distill\.student_times=80,\S+",
+        "--config.distill.student_times=1,0.5",
+    ),  # of a flow
     (r"--config\.distill\.first_trained_step=3", "--config.distill.first_trained_step=0"),
 )
 """What stands for a word of a command: (the word, the one in its place)."""
