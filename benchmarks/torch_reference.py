@@ -426,6 +426,20 @@ def build(config: Mapping[str, Any], seed: int) -> Twin:
     return Twin(config, seed)
 
 
+def run_denoising_step(twin: Twin) -> float:
+    """Take one step of a teacher's training, EDM's loss and AdamW, and return its seconds."""
+    start = time.perf_counter()
+    draws = draw_iteration(twin)
+    noisy, sigma = _noised(twin, draws["real"], draws, "denoising")
+    error = (twin.critic(noisy, sigma, draws["real_labels"]) - draws["real"]).square()
+    weight = sigma.reshape(-1, 1, 1, 1) ** -2 + twin.sigma_data**-2
+    loss = (weight * error).mean()
+    loss.backward()
+    _step(twin, twin.guidance_optimizer, twin.guidance, "critic_lr", 1.0)
+    float(loss.detach())
+    return time.perf_counter() - start
+
+
 def run_cycle(twin: Twin) -> float:
     """Run one cycle (one generator update, K critic updates) and return its seconds.
 
