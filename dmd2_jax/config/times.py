@@ -1,10 +1,12 @@
-"""Distributions of noise levels as a config writes them, such as logit_normal:0:1."""
+"""Times as a config writes them: a student's, and distributions such as logit_normal:0:1."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["EXPECTED", "UNIFORM", "parsed_times"]
+__all__ = ["EXPECTED", "UNIFORM", "number_of_steps", "parsed_times"]
 
 UNIFORM = "uniform"
 EXPECTED = (
@@ -13,6 +15,15 @@ EXPECTED = (
 )
 _POSITIVE = {UNIFORM: (), "logit_normal": (False, True), "shifted": (True,), "polynomial": (True,)}
 """The distributions, and which of their numbers have to be positive."""
+
+
+def number_of_steps(distill: Mapping[str, Any]) -> int:
+    """Return how many steps a student has, whose times or whose number are given.
+
+    Args:
+      distill: `config.distill` of a run, also of an older release.
+    """
+    return distill.get("student_steps") or len(distill["student_times"])
 
 
 def parsed_times(text: str) -> tuple[str, tuple[float, ...]]:

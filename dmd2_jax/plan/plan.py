@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import say_sizes, sides, sizes_of
+from dmd2_jax.config.times import number_of_steps
 from dmd2_jax.plan.buffers import Buffers, assign_buffers
 from dmd2_jax.plan.chips import Chip
 from dmd2_jax.plan.cycle import LOCAL, machine, open_cycle
@@ -95,7 +96,7 @@ def make_plan(config: ConfigDict, name: str = LOCAL, *, until: str | None = None
         num_bytes=costs.num_bytes if costs else 0,
         collectives=costs.collectives if costs else {},
         compile_seconds=time.perf_counter() - start,
-        student_steps=config.distill.student_steps or len(config.distill.student_times),
+        student_steps=number_of_steps(config.distill),
         is_compiled=until != "trace",
     )
 

@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.times import number_of_steps
 from dmd2_jax.networks.step_embedding import STEPS, at_step, with_steps
 from dmd2_jax.recipe.open import Family, student_times
 from dmd2_jax.typing import Params
@@ -58,7 +59,7 @@ def critic_shapes(shapes: Params, distill: Mapping[str, Any], family: Family) ->
     """
     if not distill.get("critic_knows_step"):
         return shapes
-    steps = len(distill["student_times"])
+    steps = number_of_steps(distill)
     return jax.eval_shape(lambda shapes: given_steps(shapes, family, steps), shapes)
 
 

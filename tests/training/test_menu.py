@@ -9,6 +9,7 @@ import pytest
 
 from dmd2_jax.config.load import apply_overrides, load_config
 from dmd2_jax.networks.step_embedding import STEPS, with_steps
+from dmd2_jax.recipe.critic_steps import critic_shapes
 from dmd2_jax.recipe.open import build_family
 from dmd2_jax.recipe.weights import starting_weights
 from dmd2_jax.sampling.runs import checkpoint_params
@@ -69,6 +70,15 @@ def test_its_critic_has_learned_of_the_steps_and_can_be_begun_with(
     words = distill_words(tmp_path / "on", f"--config.distill.start_from={told}", "--dry_run")
     three = ("--config.distill.student_times=1,0.5,0.2", STEPS_TOLD[1])
     assert "told one of 2 steps, expected 3" in refused(capsys, *words, *three)
+
+
+def test_a_critic_is_told_as_many_steps_as_the_config_says_by_times_or_number() -> None:
+    family = build_family(get_config())
+    numbered = {"student_steps": 3, "student_times": ()}  # as runs of several shapes record it
+    for given in (numbered, {"student_times": (1.0, 0.6, 0.3)}):
+        told_of = given | {"critic_knows_step": True}
+        (table,) = critic_shapes(family.param_shapes(), told_of, family)[STEPS].values()
+        assert table.shape[0] == 3
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.text import read_json
+from dmd2_jax.config.times import number_of_steps
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.evaluate.table import metrics_table
 from dmd2_jax.recipe.guidance import scale_range
@@ -103,7 +104,7 @@ def _student(config: ConfigDict) -> Iterator[tuple[str, str]]:
     yield "teacher's guidance", guidance
     yield "distribution matching", _weight(distill.dm_weight)
     yield "GAN", _weight(distill.gan_generator_weight)
-    if (distill.student_steps or len(distill.student_times)) > 1:
+    if number_of_steps(distill) > 1:
         simulated = distill.backward_simulation
         yield "inputs in training", "its own, simulated" if simulated else "noised real latents"
     if distill.lora_rank:
