@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dmd2_jax.families.published.scheduler import recorded_as
-from dmd2_jax.sampling.images import Model, Prompts, SampledImages
+from dmd2_jax.sampling.conditions import Prompts
+from dmd2_jax.sampling.images import Model, SampledImages
 from tests.data.images import picture, png, write_folder
 from tests.tiny import scratch
 

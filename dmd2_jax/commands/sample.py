@@ -39,7 +39,8 @@ from dmd2_jax.config.text import check_text
 from dmd2_jax.runtime.places import has_folder, path_of
 
 if TYPE_CHECKING:
-    from dmd2_jax.sampling.images import Conditions, Model, SampledImages
+    from dmd2_jax.sampling.conditions import Conditions
+    from dmd2_jax.sampling.images import Model, SampledImages
     from dmd2_jax.sampling.prompts import PromptSettings
     from dmd2_jax.sampling.runs import Run
 
@@ -231,7 +232,8 @@ def _of_classes(options: Options, run: "Run") -> Path:
     from dmd2_jax.data.reading.class_choice import chosen_classes
     from dmd2_jax.data.reading.classes import shown
     from dmd2_jax.recipe.classes import read_record
-    from dmd2_jax.sampling.images import Classes, class_model, network_size
+    from dmd2_jax.sampling.conditions import Classes
+    from dmd2_jax.sampling.images import class_model, network_size
     from dmd2_jax.sampling.samplers import student_sampler, teacher_sampler
 
     if names := [name for name in given(options, _OF_PROMPTS) if name not in ("vae", "guidance")]:
@@ -303,7 +305,7 @@ def _of_prompts(
     options: Options, model: "Model", texts: tuple[str, ...], out: Path, name: str
 ) -> Path:
     """Write a grid: a row a prompt, or about a square of one image each."""
-    from dmd2_jax.sampling.images import Prompts
+    from dmd2_jax.sampling.conditions import Prompts
     from dmd2_jax.sampling.prompts import PROMPT_BATCH
     from dmd2_jax.text2image.text_encoder import refuse_cut
 

@@ -144,9 +144,8 @@ def _distill_faults(config: ConfigDict) -> Iterator[str]:
         )
     if distill.guidance == 0:
         yield (
-            "distill.guidance=0, which is u + 0 (c - u): the teacher without the prompt, expected "
-            "None for no guidance, or a scale above 1; one of c + w (c - u), such as Z-Image's, of "
-            "which 0 is none, is w + 1 here."
+            f"distill.guidance=0, {rules.UNCONDITIONAL}, expected None for no guidance, or a scale "
+            f"above 1; {rules.OTHER_SCALES}."
         )
     if distill.guidance_range and distill.guidance is not None:
         yield (

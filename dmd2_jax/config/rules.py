@@ -28,6 +28,7 @@ __all__ = [
     "LEVELS",
     "LR_SCHEDULES",
     "NOT_NEGATIVE",
+    "OTHER_SCALES",
     "POSITIVE",
     "POSITIVE_OR_NONE",
     "R1_SAMPLES",
@@ -35,6 +36,7 @@ __all__ = [
     "RESIZE",
     "SIZES",
     "TIMES",
+    "UNCONDITIONAL",
     "Rule",
     "check_seed",
     "choice_faults",
@@ -111,6 +113,10 @@ GUIDANCE_RANGE = Rule(
     lambda v: len(v) == 0 or (len(v) == 2 and 0 < v[0] < v[1] < math.inf),
     "(low, high) with 0 < low < high, guidance scales such as (1, 4), or () for none",
 )
+UNCONDITIONAL = "which is u + 0 (c - u): the teacher without its condition"
+OTHER_SCALES = "one of c + w (c - u), such as Z-Image's, of which 0 is none, is w + 1 here"
+"""What to say of a scale 0 of u + w (c - u), which elsewhere is no guidance."""
+
 SIZES = Rule(lambda v: _are_sizes(v), SIZES_EXPECTED)
 TIMES = Rule(lambda v: _are_times(v), EXPECTED)
 

@@ -17,7 +17,8 @@ from dmd2_jax.data.reading.dataset import to_uint8
 from dmd2_jax.evaluate.spaces import LATENTS
 from dmd2_jax.pictures.grids import headed_rows
 from dmd2_jax.run.folder import COMPARED
-from dmd2_jax.sampling.images import Classes, Images, SampledImages
+from dmd2_jax.sampling.conditions import Classes
+from dmd2_jax.sampling.images import Images, SampledImages
 from dmd2_jax.typing import Int, Shaped
 
 __all__ = ["FirstImages", "draw_compared"]

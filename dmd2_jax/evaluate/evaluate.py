@@ -43,7 +43,8 @@ from dmd2_jax.runtime.distributed import say
 from dmd2_jax.runtime.places import has_folder, path_of
 from dmd2_jax.runtime.sharding import make_mesh
 from dmd2_jax.runtime.usable import check_output
-from dmd2_jax.sampling.images import Images, Prompts, SampledImages
+from dmd2_jax.sampling.conditions import Prompts
+from dmd2_jax.sampling.images import Images, SampledImages
 from dmd2_jax.sampling.runs import Run, read_run_folder
 
 __all__ = ["CURVE", "EvaluateOptions", "evaluate", "figures_file", "judge"]

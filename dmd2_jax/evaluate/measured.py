@@ -19,7 +19,8 @@ from dmd2_jax.recipe.guidance import chosen_scale, load_student
 from dmd2_jax.recipe.open import Family, build_family
 from dmd2_jax.recipe.text_family import text_family
 from dmd2_jax.recipe.weights_file import weights_file
-from dmd2_jax.sampling.images import Classes, Images, Model, Prompts, SampledImages, class_model
+from dmd2_jax.sampling.conditions import Classes, Prompts
+from dmd2_jax.sampling.images import Images, Model, SampledImages, class_model
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model, run_models
 from dmd2_jax.sampling.runs import Run
 from dmd2_jax.sampling.samplers import Sampler, student_sampler, teacher_sampler

@@ -6,6 +6,7 @@ and written into the same file, by the name that diffusers has for them: cond_pr
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.rules import OTHER_SCALES, UNCONDITIONAL
 from dmd2_jax.denoiser import Adapter, Denoiser
 from dmd2_jax.diffusion.guidance import guided_by_cond, told_scale
 from dmd2_jax.networks.guidance_embedding import (
@@ -32,6 +34,7 @@ from dmd2_jax.weights.weight_files import read_weights, write_weights
 
 __all__ = [
     "baked",
+    "check_teacher_scale",
     "chosen_scale",
     "drawn_scales",
     "given_scale",
@@ -85,6 +88,22 @@ def chosen_scale(distill: Mapping[str, Any], asked: float | None = None) -> floa
             "config.distill.guidance_range=1,4 a student that takes one."
         )
     return None
+
+
+def check_teacher_scale(asked: float | None) -> None:
+    """Refuse what is no scale of a teacher's guidance; None is none.
+
+    Raises:
+      Refused: if it is negative or not finite; or 0, which elsewhere is no guidance and here the
+        teacher without its condition.
+    """
+    if asked is not None and not 0 <= asked < math.inf:
+        raise Refused(f"guidance={asked}, expected 1 (no guidance) or more; try 2.")
+    if asked == 0:
+        raise Refused(
+            f"guidance=0, {UNCONDITIONAL}, expected 1 for no guidance, or a scale above it; "
+            f"{OTHER_SCALES}."
+        )
 
 
 def in_range(ends: tuple[float, float], asked: float | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Sets of images that go by in batches: sampled of classes or prompts, or read from files."""
+"""Sets of images that go by in batches: sampled, or read from files."""
 
 import functools
 import hashlib
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,17 +19,15 @@ from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
+from dmd2_jax.sampling.conditions import Conditions, Prompts
 from dmd2_jax.sampling.samplers import Sampler, sample_noise, with_scale
 from dmd2_jax.text2image.image_latents import check_finite, latent_shape
 from dmd2_jax.text2image.pipeline import LatentDecoder, TextToImage, decode, open_autoencoder
-from dmd2_jax.typing import Float, Int, Params, PyTree
+from dmd2_jax.typing import Float, Int, Params
 
 __all__ = [
-    "Classes",
-    "Conditions",
     "Images",
     "Model",
-    "Prompts",
     "SampledImages",
     "class_model",
     "network_size",
@@ -67,104 +64,6 @@ class Images(Protocol):
 
     def figures(self) -> dict[str, Any]:
         """Return what is known of the making of the images once they have gone by."""
-
-
-class Conditions(Protocol):
-    """What sampled images are of, by their numbers."""
-
-    @property
-    def are_classes(self) -> bool:
-        """Whether the labels are classes, which a classifier can look for."""
-
-    def labels(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-        """Return the class or the number of the prompt of each image."""
-
-    def inputs(self, numbers: Int[np.ndarray, " b"]) -> PyTree:
-        """Return what `Family.cond` takes for each image."""
-
-    def describe(self, number: int) -> str:
-        """Return what stands behind the name of an image in messages, or nothing."""
-
-
-class Classes(NamedTuple):
-    """Classes by turns: every one alike often; see `Conditions`.
-
-    Attributes:
-      num_classes: how many classes the network knows; 0: none.
-      chosen: class numbers to cycle through; None: all.
-    """
-
-    num_classes: int
-    chosen: tuple[int, ...] | None = None
-
-    @property
-    def are_classes(self) -> bool:
-        """Whether there are any."""
-        return bool(self.num_classes)
-
-    def labels(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-        """Return the class of each image."""
-        chosen = (
-            np.arange(max(self.num_classes, 1)) if self.chosen is None else np.array(self.chosen)
-        )
-        return chosen[numbers % len(chosen)].astype(np.int32)
-
-    def inputs(self, numbers: Int[np.ndarray, " b"]) -> PyTree:
-        """Return the class of each image."""
-        return self.labels(numbers)
-
-    def describe(self, number: int) -> str:
-        """Return nothing: a class is no name."""
-        return ""
-
-
-class Prompts:
-    """Prompts, encoded as they are needed; see `Conditions`.
-
-    The label of an image is its prompt's number, so that diversity is that within a prompt.
-    """
-
-    def __init__(
-        self,
-        pipeline: TextToImage,
-        prompts: Sequence[str],
-        *,
-        each: int = 1,
-        negative: str | None = None,
-    ) -> None:
-        """Take the prompts; nothing is encoded yet.
-
-        Args:
-          pipeline: whose text encoders are used.
-          prompts: p texts; image i is of prompt i // each modulo p.
-          each: images of a prompt that follow each other.
-          negative: see `TextToImage.condition`.
-        """
-        self._pipeline, self._prompts = pipeline, prompts
-        self._each, self._negative = each, negative
-
-    @property
-    def are_classes(self) -> bool:
-        """False: prompts are no classes."""
-        return False
-
-    def labels(self, numbers: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-        """Return the number of the prompt of each image."""
-        return (np.asarray(numbers) // self._each % len(self._prompts)).astype(np.int32)
-
-    def inputs(self, numbers: Int[np.ndarray, " b"]) -> PyTree:
-        """Encode the prompts of some images."""
-        texts = [self._prompts[i] for i in self.labels(numbers)]
-        encoded = self._pipeline.condition(texts, self._negative)
-        return {name: jnp.asarray(array) for name, array in encoded.items()}
-
-    def texts(self, count: int) -> list[str]:
-        """Return the prompt of each of the first images."""
-        return [self._prompts[i] for i in self.labels(np.arange(count))]
-
-    def describe(self, number: int) -> str:
-        """Return the prompt's first letters."""
-        return f" ({self._prompts[self.labels(np.array([number]))[0]]:.60})"
 
 
 class Model(NamedTuple):
@@ -392,10 +291,11 @@ class SampledImages:
         return held
 
     def figures(self) -> dict[str, Any]:
-        """Return number, network calls, seconds an image where wanted, and a student's scale."""
-        found: dict[str, Any] = {"num_samples": self._num, "nfe": self._model.sampler.nfe}
-        if self._model.guidance is not None:
-            found["guidance"] = self._model.guidance
+        """Return number, network calls, seconds an image where wanted, and the guidance scale."""
+        sampler, scale = self._model.sampler, self._model.guidance
+        found: dict[str, Any] = {"num_samples": self._num, "nfe": sampler.nfe}
+        if (guidance := sampler.guidance if scale is None else scale) is not None:
+            found["guidance"] = guidance
         return found | ({"seconds_per_image": self._seconds / self._num} if self._timed else {})
 
     def _batch(

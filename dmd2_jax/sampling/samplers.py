@@ -1,7 +1,6 @@
 """Ways from noise to images: a teacher's many steps and a student's few."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,12 @@ from dmd2_jax.diffusion.schedules import is_rectified_flow, karras_sigmas
 from dmd2_jax.distill import generate
 from dmd2_jax.families.published.flow_scheduler import flow_times, is_flow
 from dmd2_jax.families.published.scheduler import ddim_times
-from dmd2_jax.recipe.guidance import chosen_scale, has_scale_input, told_network
+from dmd2_jax.recipe.guidance import (
+    check_teacher_scale,
+    chosen_scale,
+    has_scale_input,
+    told_network,
+)
 from dmd2_jax.recipe.open import Family, Recipe, sample_labels, student_times
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.typing import Array, Float, Int, Params, PyTree
@@ -51,11 +55,13 @@ class Sampler(NamedTuple):
       run: (params, noise [s, b, h, w, c] standard normal, cond) -> x_0 [b, h, w, c].
       num_noises: s, how many noises an image takes.
       nfe: network evaluations an image.
+      guidance: w of a guided teacher; None: none is added.
     """
 
     run: Callable[[Params, Array, PyTree], Array]
     num_noises: int
     nfe: int
+    guidance: float | None = None
 
 
 def teacher_sampler(family: Family, config: ConfigDict, guidance: float | None = None) -> Sampler:
@@ -73,15 +79,15 @@ def teacher_sampler(family: Family, config: ConfigDict, guidance: float | None =
       Refused: if it is no scale.
     """
     model, steps = config.model, config.teacher.sampler_steps
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise Refused(f"guidance={guidance}, expected 0 or more (1 is no guidance); try 2.")
+    check_teacher_scale(guidance)
     if guidance is None:
         guidance = config.distill.guidance
     if guidance is None and not has_scale_input(family):
         guidance = chosen_scale(config.distill)
     levels = family.denoiser.schedule
     x0_fn = guided_x0(family.denoiser, guidance)
-    passes = 1 if guidance in (None, 1.0) else 2
+    guidance = None if guidance == 1 else guidance
+    passes = 1 if guidance is None else 2
     if np.issubdtype(levels.levels.dtype, np.integer):
         steps_down = sampling_times(levels, steps)
 
@@ -89,7 +95,7 @@ def teacher_sampler(family: Family, config: ConfigDict, guidance: float | None =
         def run_ddim(params: Params, noise: Array, cond: PyTree) -> Array:
             return ddim(x0_fn, params, noise[0], cond, schedule=levels, times=steps_down)
 
-        return Sampler(run_ddim, 1, passes * steps)
+        return Sampler(run_ddim, 1, passes * steps, guidance)
     if is_rectified_flow(levels):
         times = sampling_times(levels, steps)
     else:  # a family of the user's own may say nothing of sigmas: from end to end of its levels
@@ -101,7 +107,7 @@ def teacher_sampler(family: Family, config: ConfigDict, guidance: float | None =
     def run(params: Params, noise: Array, cond: PyTree) -> Array:
         return heun(x0_fn, params, noise[0], cond, times=times)
 
-    return Sampler(run, 1, passes * (2 * steps - 1))
+    return Sampler(run, 1, passes * (2 * steps - 1), guidance)
 
 
 def student_sampler(family: Family, config: ConfigDict) -> Sampler:
@@ -141,8 +147,10 @@ def ddim_sampler(
       tokens: of an image, which the shift of a flow may follow.
 
     Raises:
-      ValueError: if steps are more than the diffusion has, or the scheduler is of another kind.
+      ValueError: if steps are more than the diffusion has, the scheduler is of another kind, or
+        the guidance is no scale.
     """
+    check_teacher_scale(guidance)
     x0_fn, schedule = guided_x0(denoiser, guidance), denoiser.schedule
     flow = is_flow(scheduler)
     if flow != is_rectified_flow(schedule):
@@ -157,8 +165,9 @@ def ddim_sampler(
     def run(params: Params, noise: Array, cond: PyTree) -> Array:
         return ddim(x0_fn, params, noise[0], cond, schedule=schedule, times=times)
 
-    passes = 1 if guidance in (None, 1) else 2
-    return Sampler(run, 1, passes * (len(times) - 1))
+    guidance = None if guidance == 1 else guidance
+    passes = 1 if guidance is None else 2
+    return Sampler(run, 1, passes * (len(times) - 1), guidance)
 
 
 def sample_images(

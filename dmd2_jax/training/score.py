@@ -16,7 +16,8 @@ from dmd2_jax.recipe.open import Recipe
 from dmd2_jax.runtime.distributed import from_all, on_first, to_host
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.sharding import make_mesh
-from dmd2_jax.sampling.images import Classes, Model, SampledImages, whole_batch
+from dmd2_jax.sampling.conditions import Classes
+from dmd2_jax.sampling.images import Model, SampledImages, whole_batch
 from dmd2_jax.sampling.samplers import Sampler
 from dmd2_jax.typing import Params, PyTree
 

@@ -42,7 +42,8 @@ from dmd2_jax.metrics.features.images import open_images
 from dmd2_jax.metrics.features.moments import FeatureStatistics, feature_statistics, fid
 from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.runtime.platform import prepare_backend, user_cache
-from dmd2_jax.sampling.images import Prompts, SampledImages
+from dmd2_jax.sampling.conditions import Prompts
+from dmd2_jax.sampling.images import SampledImages
 from dmd2_jax.sampling.prompts import PromptSettings, run_models
 from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.typing import Array, Int, Shaped

@@ -177,6 +177,7 @@ def test_networks_of_a_text_run_have_figures_of_their_own() -> None:
     assert [every[f"{name}_nfe"] for name in names] == [8, 4, 4]
     base = evaluate(f"--pipeline={tiny_pipeline('sd15')}", *words, "--steps=4", "--guidance=3")
     assert every["teacher_clip_score"] == pytest.approx(base["pipeline_clip_score"], rel=1e-6)
+    assert every["teacher_guidance"] == base["pipeline_guidance"] == 3.0
 
 
 def test_a_text_run_needs_prompts(capsys) -> None:

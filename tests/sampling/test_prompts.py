@@ -186,6 +186,7 @@ PROMPT = "--prompt=a"
         ((PROMPT, "--seed=-1"), "--seed=-1, expected a whole number in 0..4294967295"),
         ((PROMPT, "--guidance=-1"), "guidance=-1.0, expected 0 or more"),
         ((PROMPT, "--guidance=nan"), "guidance=nan, expected 0 or more"),
+        ((PROMPT, "--guidance=0"), "guidance=0, which is u + 0 (c - u): the teacher without its"),
         ((PROMPT, "--guidance=1", "--negative=b"), "negative='b' with guidance=1"),
         ((PROMPT, "--which=student"), "which=student of a pipeline with DDIMScheduler"),
         ((PROMPT, "--classes=1"), "--classes given with --pipeline="),

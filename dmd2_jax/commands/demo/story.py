@@ -22,7 +22,8 @@ from dmd2_jax.run.folder import write_json
 from dmd2_jax.runtime.devices import say_devices
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.sharding import make_mesh
-from dmd2_jax.sampling.images import Classes, Model, SampledImages
+from dmd2_jax.sampling.conditions import Classes
+from dmd2_jax.sampling.images import Model, SampledImages
 from dmd2_jax.sampling.samplers import Sampler, sample_images, student_sampler, teacher_sampler
 from dmd2_jax.training import student as train_student
 from dmd2_jax.training import teacher as train_teacher

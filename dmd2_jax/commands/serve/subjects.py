@@ -19,7 +19,8 @@ from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, default_guida
 from dmd2_jax.run.exported import unfinished
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import absolute, path_of
-from dmd2_jax.sampling.images import Classes, Conditions, Model, Prompts, class_model
+from dmd2_jax.sampling.conditions import Classes, Conditions, Prompts
+from dmd2_jax.sampling.images import Model, class_model
 from dmd2_jax.sampling.prompts import (
     PROMPT_BATCH,
     STUDENT_STEPS,
