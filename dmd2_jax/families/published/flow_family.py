@@ -77,6 +77,7 @@ class FlowNetwork:
       parts: (module, tokens of a prompt) -> the shapes of one condition's arrays, by name, in the
         order in which the network takes them.
       backwards: whether the network is given 1 - t, and predicts x_0 - eps.
+      scheduler_notes: what its pipeline adds to a scheduler_config.json (`PIPELINE_SHIFTS`).
       time_layer: the end of the name of the layer that makes the embedding of the time.
       guidance_layer: the end of the name of the layer whose input a guidance scale is added to.
     """
@@ -93,6 +94,7 @@ class FlowNetwork:
     lora_targets: tuple[str, ...]
     parts: Callable[[Any, int], Mapping[str, tuple[int, ...]]] = _with_pooled
     backwards: bool = False
+    scheduler_notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     time_layer: str = "timestep_embedder.linear_2"
     guidance_layer: str = "timestep_embedder.linear_1"
 
@@ -285,7 +287,8 @@ def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
     patch, (height, width) = module.patch, sides(config["resolution"])
     if height % patch or width % patch:
         raise Refused(not_divided(config["resolution"], patch))
-    diffusion = read_flow_scheduler(scheduler, height // patch * (width // patch))
+    noted = {**scheduler, **network.scheduler_notes}
+    diffusion = read_flow_scheduler(noted, height // patch * (width // patch))
     denoiser = _denoiser(network, module, diffusion, config.get("guidance", 0.0))
     channels = model.example_inputs()[0].shape[-1]
     return FlowFamily(

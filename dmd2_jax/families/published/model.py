@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_tiny
+from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_flux2, vae_tiny
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
@@ -98,6 +98,11 @@ def _with_new_attention(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
     return renamed
 
 
+def _without_count(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
+    """Drop the number of batches that statistics were made of."""
+    return {k: v for k, v in tensors.items() if k != "bn.num_batches_tracked"}
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedClass:
     """What is known of a published class.
@@ -151,6 +156,12 @@ CLASSES: Mapping[str, PublishedClass] = {
         vae.example_vae_inputs,
         "diffusion_pytorch_model",
         modernise=_with_new_attention,
+    ),
+    "AutoencoderKLFlux2": PublishedClass(
+        _frozen(vae_flux2.flux2_vae_from_config),
+        vae.example_vae_inputs,
+        "diffusion_pytorch_model",
+        modernise=_without_count,
     ),
     "AutoencoderTiny": PublishedClass(
         _frozen(vae_tiny.tiny_vae_from_config),
