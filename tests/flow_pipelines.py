@@ -96,6 +96,27 @@ _QWEN3 = {
     "head_dim": 8,
     "rope_theta": 1000000.0,
 }
+_FLUX2_KLEIN = {
+    "_class_name": "Flux2Transformer2DModel",
+    "in_channels": 12,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "guidance_embeds": False,
+    "axes_dims_rope": [2, 2, 2, 2],
+    "timestep_guidance_channels": 16,
+}
+_FLUX2_VAE = {
+    "_class_name": "AutoencoderKLFlux2",
+    "block_out_channels": [4, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "latent_channels": 3,
+}
 CHAT = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + "
     "'<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"

@@ -251,12 +251,16 @@ class AutoencoderKL(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
+        self.check_latents(latents)
+        return self.decoded(latents)
+
+    def check_latents(self, latents: Float[Array, "..."]) -> None:
+        """Refuse latents that are not of this autoencoder's shape."""
         if latents.ndim != 4 or latents.shape[3] != self.latent_channels:
             raise Refused(
                 f"latents have shape {latents.shape}, expected [b, h, w, {self.latent_channels}]; "
                 "check that they are this autoencoder's, in NHWC."
             )
-        return self.decoded(latents)
 
     def decoded(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """Run the decoder on what the encoder makes."""

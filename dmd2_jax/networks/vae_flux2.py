@@ -79,7 +79,12 @@ class AutoencoderKLFlux2(AutoencoderKL):
         return (z - mean) / jnp.sqrt(variance + self.norm_eps)
 
     def unscaled(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return the z of a diffusion model's latents."""
+        """Return the z of a diffusion model's latents.
+
+        Raises:
+          ValueError: if the shape does not fit.
+        """
+        self.check_latents(latents)
         mean, variance = self.bn()
         return latents * jnp.sqrt(variance + self.norm_eps) + mean
 

@@ -3,7 +3,8 @@
 What tells one pipeline's from another's is a `LanguageModel` (families/published/pipeline.py): a
 prompt is put into a fixed text, the chat of one user turn; some layers' states, side by side, are
 the prompt's tokens. Prompts have several lengths: they are filled up to one, a multiple of 32 or
-so, and a mask says where there is a token, unless the network reads the filling. Needs the package tokenizers; nothing is downloaded.
+so, and a mask says where there is a token, unless the network reads the filling.
+Needs the package tokenizers; nothing is downloaded.
 """
 
 import functools

@@ -93,8 +93,8 @@ def encode(subject: Subject, encoder: str, ids: Int[np.ndarray, "n t"]) -> Encod
     if isinstance(module, T5Encoder):
         return Encoded({"last state": features}, features)
     if isinstance(module, Qwen3):
-        taken = features.hidden_states[-2] * features.mask[..., None]
-        return Encoded({"last but one": taken}, features)
+        taken = join_of(subject.pipeline_index)([features])["prompt_embeds"]
+        return Encoded({"states": np.asarray(taken)}, features)
     arrays = {"last state": features.last_hidden_state, "last but one": features.hidden_states[-2]}
     if features.text_embeds is None:
         return Encoded(arrays | {"pooled": features.pooled}, features)

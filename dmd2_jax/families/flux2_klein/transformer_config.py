@@ -27,7 +27,7 @@ _DEFAULTS = {
     "timestep_guidance_channels": 256,
     "mlp_ratio": 3.0,
     "axes_dims_rope": (32, 32, 32, 32),
-    "rope_theta": 2000,
+    "rope_theta": 2000.0,
     "eps": 1e-6,
     "guidance_embeds": True,
 }

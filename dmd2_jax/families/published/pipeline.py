@@ -95,8 +95,7 @@ class LanguageModel(NamedTuple):
       length: tokens that are read at most, those of `before` and `after` among them.
       multiple: prompts are filled up to a multiple of so many tokens.
       drop: how many of the first tokens are left out of the condition.
-      filled: whether what fills a prompt up is part of the condition, as if it were a prompt's; else
-        a mask tells it.
+      filled: whether what fills a prompt up is part of the condition; else a mask tells it.
     """
 
     before: str
@@ -132,7 +131,10 @@ LANGUAGE_MODELS = {
 _MAY_LACK = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
 _WITH_SIZES = ("StableDiffusionXLPipeline",)
 _SIDES = {"Flux2KleinPipeline": 64}
-_DISTILLED = "is_distilled"
+DISTILLED = ("Flux2KleinPipeline",)
+IS_DISTILLED = "is_distilled"
+"""What the index of such a pipeline says of a network that needs no guidance."""
+
 NETWORKS = ("unet", "transformer")
 """What the part is called that denoises."""
 
@@ -260,5 +262,5 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     entry = index.get("scheduler")
     scheduler = entry[-1] if isinstance(entry, list) and entry else None
     said = scheduler if isinstance(scheduler, str) else ""
-    distilled = index.get(_DISTILLED) is True
+    distilled = index.get(IS_DISTILLED) is True
     return PipelineIndex(file.parent, name, zero, said, variant, tuple(absent), distilled)
