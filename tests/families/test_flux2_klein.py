@@ -23,7 +23,9 @@ from dmd2_jax.families.published.configs import (
 )
 from dmd2_jax.families.published.flow_scheduler import PIPELINE_SHIFTS, flow_shift, flow_times
 from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.networks.guidance_embedding import scale_kernels
 from dmd2_jax.networks.lora import matching_targets
+from dmd2_jax.networks.step_embedding import with_steps
 from dmd2_jax.text2image.image_latents import decode_latents, encode_images, latent_shape
 from tests.conformance.derive import nhwc, recipe, relative
 
@@ -204,6 +206,14 @@ def test_gradients_reach_every_weight_and_are_finite():
     loss = jax.grad(lambda p: jnp.square(family.denoiser.x0(p, x_t, t, cond)).mean())
     for path, leaf in jax.tree_util.tree_leaves_with_path(loss(params)):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+
+
+def test_step_and_range_of_scales_are_refused_as_there_is_no_bias():
+    family = built()
+    with pytest.raises(ValueError, match=r"timestep_embedder.linear_2' and has a bias"):
+        with_steps(family.param_shapes(), family.time_layer, 4)
+    with pytest.raises(ValueError, match=r"timestep_embedder.linear_1' and has a bias"):
+        scale_kernels(family.param_shapes(), family.guidance_layer)
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,8 @@ class Theirs:
             plain = torch.tensor(np.where(ids >= 0, ids, ~ids), dtype=torch.long)
             with torch.no_grad():
                 out = encoder(plain, attention_mask=mask, output_hidden_states=True)
-            taken = torch.cat([out.hidden_states[i] for i in model.states], dim=-1)[:, model.drop :]
-            kept = 1 if model.filled else mask[:, model.drop :, None]
-            return {"states": (taken * kept).numpy()}
+            kept = 1 if model.filled else mask[..., None]
+            return {f"state {i}": (out.hidden_states[i] * kept).numpy() for i in model.states}
         with torch.no_grad():
             out = encoder(torch.tensor(ids, dtype=torch.long), output_hidden_states=True)
         arrays = {"last state": out.last_hidden_state, "last but one": out.hidden_states[-2]}
@@ -347,9 +346,7 @@ class Theirs:
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if subject.family.input_guidance is not None:
             words["guidance_scale"] = self._scale
-        if (
-            self._kind == "ZImageTransformer2DModel"
-        ):  # pos + w (pos - neg), which is ours with 1 more
+        if self._kind == "ZImageTransformer2DModel":  # pos + w (pos - neg), ours with 1 more
             words["guidance_scale"] = (subject.guidance or 1) - 1
         if is_flow(config):
             if times is None:
