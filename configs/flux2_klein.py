@@ -9,8 +9,8 @@
 One step: --config.distill.student_steps=1. The 9 B: its folder as pipeline, and a cache by it; its
 embeddings are wider. The base models are the teachers; klein without "base" is a student already.
 
-The times are equal parts of 1 to 0 with the shift that diffusers' pipeline has for 50 steps: at 1024
-pixels 1, 0.958, 0.883, 0.716. Those of its own call of four steps, which has another shift:
+The times are equal parts of 1 to 0 with the shift that diffusers' pipeline has for 50 steps: at
+1024 pixels 1, 0.958, 0.883, 0.716. Those of its own call of four steps, which has another shift:
 --config.distill.student_times=1,0.9674,0.9081,0.7672 --config.distill.student_steps=0.
 
 Guidance is that of the pipelines, neg + w (pos - neg), 4 by default there and here. Batch, rank,

@@ -132,16 +132,12 @@ def theirs(pipeline: Any, noise: np.ndarray, **call: Any) -> np.ndarray:
     if klein:  # which packs the first of them itself
         drawn_[0] = torch.from_numpy(noise[0].transpose(0, 3, 1, 2).copy())
     with drawing(drawn_[1:]):
-        return pipeline(
-            list(PROMPTS),
-            latents=drawn_[0],
-            output_type="np",
-            **call,
-        ).images
+        words = call | {"prompt": list(PROMPTS), "latents": drawn_[0], "output_type": "np"}
+        return pipeline(**words).images
 
 
 def call_of(card: str) -> dict[str, Any]:
-    """The arguments of the call that a README.md has, but the prompt."""
+    """The arguments of the call that a README.md has, but a prompt without a name."""
     line = next(line for line in card.splitlines() if line.startswith("image = pipe("))
     call = ast.parse(line.removeprefix("image = ").removesuffix(".images[0]"), mode="eval").body
     assert isinstance(call, ast.Call)
@@ -237,7 +233,8 @@ def test_noise_between_steps_is_of_manual_seed_and_not_of_the_generator(kind: st
     def image(seed: int) -> np.ndarray:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(0)
-        return pipe(PROMPTS[0], generator=generator, output_type="np", **call).images
+        words = call | {"prompt": PROMPTS[0], "generator": generator, "output_type": "np"}
+        return pipe(**words).images
 
     first = image(1)
     np.testing.assert_array_equal(image(1), first)

@@ -119,7 +119,8 @@ def test_export_has_the_times_that_the_run_was_trained_with(kind: str) -> None:
     card = (folder / "README.md").read_text()
     scale = "3.5" if kind == "flux" else "0"
     size = f"height={RESOLUTION}, width={RESOLUTION}"
-    call = f'pipe("a red fox", {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})'
+    prompt = f'{"prompt=" if kind == "flux2_klein" else ""}"a red fox"'
+    call = f"pipe({prompt}, {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})"
     assert call in card and "torch.manual_seed(0)" in card
     its_own = ("Give a fresh list of prompts", "`guidance_scale` above 0 is guidance here")
     assert [words in card for words in its_own] == [kind == "z_image"] * 2

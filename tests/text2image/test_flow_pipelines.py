@@ -121,7 +121,7 @@ def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, theirs_):
     with torch.no_grad():
         images = (
             theirs(kind)(
-                CAPTIONS[0],
+                prompt=CAPTIONS[0],
                 height=RESOLUTION,
                 width=RESOLUTION,
                 num_inference_steps=3,

@@ -32,6 +32,7 @@ KINDS = ("pipeline", "peft", "kohya", "single_file")
 """What an export may be."""
 
 _LORA = ("peft", "kohya")
+_IMAGE_FIRST = ("Flux2KleinPipeline",)  # whose first argument is an image to change
 _ROUNDING = ("FluxPipeline", "Flux2KleinPipeline")
 _NO_PLACE = "this folder"
 _TAGS = {
@@ -173,7 +174,8 @@ def _diffusers(card: Card) -> str:
     size = f"height={height}, width={width}, " if card.pixels else ""
     scale = "0" if guidance is None else f"{guidance:g}"
     given = f", {size}{steps}, guidance_scale={scale}" if times else ""
-    call = f'pipe("a red fox"{given})'
+    named = "prompt=" if name in _IMAGE_FIRST else ""
+    call = f'pipe({named}"a red fox"{given})'
     # diffusers opens a pipeline that lacks a part only if it is told so.
     absent = "".join(f", {part}=None" for part in card.base.absent)
     lines = [f'pipe = {name}.from_pretrained("{place}"{absent})']
