@@ -132,8 +132,10 @@ _MAY_LACK = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
 _WITH_SIZES = ("StableDiffusionXLPipeline",)
 _SIDES = {"Flux2KleinPipeline": 64}
 DISTILLED = ("Flux2KleinPipeline",)
+"""The pipelines that can be told that their network needs no guidance."""
+
 IS_DISTILLED = "is_distilled"
-"""What the index of such a pipeline says of a network that needs no guidance."""
+"""What their index says of such a network."""
 
 NETWORKS = ("unet", "transformer")
 """What the part is called that denoises."""
