@@ -118,7 +118,7 @@ class Theirs:
                 return _filled(*pipe.encode_prompt(list(texts), device="cpu"))
             if kind == "Flux2KleinPipeline":
                 both = (texts, [_EMPTY] * len(texts))
-                parts = [pipe.encode_prompt(each, device="cpu")[0] for each in both]
+                parts = tuple(pipe.encode_prompt(each, device="cpu")[0] for each in both)
             elif kind == "FluxPipeline":
                 made = [
                     pipe.encode_prompt(t, None, device="cpu")
