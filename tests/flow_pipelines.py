@@ -1,4 +1,4 @@
-"""Complete tiny pipelines of SD 3, FLUX.1 and Z-Image, made without torch or diffusers."""
+"""Complete tiny pipelines of SD 3, FLUX.1, FLUX.2-klein and Z-Image, made without torch."""
 
 import functools
 import json
@@ -96,6 +96,27 @@ _QWEN3 = {
     "head_dim": 8,
     "rope_theta": 1000000.0,
 }
+_FLUX2_KLEIN = {
+    "_class_name": "Flux2Transformer2DModel",
+    "in_channels": 12,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 3 * 12,
+    "guidance_embeds": False,
+    "axes_dims_rope": [2, 2, 2, 2],
+    "timestep_guidance_channels": 16,
+}
+_FLUX2_VAE = {
+    "_class_name": "AutoencoderKLFlux2",
+    "block_out_channels": [4],  # the patches alone halve the image
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "latent_channels": 3,
+}
 CHAT = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + "
     "'<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
@@ -107,22 +128,29 @@ CHAT = (
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 
 
-_TRANSFORMERS: dict[str, dict[str, Any]] = {"sd3": _SD3, "flux": _FLUX, "z_image": _Z_IMAGE}
+_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "sd3": _SD3,
+    "flux": _FLUX,
+    "flux2_klein": _FLUX2_KLEIN,
+    "z_image": _Z_IMAGE,
+}
 
 
 @functools.cache
 def flow_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd3", "flux" or "z_image"; do not change it."""
+    """Return the folder of a pipeline, a key of `_TRANSFORMERS`; do not change it."""
     folder = scratch() / kind
-    parts: dict[str, Mapping[str, Any]] = {"vae": _VAE}
-    if kind == "z_image":
-        parts["text_encoder"] = _QWEN3 | {"vocab_size": write_llm_tokenizer(folder / "tokenizer")}
+    parts: dict[str, Mapping[str, Any]] = {"vae": _FLUX2_VAE if kind == "flux2_klein" else _VAE}
+    if kind in ("flux2_klein", "z_image"):
+        sizes = {"vocab_size": write_llm_tokenizer(folder / "tokenizer")}
+        sizes |= {"num_hidden_layers": 28} if kind == "flux2_klein" else {}  # whose 27th is read
+        parts["text_encoder"] = _QWEN3 | sizes
     else:
         parts |= _clips_and_t5(folder, kind)
     for part, config in parts.items():
         model = PublishedModel.from_config(config)
         write_component(model, random_weights(model.param_shapes()), folder / part)
-    shift = {"shift": 3.0} | ({"use_dynamic_shifting": True} if kind == "flux" else {})
+    shift = {"shift": 3.0} | ({"use_dynamic_shifting": True} if "flux" in kind else {})
     own, scheduler = _TRANSFORMERS[kind], _SCHEDULER | shift
     settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
     family = getattr(families, kind).build(settings)
@@ -162,7 +190,8 @@ def random_weights(shapes: Any) -> Any:
     def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         fan_in = int(np.prod(shape.shape[:-1])) or 1
         values = random.standard_normal(shape.shape).astype(np.float32)
-        return 1 + 0.1 * values if "scale" in str(path[-1]) else values / fan_in**0.5
+        near_one = any(name in str(path[-1]) for name in ("scale", "running_var"))
+        return 1 + 0.1 * values if near_one else values / fan_in**0.5
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -171,6 +200,7 @@ def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     name = {
         "sd3": "StableDiffusion3Pipeline",
         "flux": "FluxPipeline",
+        "flux2_klein": "Flux2KleinPipeline",
         "z_image": "ZImagePipeline",
     }[kind]
     own = _TRANSFORMERS[kind]["_class_name"]
@@ -185,7 +215,8 @@ def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             kinds = {"T5En": "T5Tokenizer", "Qwen": "Qwen2Tokenizer", "CLIP": "CLIPTokenizer"}
             kind_of = kinds[index[part][1][:4]]
             index[part.replace("text_encoder", "tokenizer")] = ["transformers", kind_of]
-    index["vae"], index["transformer"] = ["diffusers", "AutoencoderKL"], ["diffusers", own]
+    index["vae"] = ["diffusers", parts["vae"]["_class_name"]]
+    index["transformer"] = ["diffusers", own]
     index["scheduler"] = ["diffusers", _SCHEDULER["_class_name"]]
     return index
 

@@ -37,17 +37,19 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @functools.cache
 def tiny_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd15", "sdxl", "sd3", "flux" or "z_image"."""
+    """Return the folder of a pipeline, "sd15", "sdxl", "sd3", "flux", "flux2_klein", "z_image"."""
     import torch
 
-    torch.manual_seed({"sd15": 15, "sdxl": 21, "sd3": 3, "flux": 1, "z_image": 6}[kind])
+    makers = {"flux": _flux, "flux2_klein": _flux2_klein, "sd15": _sd15, "sd3": _sd3}
+    makers |= {"sdxl": _sdxl, "z_image": _z_image}
+    seeds = {"flux": 1, "flux2_klein": 2, "sd15": 15, "sd3": 3, "sdxl": 21, "z_image": 6}
+    torch.manual_seed(seeds[kind])
     folder = scratch() / kind
-    makers = {"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "z_image": _z_image}
     makers[kind]().save_pretrained(folder)
     if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
         write_tokenizer(folder / "tokenizer")
-    if kind == "z_image":  # its own files name no size, and 1024 pixels take minutes here
+    if kind in ("flux2_klein", "z_image"):  # whose files name no size; 1024 pixels take minutes
         file = folder / "scheduler" / "scheduler_config.json"
         settings = json.loads(file.read_text()) | recorded_as(RESOLUTION // 2)
         file.write_text(json.dumps(settings))
@@ -331,13 +333,49 @@ def _flux():
     )
 
 
-def _z_image():
+def _flux2_klein():
     from diffusers import (
+        AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
-        ZImagePipeline,
-        ZImageTransformer2DModel,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
     )
-    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+    encoder, tokenizer = _qwen3(num_hidden_layers=28)  # of which the 27th is read
+    pipeline = Flux2KleinPipeline(
+        transformer=Flux2Transformer2DModel(
+            in_channels=12,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=12,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 12,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 4, 4, 2),
+            guidance_embeds=False,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=AutoencoderKLFlux2(
+            block_out_channels=(4,),  # the patches alone halve the image
+            down_block_types=("DownEncoderBlock2D",),
+            up_block_types=("UpDecoderBlock2D",),
+            layers_per_block=1,
+            norm_num_groups=2,
+            latent_channels=3,
+        ),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+    statistics = pipeline.vae.bn
+    statistics.running_mean.normal_()
+    statistics.running_var.uniform_(0.5, 2.0)
+    _moved(pipeline.transformer, pipeline.text_encoder)
+    return pipeline
+
+
+def _qwen3(**sizes: int):
+    """Return a causal Qwen3 and its tokenizer."""
+    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
     from tests.flow_pipelines import write_llm_tokenizer
 
@@ -346,12 +384,30 @@ def _z_image():
         vocab_size=write_llm_tokenizer(folder),
         hidden_size=12,
         intermediate_size=20,
-        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=6,
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        **sizes,
     )
+    return Qwen3ForCausalLM(config), Qwen2Tokenizer.from_pretrained(folder)
+
+
+def _moved(*networks) -> None:
+    """Change all weights a little: fresh pad tokens, gates and states say little."""
+    for network in networks:
+        for parameter in network.parameters():
+            parameter.data += 0.1 * parameter.data.new_empty(parameter.shape).normal_()
+
+
+def _z_image():
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
+
+    encoder, tokenizer = _qwen3(num_hidden_layers=3)
     pipeline = ZImagePipeline(
         transformer=ZImageTransformer2DModel(
             in_channels=6,
@@ -366,12 +422,10 @@ def _z_image():
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_flow_vae(0.3611, 0.1159),
-        text_encoder=Qwen3Model(config),
-        tokenizer=Qwen2Tokenizer.from_pretrained(folder),
+        text_encoder=encoder.model,
+        tokenizer=tokenizer,
     )
-    for name in ("transformer", "text_encoder"):  # fresh pad tokens, gates and states say little
-        for parameter in getattr(pipeline, name).parameters():
-            parameter.data += 0.1 * parameter.data.new_empty(parameter.shape).normal_()
+    _moved(pipeline.transformer, pipeline.text_encoder)
     return pipeline
 
 

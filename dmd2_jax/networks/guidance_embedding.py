@@ -72,7 +72,7 @@ def scale_kernels(params: Params, layer: str) -> dict[str, Array]:
     if not found:
         raise Refused(
             f"no layer of the network is called {layer!r} and has a bias, expected the first of "
-            "those that embed the noise level; name it."
+            "those that embed the noise level; name it, or train at one scale."
         )
     widths = {"/".join(path): flat[(*path, "kernel")].shape[0] for path in found}
     return {name: jnp.zeros((WIDTH, width)) for name, width in widths.items()}

@@ -55,16 +55,19 @@ class Modulation(nn.Module):
       chunks: their number.
       features: size of each.
       dtype: type of the computation.
+      use_bias: whether the map has a bias.
     """
 
     chunks: int
     features: int
     dtype: DType = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, condition: Float[Array, "b d"]) -> tuple[Array, ...]:
         """Return `chunks` arrays [b, 1, features], in the order of the weights."""
-        layer = Linear(self.chunks * self.features, dtype=self.dtype, name="linear")
+        size, settings = self.chunks * self.features, {"use_bias": self.use_bias}
+        layer = Linear(size, dtype=self.dtype, name="linear", **settings)
         return tuple(jnp.split(layer(nn.silu(condition))[:, None], self.chunks, axis=-1))
 
 
@@ -104,12 +107,16 @@ class JointAttention(nn.Module):
       writes: which sequences get an output map: "image", "both" or, where the caller has a map of
         its own, "none".
       dtype: type of the computation; norms, rotation and softmax are float32.
+      use_bias: whether the maps have biases.
+      eps: of the norms.
     """
 
     heads: int
     qk_norm: bool
     writes: str = "both"
     dtype: DType = jnp.float32
+    use_bias: bool = True
+    eps: float = _EPS
 
     @nn.compact
     def __call__(
@@ -127,13 +134,15 @@ class JointAttention(nn.Module):
         """
         width = x.shape[-1]
 
+        def linear(name: str) -> Linear:
+            return Linear(width, use_bias=self.use_bias, dtype=self.dtype, name=name)
+
         def project(tokens: Array, names: tuple[str, str, str], norms: tuple[str, str]) -> list:
             parts = []
             for name, norm in zip(names, (*norms, ""), strict=True):
-                layer = Linear(width, dtype=self.dtype, name=name)
-                heads = layer(tokens).reshape(*tokens.shape[:2], self.heads, -1)
+                heads = linear(name)(tokens).reshape(*tokens.shape[:2], self.heads, -1)
                 normed = self.qk_norm and norm
-                parts.append(RmsNorm(name=norm)(heads) if normed else heads)
+                parts.append(RmsNorm(self.eps, name=norm)(heads) if normed else heads)
             return parts
 
         parts = project(x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
@@ -150,10 +159,10 @@ class JointAttention(nn.Module):
         before = 0 if context is None else context.shape[1]
         own, other = read[:, before:], read[:, :before]
         if self.writes != "none":
-            own = Linear(width, dtype=self.dtype, name="to_out_0")(own)
+            own = linear("to_out_0")(own)
         if context is None or self.writes != "both":
             return own, None
-        return own, Linear(width, dtype=self.dtype, name="to_add_out")(other)
+        return own, linear("to_add_out")(other)
 
 
 class JointBlock(nn.Module):

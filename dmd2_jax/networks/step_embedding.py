@@ -38,7 +38,7 @@ def with_steps(params: Params, layer: str, steps: int) -> Params:
     if not biases:
         raise Refused(
             f"no layer of the network is called {layer!r} and has a bias, expected the one that "
-            "makes the noise level's embedding; name it."
+            "makes the noise level's embedding; name it, or train without telling it the step."
         )
     tables = {"/".join(path): jnp.zeros((steps, *bias.shape)) for path, bias in biases.items()}
     return {**params, STEPS: tables}

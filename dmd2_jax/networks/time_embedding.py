@@ -47,11 +47,13 @@ class TimestepEmbedding(nn.Module):
       condition_dim: size of the condition (a guidance scale's embedding, in few-step models), or
         None.
       dtype: type of the computation.
+      use_bias: whether the maps have biases.
     """
 
     features: int
     condition_dim: int | None = None
     dtype: DType = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -61,5 +63,6 @@ class TimestepEmbedding(nn.Module):
         if condition is not None:
             project = Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="cond_proj")
             x = x + project(condition)
-        h = nn.silu(Linear(self.features, dtype=self.dtype, name="linear_1")(x))
-        return Linear(self.features, dtype=self.dtype, name="linear_2")(h)
+        settings = {"use_bias": self.use_bias, "dtype": self.dtype}
+        h = nn.silu(Linear(self.features, **settings, name="linear_1")(x))
+        return Linear(self.features, **settings, name="linear_2")(h)

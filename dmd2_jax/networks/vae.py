@@ -18,12 +18,19 @@ from dmd2_jax.networks.sd_resnet import Downsample, ResnetBlock, Upsample
 from dmd2_jax.networks.sd_transformer import MultiHeadAttention
 from dmd2_jax.typing import Array, DType, Float
 
-__all__ = ["AutoencoderKL", "Gaussian", "example_vae_inputs", "vae_from_config"]
+__all__ = [
+    "DEFAULTS",
+    "AutoencoderKL",
+    "Gaussian",
+    "example_vae_inputs",
+    "vae_from_config",
+    "vae_settings",
+]
 
 _EPS = 1e-6
 _LOGVAR_RANGE = (-30.0, 20.0)
 
-_DEFAULTS = {
+DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",),
@@ -39,6 +46,8 @@ _DEFAULTS = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
+"""Of an AutoencoderKL in diffusers."""
+
 _SUPPORTED = {
     "act_fn": ("silu", "swish"),
     "latents_mean": (None,),
@@ -136,13 +145,14 @@ class _Coder(nn.Module):
 class AutoencoderKL(nn.Module):
     """The autoencoder of latent diffusion.
 
-    A diffusion model's latents are `(z - shift_factor) * scaling_factor`, z a sample of `encode`;
-    `decode` takes z.
+    A diffusion model's latents are `scaled(z)`, (z - shift_factor) scaling_factor, z a sample
+    of `encode`; `decode` takes z, `unscaled(latents)`.
 
     Attributes:
       in_channels, out_channels: of the images.
-      latent_channels: of z.
+      latent_channels: of a latent.
       block_channels: one width a level, finest first; each level but the last halves the image.
+      decoder_channels: those of the decoder, where they are others; (): the same.
       layers: residual blocks a level of the encoder (one more in the decoder).
       groups: of the group norms.
       attend: whether the pixels of the coarsest level attend to each other.
@@ -167,6 +177,7 @@ class AutoencoderKL(nn.Module):
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
     force_upcast: bool = True
+    decoder_channels: tuple[int, ...] = ()
     dtype: DType = jnp.float32
 
     def setup(self) -> None:
@@ -175,7 +186,7 @@ class AutoencoderKL(nn.Module):
         def coder(channels: int, *, decode: bool) -> _Coder:
             return _Coder(
                 channels,
-                self.block_channels,
+                (decode and self.decoder_channels) or self.block_channels,
                 self.layers + int(decode),
                 self.groups,
                 self.attend,
@@ -183,12 +194,30 @@ class AutoencoderKL(nn.Module):
                 self.dtype,
             )
 
-        self.encoder = coder(2 * self.latent_channels, decode=False)
+        self.encoder = coder(2 * self.coded_channels, decode=False)
         self.decoder = coder(self.out_channels, decode=True)
         if self.quantise:
-            self.quant_conv = Conv(2 * self.latent_channels, 1, dtype=self.dtype)
+            self.quant_conv = Conv(2 * self.coded_channels, 1, dtype=self.dtype)
         if self.post_quantise:
-            self.post_quant_conv = Conv(self.latent_channels, 1, dtype=self.dtype)
+            self.post_quant_conv = Conv(self.coded_channels, 1, dtype=self.dtype)
+
+    @property
+    def coded_channels(self) -> int:
+        """Channels between encoder and decoder."""
+        return self.latent_channels
+
+    @property
+    def downscale(self) -> int:
+        """How many times smaller than the image a latent is, in height and width."""
+        return 2 ** (len(self.block_channels) - 1)
+
+    def scaled(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the latents of a diffusion model that z is."""
+        return (z - self.shift_factor) * self.scaling_factor
+
+    def unscaled(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the z of a diffusion model's latents."""
+        return latents / self.scaling_factor + self.shift_factor
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Return the images decoded from the means of their latents, float32."""
@@ -203,7 +232,7 @@ class AutoencoderKL(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
-        unit = 2 ** (len(self.block_channels) - 1)
+        unit = self.downscale
         _, height, width, channels = images.shape
         if height % unit or width % unit or channels != self.in_channels:
             raise Refused(
@@ -222,14 +251,22 @@ class AutoencoderKL(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
+        self.check_latents(latents)
+        return self.decoded(latents)
+
+    def check_latents(self, latents: Float[Array, "..."]) -> None:
+        """Refuse latents that are not of this autoencoder's shape."""
         if latents.ndim != 4 or latents.shape[3] != self.latent_channels:
             raise Refused(
                 f"latents have shape {latents.shape}, expected [b, h, w, {self.latent_channels}]; "
                 "check that they are this autoencoder's, in NHWC."
             )
+
+    def decoded(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Run the decoder on what the encoder makes."""
         if self.post_quantise:
-            latents = self.post_quant_conv(latents)
-        return self.decoder(latents).astype(jnp.float32)
+            z = self.post_quant_conv(z)
+        return self.decoder(z).astype(jnp.float32)
 
 
 def vae_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> AutoencoderKL:
@@ -245,11 +282,29 @@ def vae_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) ->
     c = read_config(
         config,
         class_name="AutoencoderKL",
-        defaults=_DEFAULTS,
+        defaults=DEFAULTS,
         supported=_SUPPORTED,
         ignored=("sample_size",),
     )
-    widths = c["block_out_channels"]
+    return AutoencoderKL(
+        latent_channels=c["latent_channels"],
+        scaling_factor=c["scaling_factor"],
+        shift_factor=c["shift_factor"] or 0.0,
+        dtype=dtype,
+        **vae_settings(c),
+    )
+
+
+def vae_settings(c: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says of encoder and decoder, as fields of an `AutoencoderKL`.
+
+    Args:
+      c: its settings, from `read_config`.
+
+    Raises:
+      Refused: if they contradict each other.
+    """
+    widths, own = c["block_out_channels"], c.get("decoder_block_out_channels") or ()
     down = ("DownEncoderBlock2D",) * len(widths)
     up = ("UpDecoderBlock2D",) * len(widths)
     if c["down_block_types"] != down or c["up_block_types"] != up:
@@ -258,29 +313,27 @@ def vae_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) ->
             f"expected {down} and {up} for block_out_channels={widths}; use the autoencoder of "
             "SD 1.x, SD 2.x or SDXL."
         )
-    if any(width % c["norm_num_groups"] for width in widths):
+    if any(width % c["norm_num_groups"] for width in (*widths, *own)) or len(own or up) != len(up):
+        decoder = f" and decoder_block_out_channels={own}" if own else ""
         raise Refused(
-            f"block_out_channels={widths}, expected multiples of norm_num_groups="
-            f"{c['norm_num_groups']}; correct config.json."
+            f"block_out_channels={widths}{decoder}, expected multiples of norm_num_groups="
+            f"{c['norm_num_groups']}, as many for both; correct config.json."
         )
-    return AutoencoderKL(
-        in_channels=c["in_channels"],
-        out_channels=c["out_channels"],
-        latent_channels=c["latent_channels"],
-        block_channels=widths,
-        layers=c["layers_per_block"],
-        groups=c["norm_num_groups"],
-        attend=c["mid_block_add_attention"],
-        quantise=c["use_quant_conv"],
-        post_quantise=c["use_post_quant_conv"],
-        scaling_factor=c["scaling_factor"],
-        shift_factor=c["shift_factor"] or 0.0,
-        force_upcast=c["force_upcast"],
-        dtype=dtype,
-    )
+    return {
+        "in_channels": c["in_channels"],
+        "out_channels": c["out_channels"],
+        "block_channels": widths,
+        "decoder_channels": tuple(own),
+        "layers": c["layers_per_block"],
+        "groups": c["norm_num_groups"],
+        "attend": c["mid_block_add_attention"],
+        "quantise": c["use_quant_conv"],
+        "post_quantise": c["use_post_quant_conv"],
+        "force_upcast": c["force_upcast"],
+    }
 
 
 def example_vae_inputs(vae: AutoencoderKL) -> tuple[jax.ShapeDtypeStruct]:
     """Return the smallest images that reach every parameter."""
-    size = 2 ** (len(vae.block_channels) - 1)
+    size = vae.downscale
     return (jax.ShapeDtypeStruct((1, size, size, vae.in_channels), jnp.float32),)

@@ -80,8 +80,11 @@ def pipeline_family(
 
 
 def default_guidance(index: PipelineIndex) -> float:
-    """Return the guidance that diffusers gives a pipeline's teacher where none is asked for."""
-    return _module_of(index).PIPELINES[index.class_name]
+    """Return the guidance that diffusers gives a pipeline's teacher where none is asked for.
+
+    1, which is none, of a pipeline that says that its network is distilled and needs none.
+    """
+    return 1.0 if index.distilled else _module_of(index).PIPELINES[index.class_name]
 
 
 def text_family(family: Family) -> TextFamily | None:

@@ -3,7 +3,8 @@
 What tells one pipeline's from another's is a `LanguageModel` (families/published/pipeline.py): a
 prompt is put into a fixed text, the chat of one user turn; some layers' states, side by side, are
 the prompt's tokens. Prompts have several lengths: they are filled up to one, a multiple of 32 or
-so, and a mask says where there is a token. Needs the package tokenizers; nothing is downloaded.
+so, and a mask says where there is a token, unless the network reads the filling.
+Needs the package tokenizers; nothing is downloaded.
 """
 
 import functools
@@ -83,15 +84,22 @@ class LlmJoin(NamedTuple):
     Attributes:
       states: the numbers of those that are taken, beside each other.
       drop: how many of the first tokens, the template's, are left out.
+      filled: whether the states of what fills a prompt up are taken too, without a mask.
     """
 
     states: tuple[int, ...]
     drop: int
+    filled: bool = False
 
     def __call__(self, features: Sequence[LlmFeatures]) -> dict[str, Array]:
-        """Return prompt_embeds [n, t, d], 0 where there is filling, and prompt_mask [n, t]."""
+        """Return prompt_embeds [n, t, d], 0 where there is filling, and prompt_mask [n, t].
+
+        Where filling is read, prompt_embeds alone, with its states.
+        """
         (one,) = features
         taken = jnp.concatenate([one.hidden_states[i] for i in self.states], axis=-1)
+        if self.filled:
+            return {"prompt_embeds": taken[:, self.drop :]}
         mask = jnp.asarray(one.mask, jnp.float32)[:, self.drop :]
         return {"prompt_embeds": taken[:, self.drop :] * mask[..., None], "prompt_mask": mask}
 

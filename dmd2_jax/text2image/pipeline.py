@@ -17,6 +17,7 @@ import numpy as np
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import Size, sides, size_of
 from dmd2_jax.families.published.conditions import with_negative
+from dmd2_jax.families.published.flow_scheduler import PIPELINE_SHIFTS
 from dmd2_jax.families.published.folder import (
     has_variant,
     read_component,
@@ -29,7 +30,6 @@ from dmd2_jax.runtime.places import path_of
 from dmd2_jax.text2image.image_latents import (
     Autoencoder,
     decode_latents,
-    downscale,
     latent_shape,
 )
 from dmd2_jax.text2image.text_encoder import (
@@ -54,7 +54,6 @@ __all__ = [
 ]
 
 _BATCH = 8
-_TRANSFORMER_SIDE = 128  # of the latents, where config.json has no sample_size: 1024 pixels
 
 
 @dataclass(frozen=True)
@@ -267,7 +266,7 @@ def open_pipeline(
 
 def _pixels(module: Autoencoder, latent: Size) -> Size:
     """Return the size of the images whose latents are of a size."""
-    height, width = (side * downscale(module) for side in sides(latent))
+    height, width = (side * module.downscale for side in sides(latent))
     return size_of(height, width)
 
 
@@ -300,7 +299,8 @@ def pipeline_autoencoder(
 def read_scheduler_config(index: PipelineIndex) -> dict[str, Any]:
     """Read what a pipeline's scheduler_config.json holds.
 
-    Its class is the one that model_index.json names, which diffusers makes of the settings.
+    Its class is the one that model_index.json names, which diffusers makes of the settings; a note
+    beside them says where a pipeline has a shift of its own.
 
     Raises:
       ValueError: if there is none, or it is damaged.
@@ -310,7 +310,8 @@ def read_scheduler_config(index: PipelineIndex) -> dict[str, Any]:
         config = read_component_config(folder, "scheduler_config.json")
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
-    return config | ({"_class_name": index.scheduler} if index.scheduler else {})
+    named = {"_class_name": index.scheduler} if index.scheduler else {}
+    return config | named | dict(PIPELINE_SHIFTS.get(index.class_name, {}))
 
 
 def own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
@@ -319,11 +320,11 @@ def own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
     Raises:
       ValueError: if its config.json has no sample_size, and it is a U-Net.
     """
-    default = None if index.network == "unet" else _TRANSFORMER_SIDE
+    default = None if index.network == "unet" else index.side
     side = square_side(read_component_config(index.part(index.network)).get("sample_size", default))
     if type(side) is not int or not 0 < side < 2**16:
         raise Refused(
             f"{index.folder}/{index.network}/config.json has sample_size = {side!r}, expected a "
             "number; give `resolution=`."
         )
-    return side * downscale(vae)
+    return side * vae.downscale

@@ -1,4 +1,4 @@
-"""`dmd2 export` of flow students: in diffusers' SD 3 and FLUX.1 pipelines the images are ours."""
+"""`dmd2 export` of flow students: in diffusers' pipelines of flows the images are ours."""
 
 import ast
 import functools
@@ -16,10 +16,10 @@ import pytest
 
 from dmd2_jax import families
 from dmd2_jax.config.load import apply_overrides, plain
-from dmd2_jax.families.flux.transformer import pack
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.networks.lora import LoraConfig, lora_init, matching_targets, merge
+from dmd2_jax.networks.packing import pack
 from dmd2_jax.run.folder import open_run
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
@@ -29,7 +29,7 @@ from tests.pipelines import RESOLUTION, diffusers_pipeline, photos, tiny_pipelin
 from tests.tiny import contents, dmd2, refused, scratch
 from tests.tiny_unet import get_config
 
-KINDS = ("sd3", "flux", "z_image")
+KINDS = ("sd3", "flux", "flux2_klein", "z_image")
 FOUR_STEPS = ("--config.distill.student_steps=4",)
 ADAPTED = (*FOUR_STEPS, "--config.distill.lora_rank=2", "--config.distill.lora_critic=True")
 SCHEDULERS = ("flow_match_euler_discrete", "flow_match_lcm")
@@ -123,22 +123,21 @@ def theirs(pipeline: Any, noise: np.ndarray, **call: Any) -> np.ndarray:
     """Images of diffusers' pipeline from the same noises, in [0, 1]."""
     import torch
 
+    klein = "Flux2" in type(pipeline).__name__
     if "Flux" in type(pipeline).__name__:
-        packed = [np.asarray(pack(x)) for x in noise]
+        packed = [x if klein else np.asarray(pack(x)) for x in noise]
         drawn_ = [torch.from_numpy(x.reshape(len(x), -1, x.shape[-1]).copy()) for x in packed]
     else:
         drawn_ = [torch.from_numpy(x.copy()) for x in noise.transpose(0, 1, 4, 2, 3)]
+    if klein:  # which packs the first of them itself
+        drawn_[0] = torch.from_numpy(noise[0].transpose(0, 3, 1, 2).copy())
     with drawing(drawn_[1:]):
-        return pipeline(
-            list(PROMPTS),
-            latents=drawn_[0],
-            output_type="np",
-            **call,
-        ).images
+        words = call | {"prompt": list(PROMPTS), "latents": drawn_[0], "output_type": "np"}
+        return pipeline(**words).images
 
 
 def call_of(card: str) -> dict[str, Any]:
-    """The arguments of the call that a README.md has, but the prompt."""
+    """The arguments of the call that a README.md has, but a prompt without a name."""
     line = next(line for line in card.splitlines() if line.startswith("image = pipe("))
     call = ast.parse(line.removeprefix("image = ").removesuffix(".images[0]"), mode="eval").body
     assert isinstance(call, ast.Call)
@@ -200,7 +199,8 @@ def test_lora_is_one_file_of_the_transformers_names(kind: str) -> None:
     assert got.keys() == {f"transformer.{name}" for name in lora(kind)[0]}
     layers = {name.rpartition(".lora_")[0] for name in got}
     known = {f"transformer.{name}".removesuffix(".weight") for name in student_names(kind)}
-    among = "feed_forward.w2" if kind == "z_image" else "add_q_proj"
+    among = {"flux2_klein": "to_qkv_mlp_proj", "z_image": "feed_forward.w2"}
+    among = among.get(kind, "add_q_proj")
     assert layers <= known and any(among in name for name in layers)
     # What was exported can be exported again.
     out, file = scratch() / "again", folder / "pytorch_lora_weights.safetensors"
@@ -233,7 +233,8 @@ def test_noise_between_steps_is_of_manual_seed_and_not_of_the_generator(kind: st
     def image(seed: int) -> np.ndarray:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(0)
-        return pipe(PROMPTS[0], generator=generator, output_type="np", **call).images
+        words = call | {"prompt": PROMPTS[0], "generator": generator, "output_type": "np"}
+        return pipe(**words).images
 
     first = image(1)
     np.testing.assert_array_equal(image(1), first)

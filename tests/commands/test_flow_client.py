@@ -25,11 +25,12 @@ from tests.flow_pipelines import CAPTIONS, RESOLUTION, flow_pipeline, photos
 from tests.tiny import contents, dmd2, refused, scratch
 
 RECIPE = Path(__file__).resolve()
-KINDS = ("sd3", "flux", "z_image")
+KINDS = ("sd3", "flux", "flux2_klein", "z_image")
 PROMPTS = (CAPTIONS[3], CAPTIONS[8])
 NO_GAN = ("--config.distill.gan_generator_weight=None", "--config.distill.gan_critic_weight=None")
-STEPS = {"sd3": (1.0, 0.75), "flux": (1.0,), "z_image": (1.0, 0.75)}
-"""Two equal parts, shifted by 3, of two; one step of the other."""
+STEPS = {"flux": (1.0,), "flux2_klein": (1.0, 0.8318214)}
+STEPS |= {"sd3": (1.0, 0.75), "z_image": (1.0, 0.75)}
+"""Two equal parts, shifted by 3, or FLUX.2's exp(mu) at 36 tokens and 50 steps; FLUX.1's one."""
 DECOUPLED = ("--config.distill.objectives=guidance_augmentation:guidance=4",)
 LORA = ("--config.distill.lora_rank=3", *NO_GAN)
 
@@ -68,10 +69,14 @@ def distilled(kind: str, pipeline: Path, images: Path, side: int, *more: str) ->
 
 @functools.cache
 def student_run(kind: str) -> Path:
-    """A student of SD 3 with a GAN and guidance; of FLUX.1 as adapters; of Z-Image decoupled."""
+    """SD 3 with a GAN and guidance; FLUX as adapters, .2 with guidance; Z-Image decoupled."""
     more = {
         "sd3": ("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
         "flux": ("--config.distill.student_steps=1", *LORA),
+        "flux2_klein": (
+            *("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
+            *LORA,
+        ),
         "z_image": ("--config.distill.student_steps=2", *DECOUPLED, *NO_GAN),
     }[kind]
     return distilled(kind, flow_pipeline(kind), photos(), RESOLUTION // 2, *more)
@@ -112,14 +117,17 @@ def test_export_has_the_times_that_the_run_was_trained_with(kind: str) -> None:
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert recorded_times(scheduler) == STEPS[kind] and scheduler["shift"] == 1.0
     card = (folder / "README.md").read_text()
-    scale = {"sd3": "0", "flux": "3.5", "z_image": "0"}[kind]
+    scale = "3.5" if kind == "flux" else "0"
     size = f"height={RESOLUTION}, width={RESOLUTION}"
-    call = f'pipe("a red fox", {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})'
+    prompt = f'{"prompt=" if kind == "flux2_klein" else ""}"a red fox"'
+    call = f"pipe({prompt}, {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})"
     assert call in card and "torch.manual_seed(0)" in card
     its_own = ("Give a fresh list of prompts", "`guidance_scale` above 0 is guidance here")
     assert [words in card for words in its_own] == [kind == "z_image"] * 2
     more = {"README.md", "digests.json"}
     assert set(contents(flow_pipeline(kind))) | more == set(contents(folder))
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index.get("is_distilled", False) == (kind == "flux2_klein")
 
 
 def test_sample_refuses_an_export_of_which_a_file_was_changed(
@@ -189,12 +197,19 @@ def changed(kind: str, file: str, **settings: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "flux2_klein"])
 def test_cache_refuses_a_size_that_no_patch_divides(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(capsys, *cached(flow_pipeline(kind), "--resolution=14"))
     assert "resolution=14 pixels are latents of 7" in said and "expected a multiple of 2" in said
+
+
+def test_cache_refuses_a_size_that_is_no_whole_number_of_normalised_patches(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = refused(capsys, *cached(flow_pipeline("flux2_klein"), "--resolution=13"))
+    assert "resolution=13, expected a multiple of 2, by which this autoencoder divides it" in said
 
 
 def test_cache_refuses_a_text_encoder_of_another_network(
@@ -213,6 +228,8 @@ def test_cache_refuses_a_text_encoder_of_another_network(
         ("sd3", "transformer/config.json", {"_class_name": "HunyuanDiT2DModel"}, "HunyuanDiT2"),
         ("sd3", "transformer/config.json", {"added_kv": 3}, "added_kv=3 is no setting"),
         ("flux", "scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "use_karras_sig"),
+        ("flux2_klein", "model_index.json", {"vae": ["x", "AutoencoderKL"]}, "AutoencoderKLFlux2"),
+        ("flux2_klein", "transformer/config.json", {"guidance_embeds": True}, "use klein"),
         ("flux", "model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "DDIMSched"),
         ("flux", "model_index.json", {"text_encoder_2": [None, None]}, "text_encoder_2 = [None"),
         ("sd3", "model_index.json", {"transformer": ["x", "SanaTransformer"]}, "SanaTransformer"),

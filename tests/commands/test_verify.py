@@ -23,7 +23,7 @@ from tests.tiny import dmd2, refused
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffusers_models"
 PARTS = {"unet": "unet_sd15", "vae": "vae_kl", "text_encoder": "text_encoder"}
-KINDS = ("sd15", "sdxl", "sd3", "flux", "z_image")
+KINDS = ("sd15", "sdxl", "sd3", "flux", "flux2_klein", "z_image")
 WITHOUT = ["torch", "diffusers"]
 
 

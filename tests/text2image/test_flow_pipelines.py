@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax import families
-from dmd2_jax.families.flux.transformer import pack
+from dmd2_jax.networks.packing import pack
 from dmd2_jax.sampling.samplers import ddim_sampler
 from dmd2_jax.text2image.pipeline import decode, open_pipeline
 from dmd2_jax.text2image.text_encoder import encode_prompts, read_text_encoders
@@ -74,6 +74,19 @@ def test_prompts_of_z_image_are_encoded_as_the_pipeline_encodes_them():
         assert relative(row[mask > 0], one.numpy()) < 1e-5
 
 
+def test_prompts_of_klein_are_encoded_with_their_filling_as_the_pipeline_encodes_them():
+    import torch
+
+    encoders = read_text_encoders(tiny_pipeline("flux2_klein")).fitted(TEXTS)
+    actual = encode_prompts(encoders, TEXTS, batch_size=4)
+    with torch.no_grad():
+        embeds = theirs("flux2_klein").encode_prompt(list(TEXTS), device="cpu")[0].numpy()
+    assert set(actual) == {"prompt_embeds"} and embeds.shape == (4, 512, 36)
+    assert relative(actual["prompt_embeds"], embeds) < 1e-5
+    filling = embeds[:3, 100:]  # says which prompt it is behind, so no null of one row will do
+    assert np.abs(filling[0] - filling[2]).max() > 1e-3
+
+
 def _drop(index: Path, part: str) -> None:
     index.write_text(json.dumps(json.loads(index.read_text()) | {part: [None, None]}))
 
@@ -85,7 +98,10 @@ def test_flux_without_t5_is_refused_by_name(tmp_path):
         read_text_encoders(folder)
 
 
-@pytest.mark.parametrize("kind, guidance, theirs_", [("flux", None, 3.5), ("z_image", 3.0, 2.0)])
+@pytest.mark.parametrize(
+    "kind, guidance, theirs_",
+    [("flux", None, 3.5), ("flux2_klein", 3.0, 3.0), ("z_image", 3.0, 2.0)],
+)
 def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, theirs_):
     """Z-Image's guidance is pos + w (pos - neg): 2 there is 3 of neg + w (pos - neg) here."""
     import torch
@@ -105,7 +121,7 @@ def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, theirs_):
     with torch.no_grad():
         images = (
             theirs(kind)(
-                CAPTIONS[0],
+                prompt=CAPTIONS[0],
                 height=RESOLUTION,
                 width=RESOLUTION,
                 num_inference_steps=3,

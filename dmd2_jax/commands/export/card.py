@@ -16,7 +16,7 @@ from dmd2_jax.commands.export.record import Record
 from dmd2_jax.config.printable import printable
 from dmd2_jax.config.sizes import Size, sides
 from dmd2_jax.families.published.flow_scheduler import is_flow
-from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS, PipelineIndex
+from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import (
     Diffusion,
     read_scheduler,
@@ -32,12 +32,15 @@ KINDS = ("pipeline", "peft", "kohya", "single_file")
 """What an export may be."""
 
 _LORA = ("peft", "kohya")
+_IMAGE_FIRST = ("Flux2KleinPipeline",)  # whose first argument is an image to change
+_ROUNDING = ("FluxPipeline", "Flux2KleinPipeline")
 _NO_PLACE = "this folder"
 _TAGS = {
     "StableDiffusionPipeline": ["stable-diffusion", "stable-diffusion-diffusers"],
     "StableDiffusionXLPipeline": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
     "StableDiffusion3Pipeline": ["sd3", "sd3-diffusers"],
     "FluxPipeline": ["flux", "flux-diffusers"],
+    "Flux2KleinPipeline": ["flux2", "flux2-klein-diffusers"],
     "ZImagePipeline": ["z-image", "z-image-diffusers"],
 }
 
@@ -171,7 +174,8 @@ def _diffusers(card: Card) -> str:
     size = f"height={height}, width={width}, " if card.pixels else ""
     scale = "0" if guidance is None else f"{guidance:g}"
     given = f", {size}{steps}, guidance_scale={scale}" if times else ""
-    call = f'pipe("a red fox"{given})'
+    named = "prompt=" if name in _IMAGE_FIRST else ""
+    call = f'pipe({named}"a red fox"{given})'
     # diffusers opens a pipeline that lacks a part only if it is told so.
     absent = "".join(f", {part}=None" for part in card.base.absent)
     lines = [f'pipe = {name}.from_pretrained("{place}"{absent})']
@@ -226,7 +230,7 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         )
     elif card.base.class_name == "FluxPipeline":
         said.append("- The network takes no guidance: `guidance_scale` changes nothing.")
-    elif card.base.class_name in LANGUAGE_MODELS:
+    elif card.base.class_name == "ZImagePipeline":
         said.append(
             "- `guidance_scale` above 0 is guidance here, pos + w (pos - neg): 0 is none. It is 1 "
             "less than the guidance of dmd2_jax and of most pipelines, neg + w (pos - neg)."
@@ -234,7 +238,7 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         said.append("- Give a fresh list of prompts: the pipeline overwrites the one it is given.")
     else:
         said.append("- `guidance_scale` of 1 and less is none.")
-    if card.base.class_name == "FluxPipeline":
+    if card.base.class_name in _ROUNDING:
         said.append(
             "- In bfloat16 the pipeline rounds the times (0.75 to 0.752); with float32 they are "
             "exact."

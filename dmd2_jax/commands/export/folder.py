@@ -17,7 +17,15 @@ from dmd2_jax.families.published.digests import write_digests
 from dmd2_jax.families.published.folder import read_component_tensors, write_component
 from dmd2_jax.families.published.lora_file import kohya_tensors
 from dmd2_jax.families.published.model import PublishedModel
-from dmd2_jax.families.published.pipeline import INDEX, NETWORKS, PIPELINES, PipelineIndex
+from dmd2_jax.families.published.pipeline import (
+    DISTILLED,
+    INDEX,
+    IS_DISTILLED,
+    NETWORKS,
+    PIPELINES,
+    PipelineIndex,
+)
+from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.runtime.links import check_inside
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import Tensors, write_safetensors
@@ -147,6 +155,8 @@ def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
             there = there and base.network == "unet"  # beside a transformer of other classes
             index[part] = list(known) if there else [None, None]
     index["scheduler"] = [_LIBRARIES["scheduler"], scheduler["_class_name"]]
+    if base.class_name in DISTILLED and recorded_times(scheduler):
+        index[IS_DISTILLED] = True  # else the pipeline guides by default, with a second call
     return index
 
 

@@ -19,7 +19,7 @@ from dmd2_jax.config.sizes import sides
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.flow_scheduler import is_flow
 from dmd2_jax.families.published.folder import weights_variant
-from dmd2_jax.families.published.pipeline import INDEX
+from dmd2_jax.families.published.pipeline import INDEX, LANGUAGE_MODELS, LanguageModel
 from dmd2_jax.families.published.scheduler import recorded_times, student_scheduler
 from dmd2_jax.typing import Float, Int, PyTree
 
@@ -77,9 +77,11 @@ class Theirs:
         """Return the tokens of texts, cut and padded to a length, as its pipeline asks for them."""
         tokenizer = getattr(self._text_parts(), part)
         settings = {"padding": "max_length", "max_length": length, "truncation": True}
-        if not self._chats:
+        model = self._language_model
+        if model is None:
             return {"ids": np.asarray(tokenizer(list(texts), **settings)["input_ids"], np.int32)}
-        chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+        thinks = "<think>" not in model.after  # which an empty thought leaves out
+        chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinks}
         turns = [[{"role": "user", "content": text}] for text in texts]
         made = tokenizer([tokenizer.apply_chat_template(one, **chat) for one in turns], **settings)
         ids, mask = (np.asarray(made[k], np.int32) for k in ("input_ids", "attention_mask"))
@@ -91,12 +93,13 @@ class Theirs:
         if type(encoder).__name__ == "T5EncoderModel":
             with torch.no_grad():
                 return {"last state": encoder(torch.tensor(ids)).last_hidden_state.numpy()}
-        if self._chats:
+        if model := self._language_model:
             mask = torch.tensor(ids >= 0)
             plain = torch.tensor(np.where(ids >= 0, ids, ~ids), dtype=torch.long)
             with torch.no_grad():
                 out = encoder(plain, attention_mask=mask, output_hidden_states=True)
-            return {"last but one": (out.hidden_states[-2] * mask[..., None]).numpy()}
+            kept = 1 if model.filled else mask[..., None]
+            return {f"state {i}": (out.hidden_states[i] * kept).numpy() for i in model.states}
         with torch.no_grad():
             out = encoder(torch.tensor(ids, dtype=torch.long), output_hidden_states=True)
         arrays = {"last state": out.last_hidden_state, "last but one": out.hidden_states[-2]}
@@ -111,9 +114,12 @@ class Theirs:
         pipe, torch, texts = self._text_parts(), self._torch, list(texts)
         kind = self._subject.pipeline_index.class_name
         with torch.no_grad():
-            if self._chats:  # the pipeline overwrites the list that it is given
+            if kind == "ZImagePipeline":  # which overwrites the list that it is given
                 return _filled(*pipe.encode_prompt(list(texts), device="cpu"))
-            if kind == "FluxPipeline":
+            if kind == "Flux2KleinPipeline":
+                both = (texts, [_EMPTY] * len(texts))
+                parts = tuple(pipe.encode_prompt(each, device="cpu")[0] for each in both)
+            elif kind == "FluxPipeline":
                 made = [
                     pipe.encode_prompt(t, None, device="cpu")
                     for t in (texts, [_EMPTY] * len(texts))
@@ -152,20 +158,27 @@ class Theirs:
     def _draw(self, shape: tuple[int, int, int], steps: int, seed: int) -> list[Any]:
         """Draw from the global generator: not every pipeline hands its own to its scheduler."""
         h, w, c = shape
-        size = (1, h // 2 * (w // 2), 4 * c) if self._packed else (1, c, h, w)
+        patch = {"FluxTransformer2DModel": 2, "Flux2Transformer2DModel": 1}.get(self._kind)
+        size = (1, h // patch * (w // patch), c * patch**2) if patch else (1, c, h, w)
         self._torch.manual_seed(seed)
         return [self._torch.randn(size) for _ in range(steps)]
 
     @property
-    def _chats(self) -> bool:
-        """Whether a language model reads the prompts."""
-        return self._subject.pipeline_index.class_name == "ZImagePipeline"
+    def _language_model(self) -> LanguageModel | None:
+        """How a language model reads the prompts, if one does."""
+        return LANGUAGE_MODELS.get(self._subject.pipeline_index.class_name)
+
+    @property
+    def _kind(self) -> str:
+        return self._subject.family.model.class_name
 
     @property
     def _packed(self) -> bool:
-        return self._subject.family.model.class_name == "FluxTransformer2DModel"
+        return self._kind == "FluxTransformer2DModel"
 
     def _ours(self, latents: Any, shape: tuple[int, int, int]) -> np.ndarray:
+        if self._kind == "Flux2Transformer2DModel":
+            return latents.numpy().reshape(-1, *shape)
         if self._packed:
             latents = self._diffusers.FluxPipeline._unpack_latents(latents, *shape[:2], 1)
         return latents.numpy().transpose(0, 2, 3, 1)
@@ -242,6 +255,13 @@ class Theirs:
                 list(x[:, :, None]), (1000 - 1000 * time) / 1000, prompts, return_dict=False
             )[0]
             return -torch.stack(out)[:, :, 0].numpy().transpose(0, 2, 3, 1)
+        if kind == "Flux2Transformer2DModel":
+            klein, embeds = self._diffusers.Flux2KleinPipeline, text["prompt_embeds"]
+            places = {"img_ids": klein._prepare_latent_ids(x)}
+            places |= {"txt_ids": klein._prepare_text_ids(embeds)}
+            tokens = klein._pack_latents(x)
+            out = network(tokens, encoder_hidden_states=embeds, timestep=time, **places).sample
+            return self._ours(out, x_t.shape[1:])
         text = {
             "encoder_hidden_states": text["prompt_embeds"],
             "pooled_projections": text["pooled"],
@@ -309,6 +329,9 @@ class Theirs:
                 embeds = name.replace("mask", "embeds")
                 one[embeds] = list(_unfilled(one[embeds], one.pop(name)))
             latents = self._draw(subject.family.image_shape, 1, i)[0]
+            if self._kind == "Flux2Transformer2DModel":  # which it packs itself
+                h, w, c = subject.family.image_shape
+                latents = latents.permute(0, 2, 1).reshape(1, c, h, w)
             made.append(pipe(latents=latents, output_type="np", **one, **words).images)
             tell()
         return np.concatenate(made)
@@ -323,11 +346,12 @@ class Theirs:
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if subject.family.input_guidance is not None:
             words["guidance_scale"] = self._scale
-        if self._chats:  # pos + w (pos - neg), which is ours with 1 more
+        if self._kind == "ZImageTransformer2DModel":  # pos + w (pos - neg), ours with 1 more
             words["guidance_scale"] = (subject.guidance or 1) - 1
         if is_flow(config):
             if times is None:
-                return words | {"sigmas": np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()}
+                sigmas = np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()
+                return words | {"sigmas": sigmas, "num_inference_steps": STEPS}
             if not own:
                 flow = libraries.FlowMatchEulerDiscreteScheduler
                 pipe.scheduler = flow(stochastic_sampling=True)
@@ -348,12 +372,15 @@ class Theirs:
         folder = subject.pipeline_index.part("vae")
         kind = getattr(self._diffusers, read_json(folder / "config.json")["_class_name"])
         vae = kind.from_pretrained(folder, variant=self._variant(folder)).float().eval()
-        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
         with torch.no_grad():
             encoded = vae.encode(torch.from_numpy(picture.transpose(0, 3, 1, 2).copy()))
             z = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
             image = vae.decode(z).sample
-        arrays = {"latent": (z - shift) * scale, "image": image}
+            if hasattr(vae, "bn"):  # of FLUX.2, whose latents are patches
+                z = vae.bn(self._diffusers.Flux2KleinPipeline._patchify_latents(z))
+            else:
+                z = (z - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+        arrays = {"latent": z, "image": image}
         return {name: x.numpy().transpose(0, 2, 3, 1) for name, x in arrays.items()}
 
     def _class(self) -> Any:

@@ -262,6 +262,33 @@ FLUX1_DEV: Config = {
 FLUX1_SCHNELL: Config = {**FLUX1_DEV, "guidance_embeds": False}
 """FLUX.1-schnell: 11,891,178,560 parameters."""
 
+FLUX2_KLEIN_4B: Config = {
+    "_class_name": "Flux2Transformer2DModel",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [32, 32, 32, 32],
+    "eps": 1e-06,
+    "guidance_embeds": False,
+    "in_channels": 128,
+    "joint_attention_dim": 7680,
+    "mlp_ratio": 3.0,
+    "num_attention_heads": 24,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "patch_size": 1,
+    "rope_theta": 2000,
+    "timestep_guidance_channels": 256,
+}
+"""FLUX.2-klein-base-4B: 3,875,544,576 parameters."""
+
+FLUX2_KLEIN_9B: Config = {
+    **FLUX2_KLEIN_4B,
+    "joint_attention_dim": 12288,
+    "num_attention_heads": 32,
+    "num_layers": 8,
+    "num_single_layers": 24,
+}
+"""FLUX.2-klein-base-9B: 9,078,581,248 parameters."""
+
 Z_IMAGE: Config = {
     "_class_name": "ZImageTransformer2DModel",
     "all_f_patch_size": [1],
@@ -307,6 +334,9 @@ FLUX1_SCHNELL_SCHEDULER: Config = {
     "shift": 1.0,
 }
 """The flow of FLUX.1-schnell."""
+
+FLUX2_SCHEDULER: Config = {**FLUX1_DEV_SCHEDULER, "time_shift_type": "exponential"}
+"""The flow of FLUX.2; its pipelines give it a shift of their own."""
 
 Z_IMAGE_SCHEDULER: Config = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",

@@ -66,11 +66,9 @@ class FlowNetwork:
 
     Attributes:
       class_name: what config.json calls it.
-      published: what is known of that class.
+      published: what is known of that class, whose module is a `DenoisingTransformer`.
       configs: name -> configs of the transformer and the scheduler of a release.
       defaults, faults: of the family's settings.
-      patch: side of the patches that are tokens.
-      blocks: module -> number of its blocks.
       time_scale: what the schedule's time is multiplied by for the network.
       tokens: of a prompt, where none is known.
       side: of the latents, where config.json has no sample_size.
@@ -79,6 +77,7 @@ class FlowNetwork:
       parts: (module, tokens of a prompt) -> the shapes of one condition's arrays, by name, in the
         order in which the network takes them.
       backwards: whether the network is given 1 - t, and predicts x_0 - eps.
+      scheduler_notes: what its pipeline adds to a scheduler_config.json (`PIPELINE_SHIFTS`).
       time_layer: the end of the name of the layer that makes the embedding of the time.
       guidance_layer: the end of the name of the layer whose input a guidance scale is added to.
     """
@@ -88,8 +87,6 @@ class FlowNetwork:
     configs: Mapping[str, Configs]
     defaults: Callable[[], ConfigDict]
     faults: Callable[[Mapping[str, Any]], Any]
-    patch: Callable[[Any], int]
-    blocks: Callable[[Any], int]
     time_scale: float
     tokens: int
     side: int
@@ -97,6 +94,7 @@ class FlowNetwork:
     lora_targets: tuple[str, ...]
     parts: Callable[[Any, int], Mapping[str, tuple[int, ...]]] = _with_pooled
     backwards: bool = False
+    scheduler_notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     time_layer: str = "timestep_embedder.linear_2"
     guidance_layer: str = "timestep_embedder.linear_1"
 
@@ -187,7 +185,7 @@ class FlowFamily(PublishedFamily):
     @property
     def image_tokens(self) -> int:
         """How many tokens the network makes of an image."""
-        return super().image_tokens // self.network.patch(self.model.module) ** 2
+        return super().image_tokens // self.model.module.patch**2
 
     @property
     def _optional(self) -> tuple[str, ...]:
@@ -284,12 +282,13 @@ def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
     model = PublishedModel.from_config(
         own, classes=network.classes, dtype=_DTYPES[config["dtype"]], remat=config["remat"]
     )
-    blocks = chosen_blocks(tuple(config["feature_blocks"]), network.blocks(model.module))
+    blocks = chosen_blocks(tuple(config["feature_blocks"]), model.module.num_blocks)
     module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
-    patch, (height, width) = network.patch(module), sides(config["resolution"])
+    patch, (height, width) = module.patch, sides(config["resolution"])
     if height % patch or width % patch:
         raise Refused(not_divided(config["resolution"], patch))
-    diffusion = read_flow_scheduler(scheduler, height // patch * (width // patch))
+    noted = {**scheduler, **network.scheduler_notes}
+    diffusion = read_flow_scheduler(noted, height // patch * (width // patch))
     denoiser = _denoiser(network, module, diffusion, config.get("guidance", 0.0))
     channels = model.example_inputs()[0].shape[-1]
     return FlowFamily(

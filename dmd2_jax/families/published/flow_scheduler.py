@@ -15,6 +15,7 @@ from dmd2_jax.networks.published_config import check_kinds
 
 __all__ = [
     "FLOW_STUDENT_SCHEDULERS",
+    "PIPELINE_SHIFTS",
     "flow_shift",
     "flow_student_scheduler",
     "flow_times",
@@ -24,6 +25,14 @@ __all__ = [
 
 FLOW_STUDENT_SCHEDULERS = ("euler", "lcm")
 """Kinds of `flow_student_scheduler`."""
+
+_OWN_SHIFT = "_shift"
+PIPELINE_SHIFTS: Mapping[str, Mapping[str, str]] = {"Flux2KleinPipeline": {_OWN_SHIFT: "flux2"}}
+"""Notes beside what scheduler_config.json holds, of pipelines that shift in a way of their own."""
+
+_STEPS = 50  # of the pipelines that follow their number, where none is said
+_MANY_TOKENS = 4300
+_OF_TEN, _OF_200 = (8.73809524e-05, 1.89833333), (0.00016927, 0.45666666)  # slope and start
 
 _CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 _DEFAULTS: dict[str, Any] = {
@@ -59,20 +68,23 @@ def flow_times(config: Mapping[str, Any], num_steps: int, tokens: int) -> np.nda
     Returns:
       [n + 1], float64, from 1 to 0.
     """
-    uniform, shift = np.linspace(1.0, 0.0, num_steps + 1), flow_shift(config, tokens)
+    uniform, shift = np.linspace(1.0, 0.0, num_steps + 1), flow_shift(config, tokens, num_steps)
     return shift * uniform / (1.0 + (shift - 1.0) * uniform)
 
 
-def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
+def flow_shift(config: Mapping[str, Any], tokens: int, steps: int = _STEPS) -> float:
     """Return the shift s of the levels, t = s u / (1 + (s - 1) u).
 
     With use_dynamic_shifting it follows the size of the image: mu lies on the line through
     (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), and s = exp(mu), or mu
-    where time_shift_type is "linear".
+    where time_shift_type is "linear". With FLUX.2's note (`PIPELINE_SHIFTS`) mu also follows the
+    number of steps: on the line through those of 10 and of 200 steps, each a line of the tokens;
+    above 4300 tokens it is that of 200 steps.
 
     Args:
       config: what scheduler_config.json holds; absent settings have diffusers' defaults.
       tokens: of the image, as the network counts them.
+      steps: of the sampler; by default the pipelines' 50.
 
     Raises:
       Refused: if time_shift_type is another.
@@ -81,14 +93,23 @@ def flow_shift(config: Mapping[str, Any], tokens: int) -> float:
     c = _DEFAULTS | dict(config)
     if not c["use_dynamic_shifting"]:
         return float(c["shift"])
-    slope = (c["max_shift"] - c["base_shift"]) / (c["max_image_seq_len"] - c["base_image_seq_len"])
-    mu = c["base_shift"] + slope * (tokens - c["base_image_seq_len"])
     if c["time_shift_type"] not in ("exponential", "linear"):
         raise Refused(
             f"time_shift_type={c['time_shift_type']!r}, expected 'exponential' or 'linear'; use a "
             "scheduler_config.json of the network's own release."
         )
+    mu = _mu_of_flux2(tokens, steps) if _OWN_SHIFT in c else _mu(c, tokens)
     return math.exp(mu) if c["time_shift_type"] == "exponential" else mu
+
+
+def _mu(c: Mapping[str, Any], tokens: int) -> float:
+    slope = (c["max_shift"] - c["base_shift"]) / (c["max_image_seq_len"] - c["base_image_seq_len"])
+    return c["base_shift"] + slope * (tokens - c["base_image_seq_len"])
+
+
+def _mu_of_flux2(tokens: int, steps: int) -> float:
+    few, many = (slope * tokens + start for slope, start in (_OF_TEN, _OF_200))
+    return many if tokens > _MANY_TOKENS else few + (many - few) * (steps - 10) / 190
 
 
 def read_flow_scheduler(config: Mapping[str, Any], tokens: int) -> Diffusion:

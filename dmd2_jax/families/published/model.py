@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_tiny
+from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_flux2, vae_tiny
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
@@ -98,19 +98,24 @@ def _with_new_attention(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
     return renamed
 
 
+def _without_count(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
+    """Drop the number of batches that statistics were made of."""
+    return {k: v for k, v in tensors.items() if k != "bn.num_batches_tracked"}
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedClass:
     """What is known of a published class.
 
     Attributes:
-      build: (config, dtype, remat) -> module.
+      build: (config, dtype=, remat=) -> module.
       example: module -> inputs that reach every parameter.
       file_stem: of its weights' file.
       naming: spelling of its tensors.
       modernise: tensors as any release wrote them -> with today's names.
     """
 
-    build: Callable[[Mapping[str, Any], DType, str], nn.Module]
+    build: Callable[..., nn.Module]
     example: Callable[[Any], tuple]
     file_stem: str
     naming: state_dict.Naming = published_name
@@ -151,6 +156,12 @@ CLASSES: Mapping[str, PublishedClass] = {
         vae.example_vae_inputs,
         "diffusion_pytorch_model",
         modernise=_with_new_attention,
+    ),
+    "AutoencoderKLFlux2": PublishedClass(
+        _frozen(vae_flux2.flux2_vae_from_config),
+        vae.example_vae_inputs,
+        "diffusion_pytorch_model",
+        modernise=_without_count,
     ),
     "AutoencoderTiny": PublishedClass(
         _frozen(vae_tiny.tiny_vae_from_config),
@@ -259,7 +270,7 @@ class PublishedModel:
         """
         name = class_of(config, tuple(classes) if expected is None else expected)
         kind = classes[name]
-        return cls(name, kind, dict(config), kind.build(config, dtype, remat))
+        return cls(name, kind, dict(config), kind.build(config, dtype=dtype, remat=remat))
 
     def example_inputs(self) -> tuple:
         """Return inputs (shapes, or None) that reach every parameter, for `module.init`."""

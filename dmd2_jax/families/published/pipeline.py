@@ -22,16 +22,21 @@ __all__ = [
 
 INDEX = "model_index.json"
 
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
-"""The classes that a pipeline's `vae` may be of."""
+_STABLE_DIFFUSIONS = ("AutoencoderKL", "AutoencoderTiny")
+
+AUTOENCODERS = (*_STABLE_DIFFUSIONS, "AutoencoderKLFlux2")
+"""The classes that a pipeline's `vae` may be of, one or another."""
 
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _T5 = ("T5EncoderModel",)
 _T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
 
+_QWEN3 = ("Qwen3Model", "Qwen3ForCausalLM")
+_QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+
 _COMMON = {
     "unet": ("UNet2DConditionModel",),
-    "vae": AUTOENCODERS,
+    "vae": _STABLE_DIFFUSIONS,
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": _CLIP_TOKENIZERS,
 }
@@ -61,11 +66,17 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "text_encoder_2": _T5,
         "tokenizer_2": _T5_TOKENIZERS,
     },
+    "Flux2KleinPipeline": {
+        "transformer": ("Flux2Transformer2DModel",),
+        "vae": ("AutoencoderKLFlux2",),
+        "text_encoder": _QWEN3,
+        "tokenizer": _QWEN_TOKENIZERS,
+    },
     "ZImagePipeline": {
         "transformer": ("ZImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
-        "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
-        "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+        "text_encoder": _QWEN3,
+        "tokenizer": _QWEN_TOKENIZERS,
     },
 }
 """The pipelines that are read: class -> part -> the classes that will do."""
@@ -84,6 +95,7 @@ class LanguageModel(NamedTuple):
       length: tokens that are read at most, those of `before` and `after` among them.
       multiple: prompts are filled up to a multiple of so many tokens.
       drop: how many of the first tokens are left out of the condition.
+      filled: whether what fills a prompt up is part of the condition; else a mask tells it.
     """
 
     before: str
@@ -92,9 +104,19 @@ class LanguageModel(NamedTuple):
     length: int
     multiple: int
     drop: int = 0
+    filled: bool = False
 
 
 LANGUAGE_MODELS = {
+    "Flux2KleinPipeline": LanguageModel(
+        # Qwen's chat: one turn of a user, and the beginning of an answer that has thought.
+        before="<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        states=(9, 18, 27),
+        length=512,
+        multiple=512,
+        filled=True,
+    ),
     "ZImagePipeline": LanguageModel(
         # Qwen's chat: one turn of a user, and the beginning of an answer that may think.
         before="<|im_start|>user\n",
@@ -102,12 +124,19 @@ LANGUAGE_MODELS = {
         states=(-2,),
         length=512,
         multiple=32,
-    )
+    ),
 }
 """The pipelines whose prompts a language model reads, by class."""
 
 _MAY_LACK = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
 _WITH_SIZES = ("StableDiffusionXLPipeline",)
+_SIDES = {"Flux2KleinPipeline": 64}
+DISTILLED = ("Flux2KleinPipeline",)
+"""The pipelines that can be told that their network needs no guidance."""
+
+IS_DISTILLED = "is_distilled"
+"""What their index says of such a network."""
+
 NETWORKS = ("unet", "transformer")
 """What the part is called that denoises."""
 
@@ -122,6 +151,7 @@ class PipelineIndex(NamedTuple):
       scheduler: class of its scheduler; "": not said.
       variant: of the weights, "fp16" and the like, in the parts that have it; "": none is meant.
       absent: parts that the pipeline was saved without, and works without.
+      distilled: whether the pipeline takes no notice of guidance.
     """
 
     folder: Path
@@ -130,6 +160,12 @@ class PipelineIndex(NamedTuple):
     scheduler: str = ""
     variant: str = ""
     absent: tuple[str, ...] = ()
+    distilled: bool = False
+
+    @property
+    def side(self) -> int:
+        """The side of a transformer's latents, where its config.json has no sample_size."""
+        return _SIDES.get(self.class_name, 128)
 
     @property
     def network(self) -> str:
@@ -208,7 +244,7 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     if name not in PIPELINES:
         raise Refused(
             f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
-            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, Z-Image or a model made from them."
+            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, FLUX.2-klein, Z-Image or a model made from them."
         )
     check_plain_digests(file.parent)
     absent = []
@@ -228,4 +264,5 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     entry = index.get("scheduler")
     scheduler = entry[-1] if isinstance(entry, list) and entry else None
     said = scheduler if isinstance(scheduler, str) else ""
-    return PipelineIndex(file.parent, name, zero, said, variant, tuple(absent))
+    distilled = index.get(IS_DISTILLED) is True
+    return PipelineIndex(file.parent, name, zero, said, variant, tuple(absent), distilled)
