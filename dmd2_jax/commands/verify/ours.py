@@ -12,7 +12,7 @@ from dmd2_jax.config.sizes import sides
 from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
-from dmd2_jax.networks.qwen3 import Qwen3
+from dmd2_jax.networks.qwen import Qwen
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.text2image.image_latents import decode_latents, encode_images
 from dmd2_jax.text2image.joining import join_of
@@ -92,7 +92,7 @@ def encode(subject: Subject, encoder: str, ids: Int[np.ndarray, "n t"]) -> Encod
     features = jax.tree.map(np.asarray, jax.jit(module.apply)(params, ids))
     if isinstance(module, T5Encoder):
         return Encoded({"last state": features}, features)
-    if isinstance(module, Qwen3):
+    if isinstance(module, Qwen):
         taken = features.hidden_states[-2] * features.mask[..., None]
         return Encoded({"last but one": taken}, features)
     arrays = {"last state": features.last_hidden_state, "last but one": features.hidden_states[-2]}

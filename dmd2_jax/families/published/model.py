@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_tiny
+from dmd2_jax.networks import clip_config, qwen, t5, vae, vae_tiny, vae_video
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
@@ -75,9 +75,13 @@ def _with_shared_table(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
 
 
 def _without_head(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
-    """Keep of a language model with a head that writes text what the model alone is called."""
-    kept = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-    return {name.removeprefix("model."): tensor for name, tensor in kept.items()}
+    """Keep of a language model what reads text: no head that writes it, no part for pictures."""
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return {
+        name.removeprefix("language_model."): tensor
+        for name, tensor in bare.items()
+        if not name.startswith(("lm_head.", "visual."))
+    }
 
 
 _OLD_ATTENTION = re.compile(
@@ -138,11 +142,8 @@ def _text(projection: bool) -> Callable[..., nn.Module]:
     return _frozen(build)
 
 
-_QWEN3 = PublishedClass(
-    _frozen(qwen3.qwen3_from_config),
-    qwen3.example_qwen3_inputs,
-    "model",
-    modernise=_without_head,
+_QWEN = PublishedClass(
+    _frozen(qwen.qwen_from_config), qwen.example_qwen_inputs, "model", modernise=_without_head
 )
 
 CLASSES: Mapping[str, PublishedClass] = {
@@ -151,6 +152,11 @@ CLASSES: Mapping[str, PublishedClass] = {
         vae.example_vae_inputs,
         "diffusion_pytorch_model",
         modernise=_with_new_attention,
+    ),
+    "AutoencoderKLQwenImage": PublishedClass(
+        _frozen(vae_video.video_vae_from_config),
+        vae_video.example_video_vae_inputs,
+        "diffusion_pytorch_model",
     ),
     "AutoencoderTiny": PublishedClass(
         _frozen(vae_tiny.tiny_vae_from_config),
@@ -175,8 +181,9 @@ CLASSES: Mapping[str, PublishedClass] = {
         "model",
         modernise=_with_shared_table,
     ),
-    "Qwen3Model": _QWEN3,
-    "Qwen3ForCausalLM": _QWEN3,
+    "Qwen3Model": _QWEN,
+    "Qwen3ForCausalLM": _QWEN,
+    qwen.QWEN25_VL: _QWEN,
     "CLIPVisionModelWithProjection": PublishedClass(
         _frozen(clip_config.vision_from_config),
         clip_config.example_vision_inputs,

@@ -22,16 +22,17 @@ __all__ = [
 
 INDEX = "model_index.json"
 
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderKLQwenImage")
 """The classes that a pipeline's `vae` may be of."""
 
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _T5 = ("T5EncoderModel",)
 _T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
 
 _COMMON = {
     "unet": ("UNet2DConditionModel",),
-    "vae": AUTOENCODERS,
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": _CLIP_TOKENIZERS,
 }
@@ -65,7 +66,13 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "transformer": ("ZImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
         "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
-        "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+        "tokenizer": _QWEN_TOKENIZERS,
+    },
+    "QwenImagePipeline": {
+        "transformer": ("QwenImageTransformer2DModel",),
+        "vae": ("AutoencoderKLQwenImage",),
+        "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+        "tokenizer": _QWEN_TOKENIZERS,
     },
 }
 """The pipelines that are read: class -> part -> the classes that will do."""
@@ -102,7 +109,17 @@ LANGUAGE_MODELS = {
         states=(-2,),
         length=512,
         multiple=32,
-    )
+    ),
+    "QwenImagePipeline": LanguageModel(
+        before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+        "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+        "<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        states=(-1,),
+        length=34 + 512,
+        multiple=32,
+        drop=34,  # what stands before the user's words, in the release's tokens
+    ),
 }
 """The pipelines whose prompts a language model reads, by class."""
 
@@ -208,7 +225,7 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     if name not in PIPELINES:
         raise Refused(
             f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
-            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, Z-Image or a model made from them."
+            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, Z-Image, Qwen-Image or a model made from them."
         )
     check_plain_digests(file.parent)
     absent = []
