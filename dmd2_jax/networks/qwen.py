@@ -21,10 +21,13 @@ from dmd2_jax.networks.published_config import check_kinds
 from dmd2_jax.networks.rms_norm import RmsNorm
 from dmd2_jax.typing import Array, DType, Float, Int
 
-__all__ = ["QWEN25_VL", "LlmFeatures", "Qwen", "example_qwen_inputs", "qwen_from_config"]
-
-QWEN25_VL = "Qwen2_5_VLForConditionalGeneration"
-"""What transformers calls Qwen2.5-VL."""
+__all__ = [
+    "LlmFeatures",
+    "Qwen",
+    "example_qwen_inputs",
+    "qwen25_vl_from_config",
+    "qwen_from_config",
+]
 
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 151936,
@@ -52,7 +55,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "rope_scaling": (None,),
     "use_sliding_window": (False,),
 }
-_THETA = 10000.0  # where a config says none
+_THETA, _QWEN25_VL_THETA = 10000.0, 1e6  # where a config says none
 _FULL = "full_attention"
 
 Rotary = tuple[np.ndarray, np.ndarray]
@@ -191,8 +194,6 @@ class Qwen(nn.Module):
 def qwen_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> Qwen:
     """Build the decoder that a config.json of a Qwen3Model or Qwen3ForCausalLM describes.
 
-    Or that of a Qwen2_5_VLForConditionalGeneration, without what reads pictures.
-
     Args:
       config: the file's contents; absent settings have transformers' defaults.
       dtype: type of the computation.
@@ -200,16 +201,50 @@ def qwen_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -
     Raises:
       ValueError: if the config asks for what this network does not do.
     """
-    vision = QWEN25_VL in (config.get("architectures") or ())
-    name, c = ("Qwen2.5-VL", _decoder_of(config)) if vision else ("Qwen3Model", dict(config))
+    return _decoder(config, "Qwen3Model", qk_norm=True, bias=False, dtype=dtype)
+
+
+def qwen25_vl_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> Qwen:
+    """Build the part that reads text of what a Qwen2_5_VLForConditionalGeneration's file describes.
+
+    Args:
+      config: the contents of config.json; absent settings have transformers' defaults.
+      dtype: type of the computation.
+
+    Raises:
+      ValueError: if the config asks for what this network does not do.
+    """
+    own = config.get("text_config") or {}  # in older files everything is at the top
+    c = {**_QWEN25_VL, **config, **(own if isinstance(own, Mapping) else {})}
+    check_kinds(c, _QWEN25_VL, "Qwen2.5-VL")
+    width, heads = c["hidden_size"], max(c["num_attention_heads"], 1)
+    if width % heads:
+        raise Refused(
+            f"config of a Qwen2.5-VL has hidden_size={width} with {heads} heads, expected a "
+            "multiple of them; correct config.json."
+        )
+    # Beside what is read here it says how the axes of a place share a head: no matter for text.
+    rope = (c.pop("rope_scaling", None) or {}) | (c.get("rope_parameters") or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    c["rope_parameters"] = {
+        "rope_theta": rope.get("rope_theta", c.get("rope_theta", _QWEN25_VL_THETA)),
+        "rope_type": "default" if kind == "mrope" else kind,
+    }
+    c["head_dim"] = width // heads
+    return _decoder(c, "Qwen2.5-VL", qk_norm=False, bias=True, dtype=dtype)
+
+
+def _decoder(
+    config: Mapping[str, Any], name: str, *, qk_norm: bool, bias: bool, dtype: DType
+) -> Qwen:
     # What else such a file holds says how text is written, how dropout trains, or who wrote it.
-    check_kinds(c, _DEFAULTS, name)
-    rope = c.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", c.get("rope_theta", _THETA))
-    odd = {k: c[k] for k, known in _SUPPORTED.items() if c.get(k, known[0]) not in known}
+    check_kinds(config, _DEFAULTS, name)
+    rope = config.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", config.get("rope_theta", _THETA))
+    odd = {k: config[k] for k, known in _SUPPORTED.items() if config.get(k, known[0]) not in known}
     odd |= {"rope_type": rope["rope_type"]} if rope.get("rope_type", "default") != "default" else {}
-    odd |= {"layer_types": it} if set(it := c.get("layer_types") or ()) - {_FULL} else {}
-    c = _DEFAULTS | c
+    odd |= {"layer_types": it} if set(it := config.get("layer_types") or ()) - {_FULL} else {}
+    c = _DEFAULTS | dict(config)
     if odd or c["num_attention_heads"] % max(c["num_key_value_heads"], 1):
         said = ", ".join(f"{key}={value!r:.60}" for key, value in sorted(odd.items()))
         heads = f"{c['num_attention_heads']} heads of {c['num_key_value_heads']} keys"
@@ -228,29 +263,10 @@ def qwen_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -
         hidden=c["intermediate_size"],
         theta=float(theta),
         eps=c["rms_norm_eps"],
-        qk_norm=not vision,
-        bias=vision,
+        qk_norm=qk_norm,
+        bias=bias,
         dtype=dtype,
     )
-
-
-def _decoder_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what Qwen2.5-VL's config says of the part that reads text, by Qwen3's names."""
-    own = config.get("text_config") or {}  # in older files everything is at the top
-    c = {**_QWEN25_VL, **config, **(own if isinstance(own, Mapping) else {})}
-    check_kinds(c, _QWEN25_VL, "Qwen2.5-VL")
-    width, heads = c["hidden_size"], max(c["num_attention_heads"], 1)
-    if width % heads:
-        raise Refused(
-            f"config of a Qwen2.5-VL has hidden_size={width} with {heads} heads, expected a "
-            "multiple of them; correct config.json."
-        )
-    # Either holds how the three axes of a place share a head, of no effect on text.
-    rope = dict(c.pop("rope_scaling", None) or {}) | dict(c.get("rope_parameters") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    plain = {"rope_type": "default" if kind == "mrope" else kind}
-    plain |= {"rope_theta": rope.get("rope_theta", c.get("rope_theta", 1e6))}
-    return c | {"rope_parameters": plain, "head_dim": width // heads}
 
 
 def example_qwen_inputs(model: Qwen) -> tuple[jax.ShapeDtypeStruct]:

@@ -142,9 +142,14 @@ def _text(projection: bool) -> Callable[..., nn.Module]:
     return _frozen(build)
 
 
-_QWEN = PublishedClass(
-    _frozen(qwen.qwen_from_config), qwen.example_qwen_inputs, "model", modernise=_without_head
-)
+
+def _language_model(build: Callable[..., nn.Module]) -> PublishedClass:
+    return PublishedClass(
+        _frozen(build), qwen.example_qwen_inputs, "model", modernise=_without_head
+    )
+
+
+_QWEN3 = _language_model(qwen.qwen_from_config)
 
 CLASSES: Mapping[str, PublishedClass] = {
     "AutoencoderKL": PublishedClass(
@@ -181,9 +186,9 @@ CLASSES: Mapping[str, PublishedClass] = {
         "model",
         modernise=_with_shared_table,
     ),
-    "Qwen3Model": _QWEN,
-    "Qwen3ForCausalLM": _QWEN,
-    qwen.QWEN25_VL: _QWEN,
+    "Qwen3Model": _QWEN3,
+    "Qwen3ForCausalLM": _QWEN3,
+    "Qwen2_5_VLForConditionalGeneration": _language_model(qwen.qwen25_vl_from_config),
     "CLIPVisionModelWithProjection": PublishedClass(
         _frozen(clip_config.vision_from_config),
         clip_config.example_vision_inputs,
@@ -211,7 +216,10 @@ def class_of(config: Mapping[str, Any], expected: Collection[str] = tuple(CLASSE
     Raises:
       ValueError: if it names no class, or another.
     """
-    architectures = config.get("architectures") or [None]
+    # transformers 4.57 writes a Qwen2.5-VL's among what it says of the part that reads text.
+    inner = config.get("text_config")
+    inner = inner.get("architectures") if isinstance(inner, Mapping) else None
+    architectures = config.get("architectures") or inner or [None]
     name = config.get("_class_name", architectures[0])
     if name not in expected:
         raise Refused(
