@@ -16,7 +16,7 @@ from dmd2_jax.commands.export.record import Record
 from dmd2_jax.config.printable import printable
 from dmd2_jax.config.sizes import Size, sides
 from dmd2_jax.families.published.flow_scheduler import is_flow
-from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS, PipelineIndex
+from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import (
     Diffusion,
     read_scheduler,
@@ -39,7 +39,11 @@ _TAGS = {
     "StableDiffusion3Pipeline": ["sd3", "sd3-diffusers"],
     "FluxPipeline": ["flux", "flux-diffusers"],
     "ZImagePipeline": ["z-image", "z-image-diffusers"],
+    "QwenImagePipeline": ["qwen-image", "qwen-image-diffusers"],
 }
+_ROUNDED = {"FluxPipeline": "0.75 to 0.752", "QwenImagePipeline": "0.75 to 0.7539"}
+_NO_GUIDANCE = {"QwenImagePipeline": "true_cfg_scale=1.0"}
+"""What says in a call that there is none, where it is not guidance_scale=0."""
 
 
 class Card(NamedTuple):
@@ -169,8 +173,10 @@ def _diffusers(card: Card) -> str:
     guidance = recorded_settings(card.scheduler).get("guidance")
     height, width = sides(card.pixels) if card.pixels else (0, 0)
     size = f"height={height}, width={width}, " if card.pixels else ""
-    scale = "0" if guidance is None else f"{guidance:g}"
-    given = f", {size}{steps}, guidance_scale={scale}" if times else ""
+    scale = f"guidance_scale={guidance or 0:g}"
+    if guidance is None:
+        scale = _NO_GUIDANCE.get(name, scale)
+    given = f", {size}{steps}, {scale}" if times else ""
     call = f'pipe("a red fox"{given})'
     # diffusers opens a pipeline that lacks a part only if it is told so.
     absent = "".join(f", {part}=None" for part in card.base.absent)
@@ -226,7 +232,12 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         )
     elif card.base.class_name == "FluxPipeline":
         said.append("- The network takes no guidance: `guidance_scale` changes nothing.")
-    elif card.base.class_name in LANGUAGE_MODELS:
+    elif card.base.class_name == "QwenImagePipeline":
+        said.append(
+            "- `true_cfg_scale` above 1 with a `negative_prompt` is guidance here: give neither. "
+            "`guidance_scale` changes nothing."
+        )
+    elif card.base.class_name == "ZImagePipeline":
         said.append(
             "- `guidance_scale` above 0 is guidance here, pos + w (pos - neg): 0 is none. It is 1 "
             "less than the guidance of dmd2_jax and of most pipelines, neg + w (pos - neg)."
@@ -234,10 +245,9 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         said.append("- Give a fresh list of prompts: the pipeline overwrites the one it is given.")
     else:
         said.append("- `guidance_scale` of 1 and less is none.")
-    if card.base.class_name == "FluxPipeline":
+    if rounded := _ROUNDED.get(card.base.class_name):
         said.append(
-            "- In bfloat16 the pipeline rounds the times (0.75 to 0.752); with float32 they are "
-            "exact."
+            f"- In bfloat16 the pipeline rounds the times ({rounded}); with float32 they are exact."
         )
     return said
 

@@ -12,6 +12,7 @@ from dmd2_jax.config.sizes import sides
 from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS
 from dmd2_jax.networks.qwen import Qwen
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.text2image.image_latents import decode_latents, encode_images
@@ -93,8 +94,9 @@ def encode(subject: Subject, encoder: str, ids: Int[np.ndarray, "n t"]) -> Encod
     if isinstance(module, T5Encoder):
         return Encoded({"last state": features}, features)
     if isinstance(module, Qwen):
-        taken = features.hidden_states[-2] * features.mask[..., None]
-        return Encoded({"last but one": taken}, features)
+        states = LANGUAGE_MODELS[subject.pipeline_index.class_name].states
+        taken = {i: features.hidden_states[i] * features.mask[..., None] for i in states}
+        return Encoded({f"state {i}": state for i, state in taken.items()}, features)
     arrays = {"last state": features.last_hidden_state, "last but one": features.hidden_states[-2]}
     if features.text_embeds is None:
         return Encoded(arrays | {"pooled": features.pooled}, features)

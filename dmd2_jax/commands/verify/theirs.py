@@ -19,14 +19,17 @@ from dmd2_jax.config.sizes import sides
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.flow_scheduler import is_flow
 from dmd2_jax.families.published.folder import weights_variant
-from dmd2_jax.families.published.pipeline import INDEX
+from dmd2_jax.families.published.pipeline import INDEX, LANGUAGE_MODELS, LanguageModel
 from dmd2_jax.families.published.scheduler import recorded_times, student_scheduler
 from dmd2_jax.typing import Float, Int, PyTree
 
 __all__ = ["Theirs", "missing_packages"]
 
 _EMPTY = ""
-_MULTIPLE = 32  # of tokens, to which Z-Image's prompts are filled up
+_MULTIPLE = 32  # of tokens, to which prompts of several lengths are filled up
+_QWEN_TOKENS = 512  # of a prompt, in a call of Qwen-Image's pipeline
+_PACKED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+"""The networks that are given patches of 2 x 2 pixels as tokens."""
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _SWITCHED_OFF = {
     "StableDiffusionPipeline": {"requires_safety_checker": False},
@@ -77,11 +80,15 @@ class Theirs:
         """Return the tokens of texts, cut and padded to a length, as its pipeline asks for them."""
         tokenizer = getattr(self._text_parts(), part)
         settings = {"padding": "max_length", "max_length": length, "truncation": True}
-        if not self._chats:
+        if self._language_model is None:
             return {"ids": np.asarray(tokenizer(list(texts), **settings)["input_ids"], np.int32)}
-        chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
-        turns = [[{"role": "user", "content": text}] for text in texts]
-        made = tokenizer([tokenizer.apply_chat_template(one, **chat) for one in turns], **settings)
+        if self._kind == "QwenImagePipeline":
+            turns = [self._text_parts().prompt_template_encode.format(text) for text in texts]
+        else:
+            chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+            said = [[{"role": "user", "content": text}] for text in texts]
+            turns = [tokenizer.apply_chat_template(one, **chat) for one in said]
+        made = tokenizer(turns, **settings)
         ids, mask = (np.asarray(made[k], np.int32) for k in ("input_ids", "attention_mask"))
         return {"ids": np.where(mask > 0, ids, ~ids)}  # as ours has what fills up
 
@@ -91,12 +98,13 @@ class Theirs:
         if type(encoder).__name__ == "T5EncoderModel":
             with torch.no_grad():
                 return {"last state": encoder(torch.tensor(ids)).last_hidden_state.numpy()}
-        if self._chats:
+        if model := self._language_model:
             mask = torch.tensor(ids >= 0)
             plain = torch.tensor(np.where(ids >= 0, ids, ~ids), dtype=torch.long)
             with torch.no_grad():
-                out = encoder(plain, attention_mask=mask, output_hidden_states=True)
-            return {"last but one": (out.hidden_states[-2] * mask[..., None]).numpy()}
+                out = encoder(plain, attention_mask=mask.long(), output_hidden_states=True)
+            taken = {i: out.hidden_states[i] * mask[..., None] for i in model.states}
+            return {f"state {i}": state.numpy() for i, state in taken.items()}
         with torch.no_grad():
             out = encoder(torch.tensor(ids, dtype=torch.long), output_hidden_states=True)
         arrays = {"last state": out.last_hidden_state, "last but one": out.hidden_states[-2]}
@@ -109,10 +117,17 @@ class Theirs:
     def condition(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the condition of prompts as their pipeline makes it, by our names."""
         pipe, torch, texts = self._text_parts(), self._torch, list(texts)
-        kind = self._subject.pipeline_index.class_name
+        kind = self._kind
         with torch.no_grad():
-            if self._chats:  # the pipeline overwrites the list that it is given
+            if kind == "ZImagePipeline":  # it overwrites the list that it is given
                 return _filled(*pipe.encode_prompt(list(texts), device="cpu"))
+            if kind == "QwenImagePipeline":
+                told: dict[str, Any] = {"device": "cpu", "max_sequence_length": _QWEN_TOKENS}
+                halves = (texts, [_EMPTY] * len(texts))
+                made = [pipe.encode_prompt(half, **told) for half in halves]
+                # No mask: every token is one of a prompt.
+                whole = [(x, torch.ones(x.shape[:2]) if m is None else m) for x, m in made]
+                return _filled(*(list(_unfilled(*one)) for one in whole))
             if kind == "FluxPipeline":
                 made = [
                     pipe.encode_prompt(t, None, device="cpu")
@@ -157,13 +172,18 @@ class Theirs:
         return [self._torch.randn(size) for _ in range(steps)]
 
     @property
-    def _chats(self) -> bool:
-        """Whether a language model reads the prompts."""
-        return self._subject.pipeline_index.class_name == "ZImagePipeline"
+    def _kind(self) -> str:
+        """The class of the pipeline."""
+        return self._subject.pipeline_index.class_name
+
+    @property
+    def _language_model(self) -> LanguageModel | None:
+        """How a language model reads the prompts; None: no such reads them."""
+        return LANGUAGE_MODELS.get(self._kind)
 
     @property
     def _packed(self) -> bool:
-        return self._subject.family.model.class_name == "FluxTransformer2DModel"
+        return self._subject.family.model.class_name in _PACKED
 
     def _ours(self, latents: Any, shape: tuple[int, int, int]) -> np.ndarray:
         if self._packed:
@@ -242,6 +262,17 @@ class Theirs:
                 list(x[:, :, None]), (1000 - 1000 * time) / 1000, prompts, return_dict=False
             )[0]
             return -torch.stack(out)[:, :, 0].numpy().transpose(0, 2, 3, 1)
+        b, c, h, w = x.shape
+        flux = self._diffusers.FluxPipeline
+        if kind == "QwenImageTransformer2DModel":
+            out = network(
+                flux._pack_latents(x, b, c, h, w),
+                timestep=1000 * time / 1000,
+                encoder_hidden_states=text["prompt_embeds"],
+                encoder_hidden_states_mask=text["prompt_mask"].long(),
+                img_shapes=[[(1, h // 2, w // 2)]] * b,
+            )
+            return self._ours(out.sample, (h, w, c))
         text = {
             "encoder_hidden_states": text["prompt_embeds"],
             "pooled_projections": text["pooled"],
@@ -249,8 +280,6 @@ class Theirs:
         if kind == "SD3Transformer2DModel":
             out = network(x, timestep=1000 * time, **text).sample
             return out.numpy().transpose(0, 2, 3, 1)
-        b, c, h, w = x.shape
-        flux = self._diffusers.FluxPipeline
         tokens = flux._pack_latents(x, b, c, h, w)
         places = flux._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
         if network.config.guidance_embeds:
@@ -293,7 +322,7 @@ class Theirs:
         subject, torch = self._subject, self._torch
         pipe = self._pipeline({subject.pipeline_index.network: network}, ["vae"])
         pipe.set_progress_bar_config(disable=True)
-        words = self._sampling(pipe)
+        words, kind = self._sampling(pipe), self._kind
         names = {
             "pooled": "pooled_prompt_embeds",
             "negative_pooled": "negative_pooled_prompt_embeds",
@@ -303,11 +332,14 @@ class Theirs:
             one = {
                 names.get(k, k): torch.from_numpy(np.array(v[i : i + 1]))
                 for k, v in cond.items()
-                if k != "time_ids" and not (self._packed and k.startswith("negative_"))
+                if k != "time_ids" and not (kind == "FluxPipeline" and k.startswith("negative_"))
             }
             for name in [name for name in one if name.endswith("prompt_mask")]:
                 embeds = name.replace("mask", "embeds")
-                one[embeds] = list(_unfilled(one[embeds], one.pop(name)))
+                if kind == "QwenImagePipeline":
+                    one[f"{embeds}_mask"] = one.pop(name).long()
+                else:
+                    one[embeds] = list(_unfilled(one[embeds], one.pop(name)))
             latents = self._draw(subject.family.image_shape, 1, i)[0]
             made.append(pipe(latents=latents, output_type="np", **one, **words).images)
             tell()
@@ -323,8 +355,10 @@ class Theirs:
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if subject.family.input_guidance is not None:
             words["guidance_scale"] = self._scale
-        if self._chats:  # pos + w (pos - neg), which is ours with 1 more
+        if self._kind == "ZImagePipeline":  # pos + w (pos - neg), which is ours with 1 more
             words["guidance_scale"] = (subject.guidance or 1) - 1
+        if self._kind == "QwenImagePipeline":
+            words |= {"guidance_scale": None, "true_cfg_scale": subject.guidance or 1}
         if is_flow(config):
             if times is None:
                 return words | {"sigmas": np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()}
@@ -348,13 +382,20 @@ class Theirs:
         folder = subject.pipeline_index.part("vae")
         kind = getattr(self._diffusers, read_json(folder / "config.json")["_class_name"])
         vae = kind.from_pretrained(folder, variant=self._variant(folder)).float().eval()
-        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
+        x = torch.from_numpy(picture.transpose(0, 3, 1, 2).copy())
+        if frames := "latents_mean" in vae.config and "scaling_factor" not in vae.config:
+            x, ends = x[:, :, None], (1, -1, 1, 1, 1)
+            shift = torch.tensor(vae.config.latents_mean).view(ends)
+            scale = 1 / torch.tensor(vae.config.latents_std).view(ends)
+        else:
+            shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
         with torch.no_grad():
-            encoded = vae.encode(torch.from_numpy(picture.transpose(0, 3, 1, 2).copy()))
+            encoded = vae.encode(x)
             z = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
             image = vae.decode(z).sample
         arrays = {"latent": (z - shift) * scale, "image": image}
-        return {name: x.numpy().transpose(0, 2, 3, 1) for name, x in arrays.items()}
+        plain = {name: x[:, :, 0] if frames else x for name, x in arrays.items()}
+        return {name: x.numpy().transpose(0, 2, 3, 1) for name, x in plain.items()}
 
     def _class(self) -> Any:
         return getattr(self._diffusers, self._subject.family.model.class_name)
