@@ -27,7 +27,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-from dmd2_jax.config import defaults, family, plugins
+from dmd2_jax.config import defaults, family, flow_group, plugins
 
 ROOT = Path(__file__).absolute().parents[1]
 COMMANDS = "dmd2_jax.commands"
@@ -247,8 +247,10 @@ def config_page() -> str:
         values = base[group] if group else base
         text += _keys(f"config.{group}".rstrip("."), keys, values, told)
     for name in family.family_names():
-        file = ROOT / "dmd2_jax" / "families" / name / "settings.py"
-        told = _comments(file.read_text(), "model")
+        source = (ROOT / "dmd2_jax" / "families" / name / "settings.py").read_text()
+        told = _comments(source, "model")
+        if flow_group.__name__ in source:  # what they share, and what a family says of its own
+            told = _comments(inspect.getsource(flow_group), "model") | told
         told = {f"model.{key}": said for key, said in told.items()}
         heading = f"config.model of the family {name}"
         text += _keys(heading, list(told), family.model_defaults(name), told)

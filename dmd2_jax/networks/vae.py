@@ -136,8 +136,8 @@ class _Coder(nn.Module):
 class AutoencoderKL(nn.Module):
     """The autoencoder of latent diffusion.
 
-    A diffusion model's latents are `(z - shift_factor) * scaling_factor`, z a sample of `encode`;
-    `decode` takes z.
+    A diffusion model's latents are `scaled(z)`, (z - shift_factor) scaling_factor, z a sample
+    of `encode`; `decode` takes z, `unscaled(latents)`.
 
     Attributes:
       in_channels, out_channels: of the images.
@@ -190,6 +190,19 @@ class AutoencoderKL(nn.Module):
         if self.post_quantise:
             self.post_quant_conv = Conv(self.latent_channels, 1, dtype=self.dtype)
 
+    @property
+    def downscale(self) -> int:
+        """How many times smaller than the image a latent is, in height and width."""
+        return 2 ** (len(self.block_channels) - 1)
+
+    def scaled(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the latents of a diffusion model that z is."""
+        return (z - self.shift_factor) * self.scaling_factor
+
+    def unscaled(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the z of a diffusion model's latents."""
+        return latents / self.scaling_factor + self.shift_factor
+
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Return the images decoded from the means of their latents, float32."""
         return self.decode(self.encode(images).mean)
@@ -203,7 +216,7 @@ class AutoencoderKL(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
-        unit = 2 ** (len(self.block_channels) - 1)
+        unit = self.downscale
         _, height, width, channels = images.shape
         if height % unit or width % unit or channels != self.in_channels:
             raise Refused(
@@ -282,5 +295,5 @@ def vae_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) ->
 
 def example_vae_inputs(vae: AutoencoderKL) -> tuple[jax.ShapeDtypeStruct]:
     """Return the smallest images that reach every parameter."""
-    size = 2 ** (len(vae.block_channels) - 1)
+    size = vae.downscale
     return (jax.ShapeDtypeStruct((1, size, size, vae.in_channels), jnp.float32),)

@@ -132,6 +132,19 @@ class AutoencoderTiny(nn.Module):
             self.out_channels, self.decoder_widths, self.decoder_blocks, True, self.dtype
         )
 
+    @property
+    def downscale(self) -> int:
+        """How many times smaller than the image a latent is, in height and width."""
+        return 2 ** (len(self.encoder_widths) - 1)
+
+    def scaled(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        """Return the latents of a diffusion model that z is."""
+        return (z - self.shift_factor) * self.scaling_factor
+
+    def unscaled(self, latents: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        """Return the z of a diffusion model's latents."""
+        return latents / self.scaling_factor + self.shift_factor
+
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Return the images decoded from their latents, float32."""
         return self.decode(self.encode(images))
@@ -142,7 +155,7 @@ class AutoencoderTiny(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
-        unit = 2 ** (len(self.encoder_widths) - 1)
+        unit = self.downscale
         _, height, width, channels = images.shape
         if height % unit or width % unit or channels != self.in_channels:
             raise Refused(

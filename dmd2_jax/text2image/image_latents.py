@@ -18,7 +18,6 @@ __all__ = [
     "Autoencoder",
     "check_finite",
     "decode_latents",
-    "downscale",
     "drawn_latents",
     "encode_images",
     "latent_shape",
@@ -34,7 +33,7 @@ def encode_images(
     images: Float[Array, "b h w c"],
     eps: Float[Array, "b h2 w2 d"] | None = None,
 ) -> Float[Array, "b h2 w2 d"]:
-    """Return scaled latents, (z - shift_factor) scaling_factor; z = mean + std eps.
+    """Return a diffusion model's latents, the autoencoder's `scaled` of z = mean + std eps.
 
     Args:
       module: the autoencoder.
@@ -51,7 +50,7 @@ def encode_images(
     else:
         posterior = module.apply(params, images, method="encode")
         z = posterior.mean if eps is None else posterior.sample(eps)
-    return (z - module.shift_factor) * module.scaling_factor
+    return module.apply(params, z, method="scaled")
 
 
 def drawn_latents(
@@ -81,7 +80,7 @@ def drawn_latents(
 def decode_latents(
     module: Autoencoder, params: Params, latents: Float[Array, "b h w d"]
 ) -> Float[Array, "b h2 w2 c"]:
-    """Return the images of scaled latents: z = latents / scaling_factor + shift_factor, decoded.
+    """Return the images of a diffusion model's latents: their z (`unscaled`), decoded.
 
     Args:
       module: the autoencoder.
@@ -94,14 +93,8 @@ def decode_latents(
     Raises:
       ValueError: if the latents are not this autoencoder's.
     """
-    z = latents / module.scaling_factor + module.shift_factor
+    z = module.apply(params, latents, method="unscaled")
     return module.apply(params, z, method="decode")
-
-
-def downscale(module: Autoencoder) -> int:
-    """Return how many times smaller than the image a latent is, in height and width."""
-    widths = module.encoder_widths if isinstance(module, AutoencoderTiny) else module.block_channels
-    return 2 ** (len(widths) - 1)
 
 
 def latent_shape(module: Autoencoder, resolution: Size) -> tuple[int, int, int]:
@@ -114,7 +107,7 @@ def latent_shape(module: Autoencoder, resolution: Size) -> tuple[int, int, int]:
     Raises:
       ValueError: if one is no multiple of the autoencoder's factor.
     """
-    factor, (height, width) = downscale(module), sides(resolution)
+    factor, (height, width) = module.downscale, sides(resolution)
     if height % factor or width % factor:
         raise Refused(
             f"resolution={say_sizes(resolution)}, expected a multiple of {factor}, by which this "

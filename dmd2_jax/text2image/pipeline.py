@@ -29,7 +29,6 @@ from dmd2_jax.runtime.places import path_of
 from dmd2_jax.text2image.image_latents import (
     Autoencoder,
     decode_latents,
-    downscale,
     latent_shape,
 )
 from dmd2_jax.text2image.text_encoder import (
@@ -267,7 +266,7 @@ def open_pipeline(
 
 def _pixels(module: Autoencoder, latent: Size) -> Size:
     """Return the size of the images whose latents are of a size."""
-    height, width = (side * downscale(module) for side in sides(latent))
+    height, width = (side * module.downscale for side in sides(latent))
     return size_of(height, width)
 
 
@@ -326,4 +325,4 @@ def own_resolution(index: PipelineIndex, vae: Autoencoder) -> int:
             f"{index.folder}/{index.network}/config.json has sample_size = {side!r}, expected a "
             "number; give `resolution=`."
         )
-    return side * downscale(vae)
+    return side * vae.downscale

@@ -1,12 +1,6 @@
 """The family of FLUX.1, dev and schnell; time and conditions: families/published/flow_family.py."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import flax.linen as nn
-
 from dmd2_jax.families.flux.settings import defaults, faults
-from dmd2_jax.families.flux.transformer import PATCH, FluxTransformer
 from dmd2_jax.families.flux.transformer_config import (
     CLASS_NAME,
     example_inputs,
@@ -20,7 +14,6 @@ from dmd2_jax.families.published.configs import (
 )
 from dmd2_jax.families.published.flow_family import FlowNetwork
 from dmd2_jax.families.published.model import PublishedClass
-from dmd2_jax.typing import DType
 
 __all__ = ["NETWORK", "PIPELINES", "READS", "build", "open_folder", "read"]
 
@@ -38,27 +31,12 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
 _MLPS = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 
-
-def _transformer(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
-    return transformer_from_config(config, dtype=dtype, remat=remat)
-
-
-def _patch(module: FluxTransformer) -> int:
-    return PATCH
-
-
-def _blocks(module: FluxTransformer) -> int:
-    return module.depth + module.single_depth
-
-
 NETWORK = FlowNetwork(
     class_name=CLASS_NAME,
-    published=PublishedClass(_transformer, example_inputs, "diffusion_pytorch_model"),
+    published=PublishedClass(transformer_from_config, example_inputs, "diffusion_pytorch_model"),
     configs=_CONFIGS,
     defaults=defaults,
     faults=faults,
-    patch=_patch,
-    blocks=_blocks,
     time_scale=1.0,
     tokens=512,
     side=128,

@@ -3,34 +3,19 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
-from dmd2_jax.config.rules import (
-    DTYPES,
-    NOT_NEGATIVE,
-    REMAT,
-    SIZES,
-    choice_faults,
-    number_faults,
-    value_faults,
-)
+from dmd2_jax.config.flow_group import flow_defaults, flow_faults
+from dmd2_jax.config.rules import NOT_NEGATIVE, number_faults
 
 __all__ = ["defaults", "faults"]
 
 
 def defaults() -> ConfigDict:
     """Return the group: 1024 pixels, and no pipeline."""
-    model = ConfigDict()
-    model.family = "flux"
+    model = flow_defaults("flux")
     # A diffusers folder, or flux_dev or flux_schnell for the published shapes.
     model.pipeline = ""
-    # A side of the latents, or HEIGHTxWIDTH; 128 are 1024 pixels.
-    model.resolution = FieldReference(128, field_type=object)
-    model.dtype = "float32"  # compute type: float32 | bfloat16
-    model.remat = "none"  # none | block | full: what the backward pass computes again
-    model.scan_layers = False  # loop over equal blocks: a small program, copies of the weights
-    # Blocks, from 0, whose outputs the GAN head reads; (): the middle and three quarters.
-    model.feature_blocks = ()
     model.guidance = 3.5  # of FLUX.1-dev, an input of the network where a condition has none
     return model
 
@@ -41,6 +26,5 @@ def faults(model: Mapping[str, Any]) -> Iterator[str]:
     Args:
       model: every key of `defaults`.
     """
-    yield from choice_faults(model, {"dtype": DTYPES, "remat": REMAT}, "model.")
-    yield from value_faults(model, {SIZES: ("resolution",)}, "model.")
+    yield from flow_faults(model)
     yield from number_faults(model, {NOT_NEGATIVE: ("guidance",)}, "model.")

@@ -5,16 +5,14 @@ Modules are called as the published weights of diffusers' FluxTransformer2DModel
 2 x 2 pixels of a latent as tokens; here its inputs and outputs are the latents themselves.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks.block_loop import BlockLoop, blocks_in_a_row
-from dmd2_jax.networks.feature_blocks import block_runs
+from dmd2_jax.networks.denoising_transformer import DenoisingTransformer, Result, check_sides
 from dmd2_jax.networks.layers import Linear
 from dmd2_jax.networks.mmdit import (
     ConditionEmbedding,
@@ -24,31 +22,16 @@ from dmd2_jax.networks.mmdit import (
     modulated,
     rotary_tables,
 )
+from dmd2_jax.networks.packing import pack, unpack
 from dmd2_jax.typing import Array, DType, Float
 
-__all__ = ["PATCH", "FluxTransformer", "pack", "unpack"]
+__all__ = ["PATCH", "FluxTransformer"]
 
 PATCH = 2
 """Side of the patches that are tokens; the file's patch_size, 1, counts packed latents."""
 
 _SCALE = 1000.0  # of the time and of the guidance, before their sinusoids
 _MLP = 4
-
-Result = tuple[Array | None, tuple[Array, ...]]
-
-
-def pack(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    """Return patches of 2 x 2 pixels as vectors, in the order channel, row, column."""
-    b, h, w, c = x.shape
-    patches = x.reshape(b, h // PATCH, PATCH, w // PATCH, PATCH, c).transpose(0, 1, 3, 5, 2, 4)
-    return patches.reshape(b, h // PATCH, w // PATCH, c * PATCH**2)
-
-
-def unpack(x: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 c"]:
-    """Return the pixels of `pack`'s patches."""
-    b, h, w, d = x.shape
-    patches = x.reshape(b, h, w, d // PATCH**2, PATCH, PATCH).transpose(0, 1, 4, 2, 5, 3)
-    return patches.reshape(b, h * PATCH, w * PATCH, d // PATCH**2)
 
 
 class SingleBlock(nn.Module):
@@ -80,7 +63,7 @@ class SingleBlock(nn.Module):
         return x + gate * Linear(width, dtype=self.dtype, name="proj_out")(both)
 
 
-class FluxTransformer(nn.Module):
+class FluxTransformer(DenoisingTransformer):
     """The transformer of FLUX.1: joint blocks, then blocks over one sequence.
 
     Attributes:
@@ -93,10 +76,8 @@ class FluxTransformer(nn.Module):
       pooled_dim: size of the prompt as one vector.
       axes: how many of a head's numbers turn with the first position (0 always), row and column.
       guidance: whether the guidance scale is an input (dev), or not (schnell).
-      feature_blocks: numbers of the blocks whose outputs are `features`, the joint ones first.
-      dtype: type of the computation; the sinusoids, norms, rotations and softmax are float32.
-      remat: "none"; "block": recompute each block in the backward pass; "full": everything.
-      scan_layers: loop over equal blocks (networks/block_loop.py).
+
+    Blocks are counted from the first joint one.
 
     Source: the config.json and weights of black-forest-labs/FLUX.1-dev, as diffusers reads them;
       the joint blocks are those of Esser et al. 2024 (2403.03206), the others Dehghani et al. 2023
@@ -112,22 +93,27 @@ class FluxTransformer(nn.Module):
     pooled_dim: int
     axes: tuple[int, ...]
     guidance: bool
-    feature_blocks: tuple[int, ...] = ()
-    dtype: DType = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
+    patch: ClassVar[int] = PATCH
 
-    def __call__(
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of both kinds."""
+        return self.depth + self.single_depth
+
+    @nn.compact
+    def compute(
         self,
+        decode: bool,
         sample: Float[Array, "b h w c"],
         timestep: Float[Array, " b"],
         prompt_embeds: Float[Array, "b n d"],
         pooled: Float[Array, "b p"],
         guidance: Float[Array, " b"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Return the raw prediction, eps - x_0, float32.
+    ) -> Result:
+        """Return (eps - x_0, or None; features), float32.
 
         Args:
+          decode: whether there is a prediction.
           sample: [b, h, w, c] noisy latents; h and w even.
           timestep: [b], 0..1, 1 is noise.
           prompt_embeds: [b, n, d], the prompt's tokens.
@@ -137,50 +123,6 @@ class FluxTransformer(nn.Module):
         Raises:
           ValueError: if a shape does not fit the network.
         """
-        prediction, _ = self.call_with_features(sample, timestep, prompt_embeds, pooled, guidance)
-        return prediction
-
-    def features(
-        self,
-        sample: Float[Array, "b h w c"],
-        timestep: Float[Array, " b"],
-        prompt_embeds: Float[Array, "b n d"],
-        pooled: Float[Array, "b p"],
-        guidance: Float[Array, " b"] | None = None,
-    ) -> tuple[Array, ...]:
-        """Return the image's tokens [b, h / 2, w / 2, width] after `feature_blocks`, float32."""
-        return self._whole((sample, timestep, prompt_embeds, pooled, guidance), False)[1]
-
-    def call_with_features(
-        self,
-        sample: Float[Array, "b h w c"],
-        timestep: Float[Array, " b"],
-        prompt_embeds: Float[Array, "b n d"],
-        pooled: Float[Array, "b p"],
-        guidance: Float[Array, " b"] | None = None,
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """Return (prediction, features) from one pass, float32."""
-        inputs = (sample, timestep, prompt_embeds, pooled, guidance)
-        prediction, features = self._whole(inputs, True)
-        assert prediction is not None
-        return prediction, features
-
-    def _whole(self, inputs: tuple[Array | None, ...], decode: bool) -> Result:
-        call: Callable[..., Any] = FluxTransformer._run
-        if self.remat == "full":
-            call = nn.remat(call, static_argnums=(6,))
-        return call(self, *inputs, decode)
-
-    @nn.compact
-    def _run(
-        self,
-        sample: Array,
-        timestep: Array,
-        prompt_embeds: Array,
-        pooled: Array,
-        guidance: Array | None,
-        decode: bool,
-    ) -> Result:
         self._check(sample, prompt_embeds, pooled, guidance)
         embedding = ConditionEmbedding(
             self.width, self.guidance, dtype=self.dtype, name="time_text_embed"
@@ -193,13 +135,8 @@ class FluxTransformer(nn.Module):
         rotary = self._rotary(context.shape[1], grid.shape[1:3])
         before, features = context.shape[1], []
         tokens: Any = (context, x)
-        runs = block_runs(
-            [False] * self.depth + [True] * self.single_depth,
-            (*self.feature_blocks, self.depth - 1),
-        )
-        for single, numbers in runs:
-            if not decode and len(features) == len(self.feature_blocks):
-                break
+        kinds = [False] * self.depth + [True] * self.single_depth
+        for single, numbers in self.runs(kinds, decode):
             tokens = self._blocks(single, numbers, tokens, condition, rotary)
             if numbers[-1] in self.feature_blocks:
                 image = tokens[:, before:] if single else tokens[1]
@@ -214,7 +151,7 @@ class FluxTransformer(nn.Module):
         self, single: bool, numbers: tuple[int, ...], tokens: Any, condition: Array, rotary: Any
     ) -> Any:
         """Apply a run of equal blocks to (prompt, image), or to both as one sequence."""
-        settings: dict[str, Any] = {"heads": self.heads, "dtype": self.dtype}
+        settings: dict[str, Any] = {"heads": self.heads}
         kind, first = (SingleBlock, self.depth) if single else (JointBlock, 0)
         if not single:
             settings["qk_norm"] = True
@@ -222,8 +159,7 @@ class FluxTransformer(nn.Module):
             tokens = jnp.concatenate(tokens, axis=1)
         name = "single_transformer_blocks" if single else "transformer_blocks"
         names = [f"{name}_{number - first}" for number in numbers]
-        loop = BlockLoop(self.remat, self.scan_layers, self.dtype)
-        return blocks_in_a_row(self, kind, settings, names, tokens, condition, rotary, loop=loop)
+        return self.blocks(kind, settings, names, tokens, condition, rotary)
 
     def _rotary(self, prompt: int, grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return the tables of prompt tokens, all at the origin, and of the image's."""
@@ -242,12 +178,7 @@ class FluxTransformer(nn.Module):
     def _check(
         self, sample: Array, prompt_embeds: Array, pooled: Array, guidance: Array | None
     ) -> None:
-        height, width = sample.shape[1:3]
-        if height % PATCH or width % PATCH:
-            raise Refused(
-                f"latents of {height} x {width}, expected sides divisible by {PATCH}; choose "
-                "another resolution."
-            )
+        check_sides(sample, PATCH)
         got = (sample.shape[3], prompt_embeds.shape[-1], pooled.shape[-1])
         if got != (self.channels, self.context_dim, self.pooled_dim):
             raise Refused(

@@ -66,11 +66,9 @@ class FlowNetwork:
 
     Attributes:
       class_name: what config.json calls it.
-      published: what is known of that class.
+      published: what is known of that class, whose module is a `DenoisingTransformer`.
       configs: name -> configs of the transformer and the scheduler of a release.
       defaults, faults: of the family's settings.
-      patch: side of the patches that are tokens.
-      blocks: module -> number of its blocks.
       time_scale: what the schedule's time is multiplied by for the network.
       tokens: of a prompt, where none is known.
       side: of the latents, where config.json has no sample_size.
@@ -89,8 +87,6 @@ class FlowNetwork:
     configs: Mapping[str, Configs]
     defaults: Callable[[], ConfigDict]
     faults: Callable[[Mapping[str, Any]], Any]
-    patch: Callable[[Any], int]
-    blocks: Callable[[Any], int]
     time_scale: float
     tokens: int
     side: int
@@ -189,7 +185,7 @@ class FlowFamily(PublishedFamily):
     @property
     def image_tokens(self) -> int:
         """How many tokens the network makes of an image."""
-        return super().image_tokens // self.network.patch(self.model.module) ** 2
+        return super().image_tokens // self.model.module.patch**2
 
     @property
     def _optional(self) -> tuple[str, ...]:
@@ -286,9 +282,9 @@ def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
     model = PublishedModel.from_config(
         own, classes=network.classes, dtype=_DTYPES[config["dtype"]], remat=config["remat"]
     )
-    blocks = chosen_blocks(tuple(config["feature_blocks"]), network.blocks(model.module))
+    blocks = chosen_blocks(tuple(config["feature_blocks"]), model.module.num_blocks)
     module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
-    patch, (height, width) = network.patch(module), sides(config["resolution"])
+    patch, (height, width) = module.patch, sides(config["resolution"])
     if height % patch or width % patch:
         raise Refused(not_divided(config["resolution"], patch))
     diffusion = read_flow_scheduler(scheduler, height // patch * (width // patch))

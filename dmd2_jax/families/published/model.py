@@ -107,14 +107,14 @@ class PublishedClass:
     """What is known of a published class.
 
     Attributes:
-      build: (config, dtype, remat) -> module.
+      build: (config, dtype=, remat=) -> module.
       example: module -> inputs that reach every parameter.
       file_stem: of its weights' file.
       naming: spelling of its tensors.
       modernise: tensors as any release wrote them -> with today's names.
     """
 
-    build: Callable[[Mapping[str, Any], DType, str], nn.Module]
+    build: Callable[..., nn.Module]
     example: Callable[[Any], tuple]
     file_stem: str
     naming: state_dict.Naming = published_name
@@ -274,7 +274,7 @@ class PublishedModel:
         """
         name = class_of(config, tuple(classes) if expected is None else expected)
         kind = classes[name]
-        return cls(name, kind, dict(config), kind.build(config, dtype, remat))
+        return cls(name, kind, dict(config), kind.build(config, dtype=dtype, remat=remat))
 
     def example_inputs(self) -> tuple:
         """Return inputs (shapes, or None) that reach every parameter, for `module.init`."""

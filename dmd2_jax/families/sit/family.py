@@ -43,7 +43,7 @@ from dmd2_jax.networks.feature_blocks import chosen_blocks
 from dmd2_jax.networks.published_config import square_side
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
-from dmd2_jax.typing import Array, DType, Int, Params
+from dmd2_jax.typing import Array, Int, Params
 from dmd2_jax.weights.weight_files import SUFFIXES, Weights, read_weights, strip_prefix
 
 __all__ = ["READS", "SitFamily", "build", "read"]
@@ -53,13 +53,7 @@ READS = (CLASS_NAME,)
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _STEM = "diffusion_pytorch_model"
-
-
-def _transformer(config: Mapping[str, Any], dtype: DType, remat: str) -> ClassTransformer:
-    return transformer_from_config(config, dtype=dtype, remat=remat)
-
-
-_CLASSES = {CLASS_NAME: PublishedClass(_transformer, example_inputs, _STEM)}
+_CLASSES = {CLASS_NAME: PublishedClass(transformer_from_config, example_inputs, _STEM)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +189,7 @@ def build(model_config: Mapping[str, Any]) -> SitFamily:
     model = PublishedModel.from_config(
         own, classes=_CLASSES, dtype=_DTYPES[config["dtype"]], remat=config["remat"]
     )
-    blocks = chosen_blocks(tuple(config["feature_blocks"]), model.module.depth)
+    blocks = chosen_blocks(tuple(config["feature_blocks"]), model.module.num_blocks)
     module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
     diffusion = _diffusion(config, parts.get("scheduler"))
     return SitFamily(

@@ -6,7 +6,6 @@ for `.0`; an embedding of time and class that all blocks share stands beside the
 Source: Peebles and Xie 2022 (2212.09748), section 3; Ma et al. 2024 (2401.08740).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import einops
@@ -15,8 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks.block_loop import BlockLoop, blocks_in_a_row
-from dmd2_jax.networks.feature_blocks import block_runs
+from dmd2_jax.networks.denoising_transformer import DenoisingTransformer, Result
 from dmd2_jax.networks.layers import ZEROS, Conv, Embedding, Linear
 from dmd2_jax.networks.mmdit import JointAttention, Mlp, modulated
 from dmd2_jax.networks.patch_embedding import position_table
@@ -27,8 +25,6 @@ from dmd2_jax.typing import Array, DType, Float, Int
 __all__ = ["ClassTransformer"]
 
 _SINUSOIDS = 256
-
-Result = tuple[Array | None, tuple[Array, ...]]
 
 
 class _TimeAndClass(nn.Module):
@@ -128,7 +124,7 @@ class _Patches(nn.Module):
         return (tokens + places).astype(self.dtype)
 
 
-class ClassTransformer(nn.Module):
+class ClassTransformer(DenoisingTransformer):
     """DiT's transformer, which is SiT's too.
 
     Attributes:
@@ -142,10 +138,6 @@ class ClassTransformer(nn.Module):
       shared: whether all blocks share one embedding of time and class, as in the original programs;
         in diffusers' each block has a copy, with which the last layer takes the first one's.
       eps: of the norm before the MLP; 1e-6 in the original, 1e-5 in diffusers.
-      feature_blocks: numbers of the blocks whose outputs are `features`.
-      dtype: type of the computation; sinusoids, norms and softmax are float32.
-      remat: "none"; "block": recompute each block in the backward pass; "full": everything.
-      scan_layers: loop over equal blocks (networks/block_loop.py).
     """
 
     channels: int
@@ -157,20 +149,24 @@ class ClassTransformer(nn.Module):
     num_classes: int
     shared: bool = True
     eps: float = 1e-6
-    feature_blocks: tuple[int, ...] = ()
-    dtype: DType = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
 
-    def __call__(
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return self.depth
+
+    @nn.compact
+    def compute(
         self,
+        decode: bool,
         x: Float[Array, "b h w c"],
         time: Float[Array, " b"],
         label: Int[Array, " b"] | None,
-    ) -> Float[Array, "b h w c"]:
-        """Return the raw prediction, float32.
+    ) -> Result:
+        """Return (the raw prediction, or None; features), float32.
 
         Args:
+          decode: whether there is a prediction.
           x: [b, h, w, c], noisy; h and w divisible by the patch.
           time: [b], as the sinusoids take it.
           label: [b], 0..num_classes; None without classes.
@@ -178,26 +174,6 @@ class ClassTransformer(nn.Module):
         Raises:
           ValueError: if a shape does not fit the network.
         """
-        return self.call_with_features(x, time, label)[0]
-
-    def features(self, *inputs: Any) -> tuple[Array, ...]:
-        """Return the tokens [b, h / p, w / p, width] after `feature_blocks`, float32."""
-        return self._whole(inputs, False)[1]
-
-    def call_with_features(self, *inputs: Any) -> tuple[Array, tuple[Array, ...]]:
-        """Return (prediction, features) from one pass, float32."""
-        prediction, features = self._whole(inputs, True)
-        assert prediction is not None
-        return prediction, features
-
-    def _whole(self, inputs: tuple[Any, ...], decode: bool) -> Result:
-        call: Callable[..., Any] = ClassTransformer._run
-        if self.remat == "full":
-            call = nn.remat(call, static_argnums=(4,))
-        return call(self, *inputs, decode)
-
-    @nn.compact
-    def _run(self, x: Array, time: Array, label: Array | None, decode: bool) -> Result:
         self._check(x)
         grid = _Patches(self.width, self.patch, self.dtype, name="pos_embed")(x)
         # The original's sinusoids end one step short of the longest period; diffusers' do not.
@@ -207,14 +183,11 @@ class ClassTransformer(nn.Module):
             embed = _TimeAndClass(self.width, *settings, self.dtype, name="emb")
             condition = embed(time, label)
         tokens, features = grid.reshape(grid.shape[0], -1, self.width), []
-        block: dict[str, Any] = {"heads": self.heads, "eps": self.eps, "dtype": self.dtype}
+        block: dict[str, Any] = {"heads": self.heads, "eps": self.eps}
         block["own"] = None if self.shared else settings
-        for _, numbers in block_runs([0] * self.depth, self.feature_blocks):
-            if not decode and len(features) == len(self.feature_blocks):
-                break
+        for _, numbers in self.runs([0] * self.depth, decode):
             names = [f"transformer_blocks_{number}" for number in numbers]
-            loop = BlockLoop(self.remat, self.scan_layers, self.dtype)
-            tokens = blocks_in_a_row(self, _Block, block, names, tokens, condition, loop=loop)
+            tokens = self.blocks(_Block, block, names, tokens, condition)
             if numbers[-1] in self.feature_blocks:
                 features.append(tokens.reshape(grid.shape).astype(jnp.float32))
         return self._decode(tokens, condition, grid.shape) if decode else None, tuple(features)

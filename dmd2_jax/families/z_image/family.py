@@ -1,22 +1,16 @@
 """The family of Z-Image; time and conditions: families/published/flow_family.py."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import flax.linen as nn
-
 from dmd2_jax.families.published.configs import Z_IMAGE, Z_IMAGE_SCHEDULER
 from dmd2_jax.families.published.flow_family import FlowNetwork
 from dmd2_jax.families.published.model import PublishedClass
 from dmd2_jax.families.z_image.settings import defaults, faults
-from dmd2_jax.families.z_image.transformer import PATCH, ZImageTransformer
+from dmd2_jax.families.z_image.transformer import ZImageTransformer
 from dmd2_jax.families.z_image.transformer_config import (
     CLASS_NAME,
     example_inputs,
     tensor_name,
     transformer_from_config,
 )
-from dmd2_jax.typing import DType
 
 __all__ = ["NETWORK", "PIPELINES", "READS", "build", "open_folder", "read"]
 
@@ -32,18 +26,6 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEED_FORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
 
-def _transformer(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
-    return transformer_from_config(config, dtype=dtype, remat=remat)
-
-
-def _patch(module: ZImageTransformer) -> int:
-    return PATCH
-
-
-def _blocks(module: ZImageTransformer) -> int:
-    return module.depth
-
-
 def _parts(module: ZImageTransformer, tokens: int) -> dict[str, tuple[int, ...]]:
     return {"prompt_embeds": (tokens, module.context_dim), "prompt_mask": (tokens,)}
 
@@ -51,13 +33,11 @@ def _parts(module: ZImageTransformer, tokens: int) -> dict[str, tuple[int, ...]]
 NETWORK = FlowNetwork(
     class_name=CLASS_NAME,
     published=PublishedClass(
-        _transformer, example_inputs, "diffusion_pytorch_model", naming=tensor_name
+        transformer_from_config, example_inputs, "diffusion_pytorch_model", naming=tensor_name
     ),
     configs=_CONFIGS,
     defaults=defaults,
     faults=faults,
-    patch=_patch,
-    blocks=_blocks,
     parts=_parts,
     time_scale=1.0,
     backwards=True,

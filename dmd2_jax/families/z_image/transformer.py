@@ -8,8 +8,7 @@ Prompts of several lengths stand side by side, filled up to one number of tokens
 comes after is not read. So a prompt gives the same image in any n.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,8 +16,7 @@ import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.z_image.blocks import ZImageBlock
-from dmd2_jax.networks.block_loop import BlockLoop, blocks_in_a_row
-from dmd2_jax.networks.feature_blocks import block_runs
+from dmd2_jax.networks.denoising_transformer import DenoisingTransformer, Result, check_sides
 from dmd2_jax.networks.layers import Embedding, Linear
 from dmd2_jax.networks.mmdit import modulated
 from dmd2_jax.networks.rms_norm import RmsNorm
@@ -37,7 +35,6 @@ _SINUSOIDS = 256
 _TIME_HIDDEN = 1024
 _FINAL_EPS = 1e-6
 
-Result = tuple[Array | None, tuple[Array, ...]]
 Rotary = tuple[Array, Array]
 
 
@@ -71,7 +68,7 @@ class _FinalLayer(nn.Module):
         return Linear(self.features, dtype=self.dtype, name="linear")(x)
 
 
-class ZImageTransformer(nn.Module):
+class ZImageTransformer(DenoisingTransformer):
     """The single-stream transformer of Z-Image.
 
     Attributes:
@@ -87,10 +84,6 @@ class ZImageTransformer(nn.Module):
       time_scale: of the time, before its sinusoids.
       eps: of the blocks' norms.
       qk_norm: whether queries and keys are normalised.
-      feature_blocks: numbers of the blocks whose outputs are `features`.
-      dtype: type of the computation; the sinusoids, norms, rotations and softmax are float32.
-      remat: "none"; "block": recompute each block in the backward pass; "full": everything.
-      scan_layers: loop over equal blocks (networks/block_loop.py).
 
     Source: the config.json and weights of Tongyi-MAI/Z-Image, as diffusers reads them; Cai et al.
       2025 (2511.22699).
@@ -108,21 +101,26 @@ class ZImageTransformer(nn.Module):
     time_scale: float = 1000.0
     eps: float = 1e-5
     qk_norm: bool = True
-    feature_blocks: tuple[int, ...] = ()
-    dtype: DType = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
+    patch: ClassVar[int] = PATCH
 
-    def __call__(
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks over image and prompt."""
+        return self.depth
+
+    @nn.compact
+    def compute(
         self,
+        decode: bool,
         sample: Float[Array, "b h w c"],
         time: Float[Array, " b"],
         prompt_embeds: Float[Array, "b n d"],
         prompt_mask: Float[Array, "b n"],
-    ) -> Float[Array, "b h w c"]:
-        """Return the raw prediction, x_0 - eps, float32.
+    ) -> Result:
+        """Return (x_0 - eps, or None; features), float32.
 
         Args:
+          decode: whether there is a prediction.
           sample: [b, h, w, c] noisy latents; h and w even.
           time: [b], 0..1, 0 is noise.
           prompt_embeds: [b, n, d], the prompts' tokens first, n a multiple of 32.
@@ -131,41 +129,6 @@ class ZImageTransformer(nn.Module):
         Raises:
           ValueError: if a shape does not fit the network.
         """
-        prediction, _ = self.call_with_features(sample, time, prompt_embeds, prompt_mask)
-        return prediction
-
-    def features(
-        self,
-        sample: Float[Array, "b h w c"],
-        time: Float[Array, " b"],
-        prompt_embeds: Float[Array, "b n d"],
-        prompt_mask: Float[Array, "b n"],
-    ) -> tuple[Array, ...]:
-        """Return the image's tokens [b, h / 2, w / 2, width] after `feature_blocks`, float32."""
-        return self._whole((sample, time, prompt_embeds, prompt_mask), False)[1]
-
-    def call_with_features(
-        self,
-        sample: Float[Array, "b h w c"],
-        time: Float[Array, " b"],
-        prompt_embeds: Float[Array, "b n d"],
-        prompt_mask: Float[Array, "b n"],
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """Return (prediction, features) from one pass, float32."""
-        prediction, features = self._whole((sample, time, prompt_embeds, prompt_mask), True)
-        assert prediction is not None
-        return prediction, features
-
-    def _whole(self, inputs: tuple[Array, ...], decode: bool) -> Result:
-        call: Callable[..., Any] = ZImageTransformer._run
-        if self.remat == "full":
-            call = nn.remat(call, static_argnums=(5,))
-        return call(self, *inputs, decode)
-
-    @nn.compact
-    def _run(
-        self, sample: Array, time: Array, prompt_embeds: Array, prompt_mask: Array, decode: bool
-    ) -> Result:
         self._check(sample, prompt_embeds, prompt_mask)
         b, height, width, _ = sample.shape
         grid, prompt = (height // PATCH, width // PATCH), prompt_embeds.shape[1]
@@ -180,13 +143,13 @@ class ZImageTransformer(nn.Module):
         x = Linear(self.width, dtype=self.dtype, name="x_embedder")(_patches(sample))
         filling = jnp.broadcast_to(self._pad("x_pad_token"), (b, -tokens % MULTIPLE, self.width))
         x = jnp.concatenate([x, filling], axis=1)
-        x = self._blocks("noise_refiner", range(self.refiners), x, condition, image, None)
+        x = self._kind("noise_refiner", range(self.refiners), x, condition, image, None)
 
         context = RmsNorm(self.eps, name="cap_embedder_0")(prompt_embeds.astype(self.dtype))
         context = Linear(self.width, dtype=self.dtype, name="cap_embedder_1")(context)
         context = jnp.where(prompt_mask[..., None] > 0.5, context, self._pad("cap_pad_token"))
         numbers = range(self.refiners)
-        context = self._blocks("context_refiner", numbers, context, condition, own, lengths)
+        context = self._kind("context_refiner", numbers, context, condition, own, lengths)
 
         cosines, sines = (
             jnp.concatenate([first, jnp.broadcast_to(then, (b, *then.shape))], axis=1)
@@ -194,10 +157,8 @@ class ZImageTransformer(nn.Module):
         )
         before, features = x.shape[1], []
         x = jnp.concatenate([x, context], axis=1)
-        for _, run in block_runs([0] * self.depth, self.feature_blocks):
-            if not decode and len(features) == len(self.feature_blocks):
-                break
-            x = self._blocks("layers", run, x, condition, (cosines, sines), before + lengths)
+        for _, run in self.runs([0] * self.depth, decode):
+            x = self._kind("layers", run, x, condition, (cosines, sines), before + lengths)
             if run[-1] in self.feature_blocks:
                 features.append(x[:, :tokens].reshape(b, *grid, -1).astype(jnp.float32))
         if not decode:
@@ -211,7 +172,7 @@ class ZImageTransformer(nn.Module):
         """Return the learned token that fills up, [1, width]: a table of one row."""
         return Embedding(1, self.width, scale=0.0, dtype=self.dtype, name=name)(jnp.zeros(1, int))
 
-    def _blocks(
+    def _kind(
         self,
         name: str,
         numbers: Any,
@@ -222,11 +183,9 @@ class ZImageTransformer(nn.Module):
     ) -> Array:
         """Apply some of the blocks of a kind."""
         settings: dict[str, Any] = {"heads": self.heads, "eps": self.eps, "qk_norm": self.qk_norm}
-        settings |= {"modulation": name != "context_refiner", "dtype": self.dtype}
+        settings |= {"modulation": name != "context_refiner"}
         names = [f"{name}_{number}" for number in numbers]
-        loop = BlockLoop(self.remat, self.scan_layers, self.dtype)
-        fixed = (condition, rotary, lengths)
-        return blocks_in_a_row(self, ZImageBlock, settings, names, x, *fixed, loop=loop)
+        return self.blocks(ZImageBlock, settings, names, x, condition, rotary, lengths)
 
     @staticmethod
     def _lengths(prompt_mask: Float[Array, "b n"]) -> Int[Array, " b"]:
@@ -268,12 +227,8 @@ class ZImageTransformer(nn.Module):
         return np.cos(rounded), np.sin(rounded)
 
     def _check(self, sample: Array, prompt_embeds: Array, prompt_mask: Array) -> None:
+        check_sides(sample, PATCH)
         height, width = sample.shape[1:3]
-        if height % PATCH or width % PATCH:
-            raise Refused(
-                f"latents of {height} x {width}, expected sides divisible by {PATCH}; choose "
-                "another resolution."
-            )
         got = (sample.shape[3], prompt_embeds.shape[-1])
         if got != (self.channels, self.context_dim):
             raise Refused(
