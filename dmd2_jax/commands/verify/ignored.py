@@ -78,7 +78,7 @@ def _components(subject: Subject) -> Iterator[tuple[Path, PublishedClass]]:
 
 def _without_effect(config: Mapping[str, Any], kind: PublishedClass) -> Iterator[str]:
     def built(values: Mapping[str, Any]) -> Any:
-        return kind.build(values, "float32", "none")
+        return kind.build(values, dtype="float32", remat="none")
 
     plain = built(config)
     for key in config:
