@@ -1,7 +1,8 @@
 """Transformers in which the tokens of an image and of a prompt attend to each other.
 
-The parts that SD 3, FLUX.1 and Qwen-Image share, named as their published weights name them: `net_0` here is
-`net.0` there. The order of the two sequences in the attention is [prompt, image].
+The parts that SD 3, FLUX.1 and Qwen-Image share, named as the published weights of the first two
+name them: `net_0` here is `net.0` there. The order of the two sequences in the attention is
+[prompt, image].
 
 Source: Esser et al. 2024 (2403.03206), section 4; adaptive norms: Peebles and Xie 2022
   (2212.09748), section 3.2.

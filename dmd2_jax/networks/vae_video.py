@@ -1,4 +1,4 @@
-"""An autoencoder of videos, for single frames: images in [-1, 1] <-> latents of an eighth of the size.
+"""An autoencoder of videos, for single frames: images in [-1, 1] <-> latents of an eighth the size.
 
 A convolution over time is causal: zeros stand before the first frame, so that of a single frame its
 last tap alone counts, and every convolution is one of images. Weights are whole, as they are
@@ -13,7 +13,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.attention import attention
@@ -31,6 +30,16 @@ _LOGVAR_RANGE = (-30.0, 20.0)
 _NEAREST = (1, 1)  # the filter that repeats pixels
 _CLASS_NAME = "AutoencoderKLQwenImage"
 
+# fmt: off
+_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)
+_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)
+# fmt: on
 _DEFAULTS: dict[str, Any] = {
     "base_dim": 96,
     "z_dim": 16,
@@ -38,22 +47,14 @@ _DEFAULTS: dict[str, Any] = {
     "num_res_blocks": 2,
     "temperal_downsample": (False, True, True),
     "input_channels": 3,
-    # fmt: off
-    "latents_mean": (
-        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-    ),
-    "latents_std": (
-        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-    ),
-    # fmt: on
+    "latents_mean": _MEAN,
+    "latents_std": _STD,
 }
 _SUPPORTED = {"attn_scales": ((),), "dropout": (0.0,)}
 
 
 class _Norm(nn.Module):
-    """x / |x| sqrt(c) gamma over the channels, float32; gamma has the axes of space, and of time."""
+    """x / |x| sqrt(c) gamma over the channels, float32; gamma has axes of space, or of time too."""
 
     axes: int
 
@@ -176,7 +177,7 @@ class _Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         m, numbers = self.model, itertools.count()  # the layers of all levels are one list
-        x = _CausalConv(m.block_channels[0], 3, m.dtype, name="conv_in")(x)
+        x = _CausalConv(m.stem, 3, m.dtype, name="conv_in")(x)
         for level, width in enumerate(m.block_channels):
             for _ in range(m.layers):
                 x = _Residual(width, m.dtype, name=f"down_blocks_{next(numbers)}")(x)
@@ -207,12 +208,13 @@ class _Decoder(nn.Module):
 class AutoencoderVideo(nn.Module):
     """The autoencoder of Qwen-Image, of single frames.
 
-    A diffusion model's latents are `(z - shift_factor) * scaling_factor`, a number a channel, z a
-    sample of `encode`; `decode` takes z.
+    A diffusion model's latents are `scaled(z)`, (z - mean) / std, z a sample of `encode`; `decode`
+    takes z, `unscaled(latents)`.
 
     Attributes:
       channels: of the images.
       latent_channels: of z.
+      stem: channels after the encoder's first layer.
       block_channels: one width a level, finest first; each level but the last halves the image.
       layers: residual blocks a level of the encoder (one more in the decoder).
       in_time: of each level but the last, whether it halves a video's frames too.
@@ -225,6 +227,7 @@ class AutoencoderVideo(nn.Module):
 
     channels: int
     latent_channels: int
+    stem: int
     block_channels: tuple[int, ...]
     layers: int
     in_time: tuple[bool, ...]
@@ -232,22 +235,25 @@ class AutoencoderVideo(nn.Module):
     std: tuple[float, ...]
     dtype: DType = jnp.float32
 
-    @property
-    def shift_factor(self) -> np.ndarray:
-        """What is taken from z, a number a channel."""
-        return np.asarray(self.mean, np.float32)
-
-    @property
-    def scaling_factor(self) -> np.ndarray:
-        """What it is then multiplied by, a number a channel."""
-        return 1 / np.asarray(self.std, np.float32)
-
     def setup(self) -> None:
         """Name the layers as the published weights do."""
         settings = self.clone(parent=None, name=None)
         self.encoder, self.decoder = _Encoder(settings), _Decoder(settings)
         self.quant_conv = _CausalConv(2 * self.latent_channels, 1, self.dtype)
         self.post_quant_conv = _CausalConv(self.latent_channels, 1, self.dtype)
+
+    @property
+    def downscale(self) -> int:
+        """How many times smaller than the image a latent is, in height and width."""
+        return 2 ** len(self.in_time)
+
+    def scaled(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the latents of a diffusion model that z is."""
+        return (z - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def unscaled(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return the z of a diffusion model's latents."""
+        return latents * jnp.asarray(self.std) + jnp.asarray(self.mean)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Return the images decoded from the means of their latents, float32."""
@@ -262,7 +268,7 @@ class AutoencoderVideo(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
-        unit = 2 ** len(self.in_time)
+        unit = self.downscale
         _, height, width, channels = images.shape
         if height % unit or width % unit or channels != self.channels:
             raise Refused(
@@ -316,6 +322,7 @@ def video_vae_from_config(
     return AutoencoderVideo(
         channels=c["input_channels"],
         latent_channels=z,
+        stem=c["base_dim"],
         block_channels=tuple(c["base_dim"] * factor for factor in c["dim_mult"]),
         layers=c["num_res_blocks"],
         in_time=in_time,
@@ -327,5 +334,5 @@ def video_vae_from_config(
 
 def example_video_vae_inputs(vae: AutoencoderVideo) -> tuple[jax.ShapeDtypeStruct]:
     """Return the smallest images that reach every parameter."""
-    size = 2 ** len(vae.in_time)
+    size = vae.downscale
     return (jax.ShapeDtypeStruct((1, size, size, vae.channels), jnp.float32),)

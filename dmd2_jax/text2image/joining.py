@@ -6,7 +6,8 @@
 | SDXL      | both encoders' last hidden state but one, beside each other    | the second's    |
 | SD 3, 3.5 | SDXL's, with zeros up to T5's width; then T5's tokens or zeros | both, projected |
 | FLUX.1    | T5's tokens                                                    | CLIP's          |
-| Z-Image, Qwen-Image | a language model's states, with a prompt_mask (llm.py)         | -               |
+| Z-, Qwen- | a language model's states, with a prompt_mask (llm.py)         | -               |
+| Image     |                                                                |                 |
 
 Source: Podell et al. 2023 (2307.01952), sections 2.1 and 2.2; Esser et al. 2024 (2403.03206),
   section 4.

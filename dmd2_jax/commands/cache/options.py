@@ -24,7 +24,9 @@ class Options:
 
     out: str = flag("the cache; new, or to go on", metavar="DIR")
     pipeline: str = flag(
-        "a diffusers pipeline: SD 1.x to 3.5, SDXL, FLUX.1, Z-Image or Qwen-Image", default="", metavar="DIR"
+        "a diffusers pipeline: SD 1.x to 3.5, SDXL, FLUX.1, Z-Image or Qwen-Image",
+        default="",
+        metavar="DIR",
     )
     images: str = flag(
         "images with captions; without --pipeline, of classes", default="", metavar="PATH"

@@ -127,6 +127,12 @@ def read_flow_scheduler(config: Mapping[str, Any], tokens: int) -> Diffusion:
             f"config of a {name} asks for what is not built here: {said}, expected the levels of a "
             "flow with a shift; use another model, with the scheduler_config.json of its release."
         )
+    last = config.get("shift_terminal")
+    if last is not None and not (isinstance(last, int | float) and 0 <= last < 1):
+        raise Refused(
+            f"shift_terminal={last!r}, expected the last time above 0, a number below 1, or null; "
+            "use a scheduler_config.json of the network's own release."
+        )
     levels = config.get("num_train_timesteps", _DEFAULTS["num_train_timesteps"])
     schedule = rectified_flow(shift=flow_shift(config, tokens), num_levels=levels)
     return Diffusion(schedule, "flow")

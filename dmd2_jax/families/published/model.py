@@ -142,7 +142,6 @@ def _text(projection: bool) -> Callable[..., nn.Module]:
     return _frozen(build)
 
 
-
 def _language_model(build: Callable[..., nn.Module]) -> PublishedClass:
     return PublishedClass(
         _frozen(build), qwen.example_qwen_inputs, "model", modernise=_without_head

@@ -111,8 +111,8 @@ LANGUAGE_MODELS = {
         multiple=32,
     ),
     "QwenImagePipeline": LanguageModel(
-        before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
-        "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+        before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, "
+        "texture, quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
         "<|im_start|>user\n",
         after="<|im_end|>\n<|im_start|>assistant\n",
         states=(-1,),

@@ -1,23 +1,17 @@
 """The family of Qwen-Image; time and conditions: families/published/flow_family.py."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import flax.linen as nn
-
 from dmd2_jax.families.published.configs import QWEN_IMAGE, QWEN_IMAGE_SCHEDULER
 from dmd2_jax.families.published.flow_family import FlowNetwork
 from dmd2_jax.families.published.model import PublishedClass
 from dmd2_jax.families.qwen_image.guidance import true_cfg
 from dmd2_jax.families.qwen_image.settings import defaults, faults
-from dmd2_jax.families.qwen_image.transformer import PATCH, QwenImageTransformer
+from dmd2_jax.families.qwen_image.transformer import QwenImageTransformer
 from dmd2_jax.families.qwen_image.transformer_config import (
     CLASS_NAME,
     example_inputs,
     tensor_name,
     transformer_from_config,
 )
-from dmd2_jax.typing import DType
 
 __all__ = ["NETWORK", "PIPELINES", "READS", "build", "open_folder", "read"]
 
@@ -34,18 +28,6 @@ _ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_
 _MLPS = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
 
 
-def _transformer(config: Mapping[str, Any], dtype: DType, remat: str) -> nn.Module:
-    return transformer_from_config(config, dtype=dtype, remat=remat)
-
-
-def _patch(module: QwenImageTransformer) -> int:
-    return PATCH
-
-
-def _blocks(module: QwenImageTransformer) -> int:
-    return module.depth
-
-
 def _parts(module: QwenImageTransformer, tokens: int) -> dict[str, tuple[int, ...]]:
     return {"prompt_embeds": (tokens, module.context_dim), "prompt_mask": (tokens,)}
 
@@ -53,13 +35,11 @@ def _parts(module: QwenImageTransformer, tokens: int) -> dict[str, tuple[int, ..
 NETWORK = FlowNetwork(
     class_name=CLASS_NAME,
     published=PublishedClass(
-        _transformer, example_inputs, "diffusion_pytorch_model", naming=tensor_name
+        transformer_from_config, example_inputs, "diffusion_pytorch_model", naming=tensor_name
     ),
     configs=_CONFIGS,
     defaults=defaults,
     faults=faults,
-    patch=_patch,
-    blocks=_blocks,
     parts=_parts,
     time_scale=1.0,
     tokens=512,

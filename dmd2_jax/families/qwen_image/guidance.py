@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from dmd2_jax.diffusion.guidance import Scale, guide
-from dmd2_jax.families.flux.transformer import pack, unpack
+from dmd2_jax.networks.packing import pack, unpack
 from dmd2_jax.typing import Array, Float
 
 __all__ = ["true_cfg"]

@@ -1,36 +1,16 @@
 """The keys of `config.model` that the family has, and their rules."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from ml_collections import ConfigDict
 
-from ml_collections import ConfigDict, FieldReference
-
-from dmd2_jax.config.rules import DTYPES, REMAT, SIZES, choice_faults, value_faults
+from dmd2_jax.config.flow_group import flow_defaults
+from dmd2_jax.config.flow_group import flow_faults as faults
 
 __all__ = ["defaults", "faults"]
 
 
 def defaults() -> ConfigDict:
     """Return the group: 1024 pixels, and no pipeline."""
-    model = ConfigDict()
-    model.family = "qwen_image"
+    model = flow_defaults("qwen_image")
     # A diffusers folder, or qwen_image for the published shapes.
     model.pipeline = ""
-    # A side of the latents, or HEIGHTxWIDTH; 128 are 1024 pixels.
-    model.resolution = FieldReference(128, field_type=object)
-    model.dtype = "float32"  # compute type: float32 | bfloat16
-    model.remat = "none"  # none | block | full: what the backward pass computes again
-    model.scan_layers = False  # loop over equal blocks: a small program, copies of the weights
-    # Blocks, from 0, whose outputs the GAN head reads; (): the middle and three quarters.
-    model.feature_blocks = ()
     return model
-
-
-def faults(model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the values of the group.
-
-    Args:
-      model: every key of `defaults`.
-    """
-    yield from choice_faults(model, {"dtype": DTYPES, "remat": REMAT}, "model.")
-    yield from value_faults(model, {SIZES: ("resolution",)}, "model.")

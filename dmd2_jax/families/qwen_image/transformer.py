@@ -7,32 +7,31 @@ Prompts of several lengths stand side by side, filled up to one number of tokens
 up is not read, so that a prompt gives the same image in any n.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.families.flux.transformer import PATCH, pack, unpack
-from dmd2_jax.networks.block_loop import BlockLoop, blocks_in_a_row
-from dmd2_jax.networks.feature_blocks import block_runs
+from dmd2_jax.networks.denoising_transformer import DenoisingTransformer, Result, check_sides
 from dmd2_jax.networks.layers import Linear
 from dmd2_jax.networks.mmdit import ConditionEmbedding, JointBlock, Modulation, modulated
+from dmd2_jax.networks.packing import pack, unpack
 from dmd2_jax.networks.rms_norm import RmsNorm
-from dmd2_jax.typing import Array, DType, Float
+from dmd2_jax.typing import Array, Float
 
 __all__ = ["PATCH", "QwenImageTransformer"]
+
+PATCH = 2
+"""Side of the patches that are tokens."""
 
 _SCALE = 1000.0  # of the time, before its sinusoids
 _THETA = 10000.0
 _PLACES = 4096  # of each axis, on either side of the centre
 
-Result = tuple[Array | None, tuple[Array, ...]]
 
-
-class QwenImageTransformer(nn.Module):
+class QwenImageTransformer(DenoisingTransformer):
     """The transformer of Qwen-Image: joint blocks alone.
 
     Attributes:
@@ -42,10 +41,6 @@ class QwenImageTransformer(nn.Module):
       width: size of a token.
       context_dim: size of a token of the prompt's embedding.
       axes: how many of a head's numbers turn with the frame (0 always), row and column.
-      feature_blocks: numbers of the blocks whose outputs are `features`.
-      dtype: type of the computation; the sinusoids, norms, rotations and softmax are float32.
-      remat: "none"; "block": recompute each block in the backward pass; "full": everything.
-      scan_layers: loop over equal blocks (networks/block_loop.py).
 
     Source: the config.json and weights of Qwen/Qwen-Image, as diffusers reads them; Wu et al. 2025
       (2508.02324), section 2.
@@ -57,21 +52,26 @@ class QwenImageTransformer(nn.Module):
     width: int
     context_dim: int
     axes: tuple[int, ...]
-    feature_blocks: tuple[int, ...] = ()
-    dtype: DType = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
+    patch: ClassVar[int] = PATCH
 
-    def __call__(
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return self.depth
+
+    @nn.compact
+    def compute(
         self,
+        decode: bool,
         sample: Float[Array, "b h w c"],
         timestep: Float[Array, " b"],
         prompt_embeds: Float[Array, "b n d"],
         prompt_mask: Float[Array, "b n"],
-    ) -> Float[Array, "b h w c"]:
-        """Return the raw prediction, eps - x_0, float32.
+    ) -> Result:
+        """Return (eps - x_0, or None; features), float32.
 
         Args:
+          decode: whether there is a prediction.
           sample: [b, h, w, c] noisy latents; h and w even.
           timestep: [b], 0..1, 1 is noise.
           prompt_embeds: [b, n, d], the prompts' tokens first.
@@ -80,41 +80,6 @@ class QwenImageTransformer(nn.Module):
         Raises:
           ValueError: if a shape does not fit the network.
         """
-        prediction, _ = self.call_with_features(sample, timestep, prompt_embeds, prompt_mask)
-        return prediction
-
-    def features(
-        self,
-        sample: Float[Array, "b h w c"],
-        timestep: Float[Array, " b"],
-        prompt_embeds: Float[Array, "b n d"],
-        prompt_mask: Float[Array, "b n"],
-    ) -> tuple[Array, ...]:
-        """Return the image's tokens [b, h / 2, w / 2, width] after `feature_blocks`, float32."""
-        return self._whole((sample, timestep, prompt_embeds, prompt_mask), False)[1]
-
-    def call_with_features(
-        self,
-        sample: Float[Array, "b h w c"],
-        timestep: Float[Array, " b"],
-        prompt_embeds: Float[Array, "b n d"],
-        prompt_mask: Float[Array, "b n"],
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """Return (prediction, features) from one pass, float32."""
-        prediction, features = self._whole((sample, timestep, prompt_embeds, prompt_mask), True)
-        assert prediction is not None
-        return prediction, features
-
-    def _whole(self, inputs: tuple[Array, ...], decode: bool) -> Result:
-        call: Callable[..., Any] = QwenImageTransformer._run
-        if self.remat == "full":
-            call = nn.remat(call, static_argnums=(5,))
-        return call(self, *inputs, decode)
-
-    @nn.compact
-    def _run(
-        self, sample: Array, timestep: Array, prompt_embeds: Array, prompt_mask: Array, decode: bool
-    ) -> Result:
         self._check(sample, prompt_embeds, prompt_mask)
         embedding = ConditionEmbedding(self.width, dtype=self.dtype, name="time_text_embed")
         condition = embedding(timestep * _SCALE)
@@ -124,15 +89,11 @@ class QwenImageTransformer(nn.Module):
         tokens = context, grid.reshape(grid.shape[0], -1, self.width)
         rotary = self._rotary(context.shape[1], grid.shape[1:3])
         lengths = (prompt_mask > 0.5).sum(axis=1)
-        settings: dict[str, Any] = {"heads": self.heads, "qk_norm": True, "dtype": self.dtype}
-        loop = BlockLoop(self.remat, self.scan_layers, self.dtype)
+        settings: dict[str, Any] = {"heads": self.heads, "qk_norm": True}
         features: list[Array] = []
-        for _, run in block_runs([0] * self.depth, self.feature_blocks):
-            if not decode and len(features) == len(self.feature_blocks):
-                break
+        for _, run in self.runs([0] * self.depth, decode):
             names = [f"transformer_blocks_{number}" for number in run]
-            fixed = (condition, rotary, lengths)
-            tokens = blocks_in_a_row(self, JointBlock, settings, names, tokens, *fixed, loop=loop)
+            tokens = self.blocks(JointBlock, settings, names, tokens, condition, rotary, lengths)
             if run[-1] in self.feature_blocks:
                 features.append(tokens[1].reshape(grid.shape).astype(jnp.float32))
         if not decode:
@@ -149,10 +110,9 @@ class QwenImageTransformer(nn.Module):
         field has them: at a place of 1000 its rounding is 3e-5.
         """
         rows, columns = np.indices(grid).reshape(2, -1)
-        halves = [side // 2 for side in grid]
-        centred = [places - (side - side // 2) for places, side in zip((rows, columns), grid, strict=True)]
-        image = np.stack([np.zeros_like(rows), *centred], axis=-1)
-        own = np.repeat(np.arange(prompt)[:, None] + max(halves), len(self.axes), axis=1)
+        before = [side - side // 2 for side in grid]
+        image = np.stack([np.zeros_like(rows), rows - before[0], columns - before[1]], axis=-1)
+        own = np.repeat(np.arange(prompt)[:, None] + max(grid) // 2, len(self.axes), axis=1)
         angles = []
         for axis, size in enumerate(self.axes):
             exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
@@ -163,12 +123,8 @@ class QwenImageTransformer(nn.Module):
         return np.cos(both), np.sin(both)
 
     def _check(self, sample: Array, prompt_embeds: Array, prompt_mask: Array) -> None:
+        check_sides(sample, PATCH)
         height, width = sample.shape[1:3]
-        if height % PATCH or width % PATCH:
-            raise Refused(
-                f"latents of {height} x {width}, expected sides divisible by {PATCH}; choose "
-                "another resolution."
-            )
         got = (sample.shape[3], prompt_embeds.shape[-1])
         if got != (self.channels, self.context_dim):
             raise Refused(

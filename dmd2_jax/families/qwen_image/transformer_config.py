@@ -66,9 +66,9 @@ def transformer_from_config(
     packed, axes, size = c["in_channels"], c["axes_dims_rope"], c["attention_head_dim"]
     if packed != PATCH**2 * c["out_channels"]:
         raise Refused(
-            f"in_channels={packed} with out_channels={c['out_channels']}, expected {PATCH**2} times "
-            "as many: networks that take more than a latent are not built here; use a "
-            "text-to-image model."
+            f"in_channels={packed} with out_channels={c['out_channels']}, expected "
+            f"{PATCH**2} times as many: networks that take more than a latent are not built here; "
+            "use a text-to-image model."
         )
     if len(axes) != _AXES or sum(axes) != size or any(axis % 2 for axis in axes):
         raise Refused(
