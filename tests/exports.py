@@ -33,7 +33,7 @@ def student_file(kind: str) -> Path:
 
 
 def words(kind: str, out: Path, *more: str) -> list[object]:
-    chosen = FLOW_TIMES if kind in ("sd3", "flux", "z_image") else TIMES
+    chosen = FLOW_TIMES if kind in ("sd3", "flux", "z_image", "qwen_image") else TIMES
     times = f"--times={','.join(map(str, chosen))}"
     base = [f"--weights={student_file(kind)}", f"--pipeline={tiny_pipeline(kind)}", times]
     return ["export", *base, f"--out={out}", *more]

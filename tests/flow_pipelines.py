@@ -1,4 +1,4 @@
-"""Complete tiny pipelines of SD 3, FLUX.1 and Z-Image, made without torch or diffusers."""
+"""Complete tiny pipelines of published flows, made without torch or diffusers."""
 
 import functools
 import json
@@ -96,6 +96,30 @@ _QWEN3 = {
     "head_dim": 8,
     "rope_theta": 1000000.0,
 }
+_QWEN_IMAGE = {
+    "_class_name": "QwenImageTransformer2DModel",
+    "in_channels": 6 * 4,
+    "out_channels": 6,
+    "num_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "axes_dims_rope": [2, 2, 4],
+}
+_QWEN25_VL = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "text_config": {k: v for k, v in _QWEN3.items() if k not in ("architectures", "head_dim")},
+}
+_VIDEO_VAE = {
+    "_class_name": "AutoencoderKLQwenImage",
+    "base_dim": 4,
+    "dim_mult": [1, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True],
+    "z_dim": 6,
+    "latents_mean": [0.1, -0.2, 0.3, -0.4, 0.5, -0.6],
+    "latents_std": [1.1, 0.9, 1.2, 0.8, 1.3, 0.7],
+}
 CHAT = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + "
     "'<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
@@ -107,22 +131,29 @@ CHAT = (
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 
 
-_TRANSFORMERS: dict[str, dict[str, Any]] = {"sd3": _SD3, "flux": _FLUX, "z_image": _Z_IMAGE}
+_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "sd3": _SD3,
+    "flux": _FLUX,
+    "z_image": _Z_IMAGE,
+    "qwen_image": _QWEN_IMAGE,
+}
 
 
 @functools.cache
 def flow_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd3", "flux" or "z_image"; do not change it."""
+    """Return the folder of a pipeline, a key of the transformers' configs; do not change it."""
     folder = scratch() / kind
-    parts: dict[str, Mapping[str, Any]] = {"vae": _VAE}
-    if kind == "z_image":
-        parts["text_encoder"] = _QWEN3 | {"vocab_size": write_llm_tokenizer(folder / "tokenizer")}
+    parts: dict[str, Mapping[str, Any]] = {"vae": _VIDEO_VAE if kind == "qwen_image" else _VAE}
+    if kind in ("z_image", "qwen_image"):
+        count = {"vocab_size": write_llm_tokenizer(folder / "tokenizer")}
+        parts["text_encoder"] = (_QWEN3 if kind == "z_image" else _QWEN25_VL) | count
     else:
         parts |= _clips_and_t5(folder, kind)
     for part, config in parts.items():
         model = PublishedModel.from_config(config)
         write_component(model, random_weights(model.param_shapes()), folder / part)
     shift = {"shift": 3.0} | ({"use_dynamic_shifting": True} if kind == "flux" else {})
+    shift |= {"shift_terminal": 0.02} if kind == "qwen_image" else {}
     own, scheduler = _TRANSFORMERS[kind], _SCHEDULER | shift
     settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
     family = getattr(families, kind).build(settings)
@@ -172,6 +203,7 @@ def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "sd3": "StableDiffusion3Pipeline",
         "flux": "FluxPipeline",
         "z_image": "ZImagePipeline",
+        "qwen_image": "QwenImagePipeline",
     }[kind]
     own = _TRANSFORMERS[kind]["_class_name"]
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.42.1"}
@@ -185,7 +217,8 @@ def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             kinds = {"T5En": "T5Tokenizer", "Qwen": "Qwen2Tokenizer", "CLIP": "CLIPTokenizer"}
             kind_of = kinds[index[part][1][:4]]
             index[part.replace("text_encoder", "tokenizer")] = ["transformers", kind_of]
-    index["vae"], index["transformer"] = ["diffusers", "AutoencoderKL"], ["diffusers", own]
+    index["vae"] = ["diffusers", parts["vae"]["_class_name"]]
+    index["transformer"] = ["diffusers", own]
     index["scheduler"] = ["diffusers", _SCHEDULER["_class_name"]]
     return index
 

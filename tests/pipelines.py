@@ -15,6 +15,7 @@ import pytest
 
 from dmd2_jax.families.published.scheduler import recorded_as
 from dmd2_jax.sampling.images import Model, Prompts, SampledImages
+from tests import llm_pipelines
 from tests.data.images import picture, png, write_folder
 from tests.tiny import scratch
 
@@ -36,17 +37,25 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @functools.cache
 def tiny_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd15", "sdxl", "sd3", "flux" or "z_image"."""
+    """Return the folder of a pipeline, by its maker below: "sd15", "sdxl", "sd3" and so on."""
     import torch
 
-    torch.manual_seed({"sd15": 15, "sdxl": 21, "sd3": 3, "flux": 1, "z_image": 6}[kind])
+    makers = {
+        "sd15": (_sd15, 15),
+        "sdxl": (_sdxl, 21),
+        "sd3": (_sd3, 3),
+        "flux": (_flux, 1),
+        "z_image": (lambda: llm_pipelines.z_image(lambda: _flow_vae(0.3611, 0.1159)), 6),
+        "qwen_image": (llm_pipelines.qwen_image, 25),
+    }
+    make, seed = makers[kind]
+    torch.manual_seed(seed)
     folder = scratch() / kind
-    makers = {"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "z_image": _z_image}
-    makers[kind]().save_pretrained(folder)
+    make().save_pretrained(folder)
     if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
         write_tokenizer(folder / "tokenizer")
-    if kind == "z_image":  # its own files name no size, and 1024 pixels take minutes here
+    if kind in ("z_image", "qwen_image"):  # they name no size, and 1024 pixels take minutes
         file = folder / "scheduler" / "scheduler_config.json"
         settings = json.loads(file.read_text()) | recorded_as(RESOLUTION // 2)
         file.write_text(json.dumps(settings))
@@ -328,50 +337,6 @@ def _flux():
         text_encoder_2=t5,
         tokenizer_2=tokenizer,
     )
-
-
-def _z_image():
-    from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
-        ZImagePipeline,
-        ZImageTransformer2DModel,
-    )
-    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
-
-    from tests.flow_pipelines import write_llm_tokenizer
-
-    folder = scratch() / "tokenizer"
-    config = Qwen3Config(
-        vocab_size=write_llm_tokenizer(folder),
-        hidden_size=12,
-        intermediate_size=20,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-    )
-    pipeline = ZImagePipeline(
-        transformer=ZImageTransformer2DModel(
-            in_channels=6,
-            dim=24,
-            n_layers=2,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=12,
-            axes_dims=[2, 4, 6],
-            axes_lens=[600, 64, 64],
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_flow_vae(0.3611, 0.1159),
-        text_encoder=Qwen3Model(config),
-        tokenizer=Qwen2Tokenizer.from_pretrained(folder),
-    )
-    for name in ("transformer", "text_encoder"):  # fresh pad tokens, gates and states say little
-        for parameter in getattr(pipeline, name).parameters():
-            parameter.data += 0.1 * parameter.data.new_empty(parameter.shape).normal_()
-    return pipeline
 
 
 @functools.cache

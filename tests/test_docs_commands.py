@@ -35,7 +35,9 @@ ELSEWHERE = {
     r"dmd2 distill .* --config.model.resolution=128,104x152": (
         "tests/commands/test_shapes_client.py::student_run"
     ),
-    r"dmd2 distill --config=configs/z_image": "tests/commands/test_flow_client.py::student_run",
+    r"dmd2 distill --config=configs/(z|qwen)_image": (
+        "tests/commands/test_flow_client.py::student_run"
+    ),
     r"dmd2 ablate": "tests/commands/test_ablate.py::story",
     r"dmd2 plan": "tests/commands/test_plan.py::test_every_documented_plan_passes_the_checks",
     r"dmd2 (sample|export) --workdir=runs/guided": (

@@ -1,4 +1,4 @@
-"""`dmd2 export` of flow students: in diffusers' SD 3 and FLUX.1 pipelines the images are ours."""
+"""`dmd2 export` of flow students: in diffusers' pipelines of flows the images are ours."""
 
 import ast
 import functools
@@ -16,10 +16,10 @@ import pytest
 
 from dmd2_jax import families
 from dmd2_jax.config.load import apply_overrides, plain
-from dmd2_jax.families.flux.transformer import pack
 from dmd2_jax.families.published.lora import to_lora_tensors
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.networks.lora import LoraConfig, lora_init, matching_targets, merge
+from dmd2_jax.networks.packing import pack
 from dmd2_jax.run.folder import open_run
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.weights.state_dict import read_safetensors, write_safetensors
@@ -29,7 +29,7 @@ from tests.pipelines import RESOLUTION, diffusers_pipeline, photos, tiny_pipelin
 from tests.tiny import contents, dmd2, refused, scratch
 from tests.tiny_unet import get_config
 
-KINDS = ("sd3", "flux", "z_image")
+KINDS = ("sd3", "flux", "z_image", "qwen_image")
 FOUR_STEPS = ("--config.distill.student_steps=4",)
 ADAPTED = (*FOUR_STEPS, "--config.distill.lora_rank=2", "--config.distill.lora_critic=True")
 SCHEDULERS = ("flow_match_euler_discrete", "flow_match_lcm")
@@ -123,7 +123,7 @@ def theirs(pipeline: Any, noise: np.ndarray, **call: Any) -> np.ndarray:
     """Images of diffusers' pipeline from the same noises, in [0, 1]."""
     import torch
 
-    if "Flux" in type(pipeline).__name__:
+    if type(pipeline).__name__ in ("FluxPipeline", "QwenImagePipeline"):
         packed = [np.asarray(pack(x)) for x in noise]
         drawn_ = [torch.from_numpy(x.reshape(len(x), -1, x.shape[-1]).copy()) for x in packed]
     else:
@@ -155,7 +155,8 @@ def test_call_of_the_readme_makes_our_images_in_diffusers(kind: str, steps: int)
     call = call_of((folder / "README.md").read_text())
     assert call["sigmas"] == list(FLOW_TIMES[:steps])
     assert call["height"] == call["width"] == RESOLUTION
-    assert call["guidance_scale"] == (2.25 if kind == "flux" else 0)
+    scale = {"flux": 2.25, "qwen_image": 1.0}.get(kind, 0)
+    assert call["true_cfg_scale" if kind == "qwen_image" else "guidance_scale"] == scale
     card = (folder / "README.md").read_text()
     assert ("it takes none when it samples" in card) == (kind != "flux")
     expected = theirs(diffusers_pipeline(folder), noise, **call)
@@ -200,7 +201,8 @@ def test_lora_is_one_file_of_the_transformers_names(kind: str) -> None:
     assert got.keys() == {f"transformer.{name}" for name in lora(kind)[0]}
     layers = {name.rpartition(".lora_")[0] for name in got}
     known = {f"transformer.{name}".removesuffix(".weight") for name in student_names(kind)}
-    among = "feed_forward.w2" if kind == "z_image" else "add_q_proj"
+    among = {"z_image": "feed_forward.w2", "qwen_image": "txt_mlp.net.0.proj"}
+    among = among.get(kind, "add_q_proj")
     assert layers <= known and any(among in name for name in layers)
     # What was exported can be exported again.
     out, file = scratch() / "again", folder / "pytorch_lora_weights.safetensors"
@@ -251,6 +253,7 @@ def test_export_is_a_complete_pipeline_of_plain_files(kind: str) -> None:
     written = json.loads(files["scheduler/scheduler_config.json"])
     assert recorded_times(written) == FLOW_TIMES
     assert written["shift"] == 1.0 and not written["use_dynamic_shifting"]
+    assert written["shift_terminal"] is None  # which moves the last sigma, and of one makes NaN
     got = read_safetensors(
         exported(kind, 4) / "transformer" / "diffusion_pytorch_model.safetensors"
     )

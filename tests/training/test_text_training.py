@@ -49,7 +49,7 @@ from tests.tiny import dmd2, refused, scratch
 RECIPE = Path(__file__).resolve()
 ROOT = RECIPE.parents[2]
 SDXL = ("sdxl_four_step", "sdxl_four_step_lora", "sdxl_one_step", "sdxl_one_step_start")
-FLOWS = ("sd35_medium", "sd35_large", "sd35_large_lora", "flux_dev", "z_image")
+FLOWS = ("sd35_medium", "sd35_large", "sd35_large_lora", "flux_dev", "z_image", "qwen_image")
 PUBLISHED = ("sd15", "sd15_gan", *SDXL, *FLOWS)
 TIMES = (999, 499)
 
@@ -366,10 +366,11 @@ def test_recipe_of_a_flow_has_the_published_network_and_four_shifted_steps(name:
         "sd35_large": 8_056_627_520 + 192**2 * 2432,
         "flux_dev": 11_901_408_320,
         "z_image": 6_154_908_736,
+        "qwen_image": 20_430_401_088,
     }
     sizes = [np.prod(shape) for shape in family.tensor_shapes().values()]
     assert (config.name, sum(map(int, sizes))) == (name, counts[config.model.pipeline])
-    shift = {"flux_dev": np.exp(1.15), "z_image": 3.0}.get(name, 5.0)
+    shift = {"flux_dev": np.exp(1.15), "z_image": 3.0, "qwen_image": 3.0}.get(name, 5.0)
     expected = [shift * u / (1 + (shift - 1) * u) for u in (1, 0.75, 0.5, 0.25)]
     np.testing.assert_allclose(student_times(config, family.denoiser.schedule), expected, rtol=1e-6)
 
