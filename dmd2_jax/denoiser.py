@@ -6,7 +6,7 @@ nothing else about it. Adapters for common cases live in `dmd2_jax.adapters`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,9 +16,9 @@ from dmd2_jax.typing import Array, Params, PyTree
 CONSTANTS = "constants"
 """The key under which a params pytree holds arrays that travel with the weights, untrained."""
 
-
-Guide = Callable[[Array, Array, Array, Array], Array]
-"""(x_0 under the condition [b, ...], x_0 without it, scale w, x_t) -> guided x_0."""
+Guide = Callable[[Array, Array, Any, Array], Array]
+"""(x_0 under the condition [b, ...], x_0 without it, scale w, x_t) -> guided x_0; w is one number,
+or one a sample [b]."""
 
 
 def trainable_mask(params: Params) -> PyTree:
