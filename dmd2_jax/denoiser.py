@@ -6,7 +6,7 @@ nothing else about it. Adapters for common cases live in `dmd2_jax.adapters`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,10 @@ from dmd2_jax.typing import Array, Params, PyTree
 
 CONSTANTS = "constants"
 """The key under which a params pytree holds arrays that travel with the weights, untrained."""
+
+Guide = Callable[[Array, Array, Any, Array], Array]
+"""(x_0 under the condition [b, ...], x_0 without it, scale w, x_t) -> guided x_0; w is one number,
+or one a sample [b]."""
 
 
 def trainable_mask(params: Params) -> PyTree:
@@ -66,6 +70,8 @@ class Denoiser(NamedTuple):
       null_cond: cond -> its unconditional twin (same structure and shapes), for guidance.
       gathers: whether its layers bring weights together themselves where these are split over
         devices (runtime/gathering.py); else it is given whole ones.
+      guide: how the two x_0 of guidance become one, of a model that was published with another
+        rule; None: u + w (c - u).
     """
 
     x0: Callable[[Params, Array, Array, PyTree], Array]
@@ -74,6 +80,7 @@ class Denoiser(NamedTuple):
     schedule: Schedule
     null_cond: Callable[[PyTree], PyTree]
     gathers: bool = False
+    guide: Guide | None = None
 
 
 class Discriminator(NamedTuple):

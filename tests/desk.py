@@ -217,6 +217,7 @@ THINGS: Mapping[str, Callable[[], Path]] = {
     "prompts.txt": _prompts,
     "sdxl sd15 my_sdxl sdxl_student runs/captioned/pipeline": lambda: pipeline(),
     "Z-Image": lambda: flow_pipeline("z_image"),
+    "Qwen-Image": lambda: flow_pipeline("qwen_image"),
     "sd-vae-ft-ema": lambda: pipeline() / "vae",
     "caches/photos_xl cache runs/captioned/cache": lambda: _cache(f"--images={_photos()}"),
     "caches/prompts_xl": lambda: _cache(f"--prompts={thing('prompts.txt')}"),

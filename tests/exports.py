@@ -33,7 +33,8 @@ def student_file(kind: str) -> Path:
 
 
 def words(kind: str, out: Path, *more: str) -> list[object]:
-    chosen = FLOW_TIMES if kind in ("sd3", "flux", "flux2_klein", "z_image") else TIMES
+    flows = ("sd3", "flux", "flux2_klein", "z_image", "qwen_image")
+    chosen = FLOW_TIMES if kind in flows else TIMES
     times = f"--times={','.join(map(str, chosen))}"
     base = [f"--weights={student_file(kind)}", f"--pipeline={tiny_pipeline(kind)}", times]
     return ["export", *base, f"--out={out}", *more]

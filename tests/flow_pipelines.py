@@ -1,4 +1,4 @@
-"""Complete tiny pipelines of SD 3, FLUX.1, FLUX.2-klein and Z-Image, made without torch."""
+"""Complete tiny pipelines of published flows, made without torch or diffusers."""
 
 import functools
 import json
@@ -117,6 +117,30 @@ _FLUX2_VAE = {
     "norm_num_groups": 2,
     "latent_channels": 3,
 }
+_QWEN_IMAGE = {
+    "_class_name": "QwenImageTransformer2DModel",
+    "in_channels": 6 * 4,
+    "out_channels": 6,
+    "num_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "axes_dims_rope": [2, 2, 4],
+}
+_QWEN25_VL = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "text_config": {k: v for k, v in _QWEN3.items() if k not in ("architectures", "head_dim")},
+}
+_VIDEO_VAE = {
+    "_class_name": "AutoencoderKLQwenImage",
+    "base_dim": 4,
+    "dim_mult": [1, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True],
+    "z_dim": 6,
+    "latents_mean": [0.1, -0.2, 0.3, -0.4, 0.5, -0.6],
+    "latents_std": [1.1, 0.9, 1.2, 0.8, 1.3, 0.7],
+}
 CHAT = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + "
     "'<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
@@ -133,6 +157,7 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     "flux": _FLUX,
     "flux2_klein": _FLUX2_KLEIN,
     "z_image": _Z_IMAGE,
+    "qwen_image": _QWEN_IMAGE,
 }
 
 
@@ -140,17 +165,19 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
 def flow_pipeline(kind: str) -> Path:
     """Return the folder of a pipeline, a key of `_TRANSFORMERS`; do not change it."""
     folder = scratch() / kind
-    parts: dict[str, Mapping[str, Any]] = {"vae": _FLUX2_VAE if kind == "flux2_klein" else _VAE}
-    if kind in ("flux2_klein", "z_image"):
+    vaes = {"flux2_klein": _FLUX2_VAE, "qwen_image": _VIDEO_VAE}
+    parts: dict[str, Mapping[str, Any]] = {"vae": vaes.get(kind, _VAE)}
+    if kind in ("flux2_klein", "z_image", "qwen_image"):
         sizes = {"vocab_size": write_llm_tokenizer(folder / "tokenizer")}
         sizes |= {"num_hidden_layers": 28} if kind == "flux2_klein" else {}  # whose 27th is read
-        parts["text_encoder"] = _QWEN3 | sizes
+        parts["text_encoder"] = (_QWEN25_VL if kind == "qwen_image" else _QWEN3) | sizes
     else:
         parts |= _clips_and_t5(folder, kind)
     for part, config in parts.items():
         model = PublishedModel.from_config(config)
         write_component(model, random_weights(model.param_shapes()), folder / part)
     shift = {"shift": 3.0} | ({"use_dynamic_shifting": True} if "flux" in kind else {})
+    shift |= {"shift_terminal": 0.02} if kind == "qwen_image" else {}
     own, scheduler = _TRANSFORMERS[kind], _SCHEDULER | shift
     settings = {"transformer": own, "scheduler": scheduler, "resolution": RESOLUTION // 2}
     family = getattr(families, kind).build(settings)
@@ -202,6 +229,7 @@ def _index(kind: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "flux": "FluxPipeline",
         "flux2_klein": "Flux2KleinPipeline",
         "z_image": "ZImagePipeline",
+        "qwen_image": "QwenImagePipeline",
     }[kind]
     own = _TRANSFORMERS[kind]["_class_name"]
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.42.1"}

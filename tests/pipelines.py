@@ -16,6 +16,7 @@ import pytest
 from dmd2_jax.families.published.scheduler import recorded_as
 from dmd2_jax.sampling.conditions import Prompts
 from dmd2_jax.sampling.images import Model, SampledImages
+from tests import llm_pipelines
 from tests.data.images import picture, png, write_folder
 from tests.tiny import scratch
 
@@ -37,19 +38,26 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @functools.cache
 def tiny_pipeline(kind: str) -> Path:
-    """Return the folder of a pipeline, "sd15", "sdxl", "sd3", "flux", "flux2_klein", "z_image"."""
+    """Return the folder of a pipeline, by its maker below: "sd15", "sdxl", "sd3" and so on."""
     import torch
 
-    makers = {"flux": _flux, "flux2_klein": _flux2_klein, "sd15": _sd15, "sd3": _sd3}
-    makers |= {"sdxl": _sdxl, "z_image": _z_image}
-    seeds = {"flux": 1, "flux2_klein": 2, "sd15": 15, "sd3": 3, "sdxl": 21, "z_image": 6}
-    torch.manual_seed(seeds[kind])
+    makers = {
+        "sd15": (_sd15, 15),
+        "sdxl": (_sdxl, 21),
+        "sd3": (_sd3, 3),
+        "flux": (_flux, 1),
+        "flux2_klein": (llm_pipelines.flux2_klein, 2),
+        "z_image": (lambda: llm_pipelines.z_image(lambda: _flow_vae(0.3611, 0.1159)), 6),
+        "qwen_image": (llm_pipelines.qwen_image, 25),
+    }
+    make, seed = makers[kind]
+    torch.manual_seed(seed)
     folder = scratch() / kind
-    makers[kind]().save_pretrained(folder)
+    make().save_pretrained(folder)
     if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
         write_tokenizer(folder / "tokenizer")
-    if kind in ("flux2_klein", "z_image"):  # whose files name no size; 1024 pixels take minutes
+    if kind in ("flux2_klein", "z_image", "qwen_image"):  # no size named; 1024 pixels take minutes
         file = folder / "scheduler" / "scheduler_config.json"
         settings = json.loads(file.read_text()) | recorded_as(RESOLUTION // 2)
         file.write_text(json.dumps(settings))
@@ -331,102 +339,6 @@ def _flux():
         text_encoder_2=t5,
         tokenizer_2=tokenizer,
     )
-
-
-def _flux2_klein():
-    from diffusers import (
-        AutoencoderKLFlux2,
-        FlowMatchEulerDiscreteScheduler,
-        Flux2KleinPipeline,
-        Flux2Transformer2DModel,
-    )
-
-    encoder, tokenizer = _qwen3(num_hidden_layers=28)  # of which the 27th is read
-    pipeline = Flux2KleinPipeline(
-        transformer=Flux2Transformer2DModel(
-            in_channels=12,
-            num_layers=1,
-            num_single_layers=2,
-            attention_head_dim=12,
-            num_attention_heads=2,
-            joint_attention_dim=3 * 12,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(2, 4, 4, 2),
-            guidance_embeds=False,
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=AutoencoderKLFlux2(
-            block_out_channels=(4,),  # the patches alone halve the image
-            down_block_types=("DownEncoderBlock2D",),
-            up_block_types=("UpDecoderBlock2D",),
-            layers_per_block=1,
-            norm_num_groups=2,
-            latent_channels=3,
-        ),
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-    )
-    statistics = pipeline.vae.bn
-    statistics.running_mean.normal_()
-    statistics.running_var.uniform_(0.5, 2.0)
-    _moved(pipeline.transformer, pipeline.text_encoder)
-    return pipeline
-
-
-def _qwen3(**sizes: int):
-    """Return a causal Qwen3 and its tokenizer."""
-    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
-
-    from tests.flow_pipelines import write_llm_tokenizer
-
-    folder = scratch() / "tokenizer"
-    config = Qwen3Config(
-        vocab_size=write_llm_tokenizer(folder),
-        hidden_size=12,
-        intermediate_size=20,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-        **sizes,
-    )
-    return Qwen3ForCausalLM(config), Qwen2Tokenizer.from_pretrained(folder)
-
-
-def _moved(*networks) -> None:
-    """Change all weights a little: fresh pad tokens, gates and states say little."""
-    for network in networks:
-        for parameter in network.parameters():
-            parameter.data += 0.1 * parameter.data.new_empty(parameter.shape).normal_()
-
-
-def _z_image():
-    from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
-        ZImagePipeline,
-        ZImageTransformer2DModel,
-    )
-
-    encoder, tokenizer = _qwen3(num_hidden_layers=3)
-    pipeline = ZImagePipeline(
-        transformer=ZImageTransformer2DModel(
-            in_channels=6,
-            dim=24,
-            n_layers=2,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=12,
-            axes_dims=[2, 4, 6],
-            axes_lens=[600, 64, 64],
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_flow_vae(0.3611, 0.1159),
-        text_encoder=encoder.model,
-        tokenizer=tokenizer,
-    )
-    _moved(pipeline.transformer, pipeline.text_encoder)
-    return pipeline
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Classifier-free guidance, in the convention u + w (c - u).
 
 w = 0 is the unconditional prediction, w = 1 the conditional one (no guidance), w > 1 extrapolates.
-Papers that write c + w (c - u) mean our w + 1.
+Papers that write c + w (c - u) mean our w + 1. A model that was published with another rule has it
+as `Denoiser.guide`.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.typing import Array, Float, Params, PyTree, expand
 
-__all__ = ["Guided", "both_x0", "guide", "guided_by_cond", "guided_x0", "told_scale"]
+__all__ = ["Guided", "Scale", "both_x0", "guide", "guided_by_cond", "guided_x0", "told_scale"]
 
 Scale = float | int | np.generic | Float[Array, ""] | Float[Array, " b"]
 """A guidance scale w: one number, or one a sample."""
@@ -69,7 +70,7 @@ def guided_x0(
 ) -> Callable[[Params, Array, Array, PyTree], Array]:
     """Wrap a denoiser's x0 with guidance, one pass over a doubled batch.
 
-    x_0 = u + w (c - u), u from `denoiser.null_cond(cond)`.
+    x_0 = u + w (c - u), u from `denoiser.null_cond(cond)`; or what `denoiser.guide` makes of both.
 
     Args:
       denoiser: the model; its null_cond gives the unconditional condition.
@@ -92,7 +93,8 @@ def guided_x0(
                 f"guidance w={w} got no condition, expected a cond with a batch axis; "
                 "pass cond, or w=None for an unconditional model."
             )
-        return guide(*both(params, x_t, t, cond), w)
+        c, u = both(params, x_t, t, cond)
+        return guide(c, u, w) if denoiser.guide is None else denoiser.guide(c, u, w, x_t)
 
     return x0
 

@@ -1,7 +1,8 @@
 """Transformers in which the tokens of an image and of a prompt attend to each other.
 
-The parts that SD 3 and FLUX.1 share, named as their published weights name them: `net_0` here is
-`net.0` there. The order of the two sequences in the attention is [prompt, image].
+The parts that SD 3, FLUX.1 and Qwen-Image share, named as the published weights of the first two
+name them: `net_0` here is `net.0` there. The order of the two sequences in the attention is
+[prompt, image].
 
 Source: Esser et al. 2024 (2403.03206), section 4; adaptive norms: Peebles and Xie 2022
   (2212.09748), section 3.2.
@@ -16,7 +17,7 @@ from dmd2_jax.networks.attention import attention
 from dmd2_jax.networks.layers import Linear
 from dmd2_jax.networks.rms_norm import RmsNorm
 from dmd2_jax.networks.time_embedding import TimestepEmbedding, sinusoids
-from dmd2_jax.typing import Array, DType, Float
+from dmd2_jax.typing import Array, DType, Float, Int
 
 __all__ = [
     "ConditionEmbedding",
@@ -124,6 +125,7 @@ class JointAttention(nn.Module):
         x: Float[Array, "b n c"],
         context: Float[Array, "b m c"] | None = None,
         rotary: Rotary = None,
+        lengths: Int[Array, " b"] | None = None,
     ) -> tuple[Array, Array | None]:
         """Return what the image's and the prompt's tokens read; None where nobody writes it.
 
@@ -131,6 +133,7 @@ class JointAttention(nn.Module):
           x: of the image.
           context: of the prompt.
           rotary: from `rotary_tables`, of the tokens [prompt, image].
+          lengths: how many tokens of each prompt, the first ones, are read; None: all.
         """
         width = x.shape[-1]
 
@@ -154,9 +157,12 @@ class JointAttention(nn.Module):
         query, key, value = parts
         if rotary is not None:
             query, key = rotated(query, *rotary), rotated(key, *rotary)
-        read = attention(query, key, value)
-        read = read.reshape(*read.shape[:2], width)
         before = 0 if context is None else context.shape[1]
+        if lengths is not None:  # what is read comes first: the image, then the prompt's tokens
+            key, value = (jnp.roll(tokens, -before, axis=1) for tokens in (key, value))
+            lengths = x.shape[1] + lengths
+        read = attention(query, key, value, lengths)
+        read = read.reshape(*read.shape[:2], width)
         own, other = read[:, before:], read[:, :before]
         if self.writes != "none":
             own = linear("to_out_0")(own)
@@ -183,9 +189,19 @@ class JointBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: tuple[Array, Array], condition: Float[Array, "b d"], rotary: Rotary = None
+        self,
+        tokens: tuple[Array, Array],
+        condition: Float[Array, "b d"],
+        rotary: Rotary = None,
+        lengths: Int[Array, " b"] | None = None,
     ) -> tuple[Array, Array]:
-        """Apply the block to (prompt, image) tokens under the embedded condition."""
+        """Apply the block to (prompt, image) tokens under the embedded condition.
+
+        Args:
+          tokens: of both.
+          condition: the embedded time, and what goes with it.
+          rotary, lengths: as in `JointAttention`.
+        """
         context, x = tokens
         width = x.shape[-1]
 
@@ -208,7 +224,7 @@ class JointBlock(nn.Module):
             name="attn",
         )
         read, read_in = attend(
-            modulated(x, shift, scale), modulated(context, shift_in, scale_in), rotary
+            modulated(x, shift, scale), modulated(context, shift_in, scale_in), rotary, lengths
         )
         before = x
         x = x + gate * read
@@ -225,7 +241,7 @@ class JointBlock(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """The sum of the embedded time, pooled prompt and, where the network takes it, guidance scale.
+    """The sum of the embedded time and, where the network takes them, pooled prompt and guidance.
 
     Attributes:
       features: size of the embedding.
@@ -241,14 +257,14 @@ class ConditionEmbedding(nn.Module):
     def __call__(
         self,
         time: Float[Array, " b"],
-        pooled: Float[Array, "b p"],
+        pooled: Float[Array, "b p"] | None = None,
         guidance: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b d"]:
         """Return the embedding.
 
         Args:
           time: 0 to 1000, 1000 is noise.
-          pooled: the prompt as one vector.
+          pooled: the prompt as one vector, of a network that takes it.
           guidance: the scale times 1000.
         """
 
@@ -261,7 +277,7 @@ class ConditionEmbedding(nn.Module):
         embedding = embed("timestep_embedder", number(time))
         if self.guidance and guidance is not None:
             embedding += embed("guidance_embedder", number(guidance))
-        return embedding + embed("text_embedder", pooled)
+        return embedding if pooled is None else embedding + embed("text_embedder", pooled)
 
 
 def rotary_tables(

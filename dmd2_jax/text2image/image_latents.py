@@ -10,6 +10,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import Size, nearest_size, say_sizes, sides, size_of
 from dmd2_jax.networks.vae import AutoencoderKL
 from dmd2_jax.networks.vae_tiny import AutoencoderTiny
+from dmd2_jax.networks.vae_video import AutoencoderVideo
 from dmd2_jax.runtime.random import stream_key
 from dmd2_jax.typing import Array, Float, Int, Key, Params
 
@@ -22,7 +23,7 @@ __all__ = [
     "latent_shape",
 ]
 
-Autoencoder = AutoencoderKL | AutoencoderTiny
+Autoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderVideo
 """Those that images go through."""
 
 

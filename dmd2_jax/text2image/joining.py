@@ -7,6 +7,7 @@
 | SD 3, 3.5 | SDXL's, with zeros up to T5's width; then T5's tokens or zeros | both, projected |
 | FLUX.1    | T5's tokens                                                    | CLIP's          |
 | Z-Image   | a language model's states, with a prompt_mask (llm.py)         | -               |
+| Qwen-I.   | the same                                                       | -               |
 | FLUX.2    | those of three layers, beside each other, of filling too       | -               |
 
 Source: Podell et al. 2023 (2307.01952), sections 2.1 and 2.2; Esser et al. 2024 (2403.03206),

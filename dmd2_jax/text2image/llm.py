@@ -21,7 +21,7 @@ from dmd2_jax.config.text import read_json
 from dmd2_jax.data import MissingPackageError
 from dmd2_jax.families.published.digests import check_digest
 from dmd2_jax.families.published.pipeline import LanguageModel
-from dmd2_jax.networks.qwen3 import LlmFeatures, Qwen3
+from dmd2_jax.networks.qwen import LlmFeatures, Qwen
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.links import check_inside
 from dmd2_jax.text2image.tokenizer import Tokens, check_vocabulary
@@ -105,7 +105,7 @@ class LlmJoin(NamedTuple):
 
 
 def open_llm_tokenizer(
-    folder: str | os.PathLike, encoder: Qwen3, model: LanguageModel
+    folder: str | os.PathLike, encoder: Qwen, model: LanguageModel
 ) -> LlmTokenizer:
     """Open a pipeline's tokenizer for its language model; the files are read once a process.
 

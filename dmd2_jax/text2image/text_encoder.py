@@ -17,7 +17,7 @@ from dmd2_jax.families.published.pipeline import (
     read_pipeline_index,
 )
 from dmd2_jax.networks.clip import ClipText
-from dmd2_jax.networks.qwen3 import Qwen3
+from dmd2_jax.networks.qwen import Qwen
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.text2image.joining import Join, StableDiffusionJoin, join_of
 from dmd2_jax.text2image.llm import LlmTokenizer, open_llm_tokenizer
@@ -48,7 +48,7 @@ Condition = dict[str, Array | np.ndarray]
 """prompt_embeds [n, t, d]; of SDXL, SD 3 and FLUX.1 also pooled [n, e]; of SDXL, once they are
 known, time_ids [n, 6]; of a language model prompt_mask [n, t]."""
 
-Encoder = ClipText | T5Encoder | Qwen3
+Encoder = ClipText | T5Encoder | Qwen
 
 
 class TextEncoders(NamedTuple):
@@ -132,7 +132,7 @@ def open_part_tokenizer(index: PipelineIndex, part: str, encoder: Any) -> Tokeni
       ValueError: if it is missing or damaged, or its vocabulary is not the encoder's.
     """
     folder, name = index.part(part), index.class_name
-    if isinstance(encoder, Qwen3):
+    if isinstance(encoder, Qwen):
         return open_llm_tokenizer(folder, encoder, LANGUAGE_MODELS[name])
     if isinstance(encoder, T5Encoder):
         return open_t5_tokenizer(folder, encoder, T5_TOKENS[name])

@@ -1,9 +1,9 @@
 """Between a checkpoint's flat dict of tensors and a pytree of Flax variables.
 
-A checkpoint has one name a tensor and torch's layouts: convolution kernels OIHW, linear weights
-[out, in], tables of embeddings [row, feature] as in Flax. A family says how the path of a Flax leaf
-is spelled there (`Naming`) and which further tensors, its `buffers`, belong to the checkpoint
-although they are no variables.
+A checkpoint has one name a tensor and torch's layouts: convolution kernels OIHW (over time too
+OIDHW), linear weights [out, in], tables of embeddings [row, feature] as in Flax. A family says how
+the path of a Flax leaf is spelled there (`Naming`) and which further tensors, its `buffers`, belong
+to the checkpoint although they are no variables.
 """
 
 import json
@@ -244,16 +244,17 @@ def _named_leaves(tree: PyTree, naming: Naming) -> dict[str, tuple[Array, bool]]
 
 
 def to_torch(leaf: np.ndarray) -> np.ndarray:
-    """Turn a kernel's HWIO into OIHW and [in, out] into [out, in]."""
-    if leaf.ndim == 4:
-        return leaf.transpose(3, 2, 0, 1)
+    """Turn a kernel's HWIO into OIHW, DHWIO into OIDHW, and [in, out] into [out, in]."""
+    if leaf.ndim in (4, 5):
+        *window, channels, features = range(leaf.ndim)
+        return leaf.transpose(features, channels, *window)
     return leaf.T if leaf.ndim == 2 else leaf
 
 
 def from_torch(tensor: np.ndarray) -> np.ndarray:
-    """Turn OIHW into HWIO and [out, in] into [in, out]."""
-    if tensor.ndim == 4:
-        return tensor.transpose(2, 3, 1, 0)
+    """Turn OIHW into HWIO, OIDHW into DHWIO, and [out, in] into [in, out]."""
+    if tensor.ndim in (4, 5):
+        return tensor.transpose(*range(2, tensor.ndim), 1, 0)
     return tensor.T if tensor.ndim == 2 else tensor
 
 

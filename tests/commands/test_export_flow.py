@@ -29,7 +29,7 @@ from tests.pipelines import RESOLUTION, diffusers_pipeline, photos, tiny_pipelin
 from tests.tiny import contents, dmd2, refused, scratch
 from tests.tiny_unet import get_config
 
-KINDS = ("sd3", "flux", "flux2_klein", "z_image")
+KINDS = ("sd3", "flux", "flux2_klein", "z_image", "qwen_image")
 FOUR_STEPS = ("--config.distill.student_steps=4",)
 ADAPTED = (*FOUR_STEPS, "--config.distill.lora_rank=2", "--config.distill.lora_critic=True")
 SCHEDULERS = ("flow_match_euler_discrete", "flow_match_lcm")
@@ -123,8 +123,8 @@ def theirs(pipeline: Any, noise: np.ndarray, **call: Any) -> np.ndarray:
     """Images of diffusers' pipeline from the same noises, in [0, 1]."""
     import torch
 
-    klein = "Flux2" in type(pipeline).__name__
-    if "Flux" in type(pipeline).__name__:
+    klein, name = "Flux2" in type(pipeline).__name__, type(pipeline).__name__
+    if "Flux" in name or name == "QwenImagePipeline":
         packed = [x if klein else np.asarray(pack(x)) for x in noise]
         drawn_ = [torch.from_numpy(x.reshape(len(x), -1, x.shape[-1]).copy()) for x in packed]
     else:
@@ -154,7 +154,8 @@ def test_call_of_the_readme_makes_our_images_in_diffusers(kind: str, steps: int)
     call = call_of((folder / "README.md").read_text())
     assert call["sigmas"] == list(FLOW_TIMES[:steps])
     assert call["height"] == call["width"] == RESOLUTION
-    assert call["guidance_scale"] == (2.25 if kind == "flux" else 0)
+    scale = {"flux": 2.25, "qwen_image": 1.0}.get(kind, 0)
+    assert call["true_cfg_scale" if kind == "qwen_image" else "guidance_scale"] == scale
     card = (folder / "README.md").read_text()
     assert ("it takes none when it samples" in card) == (kind != "flux")
     expected = theirs(diffusers_pipeline(folder), noise, **call)
@@ -200,6 +201,7 @@ def test_lora_is_one_file_of_the_transformers_names(kind: str) -> None:
     layers = {name.rpartition(".lora_")[0] for name in got}
     known = {f"transformer.{name}".removesuffix(".weight") for name in student_names(kind)}
     among = {"flux2_klein": "to_qkv_mlp_proj", "z_image": "feed_forward.w2"}
+    among |= {"qwen_image": "txt_mlp.net.0.proj"}
     among = among.get(kind, "add_q_proj")
     assert layers <= known and any(among in name for name in layers)
     # What was exported can be exported again.
@@ -252,6 +254,7 @@ def test_export_is_a_complete_pipeline_of_plain_files(kind: str) -> None:
     written = json.loads(files["scheduler/scheduler_config.json"])
     assert recorded_times(written) == FLOW_TIMES
     assert written["shift"] == 1.0 and not written["use_dynamic_shifting"]
+    assert written["shift_terminal"] is None  # which moves the last sigma, and of one makes NaN
     got = read_safetensors(
         exported(kind, 4) / "transformer" / "diffusion_pytorch_model.safetensors"
     )

@@ -25,11 +25,11 @@ from tests.flow_pipelines import CAPTIONS, RESOLUTION, flow_pipeline, photos
 from tests.tiny import contents, dmd2, refused, scratch
 
 RECIPE = Path(__file__).resolve()
-KINDS = ("sd3", "flux", "flux2_klein", "z_image")
+KINDS = ("sd3", "flux", "flux2_klein", "z_image", "qwen_image")
 PROMPTS = (CAPTIONS[3], CAPTIONS[8])
 NO_GAN = ("--config.distill.gan_generator_weight=None", "--config.distill.gan_critic_weight=None")
 STEPS = {"flux": (1.0,), "flux2_klein": (1.0, 0.8318214)}
-STEPS |= {"sd3": (1.0, 0.75), "z_image": (1.0, 0.75)}
+STEPS |= dict.fromkeys(("sd3", "z_image", "qwen_image"), (1.0, 0.75))
 """Two equal parts, shifted by 3, or FLUX.2's exp(mu) at 36 tokens and 50 steps; FLUX.1's one."""
 DECOUPLED = ("--config.distill.objectives=guidance_augmentation:guidance=4",)
 LORA = ("--config.distill.lora_rank=3", *NO_GAN)
@@ -69,7 +69,7 @@ def distilled(kind: str, pipeline: Path, images: Path, side: int, *more: str) ->
 
 @functools.cache
 def student_run(kind: str) -> Path:
-    """SD 3 with a GAN and guidance; FLUX as adapters, .2 with guidance; Z-Image decoupled."""
+    """SD 3 and Qwen-Image with guidance, that with a GAN; FLUX as adapters; Z-Image decoupled."""
     more = {
         "sd3": ("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
         "flux": ("--config.distill.student_steps=1", *LORA),
@@ -78,6 +78,11 @@ def student_run(kind: str) -> Path:
             *LORA,
         ),
         "z_image": ("--config.distill.student_steps=2", *DECOUPLED, *NO_GAN),
+        "qwen_image": (
+            "--config.distill.student_steps=2",
+            "--config.distill.guidance=3.0",
+            *NO_GAN,
+        ),
     }[kind]
     return distilled(kind, flow_pipeline(kind), photos(), RESOLUTION // 2, *more)
 
@@ -117,10 +122,11 @@ def test_export_has_the_times_that_the_run_was_trained_with(kind: str) -> None:
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert recorded_times(scheduler) == STEPS[kind] and scheduler["shift"] == 1.0
     card = (folder / "README.md").read_text()
-    scale = "3.5" if kind == "flux" else "0"
+    scale = "guidance_scale=3.5" if kind == "flux" else "guidance_scale=0"
+    scale = "true_cfg_scale=1.0" if kind == "qwen_image" else scale
     size = f"height={RESOLUTION}, width={RESOLUTION}"
     prompt = f'{"prompt=" if kind == "flux2_klein" else ""}"a red fox"'
-    call = f"pipe({prompt}, {size}, sigmas={list(STEPS[kind])}, guidance_scale={scale})"
+    call = f"pipe({prompt}, {size}, sigmas={list(STEPS[kind])}, {scale})"
     assert call in card and "torch.manual_seed(0)" in card
     its_own = ("Give a fresh list of prompts", "`guidance_scale` above 0 is guidance here")
     assert [words in card for words in its_own] == [kind == "z_image"] * 2
@@ -223,6 +229,10 @@ def test_cache_refuses_a_text_encoder_of_another_network(
 @pytest.mark.parametrize(
     "kind, file, settings, message",
     [
+        ("qwen_image", "transformer/config.json", {"zero_cond_t": True}, "zero_cond_t=True"),
+        ("qwen_image", "vae/config.json", {"attn_scales": [1.0]}, "attn_scales=[1.0]"),
+        ("qwen_image", "model_index.json", {"vae": ["x", "AutoencoderKL"]}, "AutoencoderKLQwen"),
+        ("qwen_image", "model_index.json", {"_class_name": "QwenImageEditPipeline"}, "EditPipe"),
         ("z_image", "transformer/config.json", {"siglip_feat_dim": 8}, "siglip_feat_dim=8"),
         ("z_image", "model_index.json", {"text_encoder": ["x", "Qwen2Model"]}, "Qwen2Model"),
         ("sd3", "transformer/config.json", {"_class_name": "HunyuanDiT2DModel"}, "HunyuanDiT2"),

@@ -23,7 +23,7 @@ from tests.tiny import dmd2, refused
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffusers_models"
 PARTS = {"unet": "unet_sd15", "vae": "vae_kl", "text_encoder": "text_encoder"}
-KINDS = ("sd15", "sdxl", "sd3", "flux", "flux2_klein", "z_image")
+KINDS = ("sd15", "sdxl", "sd3", "flux", "flux2_klein", "z_image", "qwen_image")
 WITHOUT = ["torch", "diffusers"]
 
 
@@ -231,7 +231,8 @@ def test_students_agree_by_their_own_steps(kind: str, times: tuple[float, ...]) 
 
 
 @pytest.mark.parametrize(
-    "kind, times", [("sd15", "999,499"), ("sd3", "1,0.4"), ("z_image", "1,0.4")]
+    "kind, times",
+    [("sd15", "999,499"), ("sd3", "1,0.4"), ("z_image", "1,0.4"), ("qwen_image", "1,0.4")],
 )
 def test_exported_student_agrees_with_its_own_scheduler(
     kind: str, times: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

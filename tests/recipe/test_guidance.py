@@ -23,13 +23,14 @@ FAMILIES = {
     "sd3": LORA,
     "flux": LORA,
     "z_image": {},
+    "qwen_image": LORA,
 }
 
 
 def opened(name: str):
     config = (tiny_unet if name == "edm" else tiny).get_config()
     given = dict(FAMILIES[name])
-    if name in ("sd3", "flux", "z_image"):
+    if name in ("sd3", "flux", "z_image", "qwen_image"):
         given |= {
             "model.family": name,
             "model.pipeline": str(flow_pipeline(name)),

@@ -87,6 +87,20 @@ def test_prompts_of_klein_are_encoded_with_their_filling_as_the_pipeline_encodes
     assert np.abs(filling[0] - filling[2]).max() > 1e-3
 
 
+def test_prompts_of_qwen_image_are_encoded_as_the_pipeline_encodes_them():
+    import torch
+
+    encoders = read_text_encoders(tiny_pipeline("qwen_image")).fitted(TEXTS)
+    actual = encode_prompts(encoders, TEXTS, batch_size=4)
+    with torch.no_grad():
+        told = {"device": "cpu", "max_sequence_length": 512}
+        embeds, mask = theirs("qwen_image").encode_prompt(list(TEXTS), **told)
+    assert embeds.shape[1] == actual["prompt_embeds"].shape[1] == 512
+    np.testing.assert_array_equal(actual["prompt_mask"], mask.numpy())
+    assert len(set(mask.sum(1).tolist())) == 4
+    assert relative(actual["prompt_embeds"], embeds.numpy()) < 1e-5
+
+
 def _drop(index: Path, part: str) -> None:
     index.write_text(json.dumps(json.loads(index.read_text()) | {part: [None, None]}))
 
@@ -98,12 +112,23 @@ def test_flux_without_t5_is_refused_by_name(tmp_path):
         read_text_encoders(folder)
 
 
+QWEN = {"true_cfg_scale": 3.0, "negative_prompt": "a dark blot"}
+
+
 @pytest.mark.parametrize(
-    "kind, guidance, theirs_",
-    [("flux", None, 3.5), ("flux2_klein", 3.0, 3.0), ("z_image", 3.0, 2.0)],
+    "kind, guidance, told",
+    [
+        ("flux", None, {"guidance_scale": 3.5}),
+        ("flux2_klein", 3.0, {"guidance_scale": 3.0}),
+        ("z_image", 3.0, {"guidance_scale": 2.0}),
+        ("qwen_image", 3.0, QWEN),
+    ],
 )
-def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, theirs_):
-    """Z-Image's guidance is pos + w (pos - neg): 2 there is 3 of neg + w (pos - neg) here."""
+def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, told):
+    """Z-Image's guidance is pos + w (pos - neg): 2 there is 3 of neg + w (pos - neg) here.
+
+    Qwen-Image's is rescaled to the length of pos, and its last sigma is 0.02.
+    """
     import torch
 
     side, folder = RESOLUTION // 2, tiny_pipeline(kind)
@@ -113,10 +138,11 @@ def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, theirs_):
         family.denoiser, pipeline.scheduler, steps=3, guidance=guidance, tokens=family.image_tokens
     )
     noise = np.random.default_rng(0).normal(size=(1, 1, *family.image_shape)).astype(np.float32)
-    latents = sampler.run(params, noise, family.cond(pipeline.condition(CAPTIONS[:1])))
+    cond = pipeline.condition(CAPTIONS[:1], told.get("negative_prompt"))
+    latents = sampler.run(params, noise, family.cond(cond))
     ours = np.asarray(decode(pipeline.vae, pipeline.vae_params, latents))
     packed = noise[0].transpose(0, 3, 1, 2)
-    if kind == "flux":
+    if kind != "z_image":
         packed = np.asarray(pack(noise[0])).reshape(1, family.image_tokens, -1)
     with torch.no_grad():
         images = (
@@ -125,7 +151,7 @@ def test_images_of_a_teacher_are_those_of_diffusers(kind, guidance, theirs_):
                 height=RESOLUTION,
                 width=RESOLUTION,
                 num_inference_steps=3,
-                guidance_scale=theirs_,
+                **told,
                 latents=torch.from_numpy(packed.copy()),
                 output_type="np",
             )

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from dmd2_jax.families.published.folder import read_component
-from dmd2_jax.networks.qwen3 import LlmFeatures, qwen3_from_config
+from dmd2_jax.networks.qwen import LlmFeatures, qwen25_vl_from_config, qwen_from_config
 from dmd2_jax.text2image.llm import LlmJoin
 from dmd2_jax.text2image.pipeline import open_pipeline
 from dmd2_jax.text2image.text_encoder import encode_prompts, read_text_encoders, tokenize
 from tests.conformance.derive import relative
 from tests.flow_pipelines import CAPTIONS, flow_pipeline
+from tests.llm_pipelines import QWEN25_TEXT, qwen25_vl
 
 TEXTS = (*CAPTIONS[:2], "", "h\u00e9 \u5bb6", "seven " * 100)
 LENGTHS = (37, 36, 19, 26, 512)
@@ -111,6 +112,74 @@ def test_states_of_a_drawn_model_are_those_of_transformers(tmp_path):
         assert relative(mine, other.numpy()) < 1e-5  # where there is filling, too
 
 
+def test_template_of_qwen_image_is_dropped_and_its_mask_goes_with_it():
+    texts = (*CAPTIONS[:2], "")
+    opened = read_text_encoders(flow_pipeline("qwen_image"))
+    assert opened.tokenizers[0].length == 34 + 512
+    fitted = opened.fitted(texts)
+    tokens = tokenize(fitted, texts)[0]
+    said = fitted.tokenizers[0].backend.decode(
+        [int(i) for i in tokens.ids[0] if i >= 0], skip_special_tokens=False
+    )
+    assert said.startswith("<|im_start|>system\nDescribe the image by detailing the color,")
+    assert said.endswith(
+        f"<|im_end|>\n<|im_start|>user\n{texts[0]}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    made = encode_prompts(fitted, texts, batch_size=3)
+    np.testing.assert_array_equal(made["prompt_mask"].sum(1), tokens.counts - 34)
+    assert made["prompt_embeds"].shape[1] % 32 == 0
+    assert not made["prompt_embeds"][made["prompt_mask"] == 0].any()
+
+
+# Newer files have a text_config, older ones everything at the top.
+@pytest.mark.parametrize("flat", [False, True])
+def test_states_of_a_drawn_qwen25_vl_are_those_of_transformers(flat, tmp_path):
+    torch = pytest.importorskip("torch", reason="transformers' Qwen2.5-VL is in torch")
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = qwen25_vl(31).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    if flat:
+        file = tmp_path / "config.json"
+        said = json.loads(file.read_text())
+        del said["text_config"]
+        name = {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+        file.write_text(json.dumps(said | QWEN25_TEXT | {"vocab_size": 31} | name))
+    model, params = read_component(tmp_path)
+    assert model.module.theta == 500.0
+    ids = np.random.default_rng(0).integers(30, size=(2, 9))
+    real = np.arange(9) < np.array([[9], [5]])
+    with torch.no_grad():
+        out = theirs(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(real).long(),
+            output_hidden_states=True,
+        )
+    ours = model.module.apply(params, np.where(real, ids, ~ids))
+    assert len(ours.hidden_states) == len(out.hidden_states) == 3
+    for mine, other in zip(ours.hidden_states, out.hidden_states, strict=True):
+        assert relative(np.asarray(mine)[real], other.numpy()[real]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_type='yarn'"),
+        ({"text_config": {"layer_types": ["sliding_attention"]}}, "layer_types"),
+        ({"text_config": {"hidden_size": 30, "num_attention_heads": 4}}, "hidden_size=30 with 4"),
+        ({"num_key_value_heads": 3}, "64 heads of 3 keys"),
+        ({"text_config": {"hidden_size": "large"}}, "hidden_size='large'"),
+    ],
+)
+def test_qwen25_vl_of_another_kind_is_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        qwen25_vl_from_config(settings)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -126,7 +195,7 @@ def test_states_of_a_drawn_model_are_those_of_transformers(tmp_path):
 )
 def test_model_of_another_kind_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        qwen3_from_config(settings)
+        qwen_from_config(settings)
 
 
 def changed(tmp_path: Path, file: str, **settings: object) -> Path:

@@ -117,7 +117,7 @@ def test_what_excludes_each_other_is_refused_before_anything_is_written(
     assert contents(tmp_path) == {}
 
 
-KINDS = ("imagenet64", "cifar10", "sit_xl_imagenet256", "sd15", "z_image")
+KINDS = ("imagenet64", "cifar10", "sit_xl_imagenet256", "sd15", "z_image", "qwen_image")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -50,6 +50,7 @@ RECIPE = Path(__file__).resolve()
 ROOT = RECIPE.parents[2]
 SDXL = ("sdxl_four_step", "sdxl_four_step_lora", "sdxl_one_step", "sdxl_one_step_start")
 FLOWS = ("sd35_medium", "sd35_large", "sd35_large_lora", "flux_dev", "flux2_klein", "z_image")
+FLOWS += ("qwen_image",)
 PUBLISHED = ("sd15", "sd15_gan", *SDXL, *FLOWS)
 TIMES = (999, 499)
 
@@ -367,11 +368,12 @@ def test_recipe_of_a_flow_has_the_published_network_and_four_shifted_steps(name:
         "flux_dev": 11_901_408_320,
         "klein_4b": 3_875_544_576,
         "z_image": 6_154_908_736,
+        "qwen_image": 20_430_401_088,
     }
     sizes = [np.prod(shape) for shape in family.tensor_shapes().values()]
     assert (config.name, sum(map(int, sizes))) == (name, counts[config.model.pipeline])
-    own = {"flux_dev": np.exp(1.15), "flux2_klein": np.exp(2.0233511571), "z_image": 3.0}
-    shift = own.get(name, 5.0)
+    own = {"flux_dev": np.exp(1.15), "flux2_klein": np.exp(2.0233511571)}
+    shift = (own | {"z_image": 3.0, "qwen_image": 3.0}).get(name, 5.0)
     expected = [shift * u / (1 + (shift - 1) * u) for u in (1, 0.75, 0.5, 0.25)]
     np.testing.assert_allclose(student_times(config, family.denoiser.schedule), expected, rtol=1e-6)
 

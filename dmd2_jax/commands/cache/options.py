@@ -24,7 +24,7 @@ class Options:
 
     out: str = flag("the cache; new, or to go on", metavar="DIR")
     pipeline: str = flag(
-        "a diffusers pipeline: SD 1.x to 3.5, SDXL, FLUX.1, FLUX.2-klein or Z-Image",
+        "a diffusers pipeline: SD 1.x to 3.5, SDXL, FLUX.1, FLUX.2-klein, Z-Image or Qwen-Image",
         default="",
         metavar="DIR",
     )

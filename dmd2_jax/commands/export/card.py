@@ -33,7 +33,6 @@ KINDS = ("pipeline", "peft", "kohya", "single_file")
 
 _LORA = ("peft", "kohya")
 _IMAGE_FIRST = ("Flux2KleinPipeline",)  # whose first argument is an image to change
-_ROUNDING = ("FluxPipeline", "Flux2KleinPipeline")
 _NO_PLACE = "this folder"
 _TAGS = {
     "StableDiffusionPipeline": ["stable-diffusion", "stable-diffusion-diffusers"],
@@ -42,7 +41,15 @@ _TAGS = {
     "FluxPipeline": ["flux", "flux-diffusers"],
     "Flux2KleinPipeline": ["flux2", "flux2-klein-diffusers"],
     "ZImagePipeline": ["z-image", "z-image-diffusers"],
+    "QwenImagePipeline": ["qwen-image", "qwen-image-diffusers"],
 }
+_ROUNDED = {
+    "FluxPipeline": "0.75 to 0.752",
+    "Flux2KleinPipeline": "0.75 to 0.752",
+    "QwenImagePipeline": "0.75 to 0.7539",
+}
+_NO_GUIDANCE = {"QwenImagePipeline": "true_cfg_scale=1.0"}
+"""What says in a call that there is none, where it is not guidance_scale=0."""
 
 
 class Card(NamedTuple):
@@ -172,8 +179,10 @@ def _diffusers(card: Card) -> str:
     guidance = recorded_settings(card.scheduler).get("guidance")
     height, width = sides(card.pixels) if card.pixels else (0, 0)
     size = f"height={height}, width={width}, " if card.pixels else ""
-    scale = "0" if guidance is None else f"{guidance:g}"
-    given = f", {size}{steps}, guidance_scale={scale}" if times else ""
+    scale = f"guidance_scale={guidance or 0:g}"
+    if guidance is None:
+        scale = _NO_GUIDANCE.get(name, scale)
+    given = f", {size}{steps}, {scale}" if times else ""
     named = "prompt=" if name in _IMAGE_FIRST else ""
     call = f'pipe({named}"a red fox"{given})'
     # diffusers opens a pipeline that lacks a part only if it is told so.
@@ -230,6 +239,11 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         )
     elif card.base.class_name == "FluxPipeline":
         said.append("- The network takes no guidance: `guidance_scale` changes nothing.")
+    elif card.base.class_name == "QwenImagePipeline":
+        said.append(
+            "- `true_cfg_scale` above 1 with a `negative_prompt` is guidance here: give neither. "
+            "`guidance_scale` changes nothing."
+        )
     elif card.base.class_name == "ZImagePipeline":
         said.append(
             "- `guidance_scale` above 0 is guidance here, pos + w (pos - neg): 0 is none. It is 1 "
@@ -238,10 +252,9 @@ def _flow_calls(card: Card, guidance: float | None) -> list[str]:
         said.append("- Give a fresh list of prompts: the pipeline overwrites the one it is given.")
     else:
         said.append("- `guidance_scale` of 1 and less is none.")
-    if card.base.class_name in _ROUNDING:
+    if rounded := _ROUNDED.get(card.base.class_name):
         said.append(
-            "- In bfloat16 the pipeline rounds the times (0.75 to 0.752); with float32 they are "
-            "exact."
+            f"- In bfloat16 the pipeline rounds the times ({rounded}); with float32 they are exact."
         )
     return said
 

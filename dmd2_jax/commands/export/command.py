@@ -19,7 +19,7 @@ examples:
 then, in Python (README.md in the folder has the lines):
   pipe = StableDiffusionXLPipeline.from_pretrained('student')
   pipe('a red fox', timesteps=[999, 749, 499, 249], guidance_scale=0)
-of flows (SD 3, FLUX.1, FLUX.2-klein, Z-Image), whose times are in (0, 1]:
+of flows (SD 3, FLUX.1, FLUX.2-klein, Z-Image, Qwen-Image), whose times are in (0, 1]:
   pipe('a red fox', sigmas=[1.0, 0.9, 0.75, 0.5], guidance_scale=0)
 or: dmd2 sample --pipeline=student --prompt='a red fox'
 

@@ -13,7 +13,7 @@ from dmd2_jax.families.published.conditions import with_negative
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS
-from dmd2_jax.networks.qwen3 import Qwen3
+from dmd2_jax.networks.qwen import Qwen
 from dmd2_jax.networks.t5 import T5Encoder
 from dmd2_jax.text2image.image_latents import decode_latents, encode_images
 from dmd2_jax.text2image.joining import join_of
@@ -93,7 +93,7 @@ def encode(subject: Subject, encoder: str, ids: Int[np.ndarray, "n t"]) -> Encod
     features = jax.tree.map(np.asarray, jax.jit(module.apply)(params, ids))
     if isinstance(module, T5Encoder):
         return Encoded({"last state": features}, features)
-    if isinstance(module, Qwen3):
+    if isinstance(module, Qwen):
         model = LANGUAGE_MODELS[subject.pipeline_index.class_name]
         kept = 1 if model.filled else features.mask[..., None]
         states = {f"state {i}": features.hidden_states[i] * kept for i in model.states}

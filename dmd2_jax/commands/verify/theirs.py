@@ -26,7 +26,11 @@ from dmd2_jax.typing import Float, Int, PyTree
 __all__ = ["Theirs", "missing_packages"]
 
 _EMPTY = ""
-_MULTIPLE = 32  # of tokens, to which Z-Image's prompts are filled up
+_MULTIPLE = 32  # of tokens, to which prompts of several lengths are filled up
+_QWEN_TOKENS = 512  # of a prompt, in a call of Qwen-Image's pipeline
+_FLUX2 = "Flux2Transformer2DModel"
+_PACKED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+"""The networks that are given patches of 2 x 2 pixels as tokens."""
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _SWITCHED_OFF = {
     "StableDiffusionPipeline": {"requires_safety_checker": False},
@@ -80,10 +84,14 @@ class Theirs:
         model = self._language_model
         if model is None:
             return {"ids": np.asarray(tokenizer(list(texts), **settings)["input_ids"], np.int32)}
-        thinks = "<think>" not in model.after  # which an empty thought leaves out
-        chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinks}
-        turns = [[{"role": "user", "content": text}] for text in texts]
-        made = tokenizer([tokenizer.apply_chat_template(one, **chat) for one in turns], **settings)
+        if self._kind == "QwenImagePipeline":
+            said = [self._text_parts().prompt_template_encode.format(text) for text in texts]
+        else:
+            thinks = "<think>" not in model.after  # which an empty thought leaves out
+            chat = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinks}
+            turns = [[{"role": "user", "content": text}] for text in texts]
+            said = [tokenizer.apply_chat_template(one, **chat) for one in turns]
+        made = tokenizer(said, **settings)
         ids, mask = (np.asarray(made[k], np.int32) for k in ("input_ids", "attention_mask"))
         return {"ids": np.where(mask > 0, ids, ~ids)}  # as ours has what fills up
 
@@ -97,7 +105,7 @@ class Theirs:
             mask = torch.tensor(ids >= 0)
             plain = torch.tensor(np.where(ids >= 0, ids, ~ids), dtype=torch.long)
             with torch.no_grad():
-                out = encoder(plain, attention_mask=mask, output_hidden_states=True)
+                out = encoder(plain, attention_mask=mask.long(), output_hidden_states=True)
             kept = 1 if model.filled else mask[..., None]
             return {f"state {i}": (out.hidden_states[i] * kept).numpy() for i in model.states}
         with torch.no_grad():
@@ -112,10 +120,17 @@ class Theirs:
     def condition(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the condition of prompts as their pipeline makes it, by our names."""
         pipe, torch, texts = self._text_parts(), self._torch, list(texts)
-        kind = self._subject.pipeline_index.class_name
+        kind = self._kind
         with torch.no_grad():
             if kind == "ZImagePipeline":  # which overwrites the list that it is given
                 return _filled(*pipe.encode_prompt(list(texts), device="cpu"))
+            if kind == "QwenImagePipeline":
+                told: dict[str, Any] = {"device": "cpu", "max_sequence_length": _QWEN_TOKENS}
+                halves = (texts, [_EMPTY] * len(texts))
+                made = [pipe.encode_prompt(half, **told) for half in halves]
+                # No mask: every token is one of a prompt.
+                whole = [(x, torch.ones(x.shape[:2]) if m is None else m) for x, m in made]
+                return _filled(*(list(_unfilled(*one)) for one in whole))
             if kind == "Flux2KleinPipeline":
                 both = (texts, [_EMPTY] * len(texts))
                 parts = tuple(pipe.encode_prompt(each, device="cpu")[0] for each in both)
@@ -158,26 +173,32 @@ class Theirs:
     def _draw(self, shape: tuple[int, int, int], steps: int, seed: int) -> list[Any]:
         """Draw from the global generator: not every pipeline hands its own to its scheduler."""
         h, w, c = shape
-        patch = {"FluxTransformer2DModel": 2, "Flux2Transformer2DModel": 1}.get(self._kind)
+        patch = 1 if self._network == _FLUX2 else 2 if self._packed else 0
         size = (1, h // patch * (w // patch), c * patch**2) if patch else (1, c, h, w)
         self._torch.manual_seed(seed)
         return [self._torch.randn(size) for _ in range(steps)]
 
     @property
-    def _language_model(self) -> LanguageModel | None:
-        """How a language model reads the prompts, if one does."""
-        return LANGUAGE_MODELS.get(self._subject.pipeline_index.class_name)
+    def _kind(self) -> str:
+        """The class of the pipeline."""
+        return self._subject.pipeline_index.class_name
 
     @property
-    def _kind(self) -> str:
+    def _network(self) -> str:
+        """The class of the denoiser."""
         return self._subject.family.model.class_name
 
     @property
+    def _language_model(self) -> LanguageModel | None:
+        """How a language model reads the prompts; None: no such reads them."""
+        return LANGUAGE_MODELS.get(self._kind)
+
+    @property
     def _packed(self) -> bool:
-        return self._kind == "FluxTransformer2DModel"
+        return self._network in _PACKED
 
     def _ours(self, latents: Any, shape: tuple[int, int, int]) -> np.ndarray:
-        if self._kind == "Flux2Transformer2DModel":
+        if self._network == _FLUX2:
             return latents.numpy().reshape(-1, *shape)
         if self._packed:
             latents = self._diffusers.FluxPipeline._unpack_latents(latents, *shape[:2], 1)
@@ -255,13 +276,24 @@ class Theirs:
                 list(x[:, :, None]), (1000 - 1000 * time) / 1000, prompts, return_dict=False
             )[0]
             return -torch.stack(out)[:, :, 0].numpy().transpose(0, 2, 3, 1)
-        if kind == "Flux2Transformer2DModel":
+        if kind == _FLUX2:
             klein, embeds = self._diffusers.Flux2KleinPipeline, text["prompt_embeds"]
             places = {"img_ids": klein._prepare_latent_ids(x)}
             places |= {"txt_ids": klein._prepare_text_ids(embeds)}
             tokens = klein._pack_latents(x)
             out = network(tokens, encoder_hidden_states=embeds, timestep=time, **places).sample
             return self._ours(out, x_t.shape[1:])
+        b, c, h, w = x.shape
+        flux = self._diffusers.FluxPipeline
+        if kind == "QwenImageTransformer2DModel":
+            out = network(
+                flux._pack_latents(x, b, c, h, w),
+                timestep=1000 * time / 1000,
+                encoder_hidden_states=text["prompt_embeds"],
+                encoder_hidden_states_mask=text["prompt_mask"].long(),
+                img_shapes=[[(1, h // 2, w // 2)]] * b,
+            )
+            return self._ours(out.sample, (h, w, c))
         text = {
             "encoder_hidden_states": text["prompt_embeds"],
             "pooled_projections": text["pooled"],
@@ -269,8 +301,6 @@ class Theirs:
         if kind == "SD3Transformer2DModel":
             out = network(x, timestep=1000 * time, **text).sample
             return out.numpy().transpose(0, 2, 3, 1)
-        b, c, h, w = x.shape
-        flux = self._diffusers.FluxPipeline
         tokens = flux._pack_latents(x, b, c, h, w)
         places = flux._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
         if network.config.guidance_embeds:
@@ -313,7 +343,7 @@ class Theirs:
         subject, torch = self._subject, self._torch
         pipe = self._pipeline({subject.pipeline_index.network: network}, ["vae"])
         pipe.set_progress_bar_config(disable=True)
-        words = self._sampling(pipe)
+        words, kind = self._sampling(pipe), self._kind
         names = {
             "pooled": "pooled_prompt_embeds",
             "negative_pooled": "negative_pooled_prompt_embeds",
@@ -323,13 +353,16 @@ class Theirs:
             one = {
                 names.get(k, k): torch.from_numpy(np.array(v[i : i + 1]))
                 for k, v in cond.items()
-                if k != "time_ids" and not (self._packed and k.startswith("negative_"))
+                if k != "time_ids" and not (kind == "FluxPipeline" and k.startswith("negative_"))
             }
             for name in [name for name in one if name.endswith("prompt_mask")]:
                 embeds = name.replace("mask", "embeds")
-                one[embeds] = list(_unfilled(one[embeds], one.pop(name)))
+                if kind == "QwenImagePipeline":
+                    one[f"{embeds}_mask"] = one.pop(name).long()
+                else:
+                    one[embeds] = list(_unfilled(one[embeds], one.pop(name)))
             latents = self._draw(subject.family.image_shape, 1, i)[0]
-            if self._kind == "Flux2Transformer2DModel":  # which it packs itself
+            if self._network == _FLUX2:  # which it packs itself
                 h, w, c = subject.family.image_shape
                 latents = latents.permute(0, 2, 1).reshape(1, c, h, w)
             made.append(pipe(latents=latents, output_type="np", **one, **words).images)
@@ -346,8 +379,10 @@ class Theirs:
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if subject.family.input_guidance is not None:
             words["guidance_scale"] = self._scale
-        if self._kind == "ZImageTransformer2DModel":  # pos + w (pos - neg), ours with 1 more
+        if self._kind == "ZImagePipeline":  # pos + w (pos - neg), which is ours with 1 more
             words["guidance_scale"] = (subject.guidance or 1) - 1
+        if self._kind == "QwenImagePipeline":
+            words |= {"guidance_scale": None, "true_cfg_scale": subject.guidance or 1}
         if is_flow(config):
             if times is None:
                 sigmas = np.linspace(1.0, 1.0 / STEPS, STEPS).tolist()
@@ -372,16 +407,25 @@ class Theirs:
         folder = subject.pipeline_index.part("vae")
         kind = getattr(self._diffusers, read_json(folder / "config.json")["_class_name"])
         vae = kind.from_pretrained(folder, variant=self._variant(folder)).float().eval()
+        x = torch.from_numpy(picture.transpose(0, 3, 1, 2).copy())
+        if frames := "latents_mean" in vae.config and "scaling_factor" not in vae.config:
+            x, ends = x[:, :, None], (1, -1, 1, 1, 1)
+            shift = torch.tensor(vae.config.latents_mean).view(ends)
+            scale = 1 / torch.tensor(vae.config.latents_std).view(ends)
+        else:
+            shift = vae.config.get("shift_factor") or 0.0
+            scale = vae.config.get("scaling_factor")
         with torch.no_grad():
-            encoded = vae.encode(torch.from_numpy(picture.transpose(0, 3, 1, 2).copy()))
+            encoded = vae.encode(x)
             z = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
             image = vae.decode(z).sample
             if hasattr(vae, "bn"):  # of FLUX.2, whose latents are patches
                 z = vae.bn(self._diffusers.Flux2KleinPipeline._patchify_latents(z))
             else:
-                z = (z - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+                z = (z - shift) * scale
         arrays = {"latent": z, "image": image}
-        return {name: x.numpy().transpose(0, 2, 3, 1) for name, x in arrays.items()}
+        plain = {name: x[:, :, 0] if frames else x for name, x in arrays.items()}
+        return {name: x.numpy().transpose(0, 2, 3, 1) for name, x in plain.items()}
 
     def _class(self) -> Any:
         return getattr(self._diffusers, self._subject.family.model.class_name)

@@ -309,6 +309,20 @@ Z_IMAGE: Config = {
 }
 """Z-Image: 6,154,908,736 parameters, by diffusers' defaults of the class."""
 
+QWEN_IMAGE: Config = {
+    "_class_name": "QwenImageTransformer2DModel",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [16, 56, 56],
+    "guidance_embeds": False,
+    "in_channels": 64,
+    "joint_attention_dim": 3584,
+    "num_attention_heads": 24,
+    "num_layers": 60,
+    "out_channels": 16,
+    "patch_size": 2,
+}
+"""Qwen-Image: 20,430,401,088 parameters."""
+
 SD3_SCHEDULER: Config = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -344,3 +358,16 @@ Z_IMAGE_SCHEDULER: Config = {
     "shift": 3.0,
 }
 """A flow with the shift of Z-Image's release."""
+
+QWEN_IMAGE_SCHEDULER: Config = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 8192,
+    "max_shift": 0.9,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": 0.02,
+    "use_dynamic_shifting": True,
+}
+"""The flow of Qwen-Image, whose shift follows the number of tokens, and whose steps end at 0.02."""

@@ -7,7 +7,7 @@ condition is a dict of arrays with a leading batch axis:
 |--------------------------|-----------|-----------------------------------------|-----------------|
 | `prompt_embeds`          | [b, n, d] | the prompt's tokens                     | always          |
 | `pooled`                 | [b, p]    | the prompt as one vector                | SD 3, FLUX.1    |
-| `prompt_mask`            | [b, n]    | 1: a token of the prompt, 0: filling    | Z-Image         |
+| `prompt_mask`            | [b, n]    | 1: a token of the prompt, 0: filling    | Z-Image, Qwen   |
 | `guidance`               | [b]       | the scale that FLUX.1-dev takes         | optional there  |
 | `negative_prompt_embeds` | [b, n, d] | what guidance goes away from            | optional        |
 | `negative_pooled`        | [b, p]    | likewise                                | optional        |
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import refuse, unknown_faults
 from dmd2_jax.config.sizes import not_divided, sides
-from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.denoiser import Denoiser, Guide
 from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.families.published.conditions import Condition, check_condition, null_conditions
 from dmd2_jax.families.published.family import PublishedFamily
@@ -80,6 +80,7 @@ class FlowNetwork:
       scheduler_notes: what its pipeline adds to a scheduler_config.json (`PIPELINE_SHIFTS`).
       time_layer: the end of the name of the layer that makes the embedding of the time.
       guidance_layer: the end of the name of the layer whose input a guidance scale is added to.
+      guide: its own guidance, of a pipeline that has another than u + w (c - u).
     """
 
     class_name: str
@@ -97,6 +98,7 @@ class FlowNetwork:
     scheduler_notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     time_layer: str = "timestep_embedder.linear_2"
     guidance_layer: str = "timestep_embedder.linear_1"
+    guide: Guide | None = None
 
     @property
     def classes(self) -> dict[str, PublishedClass]:
@@ -340,7 +342,9 @@ def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance:
         return convert(raw, x_t, t), maps
 
     null_cond = null_conditions(needed, {}, optional=optional)
-    return Denoiser(x0, features, x0_and_features, schedule, null_cond, gathers=True)
+    return Denoiser(
+        x0, features, x0_and_features, schedule, null_cond, gathers=True, guide=network.guide
+    )
 
 
 def _optional(module: Any) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ _DEFAULTS: dict[str, Any] = {
     "max_shift": 1.15,
     "num_train_timesteps": 1000,
     "shift": 1.0,
+    "shift_terminal": None,
     "time_shift_type": "exponential",
     "use_dynamic_shifting": False,
 }
@@ -57,8 +58,9 @@ def is_flow(config: Mapping[str, Any]) -> bool:
 def flow_times(config: Mapping[str, Any], num_steps: int, tokens: int) -> np.ndarray:
     """Return the times of Euler's steps: equal parts of 1 to 0, then shifted.
 
-    So does diffusers' pipeline of FLUX.1; that of SD 3 gives its scheduler no times, which then
-    ends its steps closer to 0.
+    With a shift_terminal they are then stretched, so that the last one above 0 is that; a single
+    step stays at 1, of which diffusers makes NaN. So do diffusers' pipelines of FLUX.1 and of
+    Qwen-Image; that of SD 3 gives its scheduler no times, which then ends its steps closer to 0.
 
     Args:
       config: what scheduler_config.json holds.
@@ -69,7 +71,10 @@ def flow_times(config: Mapping[str, Any], num_steps: int, tokens: int) -> np.nda
       [n + 1], float64, from 1 to 0.
     """
     uniform, shift = np.linspace(1.0, 0.0, num_steps + 1), flow_shift(config, tokens, num_steps)
-    return shift * uniform / (1.0 + (shift - 1.0) * uniform)
+    times, last = shift * uniform / (1.0 + (shift - 1.0) * uniform), config.get("shift_terminal")
+    if last and num_steps > 1:
+        times[:-1] = 1.0 - (1.0 - times[:-1]) * (1.0 - last) / (1.0 - times[-2])
+    return times
 
 
 def flow_shift(config: Mapping[str, Any], tokens: int, steps: int = _STEPS) -> float:
@@ -142,6 +147,12 @@ def read_flow_scheduler(config: Mapping[str, Any], tokens: int) -> Diffusion:
         raise Refused(
             f"config of a {name} asks for what is not built here: {said}, expected the levels of a "
             "flow with a shift; use another model, with the scheduler_config.json of its release."
+        )
+    last = config.get("shift_terminal")
+    if last is not None and not (isinstance(last, int | float) and 0 <= last < 1):
+        raise Refused(
+            f"shift_terminal={last!r}, expected the last time above 0, a number below 1, or null; "
+            "use a scheduler_config.json of the network's own release."
         )
     levels = config.get("num_train_timesteps", _DEFAULTS["num_train_timesteps"])
     schedule = rectified_flow(shift=flow_shift(config, tokens), num_levels=levels)

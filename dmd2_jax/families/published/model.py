@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_flux2, vae_tiny
+from dmd2_jax.networks import clip_config, qwen, t5, vae, vae_flux2, vae_tiny, vae_video
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
@@ -75,9 +75,13 @@ def _with_shared_table(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
 
 
 def _without_head(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
-    """Keep of a language model with a head that writes text what the model alone is called."""
-    kept = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-    return {name.removeprefix("model."): tensor for name, tensor in kept.items()}
+    """Keep of a language model what reads text: no head that writes it, no part for pictures."""
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return {
+        name.removeprefix("language_model."): tensor
+        for name, tensor in bare.items()
+        if not name.startswith(("lm_head.", "visual."))
+    }
 
 
 _OLD_ATTENTION = re.compile(
@@ -143,12 +147,13 @@ def _text(projection: bool) -> Callable[..., nn.Module]:
     return _frozen(build)
 
 
-_QWEN3 = PublishedClass(
-    _frozen(qwen3.qwen3_from_config),
-    qwen3.example_qwen3_inputs,
-    "model",
-    modernise=_without_head,
-)
+def _language_model(build: Callable[..., nn.Module]) -> PublishedClass:
+    return PublishedClass(
+        _frozen(build), qwen.example_qwen_inputs, "model", modernise=_without_head
+    )
+
+
+_QWEN3 = _language_model(qwen.qwen_from_config)
 
 CLASSES: Mapping[str, PublishedClass] = {
     "AutoencoderKL": PublishedClass(
@@ -162,6 +167,11 @@ CLASSES: Mapping[str, PublishedClass] = {
         vae.example_vae_inputs,
         "diffusion_pytorch_model",
         modernise=_without_count,
+    ),
+    "AutoencoderKLQwenImage": PublishedClass(
+        _frozen(vae_video.video_vae_from_config),
+        vae_video.example_video_vae_inputs,
+        "diffusion_pytorch_model",
     ),
     "AutoencoderTiny": PublishedClass(
         _frozen(vae_tiny.tiny_vae_from_config),
@@ -188,6 +198,7 @@ CLASSES: Mapping[str, PublishedClass] = {
     ),
     "Qwen3Model": _QWEN3,
     "Qwen3ForCausalLM": _QWEN3,
+    "Qwen2_5_VLForConditionalGeneration": _language_model(qwen.qwen25_vl_from_config),
     "CLIPVisionModelWithProjection": PublishedClass(
         _frozen(clip_config.vision_from_config),
         clip_config.example_vision_inputs,
@@ -215,7 +226,10 @@ def class_of(config: Mapping[str, Any], expected: Collection[str] = tuple(CLASSE
     Raises:
       ValueError: if it names no class, or another.
     """
-    architectures = config.get("architectures") or [None]
+    # transformers 4.57 writes a Qwen2.5-VL's among what it says of the part that reads text.
+    inner = config.get("text_config")
+    inner = inner.get("architectures") if isinstance(inner, Mapping) else None
+    architectures = config.get("architectures") or inner or [None]
     name = config.get("_class_name", architectures[0])
     if name not in expected:
         raise Refused(

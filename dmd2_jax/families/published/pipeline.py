@@ -24,15 +24,15 @@ INDEX = "model_index.json"
 
 _STABLE_DIFFUSIONS = ("AutoencoderKL", "AutoencoderTiny")
 
-AUTOENCODERS = (*_STABLE_DIFFUSIONS, "AutoencoderKLFlux2")
+AUTOENCODERS = (*_STABLE_DIFFUSIONS, "AutoencoderKLFlux2", "AutoencoderKLQwenImage")
 """The classes that a pipeline's `vae` may be of, one or another."""
 
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _T5 = ("T5EncoderModel",)
 _T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast")
 
 _QWEN3 = ("Qwen3Model", "Qwen3ForCausalLM")
-_QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 _COMMON = {
     "unet": ("UNet2DConditionModel",),
@@ -76,6 +76,12 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "transformer": ("ZImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
         "text_encoder": _QWEN3,
+        "tokenizer": _QWEN_TOKENIZERS,
+    },
+    "QwenImagePipeline": {
+        "transformer": ("QwenImageTransformer2DModel",),
+        "vae": ("AutoencoderKLQwenImage",),
+        "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
         "tokenizer": _QWEN_TOKENIZERS,
     },
 }
@@ -124,6 +130,16 @@ LANGUAGE_MODELS = {
         states=(-2,),
         length=512,
         multiple=32,
+    ),
+    "QwenImagePipeline": LanguageModel(
+        before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, "
+        "texture, quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+        "<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        states=(-1,),
+        length=34 + 512,
+        multiple=32,
+        drop=34,  # what stands before the user's words, in the release's tokens
     ),
 }
 """The pipelines whose prompts a language model reads, by class."""
@@ -244,7 +260,8 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     if name not in PIPELINES:
         raise Refused(
             f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
-            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, FLUX.2-klein, Z-Image or a model made from them."
+            "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, FLUX.2-klein, Z-Image, Qwen-Image or a model made "
+            "from them."
         )
     check_plain_digests(file.parent)
     absent = []

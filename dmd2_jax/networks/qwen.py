@@ -1,7 +1,9 @@
-"""Qwen3, a language model, as an encoder of prompts: the states of all layers, and no next token.
+"""Qwen's language models as encoders of prompts: the states of all layers, and no next token.
 
-Modules are called as the published weights of transformers' Qwen3Model call them, with `_0` for
-`.0`.
+Qwen3 normalises queries and keys; Qwen2.5-VL, of which this is the part that reads text, has
+biases there. Its places have three axes, which are equal for text: turning by them is turning by
+one. Modules are called as the published weights of transformers' Qwen3Model call them, with `_0`
+for `.0`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,13 @@ from dmd2_jax.networks.published_config import check_kinds
 from dmd2_jax.networks.rms_norm import RmsNorm
 from dmd2_jax.typing import Array, DType, Float, Int
 
-__all__ = ["LlmFeatures", "Qwen3", "example_qwen3_inputs", "qwen3_from_config"]
+__all__ = [
+    "LlmFeatures",
+    "Qwen",
+    "example_qwen_inputs",
+    "qwen25_vl_from_config",
+    "qwen_from_config",
+]
 
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 151936,
@@ -31,6 +39,15 @@ _DEFAULTS: dict[str, Any] = {
     "head_dim": 128,
     "rms_norm_eps": 1e-6,
 }
+_QWEN25_VL: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+}
 # What would make it another network: the values that it is built for.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
@@ -38,7 +55,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "rope_scaling": (None,),
     "use_sliding_window": (False,),
 }
-_THETA = 10000.0  # where a config says none
+_THETA, _QWEN25_VL_THETA = 10000.0, 1e6  # where a config says none
 _FULL = "full_attention"
 
 Rotary = tuple[np.ndarray, np.ndarray]
@@ -66,34 +83,34 @@ def _turned(x: Float[Array, "b n heads d"], rotary: Rotary) -> Float[Array, "b n
 
 
 class _Attention(nn.Module):
-    model: "Qwen3"
+    model: "Qwen"
 
     @nn.compact
     def __call__(self, x: Array, rotary: Rotary, mask: Array) -> Array:
         """Return what each token reads of itself and of those before it."""
         m = self.model
 
-        def linear(name: str, features: int) -> Linear:
-            return Linear(features, use_bias=False, dtype=m.dtype, name=name)
-
         def project(name: str, heads: int) -> Array:
-            return linear(name, heads * m.head_size)(x).reshape(*x.shape[:2], heads, -1)
+            layer = Linear(heads * m.head_size, use_bias=m.bias, dtype=m.dtype, name=f"{name}_proj")
+            made = layer(x).reshape(*x.shape[:2], heads, -1)
+            normed = m.qk_norm and name != "v"
+            return RmsNorm(m.eps, name=f"{name}_norm")(made) if normed else made
 
-        query = RmsNorm(m.eps, name="q_norm")(project("q_proj", m.heads))
-        key = RmsNorm(m.eps, name="k_norm")(project("k_proj", m.key_heads))
+        query, key = project("q", m.heads), project("k", m.key_heads)
         read = jax.nn.dot_product_attention(
             _turned(query, rotary),
             _turned(key, rotary),
-            project("v_proj", m.key_heads),
+            project("v", m.key_heads),
             mask=mask[:, None, None],
             is_causal=True,
             implementation="xla",
         )
-        return linear("o_proj", x.shape[-1])(read.reshape(*x.shape[:2], -1))
+        layer = Linear(x.shape[-1], use_bias=False, dtype=m.dtype, name="o_proj")
+        return layer(read.reshape(*x.shape[:2], -1))
 
 
 class _Mlp(nn.Module):
-    model: "Qwen3"
+    model: "Qwen"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -107,7 +124,7 @@ class _Mlp(nn.Module):
 
 
 class _Layer(nn.Module):
-    model: "Qwen3"
+    model: "Qwen"
 
     @nn.compact
     def __call__(self, x: Array, rotary: Rotary, mask: Array) -> Array:
@@ -118,8 +135,8 @@ class _Layer(nn.Module):
         return x + _Mlp(self.model, name="mlp")(inner)
 
 
-class Qwen3(nn.Module):
-    """The decoder of Qwen3.
+class Qwen(nn.Module):
+    """The decoder of Qwen3, or the one of Qwen2.5-VL.
 
     Attributes:
       vocabulary: number of tokens that it knows.
@@ -127,9 +144,12 @@ class Qwen3(nn.Module):
       layers, heads, key_heads, head_size, hidden: of the layers; key_heads divides heads.
       theta: the longest period of the turning over 2 pi.
       eps: of the norms.
+      qk_norm: whether queries and keys are normalised, a head each (Qwen3).
+      bias: whether queries, keys and values have biases (Qwen2.5).
       dtype: type of the computation; norms, rotation and softmax are float32.
 
-    Source: Yang et al. 2025 (2505.09388), section 2; the weights as transformers reads them.
+    Source: Yang et al. 2025 (2505.09388), section 2; Bai et al. 2025 (2502.13923), section 2.1; the
+      weights as transformers reads them.
     """
 
     vocabulary: int
@@ -141,6 +161,8 @@ class Qwen3(nn.Module):
     hidden: int
     theta: float = _THETA
     eps: float = 1e-6
+    qk_norm: bool = True
+    bias: bool = False
     dtype: DType = jnp.float32
 
     @nn.compact
@@ -169,7 +191,7 @@ class Qwen3(nn.Module):
         return np.cos(angles), np.sin(angles)
 
 
-def qwen3_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> Qwen3:
+def qwen_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> Qwen:
     """Build the decoder that a config.json of a Qwen3Model or Qwen3ForCausalLM describes.
 
     Args:
@@ -179,8 +201,44 @@ def qwen3_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) 
     Raises:
       ValueError: if the config asks for what this network does not do.
     """
+    return _decoder(config, "Qwen3Model", qk_norm=True, bias=False, dtype=dtype)
+
+
+def qwen25_vl_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) -> Qwen:
+    """Build the part that reads text of what a Qwen2_5_VLForConditionalGeneration's file describes.
+
+    Args:
+      config: the contents of config.json; absent settings have transformers' defaults.
+      dtype: type of the computation.
+
+    Raises:
+      ValueError: if the config asks for what this network does not do.
+    """
+    own = config.get("text_config") or {}  # in older files everything is at the top
+    c = {**_QWEN25_VL, **config, **(own if isinstance(own, Mapping) else {})}
+    check_kinds(c, _QWEN25_VL, "Qwen2.5-VL")
+    width, heads = c["hidden_size"], max(c["num_attention_heads"], 1)
+    if width % heads:
+        raise Refused(
+            f"config of a Qwen2.5-VL has hidden_size={width} with {heads} heads, expected a "
+            "multiple of them; correct config.json."
+        )
+    # Beside what is read here it says how the axes of a place share a head: no matter for text.
+    rope = (c.pop("rope_scaling", None) or {}) | (c.get("rope_parameters") or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    c["rope_parameters"] = {
+        "rope_theta": rope.get("rope_theta", c.get("rope_theta", _QWEN25_VL_THETA)),
+        "rope_type": "default" if kind == "mrope" else kind,
+    }
+    c["head_dim"] = width // heads
+    return _decoder(c, "Qwen2.5-VL", qk_norm=False, bias=True, dtype=dtype)
+
+
+def _decoder(
+    config: Mapping[str, Any], name: str, *, qk_norm: bool, bias: bool, dtype: DType
+) -> Qwen:
     # What else such a file holds says how text is written, how dropout trains, or who wrote it.
-    check_kinds(config, _DEFAULTS, "Qwen3Model")
+    check_kinds(config, _DEFAULTS, name)
     rope = config.get("rope_parameters") or {}
     theta = rope.get("rope_theta", config.get("rope_theta", _THETA))
     odd = {k: config[k] for k, known in _SUPPORTED.items() if config.get(k, known[0]) not in known}
@@ -191,11 +249,11 @@ def qwen3_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) 
         said = ", ".join(f"{key}={value!r:.60}" for key, value in sorted(odd.items()))
         heads = f"{c['num_attention_heads']} heads of {c['num_key_value_heads']} keys"
         raise Refused(
-            f"config of a Qwen3Model asks for what is not built here: {said or heads}, expected "
-            "full attention without biases or scaled places, heads divided by those of the keys; "
-            "take the text encoder of the pipeline's own release."
+            f"config of a {name} asks for what is not built here: {said or heads}, expected "
+            "full attention without other biases or scaled places, heads divided by those of the "
+            "keys; take the text encoder of the pipeline's own release."
         )
-    return Qwen3(
+    return Qwen(
         vocabulary=c["vocab_size"],
         width=c["hidden_size"],
         layers=c["num_hidden_layers"],
@@ -205,10 +263,12 @@ def qwen3_from_config(config: Mapping[str, Any], *, dtype: DType = jnp.float32) 
         hidden=c["intermediate_size"],
         theta=float(theta),
         eps=c["rms_norm_eps"],
+        qk_norm=qk_norm,
+        bias=bias,
         dtype=dtype,
     )
 
 
-def example_qwen3_inputs(model: Qwen3) -> tuple[jax.ShapeDtypeStruct]:
+def example_qwen_inputs(model: Qwen) -> tuple[jax.ShapeDtypeStruct]:
     """Return the shortest prompt."""
     return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
