@@ -279,7 +279,7 @@ def test_networks_of_any_size_are_those_of_diffusers(seed, tmp_path):
     theirs.save_pretrained(tmp_path)
     family, params = flux2_klein.read(tmp_path, resolution=8)
     _, x_t, t, cond = inputs(family, *((3, 5), (1, 7), (9, 2))[seed], tokens=3 + 4 * seed)
-    times, embeds = np.asarray(t), torch.from_numpy(cond["prompt_embeds"])
+    times, embeds = np.array(t), torch.from_numpy(cond["prompt_embeds"])
     pipeline, latents = diffusers.Flux2KleinPipeline, torch.from_numpy(x_t.transpose(0, 3, 1, 2))
     with torch.no_grad():
         out = theirs(
