@@ -219,19 +219,6 @@ class AutoencoderKL(nn.Module):
         """Return the z of a diffusion model's latents."""
         return latents / self.scaling_factor + self.shift_factor
 
-    @property
-    def downscale(self) -> int:
-        """How many times smaller than the image a latent is, in height and width."""
-        return 2 ** (len(self.block_channels) - 1)
-
-    def scaled(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return the latents of a diffusion model that z is."""
-        return (z - self.shift_factor) * self.scaling_factor
-
-    def unscaled(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return the z of a diffusion model's latents."""
-        return latents / self.scaling_factor + self.shift_factor
-
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Return the images decoded from the means of their latents, float32."""
         return self.decode(self.encode(images).mean)
