@@ -39,6 +39,7 @@ class Row(NamedTuple):
       num_bytes: read and written by one device.
       gathered, reduced: result bytes of all-gathers, and of all-reduces and reduce-scatters.
       gathered_expected, reduced_expected: the same from the shapes of the weights alone.
+      kinds: of collectives that the program has.
     """
 
     layout: str
@@ -50,6 +51,7 @@ class Row(NamedTuple):
     gathered_expected: int
     reduced: int
     reduced_expected: int
+    kinds: frozenset[str]
 
 
 def main() -> None:
@@ -114,6 +116,7 @@ def measure(layout: str, devices: int, per_device: int) -> Row:
         gathered,
         moved.get("all-reduce", 0) + moved.get("reduce-scatter", 0),
         reduced,
+        frozenset(moved),
     )
 
 

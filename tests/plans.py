@@ -6,7 +6,7 @@ from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.plan.chips import CHIPS
 from dmd2_jax.plan.program_costs import Collective
 from dmd2_jax.plan.tables import Plan
-from tests.tiny_unet import get_config
+from tests.tiny import get_config
 
 
 def recipe(**changes: str) -> ConfigDict:

@@ -31,14 +31,15 @@ def test_flops_and_bytes_of_a_device_stay_the_same_from_one_to_eight(layout: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["data", "fsdp"])
-def test_collectives_move_what_the_formula_says(layout: str) -> None:
+def test_collectives_move_what_the_formula_says_and_nothing_else(layout: str) -> None:
     row = measured(layout, 8)
     assert row.gathered == row.gathered_expected
     assert 0 <= row.reduced - row.reduced_expected <= METRICS
+    assert row.kinds == {"all-gather", "all-reduce"}
 
 
 def test_table_has_a_line_for_each_row() -> None:
-    row = Row("fsdp", 8, 2.5e6, 1.5e6, 1_250_000, 10, 11, 1200, 1300)
+    row = Row("fsdp", 8, 2.5e6, 1.5e6, 1_250_000, 10, 11, 1200, 1300, frozenset())
     assert table([row]).splitlines()[1].split() == [
         *("fsdp=8", "2.5", "1.5", "1.25", "10", "11", "1,200", "1,300")
     ]

@@ -17,8 +17,7 @@ from dmd2_jax.plan.chips import CHIPS, Chip, nearest
 from dmd2_jax.plan.cycle import LOCAL
 from dmd2_jax.plan.tables import Plan, Unplanned
 from tests.plans import example
-from tests.tiny import dmd2
-from tests.tiny_unet import RECIPE
+from tests.tiny import RECIPE, dmd2
 
 ROOT = Path(__file__).resolve().parents[2]
 

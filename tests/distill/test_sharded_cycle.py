@@ -158,12 +158,12 @@ def place(batch: CycleBatch, shardings: CycleShardings | None) -> CycleBatch:
 
 
 # Every program costs the tests half a minute: each mesh once, with a student of one or few steps.
-# Few steps contain all that one step does; a few-step student's batch in parts is split over the
+# Few steps contain all that one step does, whose collectives with fsdp are weighed alone in
+# benchmark_scripts/test_weak_scaling.py; a few-step student's batch in parts is split over the
 # data alone too, with the toy network below. What a mesh and one device both do wrong with parts,
 # the one device that takes the batch whole does not.
 MESHES = {
     "data_8": ((8, 1, 1), ONE_STEP, 1),
-    "data_2_fsdp_4": ((2, 4, 1), ONE_STEP, 1),
     "few_step_in_parts_data_2_fsdp_4": ((2, 4, 1), FEW_STEP, 2),
     "few_step_data_2_fsdp_2_tensor_2": ((2, 2, 2), FEW_STEP, 1),
 }
@@ -223,7 +223,7 @@ def test_adapters_of_a_mesh_are_split_and_each_players_own() -> None:
 
 @pytest.mark.slow
 def test_sharded_state_stays_sharded() -> None:
-    state = run_on("data_2_fsdp_4")["state"]
+    state = run_on("few_step_in_parts_data_2_fsdp_4")["state"]
     split = [
         leaf for leaf in jax.tree.leaves(state) if leaf.addressable_shards[0].data.size < leaf.size
     ]
@@ -287,24 +287,6 @@ def test_data_parallel_cycle_reduces_each_gradient_and_moves_nothing_else() -> N
     assert 0 <= found["all-reduce"].num_bytes - reduced_bytes() <= SCALARS
 
 
-@pytest.mark.slow
-def test_fsdp_cycle_gathers_weights_and_reduces_gradients_and_moves_nothing_else() -> None:
-    mesh, name = (2, 4, 1), "data_2_fsdp_4"
-    found, state = collectives(name), run_on(name)["state"]
-    network, head = (
-        split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
-    )
-    # Every split array is gathered once for each set of weights that is used, however often it is:
-    # the generator before and after its update, the teacher, the critic and the head in the
-    # generator's turn; critic and head in each of their turns.
-    gathered = 4 * network + head + TURNS * (network + head) + LOGITS
-    assert found["all-gather"] == Collective(len(gathered), sum(gathered))
-    # One more than with data parallelism in each turn: the norm of gradients that are split.
-    assert found["all-reduce"].number == 4 * (1 + TURNS)
-    assert 0 <= found["all-reduce"].num_bytes - reduced_bytes() <= SCALARS
-    assert set(found) == {"all-gather", "all-reduce"}
-
-
 def test_data_parallel_cycle_in_parts_reduces_the_gradients_of_each_part() -> None:
     config = toy.config(
         batch_size=BATCH, critic_turns=TURNS, student_times=(8.0, 2.0, 0.5), microbatches=2
@@ -335,13 +317,16 @@ def test_fsdp_cycle_in_parts_gathers_once_for_all_parts_but_in_simulated_steps()
     network, head = (
         split_over_fsdp(it.params, mesh) for it in (state.generator, state.discriminator)
     )
-    # As for a one-step student; and by jaxlib 0.10 once more for the rollouts of the critic's
-    # samples, and in the generator's turn for each part and simulated step that is run, of two: in
-    # the branch. By jaxlib 0.12 what is gathered for the turns serves the rollouts too.
+    # Every split array is gathered once for each set of weights that is used, however often it is:
+    # the generator before and after its update, the teacher, the critic and the head in the
+    # generator's turn; critic and head in each of their turns. By jaxlib 0.10 once more for the
+    # rollouts of the critic's samples, and in the generator's turn for each part and simulated
+    # step that is run, of two: in the branch. By jaxlib 0.12 what is gathered for the turns serves
+    # the rollouts too.
     rollouts = network + 2 * 2 * network if JAXLIB == "0.10" else []
     gathered = 4 * network + head + TURNS * (network + head) + rollouts + LOGITS
     assert found["all-gather"] == Collective(len(gathered), sum(gathered))
-    # The norm of gradients that are split is one for all parts.
+    # As with data parallelism; the norm of gradients that are split is one for all parts.
     assert found["all-reduce"].number == (2 * 3 + 1) * (1 + TURNS)
     assert 0 <= found["all-reduce"].num_bytes - 2 * reduced_bytes() <= 2 * SCALARS
     assert set(found) == {"all-gather", "all-reduce"}

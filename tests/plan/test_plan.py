@@ -23,6 +23,7 @@ from dmd2_jax.plan.jaxpr_flops import jaxpr_flops
 from dmd2_jax.plan.plan import _asked_for, _compiled, _owners, _parts, find_remedy, make_plan, sweep
 from dmd2_jax.plan.tables import Plan, Unplanned, plan_table, sweep_table
 from dmd2_jax.recipe.distillation import trace
+from tests import tiny_unet
 from tests.plans import example, recipe
 
 
@@ -48,7 +49,7 @@ def alone() -> tuple[Plan, Any]:
 
 @pytest.fixture(scope="module")
 def spread() -> tuple[Plan, Any]:
-    return with_memory(recipe(mesh__data="2", mesh__fsdp="4", model__model_channels="16"))
+    return with_memory(recipe(mesh__data="2", mesh__fsdp="4"))
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,8 @@ def test_plan_counts_the_owners_bytes(one_device: Plan) -> None:
     assert teacher == generator["params"] == generator["average"]
     # Adam's two moments and its count of updates.
     assert generator["optimiser"] == 2 * teacher + 4
-    # [K, b] images of 8 x 8 and two sets of one-hot classes, float32.
-    assert one_device.owners["batch"]["params"] == 4 * 2 * 8 * (64 + 2 * 10)
+    # [K, b] images of 8 x 8 in float32, and two sets of classes in int32.
+    assert one_device.owners["batch"]["params"] == 4 * 2 * 8 * (64 + 2)
 
 
 # What belongs to none of a plan's owners: the key of two 32-bit words, and five counts of turns.
@@ -110,7 +111,7 @@ def flops(**changes: str) -> float:
 def test_plan_flops_agree_with_the_compilers() -> None:
     # One critic turn: the compiler counts a loop's body once, so the two may be compared. Products
     # count alike in both; what elementwise work costs is a convention, and little in a wide net.
-    wide = recipe(distill__critic_turns="1", model__model_channels="32")
+    wide = recipe(distill__critic_turns="1", model__width="128")
     traced = trace(open_cycle(wide))
     counted = traced.lower().compile().cost_analysis()["flops"]
     assert jaxpr_flops(traced.jaxpr) == pytest.approx(counted, rel=0.05)
@@ -124,7 +125,7 @@ def test_plan_counts_critic_turns(one_device: Plan) -> None:
 
 def test_plan_on_a_mesh_divides_flops_and_weights(spread: tuple[Plan, Any]) -> None:
     made = spread[0]
-    cycle = open_cycle(recipe(model__model_channels="16"))
+    cycle = open_cycle(recipe())
     assert made.num_devices == 8
     assert made.flops == pytest.approx(jaxpr_flops(trace(cycle).jaxpr) / 8, rel=1e-3)
     whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(cycle.state.critic.opt_state))
@@ -152,9 +153,7 @@ def test_plan_counts_bfloat16_moments_half(one_device: Plan) -> None:
 
 
 def test_plan_counts_what_waits_on_the_host_apart() -> None:
-    wide = {"model__model_channels": "16"}
-    near = owners(**wide)
-    far = owners(**wide, mesh__offload="teacher,optimizer")
+    near, far = owners(), owners(mesh__offload="teacher,optimizer")
     for name, column in (("teacher", "params"), ("critic", "optimiser")):
         assert far[name][column] + far[name]["on the host"] == near[name][column]
         assert far[name][column] < 0.2 * near[name][column]  # arrays below 2,048 elements stay
@@ -199,7 +198,7 @@ def test_find_remedy_shards_the_weights_with_and_without_microbatches(
 
 
 def test_find_remedy_that_is_typed_in_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = recipe(mesh__data="8", model__model_channels="16")
+    config = recipe(mesh__data="8")
     made = make_plan(config, until="trace")
     # Only what the owners hold is traced, and of that rematerialisation saves nothing.
     limit = 0.7 * made.peak_bytes
@@ -261,7 +260,8 @@ def test_make_plan_goes_as_far_as_the_machine_is_fast(
 @pytest.mark.slow
 def test_plan_of_a_slice_agrees_with_tpus_compiler() -> None:
     pytest.importorskip("libtpu", reason="libtpu, TPU's compiler, is not installed (not in CI)")
-    config = recipe(mesh__data="1", mesh__fsdp="-1", model__model_channels="64")
+    config = tiny_unet.get_config()
+    apply_overrides(config, {"mesh.fsdp": "-1", "model.model_channels": "64"})
     traced, compiled = (make_plan(config, "v5e:2x2", until=until) for until in ("trace", "buffers"))
     assert (traced.owners, traced.flops) == (compiled.owners, compiled.flops)
     assert traced.peak_bytes < compiled.peak_bytes < compiled.limit_bytes == 15.75 * 2**30

@@ -86,7 +86,8 @@ def test_stoppable_ends_what_was_collecting_garbage_when_the_signal_came(
     def collect() -> None:
         gc.callbacks.append(callback)
         gc.collect()
-        time.sleep(30)
+        for _ in range(600):  # not one long sleep: a signal just before it waits for its end
+            time.sleep(0.05)
 
     with pytest.raises(Interrupted, match="stopped by SIGTERM"), stoppable("again"):
         collect()
