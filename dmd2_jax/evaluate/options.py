@@ -51,9 +51,10 @@ class EvaluateOptions:
         group=_MEASURED,
     )
     which: str | None = flag(
-        "one of a run's networks; of --weights, how to sample them",
+        "one of a run's networks, best: at its best (log.stop_when); of --weights, how to sample "
+        "them",
         default=None,
-        choices=("teacher", "student"),
+        choices=("teacher", "student", "best"),
         group=_MEASURED,
     )
     ema: float | None = flag(
@@ -259,6 +260,12 @@ def _check_source(options: EvaluateOptions) -> None:
     if len(sources) > 1:
         raise Refused(
             f"`{sources[0]}=` and `{sources[1]}=` together, expected one; measure them in turn."
+        )
+    if options.which == "best" and (len(given) > 1 or not options.of_run):
+        raise Refused(
+            "`which=best`, expected `workdir=` of a run, and none of `weights=`, `images=`, "
+            "`pipeline=`, `ema=` and checkpoints: the best weights are a file of the run; leave "
+            "the others away."
         )
     if options.images and given:
         raise Refused(
