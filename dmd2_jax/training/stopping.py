@@ -113,7 +113,8 @@ class Stopping:
         if self._since[name] < patience:
             return ""
         than = f"than {value:.4g} of {self._unit} {step}" if step else "than nothing finite"
-        return f"{name} was no better {than} in {self._since[name]} measurements"
+        many = "s" if self._since[name] > 1 else ""
+        return f"{name} was no better {than} in {self._since[name]} measurement{many}"
 
     def _out_of_bounds(self, it: Condition, value: float) -> str:
         word, bound = ("below", it.below) if it.above is None else ("above", it.above)
