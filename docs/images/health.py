@@ -1,7 +1,7 @@
 """The recipe of the runs of docs/health.md, and their pictures: `python docs/images/health.py`.
 
-As a recipe (`--config=docs/images/health.py`) it is digits.py with a network of a quarter of its
-size. As a program it reads the runs in runs/health and writes a picture of each beside this file.
+As a recipe (`--config=docs/images/health.py`) it is digits_sit.py with half of its blocks and fewer
+steps. As a program it reads the runs in runs/health and writes a picture of each beside this file.
 """
 
 import sys
@@ -28,21 +28,21 @@ PANELS = (
 
 def get_config() -> ConfigDict:
     """Return the recipe."""
-    config = load_config("digits").unlock()
+    config = load_config("digits_sit").unlock()
     config.name = "health"
-    config.model.model_channels = 16
-    config.model.attention_resolutions = ()
-    config.teacher.steps = 300
+    config.model.depth = 2
+    config.model.feature_blocks = (0, 1)
+    config.teacher.steps = 600
     config.teacher.batch_size = 64
-    config.distill.cycles = 150
+    config.distill.cycles = 200
     config.distill.batch_size = 32
     config.log.every = 5
-    config.log.grid_every = 150
+    config.log.grid_every = 200
     config.log.export_every = 0
-    config.log.checkpoint_every = 150
-    config.log.teacher_grid_every = 300
+    config.log.checkpoint_every = 200
+    config.log.teacher_grid_every = 600
     config.log.teacher_export_every = 0
-    config.log.evaluate_every = 15
+    config.log.evaluate_every = 20
     config.evaluate.training_samples = 500
     return config.lock()
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, qwen3, t5, vae, vae_tiny
+from dmd2_jax.networks import clip_config, dinov2, qwen3, t5, vae, vae_tiny
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
@@ -78,6 +78,11 @@ def _without_head(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
     """Keep of a language model with a head that writes text what the model alone is called."""
     kept = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
     return {name.removeprefix("model."): tensor for name, tensor in kept.items()}
+
+
+def _without_mask(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
+    """Drop the token that stands for hidden patches while a DINOv2 is trained."""
+    return {name: it for name, it in tensors.items() if name != "embeddings.mask_token"}
 
 
 _OLD_ATTENTION = re.compile(
@@ -182,6 +187,12 @@ CLASSES: Mapping[str, PublishedClass] = {
         clip_config.example_vision_inputs,
         "model",
         modernise=_without_positions,
+    ),
+    "Dinov2Model": PublishedClass(
+        _frozen(dinov2.dinov2_from_config),
+        dinov2.example_dinov2_inputs,
+        "model",
+        modernise=_without_mask,
     ),
     "CLIPModel": PublishedClass(
         _frozen(clip_config.clip_from_config),
