@@ -11,6 +11,7 @@ REAL, FAKE = ("features",), ("statistics",)
 
 FIGURES = {
     "fd_ratio": Figure("FD ratio", more_is_better=False, form="{:.2f}"),
+    "fd_ratio_mean": Figure("mean FD ratio", more_is_better=False, form="{:.2f}"),
 }
 
 _HALVINGS = 5
@@ -31,7 +32,7 @@ def compute(real: FeatureSet, fake: FeatureSet, *, halvings: int = _HALVINGS) ->
       halvings: random halvings that the floor is averaged over.
 
     Returns:
-      fd_ratio >= 0.
+      fd_ratio >= 0; the mean over several feature networks is made by what has them.
 
     Raises:
       ValueError: if there are too few samples, or the real images are all alike.
