@@ -34,16 +34,17 @@ def get_config() -> ConfigDict:
     config.model.feature_blocks = (0, 1)
     config.teacher.steps = 600
     config.teacher.batch_size = 64
-    config.distill.cycles = 200
-    config.distill.batch_size = 32
-    config.log.every = 5
-    config.log.grid_every = 200
+    config.distill.cycles = 120
+    config.distill.batch_size = 16
+    config.distill.critic_turns = 3
+    config.log.every = 3
+    config.log.grid_every = 120
     config.log.export_every = 0
-    config.log.checkpoint_every = 200
+    config.log.checkpoint_every = 120
     config.log.teacher_grid_every = 600
     config.log.teacher_export_every = 0
-    config.log.evaluate_every = 20
-    config.evaluate.training_samples = 500
+    config.log.evaluate_every = 12
+    config.evaluate.training_samples = 200
     return config.lock()
 
 

@@ -330,6 +330,8 @@ def test_distillation_measures_fid_as_the_command_does_and_keeps_the_best(
     words = ("--which=best", "--num=60", f"--seed={get_config().seed}", f"--out={out}")
     assert dmd2("evaluate", f"--workdir={tmp_path}", *words) == 0
     assert json.loads(out.read_text())["best_fid"] == figures["student_ema_0.9_checkpoint_2_fid"]
+    picture = f"--out={tmp_path / 'best.png'}"
+    assert dmd2("sample", f"--workdir={tmp_path}", "--which=best", "--num=60", picture) == 0
     assert dmd2("export", f"--workdir={tmp_path}", "--which=best", f"--out={tmp_path / 'x'}") == 0
     assert "2 of 4, each a generator turn" in (tmp_path / "x" / "README.md").read_text()
 
