@@ -56,8 +56,8 @@ def draw(run: Path, picture: Path) -> None:
       picture: the PNG.
     """
     rows = read_metrics(run / "metrics.jsonl")
-    figure = new_figure(11, 2.2, dpi=80)
-    axes = figure.subplots(1, len(PANELS) + 1, width_ratios=(1.3, *[1] * len(PANELS)))
+    figure = new_figure(12, 2.7, dpi=80)
+    axes = figure.subplots(1, len(PANELS) + 1, width_ratios=(2.2, *[1] * len(PANELS)))
     axes[0].imshow(imread(sorted(run.glob("grid_[0-9]*.png"))[-1]))
     axes[0].set_axis_off()
     for panel, (title, names) in zip(axes[1:], PANELS, strict=True):
