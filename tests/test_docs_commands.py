@@ -49,6 +49,10 @@ ELSEWHERE = {
     r"dmd2 (sample|export) --workdir=runs/guided": (
         "tests/sampling/test_scale_pipelines.py::test_the_commands_take_the_scale_of_run_and_export"
     ),
+    r"dmd2 (sample|evaluate|export) .*--which=best": (
+        "tests/commands/test_resume.py::"
+        "test_distillation_measures_fid_as_the_command_does_and_keeps_the_best"
+    ),
     r"dmd2 verify .*--weights": (
         "tests/commands/test_verify.py::test_run_of_a_student_brings_its_weights_and_its_steps"
     ),

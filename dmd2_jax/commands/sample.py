@@ -86,7 +86,9 @@ class Options:
         parse=comma_separated(str),
     )
     which: str | None = flag(
-        "default: the one that the run trained", default=None, choices=("teacher", "student")
+        "default: the one that the run trained; best: that at its best (log.stop_when)",
+        default=None,
+        choices=("teacher", "student", "best"),
     )
     batch_size: int | None = flag(
         "images at a time; default: config.evaluate.batch_size, of prompts 4", default=None
@@ -281,6 +283,11 @@ def _of_pipeline(options: Options) -> Path:
         raise Refused(
             f"--{names[0]} given with --pipeline={options.pipeline}, expected it with a run's "
             "--workdir; leave it away, or make a pipeline of the run by `dmd2 export`."
+        )
+    if options.which == "best":
+        raise Refused(
+            f"--which=best given with --pipeline={options.pipeline}, which has one network, "
+            "expected it with a run's --workdir; leave it away."
         )
     texts, out = options.texts(), _checked_out(options)
     model = pipeline_model(options.pipeline, options.settings())

@@ -153,12 +153,14 @@ def get_config(family: str = "edm") -> ConfigDict:
     config.log.keep_every = 0  # and those of cycles that are multiples of this (0: none),
     config.log.keep_best = 0  # and the m of lowest FID
     config.log.evaluate_every = 0  # cycles between measurements of FID, each saved; 0: never
+    # Conditions, any of which ends a run: fid:patience=3, recall:below=0.2, warning_mean, ...
+    config.log.stop_when = ()  # (docs/health.md); with patience the best weights are kept
     config.log.tensorboard = False  # True: event files in WORKDIR/tensorboard too
     config.log.clu = False  # True: CLU's writer, with TensorFlow, in WORKDIR/clu
     config.log.wandb_project = ""  # a Weights & Biases project to report to; "": none
 
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 2000
-    config.evaluate.training_samples = 1000  # for log.evaluate_every
+    config.evaluate.training_samples = 1000  # for log.evaluate_every, generated and real
     config.evaluate.batch_size = 250
     return config.lock()  # a misspelt key in a recipe is an error, not a new key

@@ -233,6 +233,9 @@ def as_recipe(values: Mapping[str, Any]) -> ConfigDict:
     return base.lock()
 
 
+_OF_WORDS = ("mesh.", "distill.lora", "distill.objectives", "log.stop_when")
+
+
 def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any:
     """Read `text` as the type of the value it replaces."""
     if kind is object:  # of shapes alone, which have no one type
@@ -254,9 +257,7 @@ def _parse(key: str, text: str, current: Any, kind: type, nullable: bool) -> Any
             expected = f"a tuple like {current!r}"
             if key == "data.classes":
                 return tuple(_class(item) for item in _items(text))
-            return _parse_tuple(
-                text, current, words=key.startswith(("mesh.", "distill.lora", "distill.objectives"))
-            )
+            return _parse_tuple(text, current, words=key.startswith(_OF_WORDS))
         if kind is str:
             return text
     except (ValueError, KeyError, SyntaxError):

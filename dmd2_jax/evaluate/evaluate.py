@@ -29,7 +29,7 @@ from dmd2_jax.data import Source
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.compared import FirstImages, draw_compared
 from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
-from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions, check_options
+from dmd2_jax.evaluate.options import CLIP, PATCH, RATIO, EvaluateOptions, check_options
 from dmd2_jax.evaluate.spaces import RealSide, Space, is_statistics, open_spaces, real_side
 from dmd2_jax.metrics.contract.figures import plain
 from dmd2_jax.metrics.features.extractor import Collector
@@ -263,6 +263,9 @@ def judge(
     found: dict[str, Any] = {}
     for space, collector, side in zip(spaces, collectors, real.sets, strict=True):
         found |= space.figures(side, collector.result(), images.name)
+    ratios = [found[f"{space.prefix}{RATIO}"] for space in spaces if RATIO in space.metrics]
+    if len(ratios) > 1:
+        found[f"{RATIO}_mean"] = float(np.mean(ratios))
     if clip is not None:
         found |= clip.figures()
     return found | images.figures()

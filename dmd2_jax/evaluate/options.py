@@ -2,16 +2,18 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping
 
 from dmd2_jax.config import plugins
-from dmd2_jax.config.flags import flag, shapes
+from dmd2_jax.config.flags import comma_separated, flag, shapes
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["CLIP", "PATCH", "EvaluateOptions", "check_options", "metric_names"]
+__all__ = ["CLIP", "PATCH", "RATIO", "EvaluateOptions", "check_options", "metric_names"]
 
-PATCH, CLIP = "patch_fid", "clip_score"
-"""Metrics with feature networks of their own, beside the files of dmd2_jax/metrics."""
+PATCH, CLIP, RATIO = "patch_fid", "clip_score", "fd_ratio"
+"""Metrics with feature networks of their own, beside the files of dmd2_jax/metrics; and one of
+these that takes more networks."""
 
 
 _MEASURED, _REAL, _HOW = "what is measured", "what it is compared with", "how"
@@ -51,9 +53,10 @@ class EvaluateOptions:
         group=_MEASURED,
     )
     which: str | None = flag(
-        "one of a run's networks; of --weights, how to sample them",
+        "one of a run's networks, best: at its best (log.stop_when); of --weights, how to sample "
+        "them",
         default=None,
-        choices=("teacher", "student"),
+        choices=("teacher", "student", "best"),
         group=_MEASURED,
     )
     ema: float | None = flag(
@@ -129,8 +132,8 @@ class EvaluateOptions:
         group=_REAL,
     )
     metrics: tuple[str, ...] = flag(
-        "of fid, kid, inception_score, precision_recall, density_coverage, diversity, patch_fid, "
-        "clip_score, or dotted modules of your own",
+        "of fid, fd_ratio, kid, inception_score, precision_recall, density_coverage, diversity, "
+        "seed_diversity, patch_fid, clip_score, or dotted modules of your own",
         default=("fid",),
         metavar="A,B,...",
         group=_HOW,
@@ -153,6 +156,14 @@ class EvaluateOptions:
         "with; default: pytorch_fid",
         default=None,
         choices=_RESIZES,
+        group=_HOW,
+    )
+    encoders: tuple[str, ...] = flag(
+        "folders of a CLIPModel, CLIPVisionModelWithProjection or Dinov2Model as transformers "
+        "writes them, with preprocessor_config.json: fd_ratio in each of them too, and the mean",
+        default=(),
+        metavar="DIR,DIR,...",
+        parse=comma_separated(str),
         group=_HOW,
     )
     clip: str = flag(
@@ -224,6 +235,7 @@ def _check_metrics(options: EvaluateOptions) -> None:
             )
     if not options.metrics:
         raise Refused(f"`metrics=` is empty, expected some of {', '.join(names)}; name one.")
+    _check_encoders(options)
     captioned = options.images or options.prompts
     if CLIP in options.metrics and not (options.clip and captioned):
         raise Refused(
@@ -234,6 +246,27 @@ def _check_metrics(options: EvaluateOptions) -> None:
     for name in ("clip", "clip_prefix"):
         if getattr(options, name) and CLIP not in options.metrics:
             raise Refused(f"`{name}=` without `metrics=clip_score`, expected both; add the metric.")
+
+
+def _check_encoders(options: EvaluateOptions) -> None:
+    if not options.encoders:
+        return
+    if RATIO not in options.metrics:
+        raise Refused(
+            f"`encoders=` with `metrics={','.join(options.metrics)}`, expected {RATIO} among them, "
+            "which they are for; add it."
+        )
+    if options.write_reference:
+        raise Refused(
+            "`write_reference=` with `encoders=`, expected one feature network, as a file holds "
+            "the statistics of one; leave `encoders=` away."
+        )
+    names = [os.path.basename(os.path.abspath(folder)) for folder in options.encoders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(
+            f"`encoders=` has {', '.join(twice)} more than once, expected folders of different "
+            "names, by which their figures are called; rename one."
+        )
 
 
 def _check_source(options: EvaluateOptions) -> None:
@@ -259,6 +292,12 @@ def _check_source(options: EvaluateOptions) -> None:
     if len(sources) > 1:
         raise Refused(
             f"`{sources[0]}=` and `{sources[1]}=` together, expected one; measure them in turn."
+        )
+    if options.which == "best" and (len(given) > 1 or not options.of_run):
+        raise Refused(
+            "`which=best`, expected `workdir=` of a run, and none of `weights=`, `images=`, "
+            "`pipeline=`, `ema=` and checkpoints: the best weights are a file of the run; leave "
+            "the others away."
         )
     if options.images and given:
         raise Refused(

@@ -16,8 +16,9 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import sides
 from dmd2_jax.data import Source
 from dmd2_jax.data.reading.npz import npz_names
+from dmd2_jax.evaluate.encoders import encoder_name, open_encoder
 from dmd2_jax.evaluate.measured import FILES_BATCH
-from dmd2_jax.evaluate.options import CLIP, PATCH, EvaluateOptions
+from dmd2_jax.evaluate.options import CLIP, PATCH, RATIO, EvaluateOptions
 from dmd2_jax.metrics.features.extractor import (
     Collector,
     Extractor,
@@ -154,6 +155,9 @@ def open_spaces(
         spaces.append(classifier_space(reference, names, mesh, batch_size))
     if PATCH in options.metrics:
         spaces.append(Space(_inception(weights, "patch", mesh), ("fid",), prefix="patch_"))
+    for folder in options.encoders:
+        prefix = f"{encoder_name(folder)}_"
+        spaces.append(Space(open_encoder(folder, mesh), (RATIO,), prefix=prefix))
     return spaces, reference
 
 

@@ -25,6 +25,9 @@ def run_targets(options: EvaluateOptions, run: Run) -> list[tuple[str, Run]]:
     """
     which, ema = options.which or run.trained, options.ema
     key = which if ema is None else f"{which}_ema_{ema:g}"
+    if which == "best":
+        chosen = run.choose(which)
+        return [(chosen.key, chosen)]
     if options.weights:
         return [(which, run.choose(which, weights=options.weights))]
     if options.checkpoint is not None or options.all_checkpoints:

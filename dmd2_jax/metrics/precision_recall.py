@@ -17,10 +17,11 @@ FIGURES = {
     "recall": Figure("recall", share=True),
 }
 
-_NEIGHBOUR = 3
+NEIGHBOUR = 3
+"""Which neighbour a ball reaches to, by default."""
 
 
-def compute(real: FeatureSet, fake: FeatureSet, *, k: int = _NEIGHBOUR) -> dict[str, float]:
+def compute(real: FeatureSet, fake: FeatureSet, *, k: int = NEIGHBOUR) -> dict[str, float]:
     """Return the share of each side that lies on the other's manifold.
 
     A manifold is the union of balls around a side's vectors, each reaching to its k-th nearest
@@ -47,4 +48,4 @@ def compute(real: FeatureSet, fake: FeatureSet, *, k: int = _NEIGHBOUR) -> dict[
 
 def check_count(count: int, dimension: int, side: str) -> None:
     """Refuse fewer samples than `compute` takes; see `metrics.check_counts`."""
-    check_enough(count, _NEIGHBOUR)
+    check_enough(count, NEIGHBOUR)

@@ -15,13 +15,13 @@ from dmd2_jax.networks.guidance_embedding import GUIDANCE
 from dmd2_jax.recipe.classes import DataRecord, record_notes
 from dmd2_jax.recipe.guidance import save_student
 from dmd2_jax.recipe.open import Family
-from dmd2_jax.run.exported import exported_step
+from dmd2_jax.run.exported import exported_step, is_best
 from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.runtime.distributed import say
 from dmd2_jax.typing import Params
 from dmd2_jax.weights.state_dict import read_metadata
 
-__all__ = ["Whose", "check_whose", "save_weights", "whose_notes"]
+__all__ = ["Whose", "check_whose", "save_weights", "whose_notes", "written_step"]
 
 _NOTE = "dmd2_of"
 
@@ -108,11 +108,17 @@ def check_whose(file: Path, workdir: Path) -> None:
             "them once more by the command that began it. Weights of elsewhere are given by their "
             "own file (`weights=FILE`, `config.teacher.weights=FILE`)."
         )
-    step = exported_step(workdir)
+    step = None if is_best(file.name) else exported_step(workdir)
     if step is not None and step != of.step:
         _say_once(
             f"the weights in {workdir / file.name} are of step {of.step}, its others of {step}."
         )
+
+
+def written_step(file: Path) -> int | None:
+    """Return the step that a run's file of weights says it is of; None: it says none."""
+    of = _read(file)
+    return None if of is None else of.step
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.folder import is_component
 from dmd2_jax.families.published.pipeline import NETWORKS
 from dmd2_jax.recipe.exported_weights import check_whose
-from dmd2_jax.run.exported import unfinished
+from dmd2_jax.run.exported import is_best, unfinished
 from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.weights import hub
@@ -54,7 +54,7 @@ def weights_file(path: str, name: str) -> Path:
         return hub.fetch(path)
     place = path_of(path).expanduser()
     file = place / name if place.is_dir() else place
-    if file.is_file() and file != place and (told := unfinished(place)):
+    if file.is_file() and file != place and not is_best(name) and (told := unfinished(place)):
         _warn_once(told)
     if not file.is_file() and (any((place / n).is_dir() for n in NETWORKS) or is_component(place)):
         return fetched(place)

@@ -9,17 +9,29 @@ from dmd2_jax.run.sealed_config import RunFolderError
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.seal import SEAL, check_reached, is_sealed, seal
 
-__all__ = ["EXPORTED", "exported_step", "unfinished", "write_exported"]
+__all__ = ["BEST", "EXPORTED", "exported_step", "is_best", "unfinished", "write_exported"]
 
 EXPORTED = "exported.json"
 """Its name."""
 
+BEST = "best.safetensors"
+"""The weights that were the best by the figure that `log.stop_when` has patience for; their own
+header says of which step they are."""
+
+_BEST = (BEST, "best_lora.safetensors")  # the adapters alone beside it
 _MOST_STEPS = 2**40
 
 
-def write_exported(workdir: str | Path, step: int) -> None:
-    """Record which step the weights that lie in a run folder are of."""
-    write_json(path_of(workdir) / EXPORTED, seal({"step": step}))
+def write_exported(workdir: str | Path, step: int, reason: str = "") -> None:
+    """Record which step the weights that lie in a run folder are of.
+
+    Args:
+      workdir: the run folder.
+      step: steps taken.
+      reason: why the run ended there, before its last step; "": it did not.
+    """
+    ended = {"ended": reason} if reason else {}
+    write_json(path_of(workdir) / EXPORTED, seal({"step": step, **ended}))
 
 
 def exported_step(workdir: str | Path) -> int | None:
@@ -33,11 +45,16 @@ def exported_step(workdir: str | Path) -> int | None:
       RunFolderError: if what is recorded is damaged.
       OSError: if it cannot be read at the moment.
     """
-    path = path_of(workdir) / EXPORTED
+    record = _record(path_of(workdir) / EXPORTED)
+    return newest_step(path_of(workdir)) if record is None else record["step"]
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """Return what is recorded, a sound "step" among it; None: there is nothing."""
     try:
         record = read_json(path)
     except FileNotFoundError:
-        return newest_step(path.parent)
+        return None
     except (OSError, ValueError) as error:
         check_reached(error, path)
         raise _refused(path, str(error)) from error
@@ -46,7 +63,12 @@ def exported_step(workdir: str | Path) -> int | None:
         raise _refused(path, f"it says step {_shown(step)}")
     if SEAL in record and not is_sealed(record):
         raise _refused(path, "it does not match its own seal")
-    return step
+    return record
+
+
+def is_best(name: str) -> bool:
+    """Return whether a file of a run folder is of its best weights, and so of a step of its own."""
+    return name in _BEST
 
 
 def unfinished(workdir: str | Path) -> str:
@@ -59,6 +81,8 @@ def unfinished(workdir: str | Path) -> str:
       RunFolderError: see `exported_step`.
     """
     folder, step = path_of(workdir), exported_step(workdir)
+    if (_record(folder / EXPORTED) or {}).get("ended"):  # by log.stop_when
+        return ""
     try:
         command, config = read_run(folder)
         group, key, unit = LENGTHS[command]

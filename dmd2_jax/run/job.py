@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from dmd2_jax.run.checkpoint import Keep
 from dmd2_jax.typing import PyTree
 
-__all__ = ["Due", "Job", "Judge"]
+__all__ = ["Due", "Job", "Judge", "Stopper", "Verdict"]
 
 
 class Judge(Protocol):
@@ -19,6 +19,28 @@ class Judge(Protocol):
 
     def report(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Return what is wrong, by name."""
+
+
+class Verdict(NamedTuple):
+    """What a report says of a run.
+
+    Attributes:
+      reason: why the run ends with it; "": it goes on.
+      best: whether its weights are the best so far.
+    """
+
+    reason: str = ""
+    best: bool = False
+
+
+class Stopper(Protocol):
+    """What ends a run before its last step, by its reports."""
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> Verdict:
+        """Take in the reports of before a resumption; return what the last of them says."""
+
+    def report(self, step: int, values: Mapping[str, Any]) -> Verdict:
+        """Return what a report says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +71,17 @@ class Job:
       export: (state, steps taken) -> nothing: writes the weights, from time to time and when the
         run is done.
       export_key: the key of `log` that says every how many steps.
-      draw: (state, steps taken) -> pictures by name, from time to time and at the end.
+      draw: (state, steps taken, whether the run ends there) -> pictures by name, from time to time
+        and at the end.
       draw_key: likewise.
       score: state -> metrics, every `evaluate_every` steps and at the end. They are reported and
         saved with the state, which is saved then.
       judge: (steps taken, report) -> findings by name, which are added to the report and shown; its
         `replay` takes in the reports of before a resumption. In the first process alone.
+      stopper: ends the run by its reports, with the findings of `judge` among them; in the first
+        process alone, which tells the others.
+      export_best: (state, steps taken) -> nothing: writes the weights that `stopper` finds to be
+        the best so far, when their state is saved.
       shown: names of the metrics to show in the progress display; all are in metrics.jsonl.
       profile: (steps to let pass, steps to trace) into WORKDIR/profile; None traces nothing.
     """
@@ -77,16 +104,24 @@ class Job:
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     export: Callable[[PyTree, int], object] | None = None
     export_key: str = "export_every"
-    draw: Callable[[PyTree, int], Mapping[str, Path] | None] | None = None
+    draw: Callable[[PyTree, int, bool], Mapping[str, Path] | None] | None = None
     draw_key: str = "grid_every"
     score: Callable[[PyTree], dict[str, float]] | None = None
     judge: Judge | None = None
+    stopper: Stopper | None = None
+    export_best: Callable[[PyTree, int], object] | None = None
     shown: tuple[str, ...] = ()
     profile: tuple[int, int] | None = None
 
-    def due(self, done: int, stop: bool) -> "Due":
-        """Return what is to be done after `done` steps, if the run shall `stop` or not."""
-        last = done == self.total
+    def due(self, done: int, stop: bool, ended: bool = False) -> "Due":
+        """Return what is to be done after `done` steps.
+
+        Args:
+          done: steps taken.
+          stop: whether the run is asked to stop, to be resumed.
+          ended: whether it ends there, before its last step.
+        """
+        last = ended or done == self.total
 
         def now(key: str) -> bool:
             every = self.log.get(key, 0)

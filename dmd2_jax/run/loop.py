@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Sharding
 
 from dmd2_jax.run.checkpoint import Checkpoints, Restored, state_bytes
+from dmd2_jax.run.ending import Ending
 from dmd2_jax.run.exported import write_exported
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.job import Due, Job
@@ -55,7 +56,8 @@ def run_loop(job: Job) -> PyTree:
       job: the run.
 
     Returns:
-      The state after `job.total` steps; it is checkpointed, and its weights are exported.
+      The state after `job.total` steps, or fewer where `job.stopper` ends the run; it is
+      checkpointed, and its weights are exported.
 
     Raises:
       Interrupted: after Ctrl-C or SIGTERM, when the state is saved.
@@ -76,8 +78,8 @@ def run_loop(job: Job) -> PyTree:
             return {**job.record, "examples_seen": examples_seen(done)}
 
         with Prefetch(batch_of, resumed.step, job.total) as batches:
-            state = _steps(job, resumed, batches, checkpoints, describe)
-    _export(job, state, job.total)
+            state, done, reason = _steps(job, resumed, batches, checkpoints, describe)
+    _export(job, state, done, reason)
     return state
 
 
@@ -87,8 +89,12 @@ def _steps(
     batches: Prefetch,
     checkpoints: Checkpoints,
     describe: Callable[[int], dict[str, Any]],
-) -> PyTree:
-    """Take the steps that are left; what `describe` returns is saved beside the state."""
+) -> tuple[PyTree, int, str]:
+    """Take the steps that are left; what `describe` returns is saved beside the state.
+
+    Returns:
+      (state, steps taken, why the run ended before its last step or "").
+    """
     unit, total, log = job.unit, job.total, job.log
     state, extra, start = resumed
     with (
@@ -119,19 +125,27 @@ def _steps(
         judge = job.judge if is_first() else None
         if judge is not None and start:
             judge.replay(read_metrics(job.workdir / METRICS))
+        ending = Ending(job, checkpoints)
+        ending.replay(state, start)
         metrics: dict[str, Any] = {}
 
         def check_in_a_row(when: int) -> None:
             _check_in_a_row(metrics, job.max_skipped_in_a_row, f"{unit} {when}", checkpoints)
 
-        if start >= total:
+        done = start
+        if ending.reason:
+            say(
+                f"{unit} {start} of {total}: already ended by log.stop_when: {ending.reason}; its "
+                "weights are written once more. To go on, change config.log.stop_when."
+            )
+        elif start >= total:
             say(
                 f"{unit} {start} of {total}: already finished; its weights are written once more. "
                 f"To go on, raise config.{job.total_key}; for images, `dmd2 sample`."
             )
         else:
             progress.compiling()
-        for step in range(start, total):
+        for step in range(start, start if ending.reason else total):
             # One step in flight: the host prepares the next batch while the device works.
             jax.block_until_ready(metrics)
             check_in_a_row(step)
@@ -156,6 +170,8 @@ def _steps(
                         values |= job.score(state)
                 if judge is not None:
                     values |= judge.report(done, values)
+                if ending.report(done, values):
+                    due = job.due(done, due.stop, ended=True)
                 writers.write(done, values)
                 if done % log["every"] == 0:  # a report out of turn takes nothing from the next
                     window.clear()
@@ -166,9 +182,10 @@ def _steps(
             if due.draw:
                 with watch.spending("drawing"):
                     writers.sync()  # which the curves are drawn from
-                    pictures.draw(state, done)
+                    pictures.draw(state, done, due.last)
             with watch.spending("saving"):
                 saver.step(done, state, metrics, values, window, due)
+                ending.saved(state, done)
             if due.report:
                 writers.speed(done, watch.report())
             if due.save:
@@ -180,17 +197,20 @@ def _steps(
                     f"{checkpoints.directory}. To resume:\n  {resume_hint()}",
                     stop.exit_code,
                 )
+            if ending.reason:
+                say(f"{unit} {done} of {total}: ended by log.stop_when: {ending.reason}.")
+                break
     checkpoints.wait()
-    return state
+    return state, done, ending.reason
 
 
-def _export(job: Job, state: PyTree, done: int) -> None:
+def _export(job: Job, state: PyTree, done: int, reason: str = "") -> None:
     """Write the weights, and then which step they are of: a reader tells a half-finished run's."""
     if job.export is None:
         return
     job.export(state, done)
     if is_first():
-        write_exported(job.workdir, done)
+        write_exported(job.workdir, done, reason)
 
 
 class _Pictures:
@@ -200,12 +220,12 @@ class _Pictures:
         self._job, self._writers = job, writers
         self._failed = False
 
-    def draw(self, state: PyTree, done: int) -> None:
+    def draw(self, state: PyTree, done: int, last: bool) -> None:
         """Draw the pictures of this step and show them."""
         if self._job.draw is None:
             return
         try:
-            self._writers.images(done, self._job.draw(state, done))
+            self._writers.images(done, self._job.draw(state, done, last))
         except Exception as error:  # of any kind: a decoder's, a font's, a device's memory
             if not self._failed:
                 _log.warning(

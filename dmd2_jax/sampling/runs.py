@@ -15,6 +15,7 @@ from dmd2_jax.recipe.open import Family, at_size, build_family, check, recorded_
 from dmd2_jax.recipe.teacher import load_teacher
 from dmd2_jax.recipe.weights_file import teacher_file, weights_file
 from dmd2_jax.run.checkpoint import Checkpoints
+from dmd2_jax.run.exported import BEST
 from dmd2_jax.run.folder import read_run
 from dmd2_jax.run.loop import CHECKPOINTS
 from dmd2_jax.run.sealed_config import run_identity
@@ -39,6 +40,7 @@ class Run(NamedTuple):
       file: of the weights; None: they are in a checkpoint.
       step: of the checkpoint; None: they are in the file.
       merged: whether the config's teacher is meant, with its LoRA.
+      best: whether the best weights of what the run trains are meant, by its `log.stop_when`.
     """
 
     workdir: Path
@@ -50,6 +52,14 @@ class Run(NamedTuple):
     file: Path | None = None
     step: int | None = None
     merged: bool = False
+    best: bool = False
+
+    @property
+    def key(self) -> str:
+        """What the weights are called in front of figures, but for the step of a checkpoint."""
+        if self.best:
+            return "best"
+        return self.which if self.ema is None else f"{self.which}_ema_{self.ema:g}"
 
     @property
     def name(self) -> str:
@@ -81,7 +91,8 @@ class Run(NamedTuple):
         """Return the run with another of its networks; nothing is read.
 
         Args:
-          which: "teacher" or "student"; None is the one that the run trains.
+          which: "teacher" or "student"; None is the one that the run trains; "best": that too, with
+            the weights that were the best by the figure its `log.stop_when` has patience for.
           ema: the decay of the student's average to use; None is the student itself.
           weights: a file of weights (docs/weights.md) to use instead of the run's.
           checkpoint: the step of a kept checkpoint to take the weights from; None: the export.
@@ -89,6 +100,9 @@ class Run(NamedTuple):
         Raises:
           Refused: if the run has no such network, average or file.
         """
+        if best := which == "best":
+            which = self.trained
+            _check_best(self, ema, weights, checkpoint)
         which = which or self.trained
         _check_network(self, which, ema)
         if checkpoint is not None and (weights or which != self.trained):
@@ -103,11 +117,14 @@ class Run(NamedTuple):
                 file = weights_file(weights, f"{which}.safetensors")
             elif which == self.trained:
                 name = which if ema is None else f"{which}_ema_{ema:g}"
-                file = weights_file(str(self.workdir), f"{name}.safetensors")
+                name = BEST if best else f"{name}.safetensors"
+                file = weights_file(str(self.workdir), name)
             else:
                 file = teacher_file(self.config)
         merged = not weights and which != self.trained
-        return self._replace(which=which, ema=ema, file=file, step=checkpoint, merged=merged)
+        return self._replace(
+            which=which, ema=ema, file=file, step=checkpoint, merged=merged, best=best
+        )
 
     def load(self) -> Params:
         """Read the weights.
@@ -241,6 +258,21 @@ def _check_network(run: Run, which: str, ema: float | None) -> None:
         raise Refused(
             f"ema={ema:g}, expected one of optim.ema_decays={tuple(run.config.optim.ema_decays)} "
             f"of the run in {run.workdir}, and its student; leave it away for the student itself."
+        )
+
+
+def _check_best(run: Run, ema: float | None, weights: str, checkpoint: int | None) -> None:
+    others = {"ema": ema, "weights": weights or None, "checkpoint": checkpoint}
+    for name, value in others.items():
+        if value is not None:
+            raise Refused(
+                f"which=best with {name}={value}, expected one of them: the best weights are a "
+                "file of the run; leave the other away."
+            )
+    if not (run.workdir / BEST).is_file():
+        raise Refused(
+            f"which=best of {run.workdir}, which has no {BEST}, expected a run that kept its best "
+            "weights; train with `config.log.stop_when=fid:patience=N`, or choose another network."
         )
 
 

@@ -59,7 +59,7 @@ def draw_progress(
     done: int,
     *,
     unit: str,
-    total: int,
+    last: bool,
     rows: int = 8,
     scales: Sequence[float] = (),
 ) -> Drawn:
@@ -72,7 +72,7 @@ def draw_progress(
       workdir: the run folder; grid_STEP.png, curves.png and progress.gif go there.
       done: steps taken.
       unit: what a step is called, for example "cycle".
-      total: steps of the whole run.
+      last: whether the run ends there.
       rows: of the grid.
       scales: of a student that takes the guidance scale, those that are drawn, each of the same
         noise; (): it takes none.
@@ -90,7 +90,7 @@ def draw_progress(
     if reports := read_metrics(workdir / METRICS):  # none before the first `log.every`
         pictures["curves"] = workdir / "curves.png"
         loss_curves(reports, pictures["curves"], x_label=unit)
-    if done == total:
+    if last:
         animate(sorted(workdir.glob("grid_[0-9]*.png")), workdir / "progress.gif")
     return Drawn(images, pictures)
 

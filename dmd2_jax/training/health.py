@@ -73,18 +73,26 @@ class Rule(NamedTuple):
       limit: what is healthy ends there.
       what: which figures do what, with {value} and {limit}.
       cure: what usually helps.
+      less: what is lowered with {guidance}, which names the key; left out where there is none.
       early: whether it counts before the run has settled.
     """
 
     limit: float
     what: str
     cure: str
+    less: str = ""
     early: bool = True
 
-    def said(self, value: float) -> str:
-        """Return in words what was found, and what usually helps."""
+    def said(self, value: float, guidance: str = "config.distill.guidance") -> str:
+        """Return in words what was found, and what usually helps.
+
+        Args:
+          value: what was found.
+          guidance: the key that says how much guidance there is; "": there is none.
+        """
         found = self.what.format(value=f"{value:.3g}", limit=f"{self.limit:g}")
-        return f"the student may be dying: {found}. What usually helps: {self.cure}."
+        cure = self.cure + (self.less.format(guidance=guidance) if guidance else "")
+        return f"the student may be dying: {found}. What usually helps: {cure}."
 
 
 RULES = {
@@ -96,13 +104,14 @@ RULES = {
     "std": Rule(
         STD_FACTOR,
         "generated_std and real_std differ by a factor of {value}, healthy is up to {limit}",
-        f"contrast is lost or overdone: {_SLOWER}; where it is too high, lower "
-        "config.distill.guidance",
+        f"contrast is lost or overdone: {_SLOWER}",
+        less="; where it is too high, lower {guidance}",
     ),
     "saturation": Rule(
         SATURATION_OVER,
         "generated_saturation is {value} above real_saturation, healthy is up to {limit}",
-        "samples burn out: lower config.distill.guidance or config.distill.gan_generator_weight",
+        "samples burn out: lower config.distill.gan_generator_weight",
+        less=" or {guidance}",
     ),
     "critic": Rule(
         CRITIC_FACTOR,
@@ -144,6 +153,7 @@ class Health:
         real: Mapping[str, float] | None = None,
         latents: bool = False,
         unit: str = "cycle",
+        guidance: str = "config.distill.guidance",
     ) -> None:
         """Begin with no report.
 
@@ -153,8 +163,10 @@ class Health:
           real: real_mean, real_std and real_saturation, of reports that have none.
           latents: whether the samples are latents, whose saturation means nothing.
           unit: what a step is called.
+          guidance: the key that says how much guidance there is; "": there is none.
         """
         self._total, self._every, self._unit = total, every, unit
+        self._guidance = guidance
         self._real, self._latents = dict(real or {}), latents
         self._size = _window(total // every)
         self._window: collections.deque[dict[str, float]] = collections.deque(maxlen=self._size)
@@ -187,7 +199,7 @@ class Health:
         for name, value in self._found.items():
             if name not in self._said:
                 self._said.add(name)
-                _log.warning("%s %d: %s", self._unit, step, RULES[name].said(value))
+                _log.warning("%s %d: %s", self._unit, step, RULES[name].said(value, self._guidance))
         self._said &= set(self._found)
         return {f"warning_{name}": value for name, value in self._found.items()}
 

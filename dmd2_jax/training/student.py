@@ -24,6 +24,7 @@ from dmd2_jax.recipe.tables import parameter_table
 from dmd2_jax.recipe.weights import read_teacher, starting_weights
 from dmd2_jax.recipe.weights_file import teacher_file
 from dmd2_jax.run.checkpoint import state_bytes
+from dmd2_jax.run.exported import BEST
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
@@ -44,6 +45,7 @@ from dmd2_jax.training.health import Health, real_statistics
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
 from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
+from dmd2_jax.training.stopping import Stopping, stop_conditions
 from dmd2_jax.typing import Params
 
 __all__ = ["open_student", "open_students", "student_files", "train"]
@@ -87,6 +89,7 @@ def train(
     config = recipe.config
     jobs = open_students(recipe)
     job = jobs[0]
+    stop_conditions(config, students=True)
     file, classes = teacher_file(config), recipe.family.num_classes
     check_teacher_data(file, recipe.dataset, classes, allow_change)
     base, teacher = read_teacher(config, recipe.family, file)
@@ -255,6 +258,8 @@ def _described(
             chosen_scale(config.distill),
         ),
         judge=_judge(it),
+        stopper=Stopping(stop_conditions(config, students=True), "cycle"),
+        export_best=lambda state, done: _export_best(it, state, workdir, run, done),
         shown=("generator_loss", "critic_loss"),
         profile=profile,
     )
@@ -271,7 +276,15 @@ def _judge(it: _Student) -> Health:
         every=config.log.every,
         real=real,
         latents=recipe.family.image_shape[-1] not in (1, 3),
+        guidance=_guidance_key(config),
     )
+
+
+def _guidance_key(config: ConfigDict) -> str:
+    """Return what of a config says how much guidance there is; "": there is none."""
+    if config.distill.guidance_range:
+        return "the upper end of config.distill.guidance_range"
+    return "" if config.distill.guidance is None else "config.distill.guidance"
 
 
 def _table(shapes: TrainState, teacher_params: Params) -> str:
@@ -283,14 +296,14 @@ def _table(shapes: TrainState, teacher_params: Params) -> str:
     return f"{parameter_table(networks)}\ntraining state, one checkpoint: {size:,.1f} MB"
 
 
-def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[str, Path]]:
+def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int, bool], dict[str, Path]]:
     """Return what draws the student's progress, always of the same noise.
 
     Where there is a critic, it is shown beside the teacher on the first row of the student's grid.
     """
     recipe = _each_shape(it.recipe)[0]
     config, family = recipe.config, recipe.family
-    sampler, total = student_sampler(family, config), config.distill.cycles
+    sampler = student_sampler(family, config)
     others = [(each, student_sampler(each.family, each.config)) for each in it.recipe.buckets[1:]]
     labels, rows, columns = grid_labels(recipe)
     cond = family.cond(jax.tree.map(lambda array: array[:columns], labels))
@@ -300,7 +313,7 @@ def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[st
         cond = with_scale(cond, scales[0], columns)  # as the first row is
     compare = score_comparison(family, config.distill.guidance, config.seed, told)
 
-    def drawn(own: Params, critic: Params | None, done: int) -> dict[str, Path]:
+    def drawn(own: Params, critic: Params | None, done: int, last: bool) -> dict[str, Path]:
         progress = draw_progress(
             recipe,
             sampler,
@@ -308,7 +321,7 @@ def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[st
             workdir,
             done,
             unit="cycle",
-            total=total,
+            last=last,
             scales=scales,
         )
         for each, its_sampler in others:
@@ -323,10 +336,10 @@ def _drawing(it: _Student, workdir: Path) -> Callable[[TrainState, int], dict[st
             draw_scores(x_0, scores, progress.pictures["scores"])
         return progress.pictures
 
-    def draw(state: TrainState, done: int) -> dict[str, Path]:
+    def draw(state: TrainState, done: int, last: bool) -> dict[str, Path]:
         own = to_host(state.generator.params)
         critic = to_host(state.critic.params) if config.distill.train_critic else None
-        return on_first(lambda: drawn(own, critic, done)) or {}
+        return on_first(lambda: drawn(own, critic, done, last)) or {}
 
     return draw
 
@@ -338,11 +351,25 @@ def _versions(state: TrainState) -> tuple[Params, ...]:
 
 def _export(it: _Student, state: TrainState, workdir: Path, run: str | None, done: int) -> None:
     """Write the weights of the student and of its averages."""
-    versions, config = to_host(_versions(state)), it.recipe.config
+    files = dict(zip(student_files(it.recipe.config), _versions(state), strict=True))
+    _write(it, files, workdir, run, done)
+
+
+def _export_best(
+    it: _Student, state: TrainState, workdir: Path, run: str | None, done: int
+) -> None:
+    """Write the weights that are measured as the run goes on, under a name that they keep."""
+    _write(it, {BEST: _versions(state)[-1]}, workdir, run, done)
+
+
+def _write(
+    it: _Student, files: dict[str, Params], workdir: Path, run: str | None, done: int
+) -> None:
+    versions, config = to_host(tuple(files.values())), it.recipe.config
     record = data_record(it.recipe.dataset)
 
     def write() -> None:
-        for name, own in zip(student_files(config), versions, strict=True):
+        for name, own in zip(files, versions, strict=True):
             family, file = it.recipe.family, workdir / name
             export_student(config, family, it.base, own, file, record, run=run, step=done)
 

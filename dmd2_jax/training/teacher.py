@@ -21,6 +21,7 @@ from dmd2_jax.recipe.exported_weights import save_weights, whose_notes
 from dmd2_jax.recipe.open import Family, Recipe, check_has_images, check_one_shape, open_recipe
 from dmd2_jax.recipe.placement import check_player_rules, mesh_rules
 from dmd2_jax.recipe.tables import parameter_table
+from dmd2_jax.run.exported import BEST
 from dmd2_jax.run.job import Job
 from dmd2_jax.run.loop import run_loop
 from dmd2_jax.run.places import recorded
@@ -44,6 +45,7 @@ from dmd2_jax.sampling.samplers import Sampler, teacher_sampler
 from dmd2_jax.training.drawing import draw_progress
 from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
+from dmd2_jax.training.stopping import Stopping, stop_conditions
 from dmd2_jax.training.teacher_step import (
     TeacherConfig,
     TeacherState,
@@ -95,6 +97,7 @@ def train(
     recipe = open_recipe(config, config.teacher.batch_size)
     check_one_shape(recipe, "a teacher's training")
     config = recipe.config
+    stop_conditions(config, students=False)
     family, mesh = recipe.family, recipe.mesh
     _check_objective(recipe)
     shapes = jax.eval_shape(init_teacher_state, family.param_shapes())
@@ -149,8 +152,8 @@ def _described(
         x_0, cond = jax.device_put(prepare(batch, family), batch_sharding(mesh))
         return step(state, x_0, cond, stream_key(root, "teacher", i))
 
-    def export(state: TeacherState, done: int) -> None:
-        weights, file = to_host(state.ema), workdir / NAME
+    def export(state: TeacherState, done: int, name: str = NAME) -> None:
+        weights, file = to_host(state.ema), workdir / name
         whose = whose_notes(run, file, done)
         on_first(lambda: save_weights(family, weights, file, data_is, whose))
 
@@ -176,6 +179,8 @@ def _described(
         draw=_drawing(recipe, sampler, workdir),
         draw_key="teacher_grid_every",
         score=training_score(recipe, workdir, sampler, lambda state: state.ema),
+        stopper=Stopping(stop_conditions(config, students=False), "step"),
+        export_best=lambda state, done: export(state, done, BEST),
         shown=("denoising_loss",),
         profile=profile,
     )
@@ -309,17 +314,16 @@ def teacher_batch(
 
 def _drawing(
     recipe: Recipe, sampler: Sampler, workdir: Path
-) -> Callable[[TeacherState, int], dict[str, Path]]:
+) -> Callable[[TeacherState, int, bool], dict[str, Path]]:
     """Return what draws the progress, from the same noise each time."""
-    total = recipe.config.teacher.steps
 
-    def drawn(weights: Params, done: int) -> dict[str, Path]:
+    def drawn(weights: Params, done: int, last: bool) -> dict[str, Path]:
         # Half of the student's rows: the sampler calls the network many times.
-        options: dict[str, Any] = {"unit": "step", "total": total, "rows": 4}
+        options: dict[str, Any] = {"unit": "step", "last": last, "rows": 4}
         return draw_progress(recipe, sampler, weights, workdir, done, **options).pictures
 
-    def draw(state: TeacherState, done: int) -> dict[str, Path]:
+    def draw(state: TeacherState, done: int, last: bool) -> dict[str, Path]:
         weights = to_host(state.ema)
-        return on_first(lambda: drawn(weights, done)) or {}
+        return on_first(lambda: drawn(weights, done, last)) or {}
 
     return draw

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from dmd2_jax.metrics.features.real import open_reference
 from dmd2_jax.run.checkpoint import Checkpoints
+from dmd2_jax.run.exported import unfinished
 from dmd2_jax.run.metrics import read_metrics
 from dmd2_jax.sampling.runs import checkpoint_params, open_run, read_run_folder
 from dmd2_jax.training import student as train_student
@@ -293,12 +294,24 @@ def test_teacher_measures_fid_and_keeps_the_best(
 
 
 def test_distillation_measures_fid_as_the_command_does_and_keeps_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(classifier(), tmp_path / "classifier")
     best_at(2, train_student, lambda state: int(state.step.generator), monkeypatch)
     more = ("--config.log.evaluate_every=1", "--config.log.keep=1", "--config.log.keep_best=1")
-    assert dmd2(*distill_words(tmp_path, *more, "--config.evaluate.training_samples=60")) == 0
+    words = distill_words(tmp_path, *more, "--config.evaluate.training_samples=60")
+    early = [*words, "--config.log.stop_when=fid:patience=1"]
+    assert dmd2(*early) == 0
+    assert steps(tmp_path) == [2, 3] and unfinished(tmp_path) == ""
+    assert (tmp_path / "progress.gif").exists()
+    capsys.readouterr()
+    assert dmd2(*early) == 0
+    assert (
+        "cycle 3 of 4: already ended by log.stop_when: fid was no better" in capsys.readouterr().err
+    )
+    assert steps(tmp_path) == [2, 3]
+    # Without the condition it goes on as if there had been none.
+    assert dmd2(*words, "--config.log.stop_when=()") == 0
     found = measured(tmp_path)
     assert list(found) == [1, 2, 3, 4]
     assert steps(tmp_path) == [2, 4]
@@ -313,6 +326,14 @@ def test_distillation_measures_fid_as_the_command_does_and_keeps_the_best(
     for name in ("fid", "class_accuracy"):
         expected = figures[f"student_ema_0.9_checkpoint_2_{name}"]
         assert found[2][name] == pytest.approx(expected, rel=1e-5), name
+    # The file of the best is of that step too, whatever was exported later.
+    words = ("--which=best", "--num=60", f"--seed={get_config().seed}", f"--out={out}")
+    assert dmd2("evaluate", f"--workdir={tmp_path}", *words) == 0
+    assert json.loads(out.read_text())["best_fid"] == figures["student_ema_0.9_checkpoint_2_fid"]
+    picture = f"--out={tmp_path / 'best.png'}"
+    assert dmd2("sample", f"--workdir={tmp_path}", "--which=best", "--num=60", picture) == 0
+    assert dmd2("export", f"--workdir={tmp_path}", "--which=best", f"--out={tmp_path / 'x'}") == 0
+    assert "2 of 4, each a generator turn" in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_run_moved_from_one_device_to_four_to_two_equals_one_that_stayed(tmp_path: Path) -> None:

@@ -169,6 +169,35 @@ def test_diversity_refuses_labels_that_all_differ():
         diversity(np.zeros((3, 2)), [0, 1, 2])
 
 
+def test_seed_diversity_is_the_share_of_the_real_distance_within_a_class():
+    random = np.random.RandomState(0)
+    x, labels = random.standard_normal((30, 3)).astype(np.float32), np.repeat([0, 1, 5], 10)
+    centre = np.stack([x[labels == label].mean(axis=0) for label in labels])
+    # A third of the spread in every class but one, of which there is a single image.
+    y = centre + np.float32(1 / 3) * (x - centre)
+    y[labels == 5] = 7.0
+    real = dataclasses.replace(feature_set(x), labels=labels)
+    fake = dataclasses.replace(feature_set(y), labels=labels)
+    got = metrics.compute(["seed_diversity"], real, fake)
+    ratio = plain.diversity(y, labels) / plain.diversity(x, labels)
+    assert got == pytest.approx({"seed_diversity": ratio, "seed_diversity_least": 0.0}, rel=1e-5)
+    assert 0.2 < ratio < 0.24
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [([0, 1, 2, 3], "some label at least twice"), ([8, 8, 9, 9], "labels such as 8")],
+)
+def test_seed_diversity_refuses_samples_of_no_class_of_the_data(labels, said):
+    real = dataclasses.replace(feature_set(np.eye(4)), labels=np.array([0, 0, 1, 1]))
+    fake = dataclasses.replace(feature_set(np.eye(4)), labels=np.array(labels))
+    with pytest.raises(ValueError, match=said):
+        metrics.compute(["seed_diversity"], real, fake)
+    flat = dataclasses.replace(feature_set(np.ones((4, 4))), labels=np.array([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="class 0 all have the same features"):
+        metrics.compute(["seed_diversity"], flat, real)
+
+
 def test_diversity_reports_the_real_one_beside_it():
     real = feature_set([[0.0, 0.0], [0.0, 2.0]], labels=np.array([5, 5]))
     fake = feature_set([[0.0, 0.0], [0.0, 1.0]], labels=np.array([5, 5]))
@@ -278,9 +307,33 @@ def test_compute_merges_several_metrics_in_order():
     assert list(got) == ["kid", "kid_std", "kid_standard_error", "fid", "fid_bias"]
 
 
+def test_fd_ratio_is_the_distance_in_units_of_half_of_the_real_against_half():
+    random = np.random.RandomState(0)
+    real, same = (random.standard_normal((400, 3)) for _ in range(2))
+    got = compute("fd_ratio", real, same)["fd_ratio"]
+    assert 0.1 < got < 2  # as far as halves are, or nearer: it is of more samples
+    shifted = compute("fd_ratio", real, real + np.array([3.0, 0.0, 0.0]))["fd_ratio"]
+    floors, order = [], np.random.RandomState(0)
+    for _ in range(5):
+        half = order.permutation(400)
+        sides = [real[half[part::2]] for part in range(2)]
+        (a, b), (c, d) = zip(*[(it.mean(0), np.cov(it.T)) for it in sides], strict=True)
+        floors.append(((a - b) ** 2).sum() + np.trace(c + d - 2 * scipy.linalg.sqrtm(c @ d).real))
+    assert shifted == pytest.approx(9 / np.mean(floors), rel=1e-6)
+
+
+def test_fd_ratio_refuses_real_images_that_are_all_alike_or_too_few():
+    random = np.random.RandomState(0)
+    with pytest.raises(ValueError, match="halves of the real images do not differ"):
+        compute("fd_ratio", np.ones((40, 3)), random.standard_normal((40, 3)))
+    with pytest.raises(ValueError, match="4 real samples for FID in 64 dimensions"):
+        compute("fd_ratio", random.standard_normal((9, 64)), random.standard_normal((40, 64)))
+
+
 def test_available_metrics_each_say_what_they_are():
     assert metrics.available() == [
-        "density_coverage", "diversity", "fid", "inception_score", "kid", "precision_recall",
+        "density_coverage", "diversity", "fd_ratio", "fid", "inception_score", "kid",
+        "precision_recall", "seed_diversity",
     ]  # fmt: skip
     assert all(text.endswith(".") for text in metrics.summaries().values())
 

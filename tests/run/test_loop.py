@@ -13,7 +13,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.checkpoint import CheckpointError, Checkpoints, Keep, Restored
 from dmd2_jax.run.exported import exported_step
 from dmd2_jax.run.folder import RunFolderError
-from dmd2_jax.run.job import Job
+from dmd2_jax.run.job import Job, Stopper
 from dmd2_jax.run.loop import (
     CHECKPOINTS,
     DivergedError,
@@ -41,6 +41,7 @@ class Run:
     def __init__(self, workdir: Path, log: dict = LOG, keep: Keep = KEEP) -> None:
         self.workdir, self.log, self.keep = workdir, log, keep
         self.drawn: list[int] = []
+        self.best: list[tuple[int, float]] = []
         self.exported: list[int] = []
         self.taken: list[int] = []
 
@@ -52,6 +53,7 @@ class Run:
         score: Callable[[dict], dict] | None = None,
         broken: tuple[int, ...] = (),
         unread: int = 99,
+        stopper: Stopper | None = None,
     ) -> float:
         """Run to `total` steps.
 
@@ -62,12 +64,13 @@ class Run:
           score: of the job.
           broken: the steps whose pictures cannot be drawn.
           unread: the step whose data cannot be read.
+          stopper: of the job.
         """
 
         def refused(i: int) -> int:
             return max(0, i + 1 - skip) if isinstance(skip, int) else int(i in skip)
 
-        def draw(state: dict, done: int) -> None:
+        def draw(state: dict, done: int, last: bool) -> None:
             self.drawn.append(done)
             if done in broken:
                 raise OSError("no such font")
@@ -106,6 +109,8 @@ class Run:
             score=score,
             export=lambda state, done: self.exported.append(len(self.taken)),
             draw=draw,
+            stopper=stopper,
+            export_best=lambda state, done: self.best.append((done, float(state["x"]))),
             shown=("x",),
         )
         state = run_loop(job)

@@ -22,6 +22,7 @@ from dmd2_jax.training import score as module
 from dmd2_jax.training.score import training_score
 from dmd2_jax.typing import Params
 from tests.data.images import picture, png, write_folder
+from tests.metrics.plain import precision_recall
 from tests.tiny import RECIPE, dmd2, get_config, refused, scratch
 
 NUM = 61  # no multiple of anything here
@@ -65,9 +66,12 @@ def expected() -> dict[str, float]:
     labels, seed = uniform_labels(NUM, recipe.family.num_classes), recipe.config.seed
     images = sample_images(sampler, recipe.family, params, labels, seed=seed, batch_size=30)
     features, logits = reference().classifier(images)
+    real = reference().features
+    some = real[np.sort(np.random.RandomState(seed).permutation(len(real))[:NUM])]
     return {
         "fid": fid(reference().statistics, feature_statistics(features)),
         "class_accuracy": float((logits.argmax(axis=-1) == labels).mean()),
+        **precision_recall(some, features, 3),
     }
 
 

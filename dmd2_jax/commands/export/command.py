@@ -70,6 +70,12 @@ class Options:
 
     out: str = flag("the folder; new or empty", metavar="DIR")
     workdir: str = flag("the run of a distillation", default="", metavar="DIR", group=_WHAT)
+    which: str | None = flag(
+        "best: the student at its best by the run's log.stop_when; default: at its latest export",
+        default=None,
+        choices=("student", "best"),
+        group=_WHAT,
+    )
     ema: float | None = flag(
         "the student's average of this decay; default: the student itself",
         default=None,
@@ -182,15 +188,20 @@ class Options:
             raise Refused(
                 "--times with --workdir, whose config says them, expected one; leave --times away."
             )
-        if self.weights and (self.ema is not None or self.checkpoint is not None):
+        if self.weights and (self.which, self.ema, self.checkpoint) != (None, None, None):
             raise Refused(
-                "--ema or --checkpoint with --weights, expected --workdir, from whose files they "
-                "choose; leave them away."
+                "--which, --ema or --checkpoint with --weights, expected --workdir, from whose "
+                "files they choose; leave them away."
             )
         if self.weights and self.guidance is not None:
             raise Refused(
                 "--guidance with --weights, expected --workdir, whose config has the range of "
                 "scales; leave --guidance away."
+            )
+        if self.which == "best" and (self.ema is not None or self.checkpoint is not None):
+            raise Refused(
+                "--which=best with --ema or --checkpoint, expected one: the best weights are a "
+                "file of the run; leave the other away."
             )
         if self.lora and self.lora not in _LORA:
             raise Refused(f"--lora={self.lora}, expected one of {_LORA}; choose one.")

@@ -11,6 +11,7 @@ from dmd2_jax.config.text import read_json
 from dmd2_jax.config.times import number_of_steps
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.evaluate.table import metrics_table
+from dmd2_jax.recipe.exported_weights import written_step
 from dmd2_jax.recipe.guidance import scale_range
 from dmd2_jax.run.exported import exported_step
 from dmd2_jax.runtime.places import in_bucket, path_of
@@ -82,6 +83,8 @@ def _short(path: str) -> str:
 
 def _lengths(run: Run) -> Iterator[tuple[str, str]]:
     step = run.step if run.step is not None else exported_step(run.workdir)
+    if run.best and run.file is not None:
+        step = written_step(run.file)
     done = "" if step is None else f"{step:,} of "
     if run.trained == "student":
         distill = run.config.distill
@@ -91,7 +94,7 @@ def _lengths(run: Run) -> Iterator[tuple[str, str]]:
         yield "training steps", f"{done}{run.config.teacher.steps:,}"
     if run.which == "student":
         kept = "the last weights" if run.ema is None else f"the average of decay {run.ema:g}"
-        yield "weights", kept
+        yield "weights", "the best that the training measured" if run.best else kept
 
 
 def _student(config: ConfigDict) -> Iterator[tuple[str, str]]:
@@ -154,8 +157,7 @@ def _figures(run: Run, file: Path, figures: Mapping[str, Any]) -> tuple[str, str
 
 def _set_of(run: Run) -> str:
     """Return what metrics.json calls these weights."""
-    name = run.which if run.ema is None else f"{run.which}_ema_{run.ema:g}"
-    return name if run.step is None else f"{name}_checkpoint_{run.step}"
+    return run.key if run.step is None else f"{run.key}_checkpoint_{run.step}"
 
 
 def _how(figures: Mapping[str, Any], own: Mapping[str, Any]) -> str:

@@ -114,7 +114,7 @@ def export(options: Options) -> str:
     there = bool(options.push) and check_push(options.push, private=options.private)
     out = _check_out(options.out)
     if options.workdir:
-        run = open_run(options.workdir, ema=options.ema, checkpoint=options.checkpoint)
+        run = open_run(options.workdir, options.which, options.ema, checkpoint=options.checkpoint)
         if text_family(run.family) is None:
             return export_classes(run, options, out)
         student = _from_run(options, run)

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
-from dmd2_jax.networks import clip_config, qwen, t5, vae, vae_flux2, vae_tiny, vae_video
+from dmd2_jax.networks import (
+    clip_config,
+    dinov2,
+    qwen,
+    t5,
+    vae,
+    vae_flux2,
+    vae_tiny,
+    vae_video,
+)
 from dmd2_jax.typing import DType, Params
 from dmd2_jax.weights import state_dict
 
@@ -82,6 +91,11 @@ def _without_head(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
         for name, tensor in bare.items()
         if not name.startswith(("lm_head.", "visual."))
     }
+
+
+def _without_mask(tensors: state_dict.Tensors) -> dict[str, np.ndarray]:
+    """Drop the token that stands for hidden patches while a DINOv2 is trained."""
+    return {name: it for name, it in tensors.items() if name != "embeddings.mask_token"}
 
 
 _OLD_ATTENTION = re.compile(
@@ -204,6 +218,12 @@ CLASSES: Mapping[str, PublishedClass] = {
         clip_config.example_vision_inputs,
         "model",
         modernise=_without_positions,
+    ),
+    "Dinov2Model": PublishedClass(
+        _frozen(dinov2.dinov2_from_config),
+        dinov2.example_dinov2_inputs,
+        "model",
+        modernise=_without_mask,
     ),
     "CLIPModel": PublishedClass(
         _frozen(clip_config.clip_from_config),

@@ -48,6 +48,7 @@ class Extractor:
       batch_size: images at a time on all devices together.
       mesh: the devices; None: the first one.
       check: raises ValueError for images [n, h, w, c] whose shape the network does not take.
+      prepare: uint8 [b, h, w, c] -> what `apply` takes, [b, ...], on the host; None: as they are.
 
     Raises:
       ValueError: if the batch does not split evenly over the mesh.
@@ -60,6 +61,7 @@ class Extractor:
     batch_size: int = 64
     mesh: Mesh | None = None
     check: Callable[[tuple[int, ...]], None] | None = None
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         mesh = self.mesh or make_mesh({"data": 1}, jax.devices()[:1])
@@ -103,6 +105,7 @@ class Extractor:
         assert mesh is not None  # __post_init__ makes one
         for begin in range(0, len(images), self.batch_size):
             batch = np.asarray(images[begin : begin + self.batch_size])
+            batch = batch if self.prepare is None else self.prepare(batch)
             # A padded last batch keeps one compiled program for any number of images.
             padding = ((0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0))
             batch = jax.device_put(np.pad(batch, padding), batch_sharding(mesh))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dmd2_jax import data
@@ -14,6 +15,7 @@ from dmd2_jax.metrics.features.classifier import (
     train_classifier,
 )
 from dmd2_jax.metrics.features.moments import FeatureStatistics
+from dmd2_jax.typing import Float
 
 __all__ = ["Reference", "open_reference"]
 
@@ -25,11 +27,13 @@ class Reference(NamedTuple):
       classifier: the feature space.
       statistics: of all real images, train and test.
       fid_floor: mean distance from a random half of the real images to the other half.
+      features: [n, d] of all of them.
     """
 
     classifier: Classifier
     statistics: FeatureStatistics
     fid_floor: float
+    features: Float[np.ndarray, "n d"]
 
 
 def open_reference(
@@ -58,4 +62,4 @@ def open_reference(
     train, test = map(data.to_memory, sources)
     classifier = train_classifier(train, test, cache_dir=cache)
     statistics, features = real_statistics(classifier, train, test)
-    return Reference(classifier, statistics, real_fid_floor(features)[0])
+    return Reference(classifier, statistics, real_fid_floor(features)[0], features)
