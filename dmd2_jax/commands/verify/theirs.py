@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.commands.verify.subject import STEPS, Subject
+from dmd2_jax.commands.verify.their_networks import FLUX2, PACKED, called, unfilled, unpacked
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import sides
 from dmd2_jax.config.text import read_json
@@ -28,9 +29,6 @@ __all__ = ["Theirs", "missing_packages"]
 _EMPTY = ""
 _MULTIPLE = 32  # of tokens, to which prompts of several lengths are filled up
 _QWEN_TOKENS = 512  # of a prompt, in a call of Qwen-Image's pipeline
-_FLUX2 = "Flux2Transformer2DModel"
-_PACKED = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
-"""The networks that are given patches of 2 x 2 pixels as tokens."""
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _SWITCHED_OFF = {
     "StableDiffusionPipeline": {"requires_safety_checker": False},
@@ -130,7 +128,7 @@ class Theirs:
                 made = [pipe.encode_prompt(half, **told) for half in halves]
                 # No mask: every token is one of a prompt.
                 whole = [(x, torch.ones(x.shape[:2]) if m is None else m) for x, m in made]
-                return _filled(*(list(_unfilled(*one)) for one in whole))
+                return _filled(*(list(unfilled(*one)) for one in whole))
             if kind == "Flux2KleinPipeline":
                 both = (texts, [_EMPTY] * len(texts))
                 parts = tuple(pipe.encode_prompt(each, device="cpu")[0] for each in both)
@@ -167,13 +165,16 @@ class Theirs:
         self, shape: tuple[int, int, int], steps: int, count: int
     ) -> Float[np.ndarray, "s b h w c"]:
         """Draw the noises of images that their pipeline draws too, its latents and each step's."""
-        rows = [[self._ours(x, shape) for x in self._draw(shape, steps, i)] for i in range(count)]
+        rows = [
+            [unpacked(self._network, x, shape) for x in self._draw(shape, steps, i)]
+            for i in range(count)
+        ]
         return np.concatenate([np.stack(row) for row in rows], axis=1)
 
     def _draw(self, shape: tuple[int, int, int], steps: int, seed: int) -> list[Any]:
         """Draw from the global generator: not every pipeline hands its own to its scheduler."""
         h, w, c = shape
-        patch = 1 if self._network == _FLUX2 else 2 if self._packed else 0
+        patch = 1 if self._network == FLUX2 else 2 if self._network in PACKED else 0
         size = (1, h // patch * (w // patch), c * patch**2) if patch else (1, c, h, w)
         self._torch.manual_seed(seed)
         return [self._torch.randn(size) for _ in range(steps)]
@@ -192,17 +193,6 @@ class Theirs:
     def _language_model(self) -> LanguageModel | None:
         """How a language model reads the prompts; None: no such reads them."""
         return LANGUAGE_MODELS.get(self._kind)
-
-    @property
-    def _packed(self) -> bool:
-        return self._network in _PACKED
-
-    def _ours(self, latents: Any, shape: tuple[int, int, int]) -> np.ndarray:
-        if self._network == _FLUX2:
-            return latents.numpy().reshape(-1, *shape)
-        if self._packed:
-            latents = self._diffusers.FluxPipeline._unpack_latents(latents, *shape[:2], 1)
-        return latents.numpy().transpose(0, 2, 3, 1)
 
     def network(self) -> Any:
         """Read their network, with the subject's weights where these are others.
@@ -238,83 +228,15 @@ class Theirs:
         tell: Callable[[], None],
     ) -> dict[str, np.ndarray]:
         """Return x_0 at some times for each half of guidance, by the names of `ours.network`."""
-        arrays = {}
+        arrays, scale = {}, self._subject.family.input_guidance
         for t in times:
             for name, cond in halves.items():
                 with self._torch.no_grad():
-                    raw = self._raw(network, x_t, t, cond)
+                    raw = called(network, x_t, t, cond, scale)
                 alpha, sigma, kind = self._levels(t)
                 arrays[f"x_0 at t={t:g}, {name}"] = _to_x_0(kind, raw, x_t, alpha, sigma)
                 tell()
         return arrays
-
-    def _raw(self, network: Any, x_t: np.ndarray, t: Any, cond: Any) -> np.ndarray:
-        """Call their network as its pipeline does."""
-        torch, kind = self._torch, type(network).__name__
-        x = self._torch.from_numpy(np.ascontiguousarray(x_t.transpose(0, 3, 1, 2)))
-        time = torch.full((len(x_t),), float(t))
-        if kind == "DiTTransformer2DModel":
-            out = network(x, timestep=time, class_labels=torch.tensor(np.asarray(cond))).sample
-            return out[:, : x.shape[1]].numpy().transpose(0, 2, 3, 1)
-        text = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in cond.items()}
-        if kind == "UNet2DConditionModel":
-            added = (
-                {"text_embeds": text["pooled"], "time_ids": text["time_ids"]}
-                if "time_ids" in text
-                else {}
-            )
-            told = {}
-            if features := network.config.time_cond_proj_dim:
-                scale = torch.full((len(x),), self._scale - 1.0)
-                embed = self._diffusers.LatentConsistencyModelPipeline
-                told["timestep_cond"] = embed.get_guidance_scale_embedding(None, scale, features)
-            out = network(x, time, text["prompt_embeds"], added_cond_kwargs=added, **told).sample
-            return out.numpy().transpose(0, 2, 3, 1)
-        if kind == "ZImageTransformer2DModel":
-            prompts = list(_unfilled(text["prompt_embeds"], text["prompt_mask"]))
-            out = network(
-                list(x[:, :, None]), (1000 - 1000 * time) / 1000, prompts, return_dict=False
-            )[0]
-            return -torch.stack(out)[:, :, 0].numpy().transpose(0, 2, 3, 1)
-        if kind == _FLUX2:
-            klein, embeds = self._diffusers.Flux2KleinPipeline, text["prompt_embeds"]
-            places = {"img_ids": klein._prepare_latent_ids(x)}
-            places |= {"txt_ids": klein._prepare_text_ids(embeds)}
-            tokens = klein._pack_latents(x)
-            out = network(tokens, encoder_hidden_states=embeds, timestep=time, **places).sample
-            return self._ours(out, x_t.shape[1:])
-        b, c, h, w = x.shape
-        flux = self._diffusers.FluxPipeline
-        if kind == "QwenImageTransformer2DModel":
-            out = network(
-                flux._pack_latents(x, b, c, h, w),
-                timestep=1000 * time / 1000,
-                encoder_hidden_states=text["prompt_embeds"],
-                encoder_hidden_states_mask=text["prompt_mask"].long(),
-                img_shapes=[[(1, h // 2, w // 2)]] * b,
-            )
-            return self._ours(out.sample, (h, w, c))
-        text = {
-            "encoder_hidden_states": text["prompt_embeds"],
-            "pooled_projections": text["pooled"],
-        }
-        if kind == "SD3Transformer2DModel":
-            out = network(x, timestep=1000 * time, **text).sample
-            return out.numpy().transpose(0, 2, 3, 1)
-        tokens = flux._pack_latents(x, b, c, h, w)
-        places = flux._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
-        if network.config.guidance_embeds:
-            text["guidance"] = torch.full((b,), self._scale)
-        length = text["encoder_hidden_states"].shape[1]
-        out = network(tokens, timestep=time, img_ids=places, txt_ids=torch.zeros(length, 3), **text)
-        return self._ours(out.sample, (h, w, c))
-
-    @property
-    def _scale(self) -> float:
-        """The guidance scale that the network takes as an input, of one that takes it."""
-        scale = self._subject.family.input_guidance
-        assert scale is not None  # the caller has seen that it does
-        return scale
 
     def _levels(self, t: Any) -> tuple[float, float, str]:
         """Return alpha, sigma and what is predicted, as their scheduler of the folder has them."""
@@ -360,9 +282,9 @@ class Theirs:
                 if kind == "QwenImagePipeline":
                     one[f"{embeds}_mask"] = one.pop(name).long()
                 else:
-                    one[embeds] = list(_unfilled(one[embeds], one.pop(name)))
+                    one[embeds] = list(unfilled(one[embeds], one.pop(name)))
             latents = self._draw(subject.family.image_shape, 1, i)[0]
-            if self._network == _FLUX2:  # which it packs itself
+            if self._network == FLUX2:  # which it packs itself
                 h, w, c = subject.family.image_shape
                 latents = latents.permute(0, 2, 1).reshape(1, c, h, w)
             made.append(pipe(latents=latents, output_type="np", **one, **words).images)
@@ -378,7 +300,7 @@ class Theirs:
         words: dict[str, Any] = {"guidance_scale": subject.guidance or 0}
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if subject.family.input_guidance is not None:
-            words["guidance_scale"] = self._scale
+            words["guidance_scale"] = subject.family.input_guidance
         if self._kind == "ZImagePipeline":  # pos + w (pos - neg), which is ours with 1 more
             words["guidance_scale"] = (subject.guidance or 1) - 1
         if self._kind == "QwenImagePipeline":
@@ -459,12 +381,6 @@ def _filled(*prompts: Sequence[Any]) -> dict[str, np.ndarray]:
         cond |= {f"{start}prompt_embeds": np.stack(rows)}
         cond |= {f"{start}prompt_mask": mask.astype(np.float32)}
     return cond
-
-
-def _unfilled(embeds: Any, mask: Any) -> Iterator[Any]:
-    """Yield the tokens of each prompt."""
-    for one, real in zip(embeds, mask, strict=True):
-        yield one[real > 0.5]
 
 
 def _to_x_0(kind: str, raw: np.ndarray, x_t: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
