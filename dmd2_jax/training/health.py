@@ -28,6 +28,7 @@ __all__ = [
     "STD_FACTOR",
     "WINDOW",
     "Health",
+    "guidance_key",
     "real_statistics",
 ]
 
@@ -249,6 +250,17 @@ def _window(reports: int) -> int:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def guidance_key(distill: Mapping[str, Any]) -> str:
+    """Return which key says how much guidance there is; "": there is none.
+
+    Args:
+      distill: `config.distill`, or as much of it as is known.
+    """
+    if distill.get("guidance_range"):
+        return "the upper end of config.distill.guidance_range"
+    return "" if distill.get("guidance") is None else "config.distill.guidance"
 
 
 def real_statistics(dataset: Source, number: int = 64) -> dict[str, float]:

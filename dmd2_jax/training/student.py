@@ -41,7 +41,7 @@ from dmd2_jax.training.drawing import (
     draw_shape,
     score_comparison,
 )
-from dmd2_jax.training.health import Health, real_statistics
+from dmd2_jax.training.health import Health, guidance_key, real_statistics
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
 from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
@@ -276,15 +276,8 @@ def _judge(it: _Student) -> Health:
         every=config.log.every,
         real=real,
         latents=recipe.family.image_shape[-1] not in (1, 3),
-        guidance=_guidance_key(config),
+        guidance=guidance_key(config.distill),
     )
-
-
-def _guidance_key(config: ConfigDict) -> str:
-    """Return what of a config says how much guidance there is; "": there is none."""
-    if config.distill.guidance_range:
-        return "the upper end of config.distill.guidance_range"
-    return "" if config.distill.guidance is None else "config.distill.guidance"
 
 
 def _table(shapes: TrainState, teacher_params: Params) -> str:

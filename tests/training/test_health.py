@@ -179,3 +179,18 @@ def test_distill_warns_in_its_report_and_its_page(
     assert "the student may be dying" in page.read_text()
     before = json.loads((student_run() / "metrics.jsonl").read_text().splitlines()[-1])
     assert rows[3] == before
+
+
+@pytest.mark.parametrize(
+    ("distill", "said"),
+    [
+        ({"guidance": 3.0, "guidance_range": ()}, "weight or config.distill.guidance."),
+        (
+            {"guidance": None, "guidance_range": (1, 4)},
+            "weight or the upper end of config.distill.guidance_range.",
+        ),
+        ({"guidance": None}, "lower config.distill.gan_generator_weight."),
+    ],
+)
+def test_the_remedy_names_the_guidance_that_the_run_has(distill: dict, said: str) -> None:
+    assert health.RULES["saturation"].said(0.3, health.guidance_key(distill)).endswith(said)

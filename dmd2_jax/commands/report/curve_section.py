@@ -8,7 +8,7 @@ import numpy as np
 from dmd2_jax.commands.report.chart import Line, line_chart, short
 from dmd2_jax.commands.report.markup import Markup, number, tag
 from dmd2_jax.commands.report.runs import Run, Series
-from dmd2_jax.training.health import RULES
+from dmd2_jax.training.health import RULES, guidance_key
 
 __all__ = ["curve_section", "curves_of", "x_label"]
 
@@ -60,6 +60,8 @@ def curve_section(runs: Sequence[Run]) -> Markup:
 
 def _warnings(run: Run) -> list[str]:
     """Say of a run what its reports warned of, when, and what usually helps."""
+    keys = ("guidance", "guidance_range")
+    guidance = guidance_key({key: run.config.get(f"distill.{key}") for key in keys})
     said = []
     for name, rule in RULES.items():
         found = [(row["step"], number(row.get(f"warning_{name}"))) for row in run.rows]
@@ -68,7 +70,7 @@ def _warnings(run: Run) -> list[str]:
             steps = f"{short(values[0][0])} to {short(values[-1][0])}"
             said.append(
                 f"{run.name}, {len(values)} reports from {run.unit} {steps}: "
-                f"{rule.said(values[-1][1])}"
+                f"{rule.said(values[-1][1], guidance)}"
             )
     return said
 
