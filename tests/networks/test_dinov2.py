@@ -14,7 +14,7 @@ TINY |= {"image_size": 20, "mlp_ratio": 2}
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_dinov2_equals_that_of_transformers_at_its_own_size_and_others(gated, tmp_path) -> None:
-    torch = pytest.importorskip("torch", reason="the other program; RECORDED holds its numbers")
+    torch = pytest.importorskip("torch", reason="transformers, whose DINOv2 it is compared with")
     transformers = pytest.importorskip("transformers", reason="as above")
     torch.manual_seed(0)
     config = transformers.Dinov2Config(**TINY, use_swiglu_ffn=gated)
