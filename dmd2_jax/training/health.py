@@ -22,6 +22,8 @@ __all__ = [
     "CRITIC_FACTOR",
     "GAN_LOSS_LEFT",
     "MEAN_OFF",
+    "PRECISE",
+    "RECALL_LEFT",
     "RULES",
     "SATURATION_OVER",
     "SETTLED",
@@ -57,7 +59,14 @@ CRITIC_FACTOR = 2.0
 GAN_LOSS_LEFT = 0.2
 """Least loss of the discriminator, in nats; undecided it is 2 ln 2 = 1.39."""
 
+PRECISE = 0.5
+"""Precision above which a low recall is a student that repeats itself, and no beginner."""
+
+RECALL_LEFT = 0.1
+"""Least recall of such a student."""
+
 _FEWEST = 3
+_AT_LEAST = ("discriminator", "recall")  # whose limit is the least, not the largest
 _FURTHER = 1.25  # times as far off as at the start
 _SLOWER = (
     "begin anew, or from an earlier checkpoint, with a third of config.optim.generator_lr, or with "
@@ -128,12 +137,22 @@ RULES = {
         "config.optim.critic_lr",
         early=False,
     ),
+    "recall": Rule(
+        RECALL_LEFT,
+        "recall is {value}, healthy is {limit} or more, while most images look real: it draws few "
+        "of them over and over",
+        "compare the images of a row of grid_*.png; raise config.distill.critic_turns or "
+        "config.optim.critic_lr, lower config.optim.generator_lr, or give it a GAN "
+        "(config.distill.gan_generator_weight)",
+        early=False,
+    ),
 }
 """Name -> what is judged; `warning_NAME` is the value found."""
 
 _SEEN = (
     *("generated_mean", "generated_std", "generated_saturation"),
     *("real_mean", "real_std", "real_saturation", "denoising_loss", "gan_critic_loss"),
+    *("precision", "recall"),  # where `log.evaluate_every` measures them
 )
 
 
@@ -218,7 +237,7 @@ class Health:
         self._found = {}
         for name, value in figures.items():
             rule = RULES[name]
-            over = value < rule.limit if name == "discriminator" else value > rule.limit
+            over = value < rule.limit if name in _AT_LEAST else value > rule.limit
             further = rule.early and value > _FURTHER * self._start.get(name, 0.0)
             if over and (settled or further):
                 self._found[name] = value
@@ -237,6 +256,8 @@ class Health:
             self._least = min(self._least, it["denoising_loss"])
             figures["critic"] = it["denoising_loss"] / self._least
         figures["discriminator"] = it["gan_critic_loss"]
+        if it["precision"] > PRECISE:
+            figures["recall"] = it["recall"]
         return {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def _mean(self, name: str) -> float:

@@ -145,13 +145,14 @@ def stop_conditions(config: ConfigDict, *, students: bool) -> tuple[Condition, .
             f"{_KEY} has patience for {' and '.join(patient)}, expected one figure, as the best "
             "weights are kept by it; give the others a bound, such as recall:below=0.2."
         )
-    figures = [it.name for it in found if it.name in FIGURES]
-    if figures and not config.log.evaluate_every:
+    measured = [it.name for it in found if it.name in (*FIGURES, "warning_recall")]
+    if measured and not config.log.evaluate_every:
         raise Refused(
-            f"{_KEY} has {figures[0]} and log.evaluate_every=0 (never), expected it to be "
+            f"{_KEY} has {measured[0]} and log.evaluate_every=0 (never), expected it to be "
             "measured; set config.log.evaluate_every, or leave it away."
         )
-    if set(figures) & set(_NEIGHBOURS):
+    figures = [name for name in measured if name in _NEIGHBOURS]
+    if figures:
         try:
             check_count(config.evaluate.training_samples, 0, "generated")
         except Refused as error:

@@ -105,6 +105,7 @@ def test_nearly_black_samples_are_warned_of_while_they_last(
         ({"generated_std": 1.5}, "std", 2.0),
         ({"generated_saturation": 0.88}, "saturation", 0.3),
         ({"denoising_loss": 1.6}, "critic", 2.5),
+        ({"precision": 0.9, "recall": 0.02}, "recall", 0.02),
         ({"gan_critic_loss": 0.05}, "discriminator", 0.05),
     ],
 )
