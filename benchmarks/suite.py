@@ -25,6 +25,7 @@ from pathlib import Path
 
 import jax
 
+import dmd2_jax
 from benchmarks.contenders import OURS, ROWS, Contender, Size
 from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.runtime.platform import prepare_backend
@@ -69,10 +70,10 @@ def main() -> None:
                         words = [f"--worker={name}", *(["--small"] if arguments.small else [])]
                         peer = row.enter_context(_other_build(tree, words))
                         contenders = {OURS: contenders[OURS], arguments.against: peer}
-                except ImportError as error:
+                    figures[name] = turns(contenders, arguments.rounds)
+                except (ImportError, RuntimeError, BrokenPipeError) as error:
                     print(f"{name}: not run, {error}", flush=True)
                     continue
-                figures[name] = turns(contenders, arguments.rounds)
             print(f"{name}: {len(figures)} of {len(names)}", file=sys.stderr, flush=True)
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}")
     print(table(figures))
@@ -153,6 +154,8 @@ _SECONDS = "seconds: "
 
 def _serve(name: str, size: Size) -> None:
     """Do ours of a row once a line of the input."""
+    if not Path(dmd2_jax.__file__).is_relative_to(Path.cwd()):
+        raise RuntimeError(f"{dmd2_jax.__file__} is not the package of {Path.cwd()}.")
     with tempfile.TemporaryDirectory() as folder:
         ours = ROWS[name].make(size, Path(folder))[OURS]
         for _ in sys.stdin:

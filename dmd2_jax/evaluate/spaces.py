@@ -214,6 +214,7 @@ def real_side(
     for images in measured:
         for space in spaces:
             _check_samples(space, images)
+            _check_classes(options, space, images)
     if not any(needs) and not options.write_reference:
         return RealSide("", (None,) * len(spaces))
     if is_statistics(options.reference) and not _read_as_images(options, needs):
@@ -305,6 +306,23 @@ def _check_samples(space: Space, images: Images) -> None:
     """Refuse what would be found out only after all images were made."""
     metrics.check_counts(space.metrics, len(images), space.extractor.dimension, "generated")
     _check_shape(space, images)
+
+
+def _check_classes(options: EvaluateOptions, space: Space, images: Images) -> None:
+    """Refuse metrics that hold labels of both sides against each other where they cannot."""
+    for name in space.metrics:
+        if "labels" not in metrics.needs([name]).real:
+            continue
+        if not images.conditional:
+            raise Refused(
+                f"`metrics={name}` of {images.name}, whose labels are none of the data's classes, "
+                "expected images of a network that is asked for a class; leave the metric away."
+            )
+        if options.reference:
+            raise Refused(
+                f"`metrics={name}` with `reference={options.reference}`, whose classes have "
+                "numbers of their own, expected the recipe's data; leave one of the two away."
+            )
 
 
 def _check_shape(space: Space, images: Sized) -> None:

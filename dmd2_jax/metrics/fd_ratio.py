@@ -1,5 +1,7 @@
 """Frechet distance in units of that of half of the real images to the other half."""
 
+import warnings
+
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics import fid
 from dmd2_jax.metrics.contract.figures import Figure
@@ -23,8 +25,9 @@ def compute(real: FeatureSet, fake: FeatureSet, *, halvings: int = _HALVINGS) ->
         FD(real, fake) / mean_h FD(half h of real, its other half)
 
     Distances of different feature networks do not compare, as each has a scale of its own; these
-    ratios do, and may be averaged. A perfect generator of as many samples as there are real images
-    is below 1, since halves are smaller samples.
+    ratios do, and may be averaged. It is of a number of samples, as the distance is: a perfect
+    generator has about 1 with half as many samples as there are real images, less with more, and
+    more with fewer, which is warned of.
 
     Args:
       real: features.
@@ -40,7 +43,17 @@ def compute(real: FeatureSet, fake: FeatureSet, *, halvings: int = _HALVINGS) ->
     features = real.kept("features")
     fid.check_count(len(features) // 2, features.shape[1], "real")
     fid.check_count(fake.statistics.count, features.shape[1], "generated")
-    floor = real_fid_floor(features, repeats=halvings)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of halves in many dimensions: see below
+        floor = real_fid_floor(features, repeats=halvings)[0]
+    few = fake.statistics.count
+    if few is not None and few < len(features) // 2:
+        warnings.warn(
+            f"fd_ratio of {few} samples, fewer than half of the {len(features)} real images that 1 "
+            "stands for: their number alone raises it; evaluate as many as half of the real ones, "
+            "or compare ratios of equal numbers alone.",
+            stacklevel=2,
+        )
     if not floor > 0:
         raise Refused(
             "the halves of the real images do not differ in their features, expected images that "

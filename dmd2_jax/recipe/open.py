@@ -24,6 +24,7 @@ from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion.samplers import sampling_times
 from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.losses.denoising import WEIGHTINGS
+from dmd2_jax.recipe.prompt_caches import open_prompts
 from dmd2_jax.runtime.places import check_place
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
 from dmd2_jax.typing import Array, Int, Key, Params, PyTree
@@ -157,7 +158,7 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
     family = _conditioned(config, family, dataset)
     _check_fits(config, family, dataset)
     config = _with_times(config, family)
-    recipe = Recipe(config, family, dataset, mesh, _open_prompts(config, dataset))
+    recipe = Recipe(config, family, dataset, mesh, open_prompts(config, dataset))
     buckets = tuple(_bucket(recipe, size) for size in dataset.buckets)
     return recipe._replace(buckets=buckets)
 
@@ -285,33 +286,6 @@ def _conditioned(config: ConfigDict, family: Family, dataset: Source) -> Family:
             f"model.family={config.model.family} is conditioned on, {wants}; see `dmd2 cache`."
         )
     return family if with_null is None else with_null(null)
-
-
-def _open_prompts(config: ConfigDict, dataset: Source) -> Source | None:
-    """Open the cache of prompts that a config names; without one, the data have their own."""
-    null, path = dataset.null, config.data.prompts
-    if null is None:
-        if path:
-            raise Refused(
-                f"config.data.prompts={path} with data that have classes, expected a text-to-image "
-                "model; leave it away."
-            )
-        return None
-    if not path:
-        return dataset
-    chosen = config.data.copy_and_resolve_references()
-    chosen.path = path
-    try:
-        prompts = data.load(chosen, "all", config.model.resolution)
-    except (ValueError, FileNotFoundError) as error:
-        raise Refused(f"config.data.prompts={path}: {error}") from error
-    made_by, expected = prompts.text_encoders, dataset.text_encoders
-    if made_by != expected:
-        raise Refused(
-            f"config.data.prompts={path} was made by the text encoders {made_by}, expected those "
-            f"of config.data.path, {expected}; write it with the same pipeline and text encoders."
-        )
-    return prompts
 
 
 def check(config: ConfigDict) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dmd2_jax.run.checkpoint import Checkpoints
 from dmd2_jax.run.job import Job, Stopper, Verdict
-from dmd2_jax.run.metrics import METRICS, read_metrics
+from dmd2_jax.run.metrics import METRICS, reported
 from dmd2_jax.runtime.distributed import from_first
 from dmd2_jax.typing import PyTree
 
@@ -43,10 +43,10 @@ class Ending:
         """
 
         def asked(stopper: Stopper) -> Verdict:
-            rows = read_metrics(self._job.workdir / METRICS)
+            rows = reported(self._job.workdir / METRICS)
             verdict = stopper.replay(rows)
-            reported = bool(rows) and rows[-1]["step"] == start
-            return verdict._replace(best=verdict.best and reported)
+            is_last = bool(rows) and rows[-1]["step"] == start
+            return verdict._replace(best=verdict.best and is_last)
 
         if start:
             self._ask(asked)

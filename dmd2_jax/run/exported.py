@@ -81,7 +81,8 @@ def unfinished(workdir: str | Path) -> str:
       RunFolderError: see `exported_step`.
     """
     folder, step = path_of(workdir), exported_step(workdir)
-    if (_record(folder / EXPORTED) or {}).get("ended"):  # by log.stop_when
+    goes_on = step is not None and (newest_step(folder) or 0) > step
+    if (_record(folder / EXPORTED) or {}).get("ended") and not goes_on:  # by log.stop_when
         return ""
     try:
         command, config = read_run(folder)

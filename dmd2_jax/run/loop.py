@@ -17,7 +17,7 @@ from dmd2_jax.run.ending import Ending
 from dmd2_jax.run.exported import write_exported
 from dmd2_jax.run.folder import check_free_space
 from dmd2_jax.run.job import Due, Job
-from dmd2_jax.run.metrics import METRICS, Progress, plain_value, read_metrics
+from dmd2_jax.run.metrics import METRICS, Progress, plain_value, reported
 from dmd2_jax.run.sealed_config import run_identity
 from dmd2_jax.run.speed import Stopwatch
 from dmd2_jax.run.writers import Writers
@@ -124,7 +124,7 @@ def _steps(
         pictures = _Pictures(job, writers)
         judge = job.judge if is_first() else None
         if judge is not None and start:
-            judge.replay(read_metrics(job.workdir / METRICS))
+            judge.replay(reported(job.workdir / METRICS))
         ending = Ending(job, checkpoints)
         ending.replay(state, start)
         metrics: dict[str, Any] = {}

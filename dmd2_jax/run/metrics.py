@@ -22,7 +22,7 @@ from dmd2_jax.runtime.places import in_bucket, path_of
 from dmd2_jax.runtime.summaries import Average, Histogram
 from dmd2_jax.runtime.whole_file import room_for, whole_file
 
-__all__ = ["METRICS", "MetricsWriter", "Progress", "plain_value", "read_metrics"]
+__all__ = ["METRICS", "MetricsWriter", "Progress", "plain_value", "read_metrics", "reported"]
 
 
 _log = logging.getLogger(__name__)
@@ -154,7 +154,11 @@ class MetricsWriter(Closing):
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl, ignoring a last line that was cut short."""
+    """Return the rows of a metrics.jsonl, ignoring a last line that was cut short.
+
+    Raises:
+      FileNotFoundError: if there is none, as in a bucket before the first report.
+    """
     rows = []
     refuse_special(path)
     lines = path_of(path).read_bytes().splitlines()
@@ -169,6 +173,14 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 f"line; remove that line."
             ) from error
     return rows
+
+
+def reported(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics.jsonl; none where nothing was reported yet."""
+    try:
+        return read_metrics(path)
+    except FileNotFoundError:
+        return []
 
 
 def _sound_rows(path: Path, last: int) -> list[dict[str, Any]]:

@@ -133,11 +133,17 @@ def pipeline_sampler(
         if times is None:
             times = tuple(lcm_times(scheduler, settings.steps or STUDENT_STEPS).tolist())
         return _student_steps(denoiser, times, settings)
+    scale = guidance if settings.guidance is None else settings.guidance
+    if settings.negative is not None and scale == 1:
+        raise Refused(
+            f"negative={settings.negative!r} of a pipeline that is sampled without guidance, "
+            "expected some to go away from it; give guidance above 1, or leave negative away."
+        )
     return ddim_sampler(
         denoiser,
         scheduler,
         steps=settings.steps or TEACHER_STEPS,
-        guidance=guidance if settings.guidance is None else settings.guidance,
+        guidance=scale,
         tokens=tokens,
     )
 

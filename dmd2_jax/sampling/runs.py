@@ -272,7 +272,8 @@ def _check_best(run: Run, ema: float | None, weights: str, checkpoint: int | Non
     if not (run.workdir / BEST).is_file():
         raise Refused(
             f"which=best of {run.workdir}, which has no {BEST}, expected a run that kept its best "
-            "weights; train with `config.log.stop_when=fid:patience=N`, or choose another network."
+            "weights: one with `config.log.stop_when=fid:patience=N` keeps what is better than all "
+            "before it, from then on; train with it, or choose another network."
         )
 
 

@@ -4,7 +4,7 @@ What tells one pipeline's from another's is a `LanguageModel` (families/publishe
 prompt is put into a fixed text, the chat of one user turn; some layers' states, side by side, are
 the prompt's tokens. Prompts have several lengths: they are filled up to one, a multiple of 32 or
 so, and a mask says where there is a token, unless the network reads the filling.
-Needs the package tokenizers; nothing is downloaded.
+Needs the package tokenizers (transformers where there is no tokenizer.json); nothing is downloaded.
 """
 
 import functools
@@ -29,8 +29,10 @@ from dmd2_jax.typing import Array, Int
 
 __all__ = ["LlmJoin", "LlmTokenizer", "open_llm_tokenizer"]
 
-_FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_SETTINGS = "tokenizer_config.json"
+_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _PAD = "<|endoftext|>"  # Qwen's, where the settings name none
+_READ = (".json", ".txt", ".jinja")
 _CHUNK = 2**14  # prompts at a time
 
 
@@ -110,12 +112,12 @@ def open_llm_tokenizer(
     """Open a pipeline's tokenizer for its language model; the files are read once a process.
 
     Args:
-      folder: with tokenizer.json.
+      folder: with tokenizer.json, or vocab.json and merges.txt, which transformers reads.
       encoder: the network that reads the tokens.
       model: how the pipeline reads prompts.
 
     Raises:
-      MissingPackageError: if the package tokenizers is not installed.
+      MissingPackageError: if the package tokenizers, or transformers, is not installed.
       ValueError: if a file is missing or damaged, or the vocabulary is not the encoder's.
     """
     folder = fetched(folder)
@@ -126,30 +128,29 @@ def open_llm_tokenizer(
 
 @functools.lru_cache(maxsize=4)
 def _read(folder: str) -> tuple[Any, int]:
-    file, settings = Path(folder) / _FILE, Path(folder) / _SETTINGS
-    if not file.is_file():
+    place, settings = Path(folder), Path(folder) / _SETTINGS
+    files = next((form for form in _FORMS if all((place / name).is_file() for name in form)), None)
+    if files is None:
         found = sorted(os.listdir(folder)) if os.path.isdir(folder) else "no folder"
         raise Refused(
-            f"{folder} has no tokenizer: got {found}, expected {_FILE}; download the missing file."
+            f"{folder} has no tokenizer: got {found}, expected tokenizer.json, or vocab.json and "
+            "merges.txt; download the missing file."
         )
-    for one in filter(Path.is_file, (file, settings)):
-        check_inside(one, Path(folder))
-        check_digest(one.parent.parent, f"{one.parent.name}/{one.name}")
+    for one in place.iterdir():  # transformers opens more than it needs
+        if one.name in files or (len(files) > 1 and one.suffix in _READ) or one == settings:
+            check_inside(one, place)
+            check_digest(place.parent, f"{place.name}/{one.name}")
     try:
-        import tokenizers
-    except ImportError as error:
-        raise MissingPackageError(
-            lacks("tokenizing prompts", "tokenizers", "text2image")
-        ) from error
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend = _from_file(place / files[0]) if len(files) == 1 else _from_vocabulary(place)
         said = read_json(settings).get("pad_token") if settings.is_file() else None
         name = said.get("content") if isinstance(said, dict) else said
         pad = backend.token_to_id(name or _PAD)
+    except MissingPackageError:
+        raise
     except Exception as error:  # of any class, those of a Rust extension among them
         raise Refused(
             f"{folder} cannot be read as a tokenizer ({type(error).__name__}: {error!s:.200}), "
-            f"expected {_FILE} of a language model; download it again."
+            f"expected {' and '.join(files)} of a language model; download it again."
         ) from error
     if pad is None:
         raise Refused(
@@ -160,3 +161,26 @@ def _read(folder: str) -> tuple[Any, int]:
     backend.no_truncation()
     backend.no_padding()
     return backend, pad
+
+
+def _from_file(file: Path) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise MissingPackageError(
+            lacks("tokenizing prompts", "tokenizers", "text2image")
+        ) from error
+    return tokenizers.Tokenizer.from_file(str(file))
+
+
+def _from_vocabulary(folder: Path) -> Any:
+    """Make a tokenizer of vocab.json and merges.txt, as Qwen-Image is released."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingPackageError(
+            lacks("tokenizing prompts", "transformers", "text2image")
+        ) from error
+    # Of release 5 on one class with two names.
+    kind = getattr(transformers, "Qwen2TokenizerFast", None) or transformers.Qwen2Tokenizer
+    return kind.from_pretrained(str(folder), local_files_only=True).backend_tokenizer

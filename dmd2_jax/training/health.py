@@ -65,7 +65,7 @@ PRECISE = 0.5
 RECALL_LEFT = 0.1
 """Least recall of such a student."""
 
-_FEWEST = 3
+_FEWEST = 3  # reports, and measurements at most
 _AT_LEAST = ("discriminator", "recall")  # whose limit is the least, not the largest
 _FURTHER = 1.25  # times as far off as at the start
 _SLOWER = (
@@ -149,10 +149,10 @@ RULES = {
 }
 """Name -> what is judged; `warning_NAME` is the value found."""
 
+_MEASURED = ("precision", "recall")  # every `log.evaluate_every` steps
 _SEEN = (
     *("generated_mean", "generated_std", "generated_saturation"),
     *("real_mean", "real_std", "real_saturation", "denoising_loss", "gan_critic_loss"),
-    *("precision", "recall"),  # where `log.evaluate_every` measures them
 )
 
 
@@ -192,6 +192,7 @@ class Health:
         self._window: collections.deque[dict[str, float]] = collections.deque(maxlen=self._size)
         self._start: dict[str, float] | None = None
         self._least = math.inf
+        self._measured: collections.deque[dict[str, float]] = collections.deque(maxlen=_FEWEST)
         self._found: dict[str, float] = {}
         self._said: set[str] = set()
 
@@ -224,6 +225,9 @@ class Health:
         return {f"warning_{name}": value for name, value in self._found.items()}
 
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
+        measured = {name: plain_value(values[name]) for name in _MEASURED if name in values}
+        if len(measured := _numbers(measured)) == len(_MEASURED):
+            self._measured.append(measured)
         if step % self._every:
             return
         plain = {name: plain_value(values[name]) for name in _SEEN if name in values}
@@ -244,7 +248,7 @@ class Health:
 
     def _figures(self, settled: bool) -> dict[str, float]:
         """Return the value of every rule that can be judged, of the window's means."""
-        it = {name: self._mean(name) for name in _SEEN}
+        it = {name: _mean(self._window, name) for name in _SEEN}
         figures = {}
         if it["real_std"] > 0:
             off = abs(it["generated_mean"] - it["real_mean"]) / it["real_std"]
@@ -256,13 +260,15 @@ class Health:
             self._least = min(self._least, it["denoising_loss"])
             figures["critic"] = it["denoising_loss"] / self._least
         figures["discriminator"] = it["gan_critic_loss"]
-        if it["precision"] > PRECISE:
-            figures["recall"] = it["recall"]
+        if len(self._measured) > 1:  # one is not believed
+            precision, recall = (_mean(self._measured, name) for name in _MEASURED)
+            figures |= {"recall": recall} if precision > PRECISE else {}
         return {name: value for name, value in figures.items() if math.isfinite(value)}
 
-    def _mean(self, name: str) -> float:
-        values = [row[name] for row in self._window if name in row]
-        return sum(values) / len(values) if values else math.nan
+
+def _mean(rows: Iterable[Mapping[str, float]], name: str) -> float:
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _window(reports: int) -> int:
@@ -281,7 +287,7 @@ def guidance_key(distill: Mapping[str, Any]) -> str:
     """
     if distill.get("guidance_range"):
         return "the upper end of config.distill.guidance_range"
-    return "" if distill.get("guidance") is None else "config.distill.guidance"
+    return "" if distill.get("guidance") in (None, 1) else "config.distill.guidance"
 
 
 def real_statistics(dataset: Source, number: int = 64) -> dict[str, float]:

@@ -4,8 +4,10 @@ What they look at is what the run reports, and what they know of earlier reports
 metrics.jsonl: a run that was stopped and resumed decides as one that was not.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -13,17 +15,21 @@ from ml_collections import ConfigDict
 from dmd2_jax.config.plugins import nearest
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.metrics.precision_recall import check_count
+from dmd2_jax.recipe.exported_weights import written_step
+from dmd2_jax.run.exported import BEST
 from dmd2_jax.run.job import Verdict
 from dmd2_jax.run.metrics import plain_value
 from dmd2_jax.training.health import RULES
 
-__all__ = ["FIGURES", "WARNINGS", "Condition", "Stopping", "stop_conditions"]
+__all__ = ["FIGURES", "WARNINGS", "Condition", "Stopping", "stop_conditions", "stopping"]
 
 FIGURES = {"fid": False, "class_accuracy": True, "precision": True, "recall": True}
 """What a training measures -> whether more is better."""
 
 WARNINGS = tuple(f"warning_{name}" for name in RULES)
 """What a distillation's reports are judged by."""
+
+_log = logging.getLogger(__name__)
 
 _NEIGHBOURS = ("precision", "recall")
 _KEY = "log.stop_when"
@@ -54,14 +60,17 @@ class Stopping:
       stopping.report(370, {"fid": 3.2}).reason  # "" to go on
     """
 
-    def __init__(self, conditions: Sequence[Condition], unit: str) -> None:
+    def __init__(
+        self, conditions: Sequence[Condition], unit: str, file: Path | None = None
+    ) -> None:
         """Begin with no report.
 
         Args:
           conditions: any of them ends the run.
           unit: what a step is called.
+          file: of the best weights; None: nothing is said of it.
         """
-        self._conditions, self._unit = tuple(conditions), unit
+        self._conditions, self._unit, self._file = tuple(conditions), unit, file
         self._best = {it.name: (0, math.nan) for it in conditions if it.patience is not None}
         self._since = dict.fromkeys(self._best, 0)
         self._kept: set[Condition] = set()
@@ -75,7 +84,21 @@ class Stopping:
         verdict = Verdict()
         for row in rows:
             verdict = self.report(int(row["step"]), row)
+        if not verdict.best:
+            self._say_of_another()
         return verdict
+
+    def _say_of_another(self) -> None:
+        """Say where the best weights that are there were the best by other conditions."""
+        for name, (step, value) in self._best.items():
+            if step and self._file is not None and self._file.is_file():
+                its = written_step(self._file)
+                if its not in (None, step):
+                    _log.warning(
+                        "%s is of %s %d, by earlier conditions: the best %s, %.4g, was that of %s "
+                        "%d, whose weights were not kept. It stays until a better one comes.",
+                        *(self._file, self._unit, its, name, value, self._unit, step),
+                    )
 
     def report(self, step: int, values: Mapping[str, Any]) -> Verdict:
         """Return whether a report ends the run, and whether its weights are the best so far.
@@ -126,6 +149,16 @@ class Stopping:
         return ""
 
 
+def stopping(conditions: Sequence[Condition], unit: str, workdir: Path) -> Stopping | None:
+    """Return what looks at the reports of a run; None: no condition does.
+
+    Args:
+      conditions, unit: see `Stopping`.
+      workdir: the run folder.
+    """
+    return Stopping(conditions, unit, workdir / BEST) if conditions else None
+
+
 def stop_conditions(config: ConfigDict, *, students: bool) -> tuple[Condition, ...]:
     """Return the conditions of a config that count for a training.
 
@@ -151,6 +184,9 @@ def stop_conditions(config: ConfigDict, *, students: bool) -> tuple[Condition, .
             f"{_KEY} has {measured[0]} and log.evaluate_every=0 (never), expected it to be "
             "measured; set config.log.evaluate_every, or leave it away."
         )
+    for name, why in _never(config, students).items():
+        if name in [it.name for it in found]:
+            raise Refused(f"{_KEY} has {name}, which {why}; leave it away.")
     figures = [name for name in measured if name in _NEIGHBOURS]
     if figures:
         try:
@@ -161,6 +197,18 @@ def stop_conditions(config: ConfigDict, *, students: bool) -> tuple[Condition, .
                 f"{config.evaluate.training_samples}: {error}"
             ) from error
     return tuple(it for it in found if students or it.name in FIGURES)
+
+
+def _never(config: ConfigDict, students: bool) -> dict[str, str]:
+    """Return what a run of this config never reports, and why."""
+    never = {}
+    if config.model.get("num_classes") == 0:
+        never["class_accuracy"] = "no network of model.num_classes=0 has, expected classes"
+    if students and not config.distill.gan_critic_weight:
+        never["warning_discriminator"] = "no run without a GAN has, expected gan_critic_weight"
+    if config.data.name == "latents":
+        never["warning_saturation"] = "latents do not have, expected images in pixels"
+    return never
 
 
 def _parsed(text: Any) -> Condition:

@@ -45,7 +45,7 @@ from dmd2_jax.training.health import Health, guidance_key, real_statistics
 from dmd2_jax.training.pairs import make_pairs, pairs_folder
 from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
-from dmd2_jax.training.stopping import Stopping, stop_conditions
+from dmd2_jax.training.stopping import stop_conditions, stopping
 from dmd2_jax.typing import Params
 
 __all__ = ["open_student", "open_students", "student_files", "train"]
@@ -258,7 +258,7 @@ def _described(
             chosen_scale(config.distill),
         ),
         judge=_judge(it),
-        stopper=Stopping(stop_conditions(config, students=True), "cycle"),
+        stopper=stopping(stop_conditions(config, students=True), "cycle", workdir),
         export_best=lambda state, done: _export_best(it, state, workdir, run, done),
         shown=("generator_loss", "critic_loss"),
         profile=profile,

@@ -45,7 +45,7 @@ from dmd2_jax.sampling.samplers import Sampler, teacher_sampler
 from dmd2_jax.training.drawing import draw_progress
 from dmd2_jax.training.run import keep, open_training
 from dmd2_jax.training.score import training_score
-from dmd2_jax.training.stopping import Stopping, stop_conditions
+from dmd2_jax.training.stopping import stop_conditions, stopping
 from dmd2_jax.training.teacher_step import (
     TeacherConfig,
     TeacherState,
@@ -179,7 +179,7 @@ def _described(
         draw=_drawing(recipe, sampler, workdir),
         draw_key="teacher_grid_every",
         score=training_score(recipe, workdir, sampler, lambda state: state.ema),
-        stopper=Stopping(stop_conditions(config, students=False), "step"),
+        stopper=stopping(stop_conditions(config, students=False), "step", workdir),
         export_best=lambda state, done: export(state, done, BEST),
         shown=("denoising_loss",),
         profile=profile,

@@ -380,6 +380,10 @@ def test_folders_that_do_not_fit_are_refused_by_name(
             ["--workdir={run}", "--metrics=clip_score"],
             "clip_score without --clip, --images or --prompts",
         ),
+        (
+            ["--workdir={run}", "--metrics=seed_diversity", "--reference=x.zip"],
+            "classes have numbers of their own, expected the recipe's data",
+        ),
         (["--workdir={run}", "--ema=0.5"], "expected one of optim.ema_decays=(0.9,)"),
         (["--workdir={run}", "--checkpoint=3"], "expected one of [2, 4]"),
         (["--workdir={run}", "--which=teacher", "--checkpoint=4"], "expected the student that"),

@@ -322,6 +322,15 @@ def test_fd_ratio_is_the_distance_in_units_of_half_of_the_real_against_half():
     assert shifted == pytest.approx(9 / np.mean(floors), rel=1e-6)
 
 
+def test_fd_ratio_of_few_samples_is_warned_of_once():
+    random = np.random.RandomState(0)
+    real, few = random.standard_normal((60, 40)), random.standard_normal((20, 40))
+    with pytest.warns(UserWarning, match="fd_ratio of 20") as said:
+        compute("fd_ratio", real, few)
+    about = [str(one.message) for one in said if "fd_ratio of 20 samples" in str(one.message)]
+    assert len(about) == 1 and not [one for one in said if "30 feature" in str(one.message)]
+
+
 def test_fd_ratio_refuses_real_images_that_are_all_alike_or_too_few():
     random = np.random.RandomState(0)
     with pytest.raises(ValueError, match="halves of the real images do not differ"):

@@ -37,6 +37,23 @@ def test_prompts_are_put_into_the_chat_of_one_turn():
     assert set(tokens.ids[0, tokens.counts[0] :].tolist()) == {~pad}
 
 
+def test_vocabulary_and_merges_alone_are_a_tokenizer_as_qwen_image_is_released(tmp_path):
+    pytest.importorskip("transformers", reason="it makes one of the two files")
+    folder = Path(shutil.copytree(flow_pipeline("z_image"), tmp_path / "z_image"))
+    place = folder / "tokenizer"
+    whole = json.loads((place / "tokenizer.json").read_text())
+    (place / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    merges = [one if isinstance(one, str) else " ".join(one) for one in whole["model"]["merges"]]
+    (place / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    settings = json.loads((place / "tokenizer_config.json").read_text())
+    added = {one.pop("id"): one for one in whole["added_tokens"]}
+    settings |= {"added_tokens_decoder": added, "tokenizer_class": "Qwen2Tokenizer"}
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    (place / "tokenizer.json").unlink()
+    made, expected = (tokenize(it, TEXTS)[0] for it in (read_text_encoders(folder), encoders()))
+    np.testing.assert_array_equal(made.ids, expected.ids)
+
+
 def test_tokens_are_filled_up_no_further_than_the_longest_needs():
     assert encoders().tokenizers[0].length == 512
     assert encoders().fitted([""]).tokenizers[0].length == 32
@@ -225,5 +242,5 @@ def test_text_encoder_of_another_version_is_refused_by_name(file, settings, mess
 def test_tokenizer_without_its_file_is_refused_by_name(tmp_path):
     folder = changed(tmp_path, "model_index.json")
     (folder / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"expected tokenizer\.json; download"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json, or vocab\.json and merges"):
         read_text_encoders(folder)

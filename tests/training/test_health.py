@@ -115,6 +115,15 @@ def test_each_sign_has_its_warning(values: dict, name: str, value: float) -> Non
     assert min(found) > 150
 
 
+def test_recall_that_is_measured_between_two_reports_counts_at_the_next() -> None:
+    it = Health(total=300, every=10)
+    for step in range(5, 301, 5):
+        measured = {"precision": 0.9, "recall": 0.02} if step in (155, 205) else {}
+        if found := it.report(step, GOOD | measured):
+            break
+    assert (step, found) == (210, {"warning_recall": pytest.approx(0.02)})
+
+
 def test_what_the_start_has_too_counts_later() -> None:
     blurred = {"generated_std": 0.3, "gan_critic_loss": 0.1}
     found = judged({10: blurred}, total=1000)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from dmd2_jax.config.load import apply_overrides
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.run.exported import EXPORTED, exported_step
 from dmd2_jax.run.job import Verdict
 from dmd2_jax.runtime.preemption import Interrupted
 from dmd2_jax.training.stopping import Stopping, stop_conditions
+from dmd2_jax.training.stopping import stopping as make_stopping
 from tests.run.test_loop import LOG, Run
 from tests.tiny import RECIPE, get_config, refused
 
@@ -139,6 +141,42 @@ def test_stop_conditions_of_a_teacher_are_those_of_figures() -> None:
     config.log.stop_when = ("warning_mean",)
     assert stop_conditions(config, students=False) == ()
     assert [it.name for it in stop_conditions(config, students=True)] == ["warning_mean"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "condition", "said"),
+    [
+        ({"model.num_classes": "0"}, "class_accuracy:below=0.5", "no network of model.num_classes"),
+        ({"distill.gan_critic_weight": "None"}, "warning_discriminator", "no run without a GAN"),
+        ({"data.name": "latents"}, "warning_saturation", "latents do not have"),
+        ({"log.evaluate_every": "0"}, "warning_recall", "evaluate_every=0"),
+    ],
+)
+def test_what_a_run_never_reports_is_no_condition(
+    changed: dict[str, str], condition: str, said: str
+) -> None:
+    config = get_config()
+    config.log.evaluate_every, config.log.stop_when = 1, (condition,)
+    assert stop_conditions(config, students=True)
+    apply_overrides(config, changed)
+    with pytest.raises(Refused, match=said):
+        stop_conditions(config, students=True)
+
+
+def test_weights_that_were_the_best_by_other_conditions_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "best.safetensors").touch()
+    monkeypatch.setattr("dmd2_jax.training.stopping.written_step", lambda file: 20)
+    rows = [{"step": 10, "recall": 0.5, "fid": 9.0}, {"step": 20, "recall": 0.4, "fid": 8.0}]
+    for name, steps in (("fid", []), ("recall", ["10"])):
+        caplog.clear()
+        config = get_config()
+        config.log.evaluate_every, config.log.stop_when = 1, (f"{name}:patience=9",)
+        it = make_stopping(stop_conditions(config, students=True), "cycle", tmp_path)
+        it.replay([*rows, {"step": 30}])
+        assert [str(one.args[-1]) for one in caplog.records] == steps
+    assert make_stopping((), "cycle", tmp_path) is None
 
 
 @pytest.mark.parametrize("command", ["train-teacher", "distill"])

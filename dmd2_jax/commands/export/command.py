@@ -20,7 +20,8 @@ then, in Python (README.md in the folder has the lines):
   pipe = StableDiffusionXLPipeline.from_pretrained('student')
   pipe('a red fox', timesteps=[999, 749, 499, 249], guidance_scale=0)
 of flows (SD 3, FLUX.1, FLUX.2-klein, Z-Image, Qwen-Image), whose times are in (0, 1]:
-  pipe('a red fox', sigmas=[1.0, 0.9, 0.75, 0.5], guidance_scale=0)
+  pipe(prompt='a red fox', sigmas=[1.0, 0.9, 0.75, 0.5], guidance_scale=0)
+  (of Qwen-Image true_cfg_scale=1.0)
 or: dmd2 sample --pipeline=student --prompt='a red fox'
 
 Only .json, .txt, .jinja and .safetensors are written, and a README.md: a model card with the

@@ -97,7 +97,7 @@ def _controls(offer: Offer) -> tuple[dict[str, Any], gr.Button, gr.Button]:
         )
     elif offer.guidance is not None:
         fields["guidance"] = gr.Number(
-            value=offer.guidance, label="Guidance of the teacher", minimum=0, min_width=110
+            value=offer.guidance, label="Guidance of the teacher", minimum=1, min_width=110
         )
     if offer.guidance is not None and offer.of_prompts and "teacher" in offer.networks:
         fields["negative"] = gr.Textbox(label="Away from (negative prompt)", lines=1)

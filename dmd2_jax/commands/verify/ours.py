@@ -42,7 +42,7 @@ Arrays = dict[str, np.ndarray]
 PROMPTS = (
     "a photograph of a red fox in the snow",
     "ein Haus am Meer, 1924; café, \u5bb6 and (brackets:1.2)",
-    "a handwritten seven " * 40,  # longer than any encoder reads
+    "a handwritten seven " * 150,  # longer than any encoder reads
     "A",
 )
 """Of the sampled images; the empty prompt is encoded beside them."""

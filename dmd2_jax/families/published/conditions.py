@@ -78,6 +78,12 @@ def null_conditions(
                 "this network needs the empty prompt's embedding; add it, [b, n, d] like "
                 "prompt_embeds, or set the guidance to None."
             )
+        unmasked = "prompt_mask" in cond and "negative_prompt_mask" not in cond
+        if "negative_prompt_embeds" in cond and unmasked:
+            raise Refused(
+                f"cond has {sorted(cond)}, expected negative_prompt_mask beside "
+                "negative_prompt_embeds; add it, [b, n], 1 where there is a token."
+            )
         twin = dict(cond)
         for name, negative in NEGATIVES.items():
             if negative in cond:

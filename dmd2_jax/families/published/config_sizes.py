@@ -9,6 +9,7 @@ from dmd2_jax.config.refused import Refused
 __all__ = ["check_sizes"]
 
 _MOST = 2**20  # of any whole number; the largest that is known is a vocabulary of 250,112
+_MOST_THETA = 10**9
 _MOST_LAYERS = 1000  # each is traced by itself; FLUX.1 has 57
 _MOST_STEPS = 100_000  # of a schedule, whose tables are made whole; all that are known have 1000
 _MOST_SIDE = 2**14  # of an image or of latents, of which whole batches are made
@@ -40,6 +41,8 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
 
 
 def _most(key: str) -> int:
+    if key.endswith("theta"):  # of rotary places, which is no size
+        return _MOST_THETA
     if key == _STEPS:
         return _MOST_STEPS
     if key.endswith(_SIDES):
