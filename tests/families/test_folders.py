@@ -41,7 +41,9 @@ def test_family_offers_the_same_few_things(name: str) -> None:
 
 @pytest.mark.parametrize("name", family_names())
 def test_settings_import_no_jax(name: str) -> None:
-    tree = ast.parse((FOLDER / name / "settings.py").read_text())
-    modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    ours = {"dmd2_jax.config.rules", "dmd2_jax.config.sizes"}
-    assert modules <= {"collections.abc", "typing", "ml_collections", *ours}
+    shared = FOLDER.parent / "config" / "flow_group.py"
+    ours = {f"dmd2_jax.config.{module}" for module in ("flow_group", "rules", "sizes")}
+    for file in (FOLDER / name / "settings.py", shared):
+        tree = ast.parse(file.read_text())
+        modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert modules <= {"collections.abc", "typing", "ml_collections", *ours}
