@@ -5,8 +5,11 @@
         --config.teacher.weights=runs/fashion_sit_teacher
     dmd2 evaluate --workdir=runs/fashion_sit_student
 
-Data: the four IDX files, for example of the Debian package dataset-fashion-mnist. Not run here at
-this length.
+Data: the four IDX files, for example of the Debian package dataset-fashion-mnist.
+
+Measured here (2 CPU cores shared with other work, 2026-11-30), shorter, with 3,000 steps and 250
+cycles: FID in the classifier's features: teacher 4.99 with 35 network calls, student 6.49 with one
+(its average 6.56); class accuracy 71.3 % and 73.8 %. At its own length it is not run here.
 """
 
 from ml_collections import ConfigDict
