@@ -11,10 +11,11 @@ NUM = 20
 
 
 @functools.cache
-def made() -> Path:
+def made(family: str = "stable_diffusion") -> Path:
     """Return the folder; what is there is not to be changed."""
     out = scratch() / "captioned"
     words = ["captioned_digits", f"--out={out}", f"--num={NUM}", "--vae_steps=12"]
+    words += [f"--family={family}"]
     # The tests' own process has its backend already.
     backend = mock.patch.object(captioned_digits, "prepare_backend")
     with mock.patch("sys.argv", words), backend:

@@ -202,7 +202,7 @@ def _of_docs(page: str, name: str) -> Path:
 
 
 _TEACHER = "runs/teacher runs/digits_teacher runs/digits_sit_teacher runs/my_recipe_teacher"
-_TEACHER += " runs/table4/teacher runs/fashion_teacher"
+_TEACHER += " runs/table4/teacher runs/fashion_teacher runs/z/teacher"
 _STUDENT = "runs/student runs/digits_student runs/digits_sit_student runs/my_recipe_student"
 _STUDENT += " runs/one_step runs/last_step_1 runs/table4/dmd2/seed_1"
 _STUDENT += " runs/fashion_student runs/digits_fastgen"
@@ -213,10 +213,10 @@ THINGS: Mapping[str, Callable[[], Path]] = {
     "my_lab/spread.py": lambda: _of_docs("evaluation.md", "How far the features"),
     "my_lab/brightness.py": lambda: _of_docs("tutorials/own_model.md", "class Brightness"),
     "photographs animals imagenet": _photographs,
-    "photos runs/captioned/images": _captioned_photos,
+    "photos runs/captioned/images runs/z/images": _captioned_photos,
     "prompts.txt": _prompts,
     "sdxl sd15 my_sdxl sdxl_student runs/captioned/pipeline": lambda: pipeline(),
-    "Z-Image": lambda: flow_pipeline("z_image"),
+    "Z-Image runs/z/pipeline": lambda: flow_pipeline("z_image"),
     "Qwen-Image": lambda: flow_pipeline("qwen_image"),
     "sd-vae-ft-ema": lambda: pipeline() / "vae",
     "caches/photos_xl cache runs/captioned/cache": lambda: _cache(f"--images={_photos()}"),
@@ -229,6 +229,7 @@ THINGS: Mapping[str, Callable[[], Path]] = {
     "runs/lora runs/captioned/lora": lambda: _text_run(text_recipe(), pipeline(), **_LORA),
     "runs/sd35_medium": lambda: _flow("sd3"),
     "runs/flux_dev": lambda: _flow("flux", **_LORA),
+    "runs/z/student": lambda: _flow("z_image"),
     "style.safetensors": _style,
     "student.safetensors": lambda: thing("runs/sdxl") / "student.safetensors",
     "edm-imagenet-64x64-cond-adm.pkl": lambda: ROOT / "tests" / "weights" / "edm.pkl",

@@ -37,20 +37,29 @@ def attention(
     Args:
       query: [b, q, heads, d].
       key, value: [b, k, heads, d].
-      lengths: [b] >= 1, how many keys of each sample are read, the first ones; None: all. Given, it
-        is the plain formula on every device: the kernels know no lengths.
+      lengths: [b] >= 1, how many keys of each sample are read, the first ones; None: all. Without
+        a kernel it is the plain formula on every device.
 
     Source: Vaswani et al. 2017 (1706.03762), equation 1; the gradient's form is that of
       FlashAttention (2205.14135), appendix B.
     """
-    if lengths is not None:
-        return jax.nn.dot_product_attention(
-            query, key, value, key_value_seq_lengths=lengths, implementation="xla"
-        )
     kernel = find_kernel(query, key)
+    if lengths is not None:
+        attend = _of_lengths if kernel is None else _of_lengths_by_kernel(kernel)
+        return attend(query, key, value, lengths.astype(jnp.float32))
     if kernel is not None:
         return _by_kernel(kernel)(query, key, value)
     return _by_formula(_attention, query, key, value)
+
+
+def _of_lengths(query: Array, key: Array, value: Array, lengths: Float[Array, " b"]) -> Array:
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        key_value_seq_lengths=lengths.astype(jnp.int32),
+        implementation="xla",
+    )
 
 
 def _by_formula(function: Callable[..., Array], *arrays: Array) -> Array:
@@ -69,6 +78,23 @@ def _by_kernel(kernel: Kernel) -> Callable[..., Array]:
         plain=lambda *arrays: (_by_formula(lambda *heads: _one_forward(*heads)[0], *arrays),),
         backward=lambda query, key, value, _, g: kernel.gradients(query, key, value, g),
         num_arrays=3,
+    )
+
+
+@functools.cache
+def _of_lengths_by_kernel(kernel: Kernel) -> Callable[..., Array]:
+    """Return `_of_lengths` by a kernel; lengths are floats, as derivatives take no integers."""
+
+    def backward(*values: Array) -> tuple[Array, ...]:
+        *arrays, _, g = values
+        return *kernel.gradients(*arrays, g), jnp.zeros_like(arrays[-1])
+
+    return with_gradient(
+        kernel.attend,
+        saving=lambda *arrays: (kernel.attend(*arrays),),
+        plain=lambda *arrays: (_of_lengths(*arrays),),
+        backward=backward,
+        num_arrays=4,
     )
 
 

@@ -38,11 +38,11 @@ class Kernel(NamedTuple):
     """A kernel and where it runs.
 
     Attributes:
-      function: (query, key, value) of one device -> what `attention` returns.
+      function: (query, key, value, *lengths) of one device -> what `attention` returns.
       mesh: the devices.
     """
 
-    function: Callable[[Array, Array, Array], Array]
+    function: Callable[..., Array]
     mesh: AbstractMesh
 
     def attend(
@@ -50,29 +50,48 @@ class Kernel(NamedTuple):
         query: Float[Array, "b q heads d"],
         key: Float[Array, "b k heads d"],
         value: Float[Array, "b k heads d"],
+        *lengths: Float[Array, " b"],
     ) -> Float[Array, "b q heads d"]:
-        """Attend on all devices; no derivative is defined."""
-        return self._split(self.function)(query, key, value)
+        """Attend on all devices; no derivative is defined.
+
+        Args:
+          query: [b, q, heads, d].
+          key, value: [b, k, heads, d].
+          lengths: at most one: how many keys of each sample are read, the first ones.
+        """
+        return self._split(self.function, (query, key, value, *lengths))
 
     def gradients(
-        self, query: Array, key: Array, value: Array, g: Float[Array, "b q heads d"]
+        self, query: Array, key: Array, value: Array, *more: Array
     ) -> tuple[Array, Array, Array]:
-        """Return the gradients of query, key and value from that of the result.
+        """Return the gradients of query, key and value.
 
         The kernel computes the weights' sums again: kept from the forward pass, splash attention
         would write each 128 times.
+
+        Args:
+          query, key, value: as in `attend`.
+          more: lengths, where there are some, and the gradient of the result.
         """
 
-        def gradients(query: Array, key: Array, value: Array, g: Array) -> Any:
-            return jax.vjp(self.function, query, key, value)[1](g)
+        def gradients(query: Array, key: Array, value: Array, *more: Array) -> Any:
+            def attend(*heads: Array) -> Array:
+                return self.function(*heads, *more[:-1])
 
-        return self._split(gradients)(query, key, value, g)
+            return jax.vjp(attend, query, key, value)[1](more[-1])
 
-    def _split(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        spec = PartitionSpec(BATCH_AXES, None, "tensor", None)
+        return self._split(gradients, (query, key, value, *more))
+
+    def _split(self, function: Callable[..., Any], arrays: tuple[Array, ...]) -> Any:
+        """Apply a function of heads [b, n, heads, d] and lengths [b] on each device."""
+        heads = PartitionSpec(BATCH_AXES, None, "tensor", None)
         return jax.shard_map(
-            function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
+            function,
+            mesh=self.mesh,
+            in_specs=tuple(heads if x.ndim > 1 else PartitionSpec(BATCH_AXES) for x in arrays),
+            out_specs=heads,
+            check_vma=False,
+        )(*arrays)
 
 
 def find_kernel(query: Array, key: Array) -> Kernel | None:
@@ -129,36 +148,42 @@ def _has_cudnn() -> bool:
     return True
 
 
-def _cudnn(query: Array, key: Array, value: Array) -> Array:
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+def _cudnn(query: Array, key: Array, value: Array, *lengths: Array) -> Array:
+    counts = lengths[0].astype(jnp.int32) if lengths else None
+    return jax.nn.dot_product_attention(
+        query, key, value, key_value_seq_lengths=counts, implementation="cudnn"
+    )
 
 
-def _splash(query: Array, key: Array, value: Array) -> Array:
+def _splash(query: Array, key: Array, value: Array, *lengths: Array) -> Array:
     # Pallas takes a second to import; who has no TPU never needs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     b, queries, heads, size = query.shape
     keys = key.shape[1]
-    q, k, v = (_merged(x) for x in (query * jnp.asarray(size**-0.5, query.dtype), key, value))
-    ids = None
-    if k.shape[1] > keys:  # the keys that pad are of another segment, which nobody reads
-        padding = (jnp.arange(k.shape[1]) >= keys).astype(jnp.int32)
-        ids = splash.SegmentIds(jnp.zeros(q.shape[1], jnp.int32), padding)
+    q, k, v = (_padded(x) for x in (query * jnp.asarray(size**-0.5, query.dtype), key, value))
+    # Keys that nobody reads are of another segment: those that pad, and those behind a length.
+    ends = lengths[0].astype(jnp.int32)[:, None] if lengths else jnp.full((1, 1), keys)
+    others = (jnp.arange(k.shape[2]) >= ends).astype(jnp.int32)
+    first = jnp.zeros((len(others), q.shape[2]), jnp.int32)
+    ids = splash.SegmentIds(first, others) if lengths or k.shape[2] > keys else None
+    if not lengths:  # all samples' heads as one sample's
+        q, k, v = (x.reshape(1, b * heads, *x.shape[2:]) for x in (q, k, v))
     kernel = splash.make_splash_mha_single_device(
-        masks.MultiHeadMask([masks.FullMask((q.shape[1], k.shape[1]))] * q.shape[0]),
-        block_sizes=_tiles(splash, q.shape[1], k.shape[1]),
+        masks.MultiHeadMask([masks.FullMask((q.shape[2], k.shape[2]))] * q.shape[1]),
+        block_sizes=_tiles(splash, q.shape[2], k.shape[2]),
         interpret=jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu",
     )
-    out = kernel(q, k, v, ids)[:, :queries]
-    return out.reshape(b, heads, queries, size).swapaxes(1, 2)
+    out = jax.vmap(kernel)(q, k, v, ids)
+    return out.reshape(b, heads, -1, size)[:, :, :queries].swapaxes(1, 2)
 
 
-def _merged(x: Array) -> Array:
-    """Return [b heads, n, d], n padded so that it splits into tiles."""
-    merged = x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+def _padded(x: Array) -> Array:
+    """Return [b, heads, n, d], n padded so that it splits into tiles."""
     multiple = _LANES if x.shape[1] <= _TILE else 2 * _LANES
-    return jnp.pad(merged, ((0, 0), (0, -x.shape[1] % multiple), (0, 0)))
+    ends = ((0, 0), (0, 0), (0, -x.shape[1] % multiple), (0, 0))
+    return jnp.pad(x.swapaxes(1, 2), ends)
 
 
 def _tiles(splash: Any, queries: int, keys: int) -> Any:

@@ -71,7 +71,8 @@ def read_config(
     if problems:
         raise Refused(
             f"config of a {class_name} asks for what is not built here: {'; '.join(problems)}. "
-            "Use a model without it; SD 1.x, SD 2.x and SDXL and their relatives have none of it."
+            "Use a model without it: those of the releases that docs/text_to_image.md names have "
+            "none of it."
         )
     return {key: _plain(config.get(key, default)) for key, default in defaults.items()}
 

@@ -311,7 +311,7 @@ def vae_settings(c: Mapping[str, Any]) -> dict[str, Any]:
         raise Refused(
             f"down_block_types={c['down_block_types']}, up_block_types={c['up_block_types']}, "
             f"expected {down} and {up} for block_out_channels={widths}; use the autoencoder of "
-            "SD 1.x, SD 2.x or SDXL."
+            "the network's own release."
         )
     if any(width % c["norm_num_groups"] for width in (*widths, *own)) or len(own or up) != len(up):
         decoder = f" and decoder_block_out_channels={own}" if own else ""

@@ -155,10 +155,11 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
         config = _as_the_data_say(config, dataset)
         family = build_family(config)
     _check_measurable(config, dataset)
+    dataset, prompts = open_prompts(config, dataset)
     family = _conditioned(config, family, dataset)
     _check_fits(config, family, dataset)
     config = _with_times(config, family)
-    recipe = Recipe(config, family, dataset, mesh, open_prompts(config, dataset))
+    recipe = Recipe(config, family, dataset, mesh, prompts)
     buckets = tuple(_bucket(recipe, size) for size in dataset.buckets)
     return recipe._replace(buckets=buckets)
 

@@ -10,7 +10,8 @@ writes below DIR
     prompts.jsonl           every caption of these templates with its class
     prompts_heldout.jsonl   captions of templates that no image has, for what was not trained on
     pipeline/               a StableDiffusionPipeline as diffusers writes it, whose autoencoder is
-                            trained here and whose U-Net is not (pipeline.py)
+                            trained here and whose U-Net is not (pipeline.py); with
+                            --family=z_image a ZImagePipeline (z_image.py)
     preview.png             digits above what the autoencoder makes of them
 
 and prints the `dmd2 cache` command that puts the images through the pipeline. How good images made
@@ -87,12 +88,25 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=0, help="the first images only; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of captions and weights")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"a prompt; default: {TOKENS}")
+    parser.add_argument(
+        "--family",
+        choices=("stable_diffusion", "z_image"),
+        default="stable_diffusion",
+        help="of the pipeline; default: stable_diffusion",
+    )
     parser.add_argument("--vae_steps", type=int, default=300, help="of its training; default: 300")
     arguments = parser.parse_args()
     prepare_backend()
     start = time.perf_counter()
     out = Path(arguments.out)
-    report = make(out, arguments.num, arguments.seed, arguments.tokens, arguments.vae_steps)
+    report = make(
+        out,
+        arguments.num,
+        arguments.seed,
+        arguments.tokens,
+        arguments.vae_steps,
+        arguments.family,
+    )
     rows = [
         ("seconds", f"{time.perf_counter() - start:.0f}"),
         ("autoencoder's PSNR on digits it did not learn from", f"{report.psnr:.1f} dB"),
@@ -103,7 +117,14 @@ def main() -> None:
     print("next:", shlex.join(cache_command(out)))
 
 
-def make(out: Path, num: int, seed: int, tokens: int, vae_steps: int) -> VaeReport:
+def make(
+    out: Path,
+    num: int,
+    seed: int,
+    tokens: int,
+    vae_steps: int,
+    family: str = "stable_diffusion",
+) -> VaeReport:
     """Write everything.
 
     Args:
@@ -112,6 +133,7 @@ def make(out: Path, num: int, seed: int, tokens: int, vae_steps: int) -> VaeRepo
       seed: of captions and weights.
       tokens: of a prompt.
       vae_steps: of the autoencoder's training.
+      family: of the pipeline, stable_diffusion or z_image.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -128,6 +150,7 @@ def make(out: Path, num: int, seed: int, tokens: int, vae_steps: int) -> VaeRepo
         tokens=tokens,
         vae_steps=vae_steps,
         seed=seed,
+        family=family,
     )
     shown = images[-_PREVIEWED:]
     pairs = np.concatenate([shown, reconstruct(out / "pipeline" / "vae", shown)])

@@ -127,8 +127,9 @@ def write_pipeline(
     tokens: int,
     vae_steps: int,
     seed: int = 0,
+    family: str = "stable_diffusion",
 ) -> VaeReport:
-    """Write a complete StableDiffusionPipeline, whose U-Net is not trained.
+    """Write a complete pipeline, whose denoising network is not trained.
 
     Args:
       folder: made if it does not exist.
@@ -138,6 +139,7 @@ def write_pipeline(
       tokens: of a prompt, start and end among them.
       vae_steps: of the autoencoder's training.
       seed: of every random number.
+      family: stable_diffusion, or z_image (z_image.py).
 
     Raises:
       ValueError: if there are not images for both, or a caption has too many words.
@@ -155,6 +157,17 @@ def write_pipeline(
         )
     keys = jax.random.split(jax.random.key(seed), 3)
     folder.mkdir(parents=True, exist_ok=True)
+    if family == "z_image":
+        from examples.captioned_digits import z_image  # needs tokenizers
+
+        z_image.write_parts(folder, captions, tokens=tokens, key=keys[0])
+    else:
+        _write_parts(folder, captions, tokens, keys)
+    return _write_vae(folder / "vae", images, held_out, vae_steps, keys[2])
+
+
+def _write_parts(folder: Path, captions: Sequence[str], tokens: int, keys: Key) -> None:
+    """Write a StableDiffusionPipeline but for its autoencoder."""
     _write_json(folder / INDEX, _MODEL_INDEX)
     (folder / "scheduler").mkdir(exist_ok=True)
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
@@ -164,7 +177,6 @@ def write_pipeline(
     write_component(
         unet, init_variables(unet.module, keys[1], *unet.example_inputs()), folder / "unet"
     )
-    return _write_vae(folder / "vae", images, held_out, vae_steps, keys[2])
 
 
 def _write_json(file: Path, value: Any) -> None:

@@ -184,6 +184,13 @@ def test_code_opens_it_where_it_was_pushed(tmp_path: Path) -> None:
     )
 
 
+def test_call_of_a_qwen_image_teacher_asks_for_its_guidance(tmp_path: Path) -> None:
+    index = base(tmp_path / "b")._replace(class_name="QwenImagePipeline")
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    text = model_card(Card(index, scheduler, read_origin(index)))
+    assert 'pipe("a red fox", negative_prompt="", true_cfg_scale=4.0)' in text
+
+
 def test_run_tells_how_it_was_trained(tmp_path: Path) -> None:
     record = read_record(run(tmp_path / "run", **{"optim.generator_lr": 5e-7}), tmp_path)
     text = model_card(card(base(tmp_path / "b"), record=record, dtype="float16"))

@@ -71,6 +71,50 @@ def test_the_kernel_on_a_mesh_equals_the_plain_formula(on_cpu, queries, keys, dt
         np.testing.assert_array_less(jnp.abs(difference), tolerance)
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "dtype", "tolerance"),
+    [
+        (256, 256, jnp.float32, 1e-5),
+        (200, 140, jnp.float32, 1e-5),  # padded
+        (256, 384, jnp.bfloat16, 2**-7),
+    ],
+)
+def test_the_kernel_reads_as_many_keys_of_each_sample_as_it_is_told(
+    on_cpu, queries, keys, dtype, tolerance
+):
+    q, k, v, g = arrays(queries, keys, dtype=dtype)
+    lengths = jnp.array([1, keys, 129, 96])  # the third begins a second tile
+
+    def told(q, k, v, g, lengths):
+        out, pull = jax.vjp(lambda *heads: attention(*heads, lengths), q, k, v)
+        slope = jax.jvp(lambda v: attention(q, k, v, lengths), (v,), (v,))[1]
+        return out, slope, *pull(g)
+
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+
+    def run(*given):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return told(*given)
+
+    program = jax.jit(run, in_shardings=NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+    assert "pallas_call" in str(program.trace(q, k, v, g, lengths).jaxpr)
+    weights = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / 4.0
+    read = jnp.arange(keys) < lengths[:, None, None, None]
+    weights = jax.nn.softmax(jnp.where(read, weights, -jnp.inf), axis=-1)
+    expected = jnp.einsum("bhqk,bkhd->bqhd", weights, v.astype(jnp.float32))
+    fused = program(q, k, v, g, lengths)
+    np.testing.assert_allclose(fused[0].astype(jnp.float32), expected, atol=tolerance)
+    plain = told(q, k, v, g, lengths)
+    for ours, theirs in zip(fused, plain, strict=True):
+        assert ours.dtype == dtype
+        ours, theirs = (np.asarray(x.astype(jnp.float32)) for x in (ours, theirs))
+        most = max(1.0, np.abs(theirs).max())  # a key that is read alone has all gradients
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * most)
+    behind = np.arange(keys) >= np.asarray(lengths)[:, None]
+    for gradient in fused[3:]:
+        assert not np.asarray(gradient.astype(jnp.float32))[behind].any()
+
+
 def program_on_a_mesh(given):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -50,6 +50,8 @@ _ROUNDED = {
 }
 _NO_GUIDANCE = {"QwenImagePipeline": "true_cfg_scale=1.0"}
 """What says in a call that there is none, where it is not guidance_scale=0."""
+_GUIDED = {"QwenImagePipeline": ', negative_prompt="", true_cfg_scale=4.0'}
+"""What a teacher's call has to say for guidance: without a negative prompt there is none."""
 
 
 class Card(NamedTuple):
@@ -182,7 +184,7 @@ def _diffusers(card: Card) -> str:
     scale = f"guidance_scale={guidance or 0:g}"
     if guidance is None:
         scale = _NO_GUIDANCE.get(name, scale)
-    given = f", {size}{steps}, {scale}" if times else ""
+    given = f", {size}{steps}, {scale}" if times else _GUIDED.get(name, "")
     named = "prompt=" if name in _IMAGE_FIRST else ""
     call = f'pipe({named}"a red fox"{given})'
     # diffusers opens a pipeline that lacks a part only if it is told so.

@@ -22,6 +22,7 @@ __all__ = [
 
 INDEX = "model_index.json"
 
+# The second one: taesd, taesdxl, taesd3 and taef1.
 _STABLE_DIFFUSIONS = ("AutoencoderKL", "AutoencoderTiny")
 
 AUTOENCODERS = (*_STABLE_DIFFUSIONS, "AutoencoderKLFlux2", "AutoencoderKLQwenImage")
@@ -50,7 +51,7 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "StableDiffusion3Pipeline": {
         "transformer": ("SD3Transformer2DModel",),
-        "vae": ("AutoencoderKL",),
+        "vae": _STABLE_DIFFUSIONS,
         "text_encoder": ("CLIPTextModelWithProjection",),
         "tokenizer": _CLIP_TOKENIZERS,
         "text_encoder_2": ("CLIPTextModelWithProjection",),
@@ -60,7 +61,7 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "FluxPipeline": {
         "transformer": ("FluxTransformer2DModel",),
-        "vae": ("AutoencoderKL",),
+        "vae": _STABLE_DIFFUSIONS,
         "text_encoder": ("CLIPTextModel",),
         "tokenizer": _CLIP_TOKENIZERS,
         "text_encoder_2": _T5,
@@ -74,7 +75,7 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "ZImagePipeline": {
         "transformer": ("ZImageTransformer2DModel",),
-        "vae": ("AutoencoderKL",),
+        "vae": _STABLE_DIFFUSIONS,
         "text_encoder": _QWEN3,
         "tokenizer": _QWEN_TOKENIZERS,
     },
