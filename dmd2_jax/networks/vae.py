@@ -22,7 +22,9 @@ __all__ = [
     "DEFAULTS",
     "AutoencoderKL",
     "Gaussian",
+    "check_images",
     "example_vae_inputs",
+    "gaussian",
     "vae_from_config",
     "vae_settings",
 ]
@@ -142,6 +144,30 @@ class _Coder(nn.Module):
         return Conv(self.out_channels, padding=1, dtype=self.dtype, name="conv_out")(x)
 
 
+def check_images(images: Float[Array, "..."], channels: int, unit: int) -> None:
+    """Refuse what an encoder cannot take.
+
+    Args:
+      images: to be [b, h, w, c].
+      channels: c.
+      unit: what h and w have to be divisible by.
+
+    Raises:
+      Refused: if the shape does not fit.
+    """
+    if images.ndim != 4 or images.shape[3] != channels or any(n % unit for n in images.shape[1:3]):
+        raise Refused(
+            f"images have shape {images.shape}, expected [b, h, w, {channels}] with h and w "
+            f"divisible by {unit}; resize or crop them."
+        )
+
+
+def gaussian(moments: Float[Array, "b h w d"]) -> Gaussian:
+    """Return the distribution of which an encoder gives mean and log variance, side by side."""
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return Gaussian(mean, jnp.clip(logvar, *_LOGVAR_RANGE))
+
+
 class AutoencoderKL(nn.Module):
     """The autoencoder of latent diffusion.
 
@@ -232,18 +258,11 @@ class AutoencoderKL(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
-        unit = self.downscale
-        _, height, width, channels = images.shape
-        if height % unit or width % unit or channels != self.in_channels:
-            raise Refused(
-                f"images have shape {images.shape}, expected [b, h, w, {self.in_channels}] with h "
-                f"and w divisible by {unit}; resize or crop them."
-            )
+        check_images(images, self.in_channels, self.downscale)
         moments = self.encoder(images)
         if self.quantise:
             moments = self.quant_conv(moments)
-        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return Gaussian(mean, jnp.clip(logvar, *_LOGVAR_RANGE))
+        return gaussian(moments)
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """Return the images of `latents` z, about [-1, 1] (not clipped), float32.

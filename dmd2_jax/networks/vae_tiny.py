@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.networks.layers import Conv, upsample
 from dmd2_jax.networks.published_config import read_config
+from dmd2_jax.networks.vae import check_images
 from dmd2_jax.typing import Array, DType, Float
 
 __all__ = ["AutoencoderTiny", "example_tiny_vae_inputs", "tiny_vae_from_config"]
@@ -155,13 +156,7 @@ class AutoencoderTiny(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
-        unit = self.downscale
-        _, height, width, channels = images.shape
-        if height % unit or width % unit or channels != self.in_channels:
-            raise Refused(
-                f"images have shape {images.shape}, expected [b, h, w, {self.in_channels}] with h "
-                f"and w divisible by {unit}; resize or crop them."
-            )
+        check_images(images, self.in_channels, self.downscale)
         return self.encoder((images + 1) / 2).astype(jnp.float32)
 
     def decode(self, latents: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 c"]:

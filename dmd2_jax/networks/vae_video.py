@@ -19,14 +19,13 @@ from dmd2_jax.networks.attention import attention
 from dmd2_jax.networks.conv import conv2d
 from dmd2_jax.networks.layers import FAN_IN, Conv, upsample
 from dmd2_jax.networks.published_config import read_config
-from dmd2_jax.networks.vae import Gaussian
+from dmd2_jax.networks.vae import Gaussian, check_images, gaussian
 from dmd2_jax.networks.weight import weight
 from dmd2_jax.typing import Array, DType, Float
 
 __all__ = ["AutoencoderVideo", "example_video_vae_inputs", "video_vae_from_config"]
 
 _LEAST_NORM = 1e-12
-_LOGVAR_RANGE = (-30.0, 20.0)
 _NEAREST = (1, 1)  # the filter that repeats pixels
 _CLASS_NAME = "AutoencoderKLQwenImage"
 
@@ -268,16 +267,8 @@ class AutoencoderVideo(nn.Module):
         Raises:
           ValueError: if the shape does not fit.
         """
-        unit = self.downscale
-        _, height, width, channels = images.shape
-        if height % unit or width % unit or channels != self.channels:
-            raise Refused(
-                f"images have shape {images.shape}, expected [b, h, w, {self.channels}] with h "
-                f"and w divisible by {unit}; resize or crop them."
-            )
-        moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
-        return Gaussian(mean, jnp.clip(logvar, *_LOGVAR_RANGE))
+        check_images(images, self.channels, self.downscale)
+        return gaussian(self.quant_conv(self.encoder(images)))
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """Return the images of `latents` z, in [-1, 1] (clipped, as published), float32.

@@ -42,6 +42,7 @@ T = TypeVar("T")
 _WAIT = 24 * 3600 * 1000  # milliseconds; a process that dies ends the wait of the others
 _SHUTDOWN = 30  # seconds that a process that ends waits for the others to end too
 _talks = itertools.count()
+_said: list[str] = []  # keys of this process that the store still holds
 
 
 class PeerError(RuntimeError):
@@ -128,11 +129,16 @@ def from_all(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     key = f"dmd2/{next(_talks)}"
-    _store().key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    own = f"{key}/{jax.process_index()}"
+    _store().key_value_set(own, json.dumps(value))
     texts = [
         _store().blocking_key_value_get(f"{key}/{number}", _WAIT)
         for number in range(jax.process_count())
     ]
+    # Whoever answered this time had read what was said before, which may be megabytes.
+    while _said:
+        _store().key_value_delete(_said.pop())
+    _said.append(own)
     return [json.loads(text) for text in texts]
 
 

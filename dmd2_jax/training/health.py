@@ -120,7 +120,7 @@ RULES = {
     "saturation": Rule(
         SATURATION_OVER,
         "generated_saturation is {value} above real_saturation, healthy is up to {limit}",
-        "samples burn out: lower config.distill.gan_generator_weight",
+        "samples burn out: lower config.distill.gan_generator_weight (where there is a GAN)",
         less=" or {guidance}",
     ),
     "critic": Rule(

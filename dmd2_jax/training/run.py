@@ -56,12 +56,19 @@ The teacher may lie elsewhere; that it is the same one is checked by its weights
 def may_differ(config: ConfigDict, command: str) -> tuple[str, ...]:
     """Return the keys that a resumed run may change: those of every run, and what it does not use.
 
+    Where a run is measured as it trains, how many images that takes stays: of more of them the FID
+    is lower, and the best weights and `log.stop_when` compare what was measured before.
+
     Args:
       config: the whole config.
       command: "train-teacher" or "distill".
     """
+    free = _MAY_DIFFER
+    if config.log.evaluate_every:
+        measures = (f"evaluate.{key}" for key in config.evaluate if key != "training_samples")
+        free = (*(key for key in free if key != "evaluate"), *measures)
     if command == "train-teacher":  # one recipe is for both; guidance is for its pictures alone
-        return (*_MAY_DIFFER, "distill", "optim")
+        return (*free, "distill", "optim")
     unused = ["model.dropout", *(f"teacher.{key}" for key in config.teacher)]
     if config.distill.regression_weight is None:
         unused.append("distill.regression_pairs")
@@ -69,7 +76,7 @@ def may_differ(config: ConfigDict, command: str) -> tuple[str, ...]:
         unused.remove("teacher.sampler_steps")
     if not config.distill.lora_rank:
         unused.append("distill.lora_alpha")
-    return (*_MAY_DIFFER, *unused)
+    return (*free, *unused)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,16 @@ def test_what_a_run_does_not_use_may_change(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("command", ["train-teacher", "distill"])
+def test_what_the_best_of_a_run_is_measured_by_stays(command: str) -> None:
+    config = get_config()
+    assert "evaluate" in may_differ(config, command)
+    config.log.evaluate_every = 1
+    free = may_differ(config, command)
+    assert "evaluate.batch_size" in free
+    assert not {"evaluate", "evaluate.training_samples"} & {*free}
+
+
 def test_allowed_change_is_printed_kept_and_takes_effect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

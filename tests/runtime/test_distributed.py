@@ -1,5 +1,6 @@
 """Finding one's place; joining the others; talk within one process; a parent that explains."""
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmd2_jax.runtime import distributed
 from dmd2_jax.runtime.distributed import (
     from_all,
     from_first,
@@ -66,6 +68,30 @@ def test_one_process_talks_to_itself() -> None:
     assert from_all({"a": 1}) == [{"a": 1}]
     assert from_first(lambda: 3) == 3
     assert on_first(lambda: "made") == "made"
+
+
+def test_what_all_have_heard_leaves_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Store(dict[str, str]):
+        """Of two processes, of which the other one says the same."""
+
+        def key_value_set(self, key: str, value: str) -> None:
+            self[key.removesuffix("1") + "0"] = self[key] = value
+
+        def blocking_key_value_get(self, key: str, wait: int) -> str:
+            return self[key]
+
+        def key_value_delete(self, key: str) -> None:
+            del self[key]
+
+    store = Store()
+    monkeypatch.setattr(distributed, "_store", lambda: store)
+    monkeypatch.setattr(distributed, "_said", [])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    for number in range(5):
+        assert from_all(number) == [number, number]
+    (own,) = (key for key in store if key.endswith("/1"))
+    assert json.loads(store[own]) == 4
 
 
 def test_from_first_raises_what_was_raised() -> None:

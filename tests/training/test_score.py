@@ -112,8 +112,14 @@ def test_training_score_never_holds_more_than_two_batches(monkeypatch: pytest.Mo
 
 
 @pytest.mark.filterwarnings("ignore:.*covariance lacks rank")  # of one process's share alone
-def test_training_score_of_two_processes_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [2000, 40, 20])  # all rows, some of the second's, none of them
+def test_training_score_of_two_processes_is_that_of_one(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each takes its share, and what they tell each other adds up."""
+    monkeypatch.setattr(module, "_MOST", most)
+    alone = scored()
+    assert most < NUM or alone == pytest.approx(expected(), rel=1e-5)
 
     told: list[Any] = []
 
@@ -128,7 +134,8 @@ def test_training_score_of_two_processes_is_that_of_one(monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "_place", lambda number=number: (number, 2))
         found = scored()
     assert [part["count"] for part in told] == [30, 31]
-    assert found == pytest.approx(expected(), rel=1e-5)
+    assert sum(len(part["features"]) for part in told) == min(most, NUM)
+    assert found == pytest.approx(alone, rel=1e-5)
 
 
 def test_training_score_refuses_processes_with_classifiers_of_their_own(
