@@ -343,6 +343,10 @@ def test_distillation_measures_fid_as_the_command_does_and_keeps_the_best(
     picture = f"--out={tmp_path / 'best.png'}"
     assert dmd2("sample", f"--workdir={tmp_path}", "--which=best", "--num=60", picture) == 0
     assert dmd2("export", f"--workdir={tmp_path}", "--which=best", f"--out={tmp_path / 'x'}") == 0
+    assert dmd2("convert", tmp_path, tmp_path / "y.safetensors", "--which=best") == 0
+    best, converted = (load_file(tmp_path / name) for name in ("best.safetensors", "y.safetensors"))
+    assert best.keys() == converted.keys()
+    assert all(np.array_equal(best[name], converted[name]) for name in best)
     assert "2 of 4, each a generator turn" in (tmp_path / "x" / "README.md").read_text()
 
 

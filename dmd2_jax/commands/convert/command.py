@@ -36,7 +36,9 @@ class Options:
         "the recipe; a run and EDM's .pkl need none", default=None, metavar="FILE"
     )
     which: str | None = flag(
-        "of a run; default: the one it trained", default=None, choices=("teacher", "student")
+        "of a run; default: the one it trained, best: its best weights",
+        default=None,
+        choices=("teacher", "student", "best"),
     )
     ema: float | None = flag(
         "of a run: the student's average of this decay", default=None, metavar="DECAY"

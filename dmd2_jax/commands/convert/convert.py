@@ -77,7 +77,7 @@ def convert(
       source: a file of weights (docs/weights.md), hf://owner/repository/file, or a run folder.
       target: .safetensors, or .bin, .pt, .pth for PyTorch; it appears when it has been checked.
       config: the recipe of the weights; a run folder and EDM's .pkl hold their own.
-      which: "teacher" or "student" of a run folder.
+      which: "teacher", "student" or "best" of a run folder.
       ema: the decay of the student's average of a run folder.
       prefix: of the tensors to take, where the file holds several networks.
       force: replace `target` if it exists.
