@@ -8,7 +8,7 @@
     dmd2 sample --workdir=runs/z/student --prompt="a handwritten seven" --out=seven.png
     dmd2 export --workdir=runs/z/student --out=student
 
-The pipeline is one of diffusers' (ZImagePipeline) with a transformer of 1.0 M parameters on latents
+The pipeline is one of diffusers' (ZImagePipeline) with a transformer of 1.4 M parameters on latents
 [8, 8, 4] of images of 16 pixels, a language model that reads the prompts' chat, and masks; the
 teacher begins from random weights. docs/text_to_image.md has the figures.
 """
