@@ -43,7 +43,7 @@ def attention(
     Source: Vaswani et al. 2017 (1706.03762), equation 1; the gradient's form is that of
       FlashAttention (2205.14135), appendix B.
     """
-    kernel = find_kernel(query, key)
+    kernel = find_kernel(query, key, lengths=lengths is not None)
     if lengths is not None:
         attend = _of_lengths if kernel is None else _of_lengths_by_kernel(kernel)
         return attend(query, key, value, lengths.astype(jnp.float32))

@@ -94,18 +94,20 @@ class Kernel(NamedTuple):
         )(*arrays)
 
 
-def find_kernel(query: Array, key: Array) -> Kernel | None:
+def find_kernel(query: Array, key: Array, *, lengths: bool = False) -> Kernel | None:
     """Return the kernel for these arrays on the mesh around, or None where there is none.
 
     Args:
       query: [b, q, heads, d].
       key: [b, k, heads, d].
+      lengths: whether it is told how many keys are read. Only splash is: what cuDNN leaves in the
+        gradients of keys that are not read was never seen.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or tuple(mesh.axis_names) != AXES or set(mesh.axis_types) != {AxisType.Auto}:
         return None
     function = _function(mesh.abstract_device, query, key)
-    if function is None:
+    if function is None or (lengths and function is not _splash):
         return None
     b, _, heads, _ = query.shape
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -148,11 +150,8 @@ def _has_cudnn() -> bool:
     return True
 
 
-def _cudnn(query: Array, key: Array, value: Array, *lengths: Array) -> Array:
-    counts = lengths[0].astype(jnp.int32) if lengths else None
-    return jax.nn.dot_product_attention(
-        query, key, value, key_value_seq_lengths=counts, implementation="cudnn"
-    )
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 def _splash(query: Array, key: Array, value: Array, *lengths: Array) -> Array:

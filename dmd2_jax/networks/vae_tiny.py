@@ -99,7 +99,7 @@ class _Layers(nn.Module):
 class AutoencoderTiny(nn.Module):
     """TAESD: a distilled autoencoder whose latents are already scaled for the diffusion model.
 
-    A diffusion model's latents are `encode(images) * scaling_factor`; `decode` takes the encoder's.
+    A diffusion model's latents are `scaled(encode(images))`; `decode` takes the encoder's.
 
     Attributes:
       in_channels, out_channels: of the images.
@@ -107,7 +107,7 @@ class AutoencoderTiny(nn.Module):
       encoder_widths, decoder_widths: channels of each level, in the order of execution; each level
         but the encoder's first halves, each but the decoder's last doubles the resolution.
       encoder_blocks, decoder_blocks: residual blocks of each level.
-      scaling_factor, shift_factor: as in `AutoencoderKL`; 1 and 0 for Stable Diffusion.
+      scaling_factor, shift_factor: as in `AutoencoderKL`; 1 and 0 in all published ones.
       dtype: type of the computation; parameters and outputs are float32.
 
     Source: O. Boer Bohan, Tiny AutoEncoder for Stable Diffusion (github.com/madebyollin/taesd).

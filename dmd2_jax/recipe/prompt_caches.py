@@ -81,6 +81,8 @@ class _Filled:
         self._source, self._tokens = source, tokens
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_source":  # of a copy that is not made yet
+            raise AttributeError(name)
         return getattr(self._source, name)
 
     def __len__(self) -> int:

@@ -167,6 +167,7 @@ def from_first(make: Callable[[], T]) -> T:
         _store().key_value_set(key, json.dumps(told))
         raise
     _store().key_value_set(key, json.dumps({"value": value}))
+    _said.append(key)
     return value
 
 

@@ -45,28 +45,24 @@ _MAY_DIFFER = (
     "optim.max_skipped_in_a_row",
     "mesh",
     "log",
-    "evaluate",
 )
 """Keys that a resumed run may change: its length, where it runs, and what it reports.
 
 The teacher may lie elsewhere; that it is the same one is checked by its weights' digest.
 """
+_STAYS = "training_samples"
+"""Of more of them the FID is lower: the best weights and `log.stop_when` compare all that a run
+measured. Of `evaluate` everything else may change."""
 
 
 def may_differ(config: ConfigDict, command: str) -> tuple[str, ...]:
     """Return the keys that a resumed run may change: those of every run, and what it does not use.
 
-    Where a run is measured as it trains, how many images that takes stays: of more of them the FID
-    is lower, and the best weights and `log.stop_when` compare what was measured before.
-
     Args:
       config: the whole config.
       command: "train-teacher" or "distill".
     """
-    free = _MAY_DIFFER
-    if config.log.evaluate_every:
-        measures = (f"evaluate.{key}" for key in config.evaluate if key != "training_samples")
-        free = (*(key for key in free if key != "evaluate"), *measures)
+    free = (*_MAY_DIFFER, *(f"evaluate.{key}" for key in config.evaluate if key != _STAYS))
     if command == "train-teacher":  # one recipe is for both; guidance is for its pictures alone
         return (*free, "distill", "optim")
     unused = ["model.dropout", *(f"teacher.{key}" for key in config.teacher)]

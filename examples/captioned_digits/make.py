@@ -24,6 +24,7 @@ where half of them are at 5.3 from the other half, and 99.7 % in their classes.
 """
 
 import argparse
+import importlib.util
 import json
 import shlex
 import time
@@ -35,6 +36,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dmd2_jax.config.refused import lacks
 from dmd2_jax.data import digits
 from dmd2_jax.data.reading.decode import encode_png
 from dmd2_jax.pictures.grids import image_grid
@@ -87,7 +89,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
     parser.add_argument("--num", type=int, default=0, help="the first images only; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of captions and weights")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"a prompt; default: {TOKENS}")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=TOKENS,
+        help=f"a prompt, of stable_diffusion; default: {TOKENS}",
+    )
     parser.add_argument(
         "--family",
         choices=("stable_diffusion", "z_image"),
@@ -96,6 +103,8 @@ def main() -> None:
     )
     parser.add_argument("--vae_steps", type=int, default=300, help="of its training; default: 300")
     arguments = parser.parse_args()
+    if arguments.family == "z_image" and importlib.util.find_spec("tokenizers") is None:
+        parser.error(lacks("writing a tokenizer", "tokenizers", "text2image"))
     prepare_backend()
     start = time.perf_counter()
     out = Path(arguments.out)
@@ -131,7 +140,7 @@ def make(
       out: folder to write into.
       num: the first images only; 0: all.
       seed: of captions and weights.
-      tokens: of a prompt.
+      tokens: of a prompt of stable_diffusion.
       vae_steps: of the autoencoder's training.
       family: of the pipeline, stable_diffusion or z_image.
 

@@ -39,7 +39,7 @@ from dmd2_jax.networks.vae_tiny import AutoencoderTiny
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.typing import Array, Float, Key, Params
 
-__all__ = ["VaeReport", "reconstruct", "write_pipeline"]
+__all__ = ["WIDTH", "VaeReport", "reconstruct", "write_json", "write_pipeline"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
@@ -136,7 +136,7 @@ def write_pipeline(
       captions: all texts whose words are to be tokens.
       images: uint8; the autoencoder learns from them.
       held_out: how many of the last ones it does not learn from, but is measured on; 1 or more.
-      tokens: of a prompt, start and end among them.
+      tokens: of a prompt, start and end among them; of stable_diffusion alone.
       vae_steps: of the autoencoder's training.
       seed: of every random number.
       family: stable_diffusion, or z_image (z_image.py).
@@ -149,8 +149,10 @@ def write_pipeline(
             f"held_out={held_out} of {len(images)} images, expected some to learn from and some "
             "to measure on; make more images."
         )
+    if family == "z_image":  # imported first: it needs tokenizers
+        from examples.captioned_digits import z_image
     longest = max(captions, key=lambda text: len(words(text)))
-    if len(words(longest)) + 2 > tokens:
+    if family != "z_image" and len(words(longest)) + 2 > tokens:
         raise ValueError(
             f"tokens={tokens}, expected {len(words(longest)) + 2} or more, as {longest!r} has with "
             "its start and end; raise it."
@@ -158,9 +160,7 @@ def write_pipeline(
     keys = jax.random.split(jax.random.key(seed), 3)
     folder.mkdir(parents=True, exist_ok=True)
     if family == "z_image":
-        from examples.captioned_digits import z_image  # needs tokenizers
-
-        z_image.write_parts(folder, captions, tokens=tokens, key=keys[0])
+        z_image.write_parts(folder, captions, keys[0])
     else:
         _write_parts(folder, captions, tokens, keys)
     return _write_vae(folder / "vae", images, held_out, vae_steps, keys[2])
@@ -168,9 +168,9 @@ def write_pipeline(
 
 def _write_parts(folder: Path, captions: Sequence[str], tokens: int, keys: Key) -> None:
     """Write a StableDiffusionPipeline but for its autoencoder."""
-    _write_json(folder / INDEX, _MODEL_INDEX)
+    write_json(folder / INDEX, _MODEL_INDEX)
     (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     vocabulary = write_tokenizer(folder / "tokenizer", captions, tokens)
     _write_text_encoder(folder / "text_encoder", len(vocabulary), tokens, keys[0])
     unet = PublishedModel.from_config(UNET, classes=CLASSES)
@@ -179,7 +179,8 @@ def _write_parts(folder: Path, captions: Sequence[str], tokens: int, keys: Key) 
     )
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
+    """Write a file as diffusers does."""
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -257,10 +258,10 @@ def write_tokenizer(folder: Path, captions: Iterable[str], tokens: int) -> dict[
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "special_tokens_map.json", special)
     settings = {"do_lower_case": True, "model_max_length": tokens}
     settings |= {"tokenizer_class": "CLIPTokenizer"}
-    _write_json(folder / "tokenizer_config.json", special | settings)
+    write_json(folder / "tokenizer_config.json", special | settings)
     return vocabulary
 
 

@@ -13,7 +13,6 @@ Every part is of a published class, so whatever reads the folder reads Z-Image's
 Needs the package tokenizers, which the extra `[text2image]` brings.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,15 @@ import tokenizers
 
 from dmd2_jax.families.published.folder import write_component
 from dmd2_jax.families.published.model import PublishedModel
-from dmd2_jax.families.published.pipeline import LANGUAGE_MODELS
+from dmd2_jax.families.published.pipeline import INDEX, LANGUAGE_MODELS
 from dmd2_jax.families.z_image.family import NETWORK
 from dmd2_jax.networks.initialise import init_variables
 from dmd2_jax.typing import Key
+from examples.captioned_digits.pipeline import WIDTH, write_json
 
 __all__ = ["CLASS_NAME", "write_parts"]
 
 CLASS_NAME = "ZImagePipeline"
-WIDTH = 64
-"""Of a token's embedding."""
-
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 TRANSFORMER: dict[str, Any] = {
@@ -41,7 +38,7 @@ TRANSFORMER: dict[str, Any] = {
     "all_f_patch_size": [1],
     "all_patch_size": [2],
     "axes_dims": [8, 8, 8],
-    "axes_lens": [128, 64, 64],
+    "axes_lens": [1024, 512, 512],
     "cap_feat_dim": WIDTH,
     "dim": 96,
     "in_channels": 4,
@@ -79,34 +76,32 @@ _WORDS = (
 )
 
 
-def write_parts(folder: Path, captions: Iterable[str], *, tokens: int, key: Key) -> None:
+def write_parts(folder: Path, captions: Iterable[str], key: Key) -> None:
     """Write a ZImagePipeline but for its autoencoder.
 
     Args:
       folder: of the pipeline; it exists.
       captions: all texts whose words are to be tokens.
-      tokens: that are read of a prompt at most, the chat's around it among them.
       key: of the random weights.
     """
     keys = jax.random.split(key)
-    _write_json(folder / "model_index.json", _MODEL_INDEX)
+    write_json(folder / INDEX, _MODEL_INDEX)
     (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
-    vocabulary = write_tokenizer(folder / "tokenizer", captions, tokens)
+    write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    vocabulary = write_tokenizer(folder / "tokenizer", captions)
     _write_text_encoder(folder / "text_encoder", vocabulary, keys[0])
     model = PublishedModel.from_config(TRANSFORMER, classes=NETWORK.classes)
     weights = init_variables(model.module, keys[1], *model.example_inputs())
     write_component(model, weights, folder / "transformer")
 
 
-def write_tokenizer(folder: Path, captions: Iterable[str], tokens: int) -> int:
+def write_tokenizer(folder: Path, captions: Iterable[str]) -> int:
     """Write a Qwen2Tokenizer's files and return how many tokens it knows.
 
     Args:
       folder: made if it does not exist.
       captions: to learn byte pairs from; each is put into the chat first, so that its words are
         tokens too.
-      tokens: of a prompt at most.
     """
     chat = LANGUAGE_MODELS[CLASS_NAME]
     texts = [f"{chat.before}{text}{chat.after}" for text in captions]
@@ -131,12 +126,12 @@ def write_tokenizer(folder: Path, captions: Iterable[str], tokens: int) -> int:
     settings = {
         "additional_special_tokens": [START, END],
         "eos_token": END,
-        "model_max_length": tokens,
+        "model_max_length": chat.length,
         "pad_token": PAD,
         "tokenizer_class": "Qwen2Tokenizer",
         "chat_template": _CHAT,
     }
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings)
     return learned.get_vocab_size()
 
 
@@ -176,7 +171,3 @@ def _write_text_encoder(folder: Path, vocabulary: int, key: Key) -> None:
     scaled = {name: table / 0.02 for name, table in embedding.items()}
     params = {**drawn["params"], "embed_tokens": scaled}
     write_component(model, {**drawn, "params": params}, folder)
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -102,12 +102,19 @@ def test_what_a_run_does_not_use_may_change(tmp_path: Path) -> None:
     }
 
 
+def test_a_run_goes_on_with_as_many_samples_as_it_was_measured_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = distill_words(tmp_path / "run", "--dry_run", "--config.evaluate.training_samples=50")
+    shutil.copytree(student_run(), tmp_path / "run")
+    for every in (0, 1):  # also where it is not measured for a while
+        message = refused(capsys, *words, f"--config.log.evaluate_every={every}")
+        assert "evaluate.training_samples" in message
+
+
 @pytest.mark.parametrize("command", ["train-teacher", "distill"])
 def test_what_the_best_of_a_run_is_measured_by_stays(command: str) -> None:
-    config = get_config()
-    assert "evaluate" in may_differ(config, command)
-    config.log.evaluate_every = 1
-    free = may_differ(config, command)
+    free = may_differ(get_config(), command)
     assert "evaluate.batch_size" in free
     assert not {"evaluate", "evaluate.training_samples"} & {*free}
 

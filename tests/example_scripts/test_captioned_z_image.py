@@ -88,3 +88,8 @@ def test_its_recipe_trains_distils_and_draws() -> None:
     drawn = ["sample", f"--workdir={out / 'student'}", f"--prompt={TEXTS[0]}", f"--out={file}"]
     assert dmd2(*drawn) == 0
     assert np.asarray(Image.open(file)).std() > 5
+    exported = out / "exported"
+    assert dmd2("export", f"--workdir={out / 'student'}", f"--out={exported}") == 0
+    drawn = [f"--pipeline={exported}", f"--prompt={TEXTS[0]}", f"--out={out / 'again.png'}"]
+    assert dmd2("sample", *drawn) == 0
+    np.testing.assert_array_equal(Image.open(out / "again.png"), Image.open(file))

@@ -115,6 +115,33 @@ def test_the_kernel_reads_as_many_keys_of_each_sample_as_it_is_told(
         assert not np.asarray(gradient.astype(jnp.float32))[behind].any()
 
 
+def test_the_kernel_with_lengths_is_differentiated_in_a_loop_that_computes_again(on_cpu):
+    q, k, v, g = arrays(256, 256)
+    lengths = jnp.array([1, 256, 129, 96])
+
+    def gradients(q, k, v, g, lengths):
+        @jax.checkpoint
+        def layer(x, _):
+            return attention(x + q, k, v, lengths), None
+
+        def loss(q, k, v):
+            return (jax.lax.scan(layer, q, length=2)[0] * g).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+
+    def run(*given):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return gradients(*given)
+
+    program = jax.jit(run, in_shardings=NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+    assert "pallas_call" in str(program.trace(q, k, v, g, lengths).jaxpr)
+    fused, plain = program(q, k, v, g, lengths), gradients(q, k, v, g, lengths)
+    for ours, theirs in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
 def program_on_a_mesh(given):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -145,7 +172,7 @@ def test_attention_without_a_mesh_is_plain(on_cpu):
     assert "pallas_call" not in str(jax.make_jaxpr(both)(*arrays(256, 256)))
 
 
-def traced_for_a_gpu(dtype, size=64):
+def traced_for_a_gpu(dtype, size=64, lengths=None):
     here = make_mesh({"data": 1}, jax.devices()[:1]).abstract_mesh
     device = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
     mesh = AbstractMesh(
@@ -154,7 +181,7 @@ def traced_for_a_gpu(dtype, size=64):
 
     def run(*given):
         with jax.sharding.use_abstract_mesh(mesh):
-            return both(*given)
+            return both(*given) if lengths is None else attention(*given[:3], lengths)
 
     shape = jax.ShapeDtypeStruct((4, 1024, 2, size), dtype)
     return jax.make_jaxpr(run)(*[shape] * 4)
@@ -177,6 +204,12 @@ def test_half_precision_on_a_gpu_takes_cudnn_and_counts_by_its_formula(with_cudn
 @pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 64), (jnp.bfloat16, 160)])
 def test_what_cudnn_does_not_take_is_plain_on_a_gpu(with_cudnn, dtype, size):
     assert "dot_product_attention" not in str(traced_for_a_gpu(dtype, size))
+
+
+def test_lengths_are_plain_on_a_gpu(with_cudnn):
+    program = traced_for_a_gpu(jnp.bfloat16, lengths=jnp.array([1, 2, 3, 4]))
+    assert "dot_product_attention_fwd" not in str(program)
+    assert "dot_product_attention_fwd" in str(traced_for_a_gpu(jnp.bfloat16))
 
 
 def test_a_gpu_without_cudnn_is_plain():

@@ -36,7 +36,7 @@ class Options:
         "the recipe; a run and EDM's .pkl need none", default=None, metavar="FILE"
     )
     which: str | None = flag(
-        "of a run; default: the one it trained, best: its best weights",
+        "of a run; best: what it trains, at its best; default: the one it trains",
         default=None,
         choices=("teacher", "student", "best"),
     )

@@ -50,8 +50,8 @@ _ROUNDED = {
 }
 _NO_GUIDANCE = {"QwenImagePipeline": "true_cfg_scale=1.0"}
 """What says in a call that there is none, where it is not guidance_scale=0."""
-_GUIDED = {"QwenImagePipeline": ', negative_prompt="", true_cfg_scale=4.0'}
-"""What a teacher's call has to say for guidance: without a negative prompt there is none."""
+_GUIDED = {"QwenImagePipeline": ', negative_prompt=""'}
+"""What a teacher's call has to say for guidance, at its pipeline's own scale."""
 
 
 class Card(NamedTuple):
