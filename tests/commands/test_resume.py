@@ -27,6 +27,7 @@ from tests.tiny import (
     distill_words,
     dmd2,
     get_config,
+    refused,
     results,
     scratch,
     student_run,
