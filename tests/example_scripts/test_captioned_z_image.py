@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dmd2_jax.run.metrics import read_metrics
@@ -54,8 +55,7 @@ def test_transformers_finds_the_tokens_that_are_found_here() -> None:
 
 
 def test_diffusers_encodes_prompts_and_makes_an_image() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     with torch.no_grad():
         expected, _ = pipeline().encode_prompt(list(TEXTS[:3]), do_classifier_free_guidance=False)
     actual = encode_prompts(read_text_encoders(folder()).fitted(TEXTS), TEXTS[:3])

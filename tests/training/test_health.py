@@ -194,12 +194,15 @@ def test_distill_warns_in_its_report_and_its_page(
 @pytest.mark.parametrize(
     ("distill", "said"),
     [
-        ({"guidance": 3.0, "guidance_range": ()}, "weight or config.distill.guidance."),
+        (
+            {"guidance": 3.0, "guidance_range": ()},
+            "a GAN) or config.distill.guidance.",
+        ),
         (
             {"guidance": None, "guidance_range": (1, 4)},
-            "weight or the upper end of config.distill.guidance_range.",
+            "a GAN) or the upper end of config.distill.guidance_range.",
         ),
-        ({"guidance": None}, "lower config.distill.gan_generator_weight."),
+        ({"guidance": None}, "lower config.distill.gan_generator_weight (where there is a GAN)."),
     ],
 )
 def test_the_remedy_names_the_guidance_that_the_run_has(distill: dict, said: str) -> None:
