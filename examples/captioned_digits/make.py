@@ -43,7 +43,12 @@ from dmd2_jax.pictures.grids import image_grid
 from dmd2_jax.recipe.tables import aligned
 from dmd2_jax.runtime.platform import prepare_backend
 from dmd2_jax.typing import Float, Int
-from examples.captioned_digits.pipeline import VaeReport, reconstruct, write_pipeline
+from examples.captioned_digits.pipeline import (
+    VaeReport,
+    WriteParts,
+    reconstruct,
+    write_pipeline,
+)
 
 __all__ = ["Caption", "all_captions", "enlarge", "write_images"]
 
@@ -159,12 +164,20 @@ def make(
         tokens=tokens,
         vae_steps=vae_steps,
         seed=seed,
-        family=family,
+        write_parts=_write_parts(family),
     )
     shown = images[-_PREVIEWED:]
     pairs = np.concatenate([shown, reconstruct(out / "pipeline" / "vae", shown)])
     image_grid(pairs, out / "preview.png", rows=2, cols=len(shown), upscale=3)
     return report
+
+
+def _write_parts(family: str) -> WriteParts | None:
+    if family != "z_image":
+        return None
+    from examples.captioned_digits import z_image  # needs the package tokenizers
+
+    return z_image.write_parts
 
 
 def cache_command(out: Path) -> list[str]:

@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from dmd2_jax.networks.vae_tiny import AutoencoderTiny
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.typing import Array, Float, Key, Params
 
-__all__ = ["WIDTH", "VaeReport", "reconstruct", "write_json", "write_pipeline"]
+__all__ = ["WIDTH", "VaeReport", "WriteParts", "reconstruct", "write_json", "write_pipeline"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
@@ -103,6 +103,10 @@ _MODEL_INDEX: dict[str, Any] = {
 }
 
 
+WriteParts = Callable[[Path, Sequence[str], int, Key], None]
+"""(folder, captions, tokens of a prompt, [2] keys) -> nothing; writes all but the autoencoder."""
+
+
 class VaeReport(NamedTuple):
     """How well the autoencoder does, measured on images that it was not trained on.
 
@@ -127,7 +131,7 @@ def write_pipeline(
     tokens: int,
     vae_steps: int,
     seed: int = 0,
-    family: str = "stable_diffusion",
+    write_parts: WriteParts | None = None,
 ) -> VaeReport:
     """Write a complete pipeline, whose denoising network is not trained.
 
@@ -136,10 +140,10 @@ def write_pipeline(
       captions: all texts whose words are to be tokens.
       images: uint8; the autoencoder learns from them.
       held_out: how many of the last ones it does not learn from, but is measured on; 1 or more.
-      tokens: of a prompt, start and end among them; of stable_diffusion alone.
+      tokens: of a prompt, start and end among them.
       vae_steps: of the autoencoder's training.
       seed: of every random number.
-      family: stable_diffusion, or z_image (z_image.py).
+      write_parts: of everything but the autoencoder; None: of a StableDiffusionPipeline.
 
     Raises:
       ValueError: if there are not images for both, or a caption has too many words.
@@ -149,27 +153,21 @@ def write_pipeline(
             f"held_out={held_out} of {len(images)} images, expected some to learn from and some "
             "to measure on; make more images."
         )
-    if family == "z_image":  # imported first: it needs tokenizers
-        from examples.captioned_digits import z_image
-    longest = max(captions, key=lambda text: len(words(text)))
-    if family != "z_image" and len(words(longest)) + 2 > tokens:
-        raise ValueError(
-            f"tokens={tokens}, expected {len(words(longest)) + 2} or more, as {longest!r} has with "
-            "its start and end; raise it."
-        )
     keys = jax.random.split(jax.random.key(seed), 3)
-    folder.mkdir(parents=True, exist_ok=True)
-    if family == "z_image":
-        z_image.write_parts(folder, captions, keys[0])
-    else:
-        _write_parts(folder, captions, tokens, keys)
+    (write_parts or _write_parts)(folder, captions, tokens, keys[:2])
     return _write_vae(folder / "vae", images, held_out, vae_steps, keys[2])
 
 
 def _write_parts(folder: Path, captions: Sequence[str], tokens: int, keys: Key) -> None:
     """Write a StableDiffusionPipeline but for its autoencoder."""
+    longest = max(captions, key=lambda text: len(words(text)))
+    if len(words(longest)) + 2 > tokens:
+        raise ValueError(
+            f"tokens={tokens}, expected {len(words(longest)) + 2} or more, as {longest!r} has with "
+            "its start and end; raise it."
+        )
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     write_json(folder / INDEX, _MODEL_INDEX)
-    (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     vocabulary = write_tokenizer(folder / "tokenizer", captions, tokens)
     _write_text_encoder(folder / "text_encoder", len(vocabulary), tokens, keys[0])

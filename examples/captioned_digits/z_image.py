@@ -76,17 +76,18 @@ _WORDS = (
 )
 
 
-def write_parts(folder: Path, captions: Iterable[str], key: Key) -> None:
-    """Write a ZImagePipeline but for its autoencoder.
+def write_parts(folder: Path, captions: Iterable[str], tokens: int, keys: Key) -> None:
+    """Write a ZImagePipeline but for its autoencoder: a `WriteParts`.
 
     Args:
-      folder: of the pipeline; it exists.
+      folder: of the pipeline; made if it does not exist.
       captions: all texts whose words are to be tokens.
-      key: of the random weights.
+      tokens: not used; prompts are filled up as far as they need.
+      keys: the first one is of the random weights.
     """
-    keys = jax.random.split(key)
+    keys = jax.random.split(keys[0])
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     write_json(folder / INDEX, _MODEL_INDEX)
-    (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)
     vocabulary = write_tokenizer(folder / "tokenizer", captions)
     _write_text_encoder(folder / "text_encoder", vocabulary, keys[0])

@@ -40,16 +40,17 @@ def both(q, k, v, g):
     return out, *pull(g)
 
 
-def on_mesh(q, k, v, g, **sizes):
-    mesh = make_mesh(sizes)
+def on_mesh(function, *given):
+    """Return what a function gives on eight devices, and its program."""
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
     def run(*given):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return both(*given)
+            return function(*given)
 
     program = jax.jit(run, in_shardings=split)
-    return program(q, k, v, g), str(program.trace(q, k, v, g).jaxpr)
+    return program(*given), str(program.trace(*given).jaxpr)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def on_mesh(q, k, v, g, **sizes):
 def test_the_kernel_on_a_mesh_equals_the_plain_formula(on_cpu, queries, keys, dtype, tolerance):
     given = arrays(queries, keys, dtype=dtype)
     plain = both(*given)
-    fused, program = on_mesh(*given, data=2, fsdp=2, tensor=2)
+    fused, program = on_mesh(both, *given)
     assert "pallas_call" in program
     for ours, theirs in zip(fused, plain, strict=True):
         assert ours.dtype == dtype
@@ -90,19 +91,12 @@ def test_the_kernel_reads_as_many_keys_of_each_sample_as_it_is_told(
         slope = jax.jvp(lambda v: attention(q, k, v, lengths), (v,), (v,))[1]
         return out, slope, *pull(g)
 
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-
-    def run(*given):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return told(*given)
-
-    program = jax.jit(run, in_shardings=NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
-    assert "pallas_call" in str(program.trace(q, k, v, g, lengths).jaxpr)
+    fused, program = on_mesh(told, q, k, v, g, lengths)
+    assert "pallas_call" in program
     weights = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / 4.0
     read = jnp.arange(keys) < lengths[:, None, None, None]
     weights = jax.nn.softmax(jnp.where(read, weights, -jnp.inf), axis=-1)
     expected = jnp.einsum("bhqk,bkhd->bqhd", weights, v.astype(jnp.float32))
-    fused = program(q, k, v, g, lengths)
     np.testing.assert_allclose(fused[0].astype(jnp.float32), expected, atol=tolerance)
     plain = told(q, k, v, g, lengths)
     for ours, theirs in zip(fused, plain, strict=True):
@@ -129,15 +123,9 @@ def test_the_kernel_with_lengths_is_differentiated_in_a_loop_that_computes_again
 
         return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
 
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-
-    def run(*given):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return gradients(*given)
-
-    program = jax.jit(run, in_shardings=NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
-    assert "pallas_call" in str(program.trace(q, k, v, g, lengths).jaxpr)
-    fused, plain = program(q, k, v, g, lengths), gradients(q, k, v, g, lengths)
+    fused, program = on_mesh(gradients, q, k, v, g, lengths)
+    assert "pallas_call" in program
+    plain = gradients(q, k, v, g, lengths)
     for ours, theirs in zip(fused, plain, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
