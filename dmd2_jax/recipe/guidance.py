@@ -34,6 +34,7 @@ from dmd2_jax.weights.weight_files import read_weights, write_weights
 
 __all__ = [
     "baked",
+    "check_guided_once",
     "check_teacher_scale",
     "chosen_scale",
     "drawn_scales",
@@ -42,6 +43,7 @@ __all__ = [
     "guided_teacher",
     "has_scale_input",
     "in_range",
+    "input_scale",
     "load_student",
     "same_scales",
     "save_student",
@@ -137,17 +139,47 @@ def drawn_scales(distill: Mapping[str, Any], rows: int) -> tuple[float, ...]:
     return () if ends is None else tuple(np.linspace(*ends, min(rows, _DRAWN)).tolist())
 
 
+def input_scale(family: Family) -> float | None:
+    """Return the scale that a published network is told by default; None: it takes none itself."""
+    return getattr(family, "input_guidance", None)
+
+
 def has_scale_input(family: Family) -> bool:
     """Return whether the published network takes a guidance scale itself."""
-    return getattr(family, "input_guidance", None) is not None
+    return input_scale(family) is not None
+
+
+def check_guided_once(family: Family, asked: float | None, said: str) -> None:
+    """Refuse w of u + w (c - u) where a network's guidance is in its weights, or is told it.
+
+    Args:
+      family: the network.
+      asked: w; None and 1 are none.
+      said: what the user calls it.
+    """
+    if asked in (None, 1):
+        return
+    if has_scale_input(family):
+        raise Refused(
+            f"{said}={asked:g} of a network that takes its guidance scale as an input, expected "
+            "None: u + w (c - u) would guide what is guided; leave it away, and say the scale by "
+            "config.model.guidance where the family has that."
+        )
+    if getattr(family, "distilled", False):
+        raise Refused(
+            f"{said}={asked:g} of a pipeline whose model_index.json says is_distilled, expected "
+            "None or 1: guidance is in the network's weights, and diffusers takes no notice of "
+            "more; leave it away, or use the base model that it was made from."
+        )
 
 
 def guided_teacher(config: ConfigDict, family: Family) -> Denoiser:
     """Return the teacher: with a range its conditions are `Guided`.
 
     Raises:
-      Refused: if the teacher cannot be guided.
+      Refused: if the teacher cannot be guided, or its guidance is in its weights.
     """
+    check_guided_once(family, config.distill.guidance, "config.distill.guidance")
     if scale_range(config.distill) is None:
         return family.denoiser
     if has_scale_input(family):

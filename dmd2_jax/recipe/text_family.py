@@ -15,6 +15,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import Size
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
+from dmd2_jax.recipe.guidance import input_scale
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.runtime.places import path_of
 
@@ -79,12 +80,19 @@ def pipeline_family(
     return _module_of(index).open_folder(index.folder, dtype=dtype, variant=index.variant, **side)
 
 
-def default_guidance(index: PipelineIndex) -> float:
+def default_guidance(index: PipelineIndex, family: Family) -> float:
     """Return the guidance that diffusers gives a pipeline's teacher where none is asked for.
 
-    1, which is none, of a pipeline that says that its network is distilled and needs none.
+    Args:
+      index: of the pipeline.
+      family: its network; of one that takes a scale as an input it is that, and of one that is
+        distilled 1, which is none.
     """
-    return 1.0 if index.distilled else _module_of(index).PIPELINES[index.class_name]
+    if (told := input_scale(family)) is not None:
+        return told
+    if getattr(family, "distilled", False):
+        return 1.0
+    return _module_of(index).PIPELINES[index.class_name]
 
 
 def text_family(family: Family) -> TextFamily | None:

@@ -15,9 +15,11 @@ from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published.scheduler import lcm_times, recorded_scales, recorded_times
 from dmd2_jax.recipe.guidance import (
+    check_guided_once,
     chosen_scale,
     has_scale_input,
     in_range,
+    input_scale,
     scale_range,
     told_input,
     told_network,
@@ -66,7 +68,8 @@ class PromptSettings:
       shape: height and width of the images in pixels; 0: those that the network was trained on.
       steps: of the sampler; None: a student's own, or a run's, or 50 of a teacher.
       guidance: w of u + w (c - u), of a teacher; None: a run's, or diffusers' default. Or of a
-        student that takes it as an input; None: the middle of its range.
+        network that takes it as an input, and is called once; None: the network's own, or the
+        middle of a student's range.
       negative: what guidance goes away from; None: no prompt.
       dtype: of the U-Net's computation; "": float32, or a run's own.
       vae: folder of another autoencoder; "": the pipeline's.
@@ -189,11 +192,13 @@ def pipeline_models(
     pipeline = _open_pipeline(index, settings, family)
 
     def model(chosen: PromptSettings) -> Model:
-        guidance, denoiser, scale = default_guidance(index), family.denoiser, None
+        guidance, denoiser = default_guidance(index, family), family.denoiser
         if chosen.which != "teacher" and is_few_step(pipeline.scheduler):
             scale = _pipeline_scale(index, family, pipeline.scheduler, chosen.guidance)
+        else:
+            scale = _teacher_scale(family, chosen)
         if scale is not None:
-            denoiser, chosen = told_input(family), replace(chosen, guidance=None)
+            denoiser, chosen, guidance = told_input(family), replace(chosen, guidance=None), 1.0
         sampler = pipeline_sampler(
             denoiser,
             pipeline.scheduler,
@@ -212,13 +217,31 @@ def _pipeline_scale(
     index: PipelineIndex, family: TextFamily, scheduler: Mapping[str, Any], asked: float | None
 ) -> float | None:
     """Return the scale that a few-step pipeline's network is told; None: one of its own, if any."""
-    usual, ends = getattr(family, "input_guidance", None), recorded_scales(scheduler)
+    usual, ends = input_scale(family), recorded_scales(scheduler)
     if usual is None:
         return None
     if ends is not None:
         return in_range(ends, usual if asked is None else asked)
     # Published U-Nets with such an input say nothing of a range.
     return (usual if asked is None else asked) if index.network == "unet" else None
+
+
+def _teacher_scale(family: TextFamily, settings: PromptSettings) -> float | None:
+    """Return the scale that a teacher's network is told; None: it is told none.
+
+    Raises:
+      Refused: if it takes no other guidance than its own, and some is asked for.
+    """
+    asked = settings.guidance
+    if not has_scale_input(family):
+        check_guided_once(family, asked, "guidance")
+        return None
+    if settings.negative is not None:
+        raise Refused(
+            f"negative={settings.negative!r} of a network that takes its guidance scale as an "
+            "input, expected none: it is called once, with the prompt alone; leave negative away."
+        )
+    return input_scale(family) if asked is None else asked
 
 
 def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callable[..., Model]:
@@ -260,10 +283,14 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
         if chosen.which == "student" and scale_range(config.distill) is not None:
             scale = chosen.scale(settings.guidance)  # which is an argument of the program
             settings = replace(settings, guidance=None)
-        elif scale_range(config.distill) is not None and has_scale_input(family):
-            # Training told the teacher its scale too, and called it once.
-            scale = chosen_scale(config.distill, settings.guidance)
-            settings = replace(settings, guidance=None)
+        elif chosen.which == "teacher":
+            if scale_range(config.distill) is not None and has_scale_input(family):
+                # Training told the teacher its scale too, and called it once.
+                settings = replace(
+                    settings, guidance=chosen_scale(config.distill, settings.guidance)
+                )
+            if (scale := _teacher_scale(family, settings)) is not None:
+                settings = replace(settings, guidance=None)
         key = (chosen.which, settings)
         if key not in samplers:
             samplers[key] = _run_sampler(chosen, family, opened, settings)
@@ -299,15 +326,18 @@ def _run_sampler(
     if run.which == "student":
         times = student_times(config, denoiser.schedule)
         return _student_steps(told_network(config, family), times, settings)
-    told = has_scale_input(family) and scale_range(config.distill) is not None
-    denoiser = told_input(family) if told else denoiser
-    usual = None if told else chosen_scale(config.distill)
-    wanted = (settings.guidance, config.distill.guidance, usual, default_guidance(pipeline.index))
+    guidance: float | None = None
+    if has_scale_input(family):
+        denoiser = told_input(family)
+    else:
+        usual = (chosen_scale(config.distill), default_guidance(pipeline.index, family))
+        wanted = (settings.guidance, config.distill.guidance, *usual)
+        guidance = next(w for w in wanted if w is not None)
     return ddim_sampler(
         denoiser,
         pipeline.scheduler,
         steps=settings.steps or config.teacher.sampler_steps,
-        guidance=next(w for w in wanted if w is not None),
+        guidance=guidance,
         tokens=family.image_tokens,
     )
 

@@ -19,6 +19,7 @@ from dmd2_jax.distill import generate
 from dmd2_jax.families.published.flow_scheduler import flow_times, is_flow
 from dmd2_jax.families.published.scheduler import ddim_times
 from dmd2_jax.recipe.guidance import (
+    check_guided_once,
     check_teacher_scale,
     chosen_scale,
     has_scale_input,
@@ -84,6 +85,7 @@ def teacher_sampler(family: Family, config: ConfigDict, guidance: float | None =
         guidance = config.distill.guidance
     if guidance is None and not has_scale_input(family):
         guidance = chosen_scale(config.distill)
+    check_guided_once(family, guidance, "guidance")
     levels = family.denoiser.schedule
     x0_fn = guided_x0(family.denoiser, guidance)
     guidance = None if guidance == 1 else guidance

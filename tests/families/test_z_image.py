@@ -80,6 +80,23 @@ def test_x0_is_that_of_the_recorded_prediction(recorded):
     assert relative((actual - x_t) / times, out) < 1e-5
 
 
+def test_an_optimised_program_rounds_times_as_diffusers_does():
+    """The tests' own programs are not optimised; one that is may fuse 1000 - 1000 t and more."""
+    family, random, n = built(), np.random.default_rng(0), 16
+    x_t = random.normal(size=(n, 8, 8, 3)).astype("f4")
+    t = random.uniform(0.05, 1, n).astype("f4")
+    embeds = random.normal(size=(n, 32, 6)).astype("f4")
+    cond = {"prompt_embeds": embeds, "prompt_mask": np.ones((n, 32), "f4")}
+    given = (family.from_state_dict(recipe(family.tensor_shapes(), 7, 1.0)), x_t, t, cond)
+    lowered = family.denoiser.x0.lower(*given)
+    level = "xla_backend_optimization_level"
+    plain, optimised = (
+        np.asarray(lowered.compile(compiler_options={level: it})(*given)) for it in (0, 3)
+    )
+    for one, other in zip(plain, optimised, strict=True):
+        assert relative(other, one) < 2e-6
+
+
 def test_weights_go_out_as_they_came_in(recorded):
     family, expected, _ = recorded
     actual = family.to_state_dict(family.from_state_dict(expected))

@@ -135,3 +135,16 @@ def test_flux_has_its_own_input_for_the_scale(tmp_path: Path) -> None:
         write_safetensors(read_safetensors(student_file("flux")), other / "student.safetensors")
         expected = teacher(other)
         np.testing.assert_array_equal(teacher(run, *words), expected)
+
+
+def test_guidance_of_a_flux_teacher_is_diffusers_guidance_scale(tmp_path: Path) -> None:
+    folder = tiny_pipeline("flux")
+    call = {"height": RESOLUTION, "width": RESOLUTION, "num_inference_steps": 3}
+    made = {}
+    for scale in (1.0, 5.0):
+        images, noise = ours(folder, guidance=scale, steps=3, shape=RESOLUTION)
+        pipeline = diffusers_pipeline(folder)
+        expected = test_export_flow.theirs(pipeline, noise, guidance_scale=scale, **call)
+        np.testing.assert_allclose(images, expected, atol=1e-4)
+        made[scale] = images
+    assert np.abs(made[1.0] - made[5.0]).max() > 0.01

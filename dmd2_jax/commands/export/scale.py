@@ -7,7 +7,7 @@ from dmd2_jax.commands.export.command import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.stable_diffusion.family import StableDiffusionFamily
-from dmd2_jax.recipe.guidance import baked, chosen_scale, has_scale_input, scale_range
+from dmd2_jax.recipe.guidance import baked, chosen_scale, has_scale_input, input_scale, scale_range
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.sampling.runs import Run
 from dmd2_jax.typing import Params
@@ -51,7 +51,7 @@ def open_scale(run: Run, family: Family, options: Options) -> Scaled:
     if ends is None:
         if asked is not None:
             chosen_scale({}, asked)  # which says why
-        usual = getattr(family, "input_guidance", None) if run.which == "student" else None
+        usual = input_scale(family) if run.which == "student" else None
         return Scaled(run.load, usual)
     scale = chosen_scale(run.config.distill, asked)
     if has_scale_input(family):

@@ -41,6 +41,7 @@ from dmd2_jax.families.published.scheduler import (
 )
 from dmd2_jax.families.stable_diffusion.original_names import unet_names
 from dmd2_jax.networks.published_config import square_side
+from dmd2_jax.recipe.guidance import input_scale
 from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import TextFamily, base_pipeline, pipeline_family, text_family
 from dmd2_jax.recipe.weights_file import weights_file
@@ -92,7 +93,7 @@ class _Student(NamedTuple):
     def guidance(self) -> tuple[float | None, tuple[float, float] | None]:
         """The scale that the network takes by default, and the range; None: it takes none."""
         if self.scaled is None:
-            return getattr(self.family, "input_guidance", None), None
+            return input_scale(self.family), None
         return self.scaled.scale, self.scaled.ends
 
 

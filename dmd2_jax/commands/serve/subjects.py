@@ -326,7 +326,7 @@ class _PromptRun:
             of_prompts=True,
             averages=tuple(config.optim.ema_decays) if run.trained == "student" else (),
             steps={"teacher": config.teacher.sampler_steps},
-            guidance=default_guidance(index) if own is None else own,
+            guidance=default_guidance(index, family) if own is None else own,
             scales=scale_range(config.distill) if run.trained == "student" else None,
         )
 
@@ -360,8 +360,9 @@ class _PipelineFolder:
         assert pipeline is not None
         self.title, self.batch_size = _title(self._folder), PROMPT_BATCH
         if not is_few_step(pipeline.scheduler):
-            steps, guidance = {"teacher": TEACHER_STEPS}, default_guidance(pipeline.index)
-            self.offer = Offer(("teacher",), True, steps=steps, guidance=guidance)
+            usual = default_guidance(pipeline.index, model.family)
+            steps = {"teacher": TEACHER_STEPS}
+            self.offer = Offer(("teacher",), True, steps=steps, guidance=usual)
         else:
             fixed = recorded_times(pipeline.scheduler) is not None
             steps = {} if fixed else {"student": STUDENT_STEPS}

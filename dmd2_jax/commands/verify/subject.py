@@ -97,7 +97,7 @@ def _of_pipeline(folder: Path, variant: str) -> Subject:
     settings = PromptSettings(variant=variant, steps=None if times else STEPS)
     chosen = pipeline_model(folder, settings)
     sampler = _at_scale(chosen.sampler, chosen.guidance)
-    guidance = None if few else default_guidance(pipeline.index)
+    guidance = None if few else default_guidance(pipeline.index, family)
     network = pipeline.index.part(pipeline.index.network)
     return Subject(folder, network, family, model.load, False, pipeline, sampler, times, guidance)
 

@@ -36,6 +36,8 @@ class PublishedFamily:
       variant: of the weights in a folder, "fp16" and the like; "": none is meant.
       input_guidance: the scale that the network takes as an input, where a condition has none;
         None: it takes none.
+      distilled: whether its pipeline says that guidance is in its weights, and takes no notice of
+        any.
     """
 
     denoiser: Denoiser
@@ -46,6 +48,7 @@ class PublishedFamily:
     null_tokens: int | None = None
     variant: str = ""
     input_guidance: float | None = None
+    distilled: bool = False
 
     @property
     def image_tokens(self) -> int:

@@ -37,6 +37,7 @@ from dmd2_jax.families.published.flow_scheduler import read_flow_scheduler
 from dmd2_jax.families.published.folder import read_component_config, read_component_tensors
 from dmd2_jax.families.published.lora_file import is_lora
 from dmd2_jax.families.published.model import PublishedClass, PublishedModel, class_of
+from dmd2_jax.families.published.pipeline import says_distilled
 from dmd2_jax.families.published.scheduler import Diffusion, recorded_settings
 from dmd2_jax.networks.feature_blocks import chosen_blocks
 from dmd2_jax.networks.published_config import square_side
@@ -49,7 +50,7 @@ __all__ = ["FlowFamily", "FlowNetwork"]
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _NETWORK, _SCHEDULER = "transformer", "scheduler"
-_PARTS = (_NETWORK, _SCHEDULER, "variant")
+_PARTS = (_NETWORK, _SCHEDULER, "variant", "distilled")
 _PREFIX = "published:"
 _THOUSAND = 1000.0
 
@@ -111,8 +112,9 @@ class FlowNetwork:
         Args:
           model_config: keys of `config.model`; those that are missing have their defaults. In place
             of `pipeline` it may have `transformer` and `scheduler`, what their config files hold
-            ({} for a flow without a shift); then the resolution is by default the transformer's
-            sample_size. And `variant`, of the weights' files in a folder.
+            ({} for a flow without a shift), and `distilled`, what its index says; then the
+            resolution is by default the transformer's sample_size. And `variant`, of the weights'
+            files in a folder.
 
         Returns:
           The family.
@@ -134,10 +136,10 @@ class FlowNetwork:
           ValueError: if a part is missing, damaged, or of a class that is not built here.
         """
         try:
-            own, scheduler = _folder_configs(path_of(folder))
-            known, recorded = self.defaults(), recorded_settings(scheduler)
+            found = _folder_configs(path_of(folder))
+            known, recorded = self.defaults(), recorded_settings(found.get(_SCHEDULER, {}))
             trained_with = {key: value for key, value in recorded.items() if key in known}
-            return self.build({_NETWORK: own, _SCHEDULER: scheduler} | trained_with | options)
+            return self.build(found | trained_with | options)
         except ValueError as error:
             raise Refused(f"{folder}: {error}") from error
 
@@ -270,12 +272,12 @@ class FlowFamily(PublishedFamily):
 
 def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
     config = {key: value for key, value in model_config.items() if key not in _PARTS}
-    if _NETWORK in model_config:
-        own, scheduler = model_config[_NETWORK], model_config.get(_SCHEDULER) or {}
-        if not config.get("resolution"):
-            config["resolution"] = _own_side(own, network)
-    else:
-        own, scheduler = _named_configs(network, str(config.get("pipeline") or ""))
+    found = model_config
+    if _NETWORK not in found:
+        found = _named_configs(network, str(config.get("pipeline") or ""))
+    elif not config.get("resolution"):
+        config["resolution"] = _own_side(found[_NETWORK], network)
+    own, scheduler = found[_NETWORK], found.get(_SCHEDULER) or {}
     class_of(own, (network.class_name,))
     defaults = network.defaults()
     config = defaults.to_dict() | config
@@ -284,6 +286,12 @@ def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
     model = PublishedModel.from_config(
         own, classes=network.classes, dtype=_DTYPES[config["dtype"]], remat=config["remat"]
     )
+    if not _optional(model.module) and config.get("guidance") != defaults.get("guidance"):
+        raise Refused(
+            f"config.model.guidance={config['guidance']:g} of a transformer that takes no guidance "
+            f"scale, expected {defaults.guidance:g}, the default, which nothing reads; leave it "
+            "away."
+        )
     blocks = chosen_blocks(tuple(config["feature_blocks"]), model.module.num_blocks)
     module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
     patch, (height, width) = module.patch, sides(config["resolution"])
@@ -300,6 +308,7 @@ def _build(network: FlowNetwork, model_config: Mapping[str, Any]) -> FlowFamily:
         diffusion,
         variant=model_config.get("variant", ""),
         input_guidance=config["guidance"] if _optional(module) else None,
+        distilled=bool(found.get("distilled")),
         network=network,
     )
 
@@ -312,8 +321,7 @@ def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance:
     def inputs(x_t: Array, t: Array, cond: Condition) -> tuple[Array, tuple]:
         check_condition(cond, needed, optional)
         t = jnp.broadcast_to(t, x_t.shape[:1]).astype(jnp.float32)
-        # 1 - t of a rounded t, but as diffusers rounds it: the sinusoids see the difference.
-        time = (_THOUSAND - _THOUSAND * t) / _THOUSAND if network.backwards else t
+        time = _backwards(t) if network.backwards else t
         time = time * network.time_scale
         arguments = (x_t, time, *(cond[name] for name in needed))
         if optional:
@@ -347,6 +355,16 @@ def _denoiser(network: FlowNetwork, module: Any, diffusion: Diffusion, guidance:
     )
 
 
+def _backwards(t: Array) -> Array:
+    """Return (1000 - 1000 t) / 1000 with diffusers' four roundings, which the sinusoids see.
+
+    Neither maximum changes a value, t being in 0..1; they keep compilers, which do not know that,
+    from a fused 1000 - 1000 t of one rounding, and from 1 in place of / 1000 * 1000.
+    """
+    thousand = jnp.maximum(t, _THOUSAND)
+    return (thousand - jnp.maximum(thousand * t, 0.0)) / thousand
+
+
 def _optional(module: Any) -> tuple[str, ...]:
     return ("guidance",) if getattr(module, "guidance", False) else ()
 
@@ -361,11 +379,12 @@ def _own_side(config: Mapping[str, Any], network: FlowNetwork) -> int:
     return side
 
 
-def _named_configs(network: FlowNetwork, pipeline: str) -> Configs:
-    """Return the configs of the transformer and the scheduler that `model.pipeline` names."""
+def _named_configs(network: FlowNetwork, pipeline: str) -> dict[str, Any]:
+    """Return what `build` takes of the pipeline that `model.pipeline` names."""
     folder, name = path_of(pipeline).expanduser(), pipeline.removeprefix(_PREFIX)
     if name in network.configs and (name != pipeline or not folder.is_dir()):
-        return network.configs[name]
+        own, scheduler = network.configs[name]
+        return {_NETWORK: own, _SCHEDULER: scheduler}
     if not pipeline or not folder.is_dir():
         raise Refused(
             f"model.pipeline={pipeline!r} is no folder, expected that of a diffusers pipeline, or "
@@ -378,13 +397,12 @@ def _named_configs(network: FlowNetwork, pipeline: str) -> Configs:
         raise Refused(f"{pipeline}: {error}") from error
 
 
-def _folder_configs(folder: Path) -> Configs:
+def _folder_configs(folder: Path) -> dict[str, Any]:
     own = _own_folder(folder)
+    found = {_NETWORK: read_component_config(own), "distilled": says_distilled(folder)}
     if own == folder:  # a component alone has no scheduler
-        return read_component_config(folder), {}
-    return read_component_config(own), read_component_config(
-        folder / _SCHEDULER, "scheduler_config.json"
-    )
+        return found
+    return found | {_SCHEDULER: read_component_config(folder / _SCHEDULER, "scheduler_config.json")}
 
 
 def _own_folder(folder: Path) -> Path:

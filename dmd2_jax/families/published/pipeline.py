@@ -18,6 +18,7 @@ __all__ = [
     "LanguageModel",
     "PipelineIndex",
     "read_pipeline_index",
+    "says_distilled",
 ]
 
 INDEX = "model_index.json"
@@ -168,7 +169,6 @@ class PipelineIndex(NamedTuple):
       scheduler: class of its scheduler; "": not said.
       variant: of the weights, "fp16" and the like, in the parts that have it; "": none is meant.
       absent: parts that the pipeline was saved without, and works without.
-      distilled: whether the pipeline takes no notice of guidance.
     """
 
     folder: Path
@@ -177,7 +177,6 @@ class PipelineIndex(NamedTuple):
     scheduler: str = ""
     variant: str = ""
     absent: tuple[str, ...] = ()
-    distilled: bool = False
 
     @property
     def side(self) -> int:
@@ -282,5 +281,18 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
     entry = index.get("scheduler")
     scheduler = entry[-1] if isinstance(entry, list) and entry else None
     said = scheduler if isinstance(scheduler, str) else ""
-    distilled = index.get(IS_DISTILLED) is True
-    return PipelineIndex(file.parent, name, zero, said, variant, tuple(absent), distilled)
+    return PipelineIndex(file.parent, name, zero, said, variant, tuple(absent))
+
+
+def says_distilled(folder: Path) -> bool:
+    """Return whether a pipeline's index says that its network has guidance in its weights.
+
+    Args:
+      folder: of the pipeline; of anything else it says nothing.
+
+    Raises:
+      ValueError: if the index is damaged.
+    """
+    file = folder / INDEX
+    index = read_json(file) if file.is_file() else None
+    return isinstance(index, dict) and index.get(IS_DISTILLED) is True

@@ -1,0 +1,94 @@
+"""Networks whose guidance is an input or in their weights: none is guided a second time."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
+from tests.commands.test_flow_client import LORA, RECIPE, cached, changed, pixels, student_run
+from tests.flow_pipelines import RESOLUTION, flow_pipeline
+from tests.tiny import contents, dmd2, refused, scratch
+
+PROMPT = "--prompt=seven"
+
+
+def klein_without_guidance() -> Path:
+    """A pipeline that says of itself what FLUX.2-klein-4B does, and klein-base-4B does not."""
+    return changed("flux2_klein", "model_index.json", is_distilled=True)
+
+
+def distil(kind: str, pipeline: Path, *more: str) -> list[object]:
+    """Cache photos by a pipeline; return the words that would distil it."""
+    words = cached(pipeline, f"--resolution={RESOLUTION}")
+    assert dmd2(*words) == 0
+    cache = next(str(word).removeprefix("--out=") for word in words if "--out=" in str(word))
+    run = [f"--config={RECIPE}", f"--workdir={scratch() / 'run'}", f"--config.data.path={cache}"]
+    of = [f"--config.model.family={kind}", f"--config.model.pipeline={pipeline}"]
+    size = f"--config.model.resolution={RESOLUTION // 2}"
+    return [
+        "distill",
+        "--dry_run",
+        *run,
+        *of,
+        size,
+        "--config.distill.student_steps=1",
+        *LORA,
+        *more,
+    ]
+
+
+def test_a_teacher_with_an_input_is_told_the_scale_and_called_once() -> None:
+    folder = flow_pipeline("flux")
+    for asked, told in ((None, 3.5), (1.0, 1.0), (5.0, 5.0)):
+        model = pipeline_model(folder, PromptSettings(steps=3, guidance=asked))
+        assert (model.guidance, model.sampler.guidance, model.sampler.nfe) == (told, None, 3)
+    few = (f"--pipeline={folder}", "--steps=2", f"--shape={RESOLUTION}")
+    made = pixels(*few, "--guidance=40")
+    assert np.any(made != pixels(*few))
+    np.testing.assert_array_equal(pixels(*few), pixels(*few, "--guidance=3.5"))
+    run = (f"--workdir={student_run('flux')}", "--which=teacher", "--steps=2")
+    np.testing.assert_array_equal(pixels(*run, "--guidance=40"), made)
+
+
+def test_a_negative_prompt_of_a_network_with_an_input_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = (PROMPT, "--negative=eight", "--guidance=5", f"--out={tmp_path / 'x.png'}")
+    for where in (f"--pipeline={flow_pipeline('flux')}", f"--workdir={student_run('flux')}"):
+        which = "--which=teacher"
+        said = refused(capsys, "sample", where, which, *words)
+        assert "negative='eight' of a network that takes its guidance scale as an input" in said
+    assert not contents(tmp_path)
+
+
+def test_distilling_guides_no_network_that_takes_its_scale(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = refused(capsys, *distil("flux", flow_pipeline("flux"), "--config.distill.guidance=3.5"))
+    assert "config.distill.guidance=3.5 of a network that takes its guidance scale" in said
+    assert "say the scale by config.model.guidance" in said
+
+
+def test_a_pipeline_that_says_it_is_distilled_is_not_guided(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, out = klein_without_guidance(), f"--out={tmp_path / 'x.png'}"
+    said = refused(capsys, "sample", f"--pipeline={folder}", PROMPT, "--guidance=4", out)
+    assert "guidance=4 of a pipeline whose model_index.json says is_distilled" in said
+    words = distil("flux2_klein", folder)
+    said = refused(capsys, *words, "--config.distill.guidance=4")
+    assert "config.distill.guidance=4 of a pipeline whose model_index.json says" in said
+    assert dmd2(*words) == 0
+    model = pipeline_model(folder, PromptSettings(steps=3))
+    assert (model.guidance, model.sampler.guidance, model.sampler.nfe) == (None, None, 3)
+
+
+def test_a_scale_that_no_network_reads_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(flow_pipeline("flux"), scratch() / "schnell"))
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": False}))
+    said = refused(capsys, *distil("flux", folder, "--config.model.guidance=5"))
+    assert "model.guidance=5 of a transformer that takes no guidance scale, expected 3.5" in said
