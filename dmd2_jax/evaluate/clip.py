@@ -1,4 +1,4 @@
-"""CLIP score of images with captions, for `dmd2 evaluate`."""
+"""How images fit their captions by a CLIP model, for `dmd2 evaluate`."""
 
 import functools
 import math
@@ -13,16 +13,22 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import to_uint8
 from dmd2_jax.data.reading.captions import open_captions
 from dmd2_jax.evaluate.measured import FileImages
+from dmd2_jax.evaluate.options import HPS
 from dmd2_jax.families.published.folder import read_component, read_component_config
-from dmd2_jax.metrics.features.clip import ClipPreparation, clip_preparation, clip_scores
+from dmd2_jax.families.published.model import PublishedModel
+from dmd2_jax.families.published.openclip import from_openclip
+from dmd2_jax.metrics.features.clip import SCORES, ClipPreparation, clip_preparation, cosines
 from dmd2_jax.networks.clip import Clip, ClipText, ClipVision
+from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.sharding import batch_sharding, replicated
 from dmd2_jax.text2image.tokenizer import open_tokenizer, warn_of_cut
 from dmd2_jax.typing import Array, Float, Params
+from dmd2_jax.weights.weight_files import read_weights
 
 __all__ = ["ClipJudge", "captions_of", "open_clip"]
 
 _BATCH = 64
+_CLASSES = ("CLIPModel",)
 
 
 class ClipJudge:
@@ -30,6 +36,7 @@ class ClipJudge:
 
     def __init__(
         self,
+        name: str,
         module: Clip,
         params: Params,
         preparation: ClipPreparation,
@@ -39,12 +46,14 @@ class ClipJudge:
         """Take the model and the captions' embeddings, in the order of the images.
 
         Args:
+          name: of the score, as `SCORES` has it.
           module: both encoders.
           params: their weights.
           preparation: of the images.
           texts: [n, e].
           mesh: the devices.
         """
+        self._name, self._scale = name, float(params["params"]["logit_scale"])
         self._apply = functools.partial(_image_embeds, module.vision)
         self._params = jax.device_put({"params": params["params"]["vision"]}, replicated(mesh))
         self._preparation, self._texts = preparation, texts
@@ -73,7 +82,8 @@ class ClipJudge:
         embeds = _in_batches(
             lambda part: self._apply(self._params, part), self._preparation(images), self._mesh
         )
-        scores = clip_scores(embeds, self._texts[begin : begin + len(images)])
+        apart = cosines(embeds, self._texts[begin : begin + len(images)])
+        scores = SCORES[self._name](apart, self._scale)
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise Refused(
@@ -83,9 +93,9 @@ class ClipJudge:
         self._scores = np.concatenate([self._scores, scores])
 
     def figures(self) -> dict[str, float]:
-        """Return clip_score, the mean over all images so far, and clip_score_std, of one image."""
+        """Return the score's mean over all images so far, and its deviation of one, NAME_std."""
         deviation = float(self._scores.std(ddof=1)) if len(self._scores) > 1 else 0.0
-        return {"clip_score": float(self._scores.mean()), "clip_score_std": deviation}
+        return {self._name: float(self._scores.mean()), f"{self._name}_std": deviation}
 
 
 def captions_of(path: str, images: FileImages) -> list[str]:
@@ -110,27 +120,39 @@ def captions_of(path: str, images: FileImages) -> list[str]:
     return [by_file[file] for file in files]
 
 
-def open_clip(folder: str, texts: Sequence[str], mesh: Mesh, prefix: str = "") -> ClipJudge:
+def open_clip(
+    name: str,
+    folder: str,
+    texts: Sequence[str],
+    mesh: Mesh,
+    *,
+    prefix: str = "",
+    weights: str = "",
+) -> ClipJudge:
     """Read a CLIP model and embed the captions.
 
     Args:
+      name: of the score, as `SCORES` has it.
       folder: of the model, as transformers writes a CLIPModel: config.json, model.safetensors, the
         tokenizer's files and preprocessor_config.json.
       texts: the captions, in the order of the images.
       mesh: the devices.
       prefix: words to put before each caption, a space between; "A photo depicts" of Hessel et al.
+      weights: a file of OpenCLIP's names in place of the folder's weights, which may be missing.
 
     Raises:
       MissingPackageError: if transformers is not installed.
       ValueError: if a file of the model is missing or damaged.
     """
-    model, params = read_component(folder, expected=("CLIPModel",))
+    model, params = _read(folder, weights)
     try:
         settings = read_component_config(folder, "preprocessor_config.json")
         preparation = clip_preparation(settings)
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
     module = model.module
+    if name == HPS:
+        preparation = preparation._replace(whole=True)
     if preparation.crop != module.vision.image_size:
         raise Refused(
             f"{folder}: preprocessor_config.json makes images of {preparation.crop} pixels, "
@@ -141,9 +163,24 @@ def open_clip(folder: str, texts: Sequence[str], mesh: Mesh, prefix: str = "") -
         texts = [f"{prefix.strip()} {text}" for text in texts]
     tokens = tokenizer(texts)
     warn_of_cut(tokens.counts, tokenizer.length, texts)
-    weights = jax.device_put({"params": params["params"]["text"]}, replicated(mesh))
-    embeds = _in_batches(lambda ids: _text_embeds(module.text, weights, ids), tokens.ids, mesh)
-    return ClipJudge(module, params, preparation, embeds, mesh)
+    own = jax.device_put({"params": params["params"]["text"]}, replicated(mesh))
+    embeds = _in_batches(lambda ids: _text_embeds(module.text, own, ids), tokens.ids, mesh)
+    return ClipJudge(name, module, params, preparation, embeds, mesh)
+
+
+def _read(folder: str, weights: str) -> tuple[PublishedModel, Params]:
+    """Read the network of a folder, with its weights or those of a file of OpenCLIP's names."""
+    if not weights:
+        return read_component(folder, expected=_CLASSES)
+    try:
+        model = PublishedModel.from_config(read_component_config(folder), expected=_CLASSES)
+    except ValueError as error:
+        raise Refused(f"{folder}: {error}") from error
+    file = fetched(weights)
+    try:
+        return model, model.from_tensors(from_openclip(read_weights(file).tensors))
+    except ValueError as error:
+        raise Refused(f"{file}: {error}") from error
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -29,7 +29,16 @@ from dmd2_jax.data import Source
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.compared import FirstImages, draw_compared
 from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
-from dmd2_jax.evaluate.options import CLIP, PATCH, RATIO, EvaluateOptions, check_options
+from dmd2_jax.evaluate.options import (
+    APART,
+    CLIP,
+    HPS,
+    PATCH,
+    PICK,
+    RATIO,
+    EvaluateOptions,
+    check_options,
+)
 from dmd2_jax.evaluate.spaces import RealSide, Space, is_statistics, open_spaces, real_side
 from dmd2_jax.metrics.contract.figures import plain
 from dmd2_jax.metrics.features.extractor import Collector
@@ -65,8 +74,8 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     Returns:
       What the file of figures holds: those of each set with its name in front (images_fid,
       student_fid, student_checkpoint_400_fid, ...), real_fid_floor and classifier_test_accuracy
-      of a classifier, extractor, reference, seed, devices, clip, clip_prefix; own_figures says how
-      those of the user's own metrics are shown.
+      of a classifier, extractor, reference, seed, devices, clip, clip_prefix, pick, hps,
+      hps_weights; own_figures says how those of the user's own metrics are shown.
 
     Raises:
       ValueError: if a flag or what it names is refused; before any image is made, as far as that
@@ -75,7 +84,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     """
     options = dataclasses.replace(options, metrics=tuple(dict.fromkeys(options.metrics)))
     check_options(options)
-    metrics.needs([name for name in options.metrics if name not in (PATCH, CLIP)])
+    metrics.needs([name for name in options.metrics if name not in APART])
     _check_one_written(options)
     out = figures_file(options)
     if options.all_checkpoints and "fid" not in options.metrics:
@@ -98,7 +107,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     measured = open_measured(options, config, run, mesh)
     if measured:
         _check_outputs(options, out, run)
-    clip = _clip(options, measured[0], mesh) if CLIP in options.metrics else None
+    judges = _judges(options, measured[0], mesh) if measured else []
     spaces, reference = open_spaces(
         options, config, mesh, _batch_size(options, config), cache=cache, check=_same_classes(run)
     )
@@ -111,16 +120,17 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
         figures["classifier_test_accuracy"] = reference.classifier.test_accuracy
     first = FirstImages()
     for images in measured:
-        found = judge(images, spaces, real, clip, seen=first.add)
+        found = judge(images, spaces, real, judges, seen=first.add)
         figures |= {f"{images.key}_{key}": value for key, value in found.items()}
     figures |= {"seed": options.seed, "reference": real.name, "devices": device_record(mesh)}
     figures["extractor"] = ", ".join(space.extractor.name for space in spaces)
     if own := metrics.figures_of([name for name in options.metrics if plugins.is_dotted(name)]):
         figures["own_figures"] = plain(own)
-    if clip is not None:
-        figures["clip"] = Path(options.clip).name
-        if options.clip_prefix:
-            figures["clip_prefix"] = options.clip_prefix.strip()
+    for key in ("clip", "pick", "hps", "hps_weights"):
+        if value := getattr(options, key):
+            figures[key] = Path(value).name
+    if options.clip_prefix:
+        figures["clip_prefix"] = options.clip_prefix.strip()
     if measured:
         _keep_others(out, figures)
         write_json(out, figures)
@@ -166,7 +176,7 @@ def _check_one_written(options: EvaluateOptions) -> None:
             f"`write_reference=` with `reference={options.reference}`, which are statistics "
             "already, expected images; copy the file."
         )
-    others = [name for name in options.metrics if name not in (PATCH, CLIP)]
+    others = [name for name in options.metrics if name not in APART]
     if options.write_reference and PATCH in options.metrics and others:
         raise Refused(
             f"`write_reference=` with `metrics={','.join(options.metrics)}`, which are of two "
@@ -197,14 +207,20 @@ def _same_classes(run: Run | None) -> Callable[[Source], object] | None:
     return lambda real: check_same_names(record, real, place, remedy)
 
 
-def _clip(options: EvaluateOptions, images: Images, mesh: Mesh) -> ClipJudge:
+def _judges(options: EvaluateOptions, images: Images, mesh: Mesh) -> list[ClipJudge]:
+    """Open the judges of captions that the metrics name."""
+    models = {CLIP: options.clip, PICK: options.pick, HPS: options.hps}
+    asked = [name for name in options.metrics if name in models]
+    if not asked:
+        return []
     if isinstance(images, FileImages):
         texts = captions_of(options.images, images)
     else:
         # `check_options` lets nothing else pass
         assert isinstance(images, SampledImages) and isinstance(images.conditions, Prompts)
         texts = images.conditions.texts(len(images))
-    return open_clip(options.clip, texts, mesh, options.clip_prefix)
+    more = {CLIP: {"prefix": options.clip_prefix}, HPS: {"weights": options.hps_weights}}
+    return [open_clip(name, models[name], texts, mesh, **more.get(name, {})) for name in asked]
 
 
 def _batch_size(options: EvaluateOptions, config: ConfigDict | None) -> int:
@@ -219,7 +235,7 @@ def judge(
     images: Images,
     spaces: Sequence[Space],
     real: RealSide,
-    clip: ClipJudge | None = None,
+    judges: Sequence[ClipJudge] = (),
     *,
     seen: Callable[[Images, np.ndarray], object] | None = None,
 ) -> dict[str, Any]:
@@ -229,7 +245,7 @@ def judge(
       images: a set of them.
       spaces: the feature networks, with the metrics of each.
       real: what the images are compared with, in each of the spaces.
-      clip: a judge of captions, if the images have some.
+      judges: of captions, if the images have some.
       seen: called with the set and each of its batches.
 
     Returns:
@@ -242,16 +258,16 @@ def judge(
         Collector(space.extractor, space.keep(images.conditional), images.describe)
         for space in spaces
     ]
-    if clip is not None:
-        clip.restart(images.describe)
+    for one in judges:
+        one.restart(images.describe)
     try:
         with Progress(total=len(images), description=images.key) as progress:
             done = 0
             for batch in images.batches():
                 for collector in collectors:
                     collector.add(batch["image"], batch["label"])
-                if clip is not None:
-                    clip.add(batch["image"])
+                for one in judges:
+                    one.add(batch["image"])
                 if seen is not None:
                     seen(images, batch["image"])
                 done += len(batch["image"])
@@ -266,8 +282,8 @@ def judge(
     ratios = [found[f"{space.prefix}{RATIO}"] for space in spaces if RATIO in space.metrics]
     if len(ratios) > 1:
         found[f"{RATIO}_mean"] = float(np.mean(ratios))
-    if clip is not None:
-        found |= clip.figures()
+    for one in judges:
+        found |= one.figures()
     return found | images.figures()
 
 

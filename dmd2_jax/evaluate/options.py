@@ -9,9 +9,24 @@ from dmd2_jax.config import plugins
 from dmd2_jax.config.flags import comma_separated, flag, shapes
 from dmd2_jax.config.refused import Refused
 
-__all__ = ["CLIP", "PATCH", "RATIO", "EvaluateOptions", "check_options", "metric_names"]
+__all__ = [
+    "APART",
+    "CLIP",
+    "HPS",
+    "PATCH",
+    "PICK",
+    "RATIO",
+    "EvaluateOptions",
+    "check_options",
+    "metric_names",
+]
 
-PATCH, CLIP, RATIO = "patch_fid", "clip_score", "fd_ratio"
+PATCH, RATIO = "patch_fid", "fd_ratio"
+CLIP, PICK, HPS = "clip_score", "pick_score", "hps_v2"
+APART = (PATCH, CLIP, PICK, HPS)
+"""The metrics with networks of their own."""
+
+_JUDGES = {CLIP: "clip", PICK: "pick", HPS: "hps"}  # metric -> the flag of its model
 """Metrics with feature networks of their own, beside the files of dmd2_jax/metrics; and one of
 these that takes more networks."""
 
@@ -133,7 +148,7 @@ class EvaluateOptions:
     )
     metrics: tuple[str, ...] = flag(
         "of fid, fd_ratio, kid, inception_score, precision_recall, density_coverage, diversity, "
-        "seed_diversity, patch_fid, clip_score, or dotted modules of your own",
+        "seed_diversity, patch_fid, clip_score, pick_score, hps_v2, or dotted modules of your own",
         default=("fid",),
         metavar="A,B,...",
         group=_HOW,
@@ -172,6 +187,24 @@ class EvaluateOptions:
         metavar="DIR",
         group=_HOW,
     )
+    pick: str = flag(
+        "PickScore_v1's folder, of pick_score",
+        default="",
+        metavar="DIR",
+        group=_HOW,
+    )
+    hps: str = flag(
+        "the folder of CLIP-ViT-H-14-laion2B-s32B-b79K, of hps_v2, whose weights are tuned ones",
+        default="",
+        metavar="DIR",
+        group=_HOW,
+    )
+    hps_weights: str = flag(
+        "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt; default: what is in --hps",
+        default="",
+        metavar="FILE",
+        group=_HOW,
+    )
     clip_prefix: str = flag(
         "put before each caption for CLIP, as 'A photo depicts' in many papers; default: none",
         default="",
@@ -189,7 +222,7 @@ class EvaluateOptions:
 
 def metric_names() -> list[str]:
     """List the metrics of ours that `metrics` takes, in alphabetical order."""
-    return sorted([*plugins.available("dmd2_jax.metrics"), PATCH, CLIP])
+    return sorted([*plugins.available("dmd2_jax.metrics"), *APART])
 
 
 def check_options(options: EvaluateOptions) -> None:
@@ -237,15 +270,17 @@ def _check_metrics(options: EvaluateOptions) -> None:
         raise Refused(f"`metrics=` is empty, expected some of {', '.join(names)}; name one.")
     _check_encoders(options)
     captioned = options.images or options.prompts
-    if CLIP in options.metrics and not (options.clip and captioned):
-        raise Refused(
-            "`metrics=clip_score` without `clip=`, `images=` or `prompts=`, expected a CLIP "
-            "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
-            "or a model that draws prompts; add them."
-        )
-    for name in ("clip", "clip_prefix"):
-        if getattr(options, name) and CLIP not in options.metrics:
-            raise Refused(f"`{name}=` without `metrics=clip_score`, expected both; add the metric.")
+    for name, model in _JUDGES.items():
+        if name in options.metrics and not (getattr(options, model) and captioned):
+            raise Refused(
+                f"`metrics={name}` without `{model}=`, `images=` or `prompts=`, expected a CLIP "
+                "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
+                "or a model that draws prompts; add them."
+            )
+    needed = {model: name for name, model in _JUDGES.items()}
+    for flag_, name in (needed | {"clip_prefix": CLIP, "hps_weights": HPS}).items():
+        if getattr(options, flag_) and name not in options.metrics:
+            raise Refused(f"`{flag_}=` without `metrics={name}`, expected both; add the metric.")
 
 
 def _check_encoders(options: EvaluateOptions) -> None:

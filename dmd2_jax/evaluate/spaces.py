@@ -18,7 +18,7 @@ from dmd2_jax.data import Source
 from dmd2_jax.data.reading.npz import npz_names
 from dmd2_jax.evaluate.encoders import encoder_name, open_encoder
 from dmd2_jax.evaluate.measured import FILES_BATCH
-from dmd2_jax.evaluate.options import CLIP, PATCH, RATIO, EvaluateOptions
+from dmd2_jax.evaluate.options import APART, PATCH, RATIO, EvaluateOptions
 from dmd2_jax.metrics.features.extractor import (
     Collector,
     Extractor,
@@ -130,7 +130,7 @@ def open_spaces(
     Raises:
       ValueError: if the weights or the data are refused.
     """
-    names = [name for name in options.metrics if name not in (PATCH, CLIP)]
+    names = [name for name in options.metrics if name not in APART]
     weights = read_inception(options.inception_weights) if options.inception_weights else None
     spaces: list[Space] = []
     reference = None

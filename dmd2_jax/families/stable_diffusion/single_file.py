@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.published.openclip import text_to_openclip
 from dmd2_jax.families.published.scheduler import Diffusion
 from dmd2_jax.families.stable_diffusion.original_names import (
     AUTOENCODER_PREFIX,
@@ -37,21 +38,6 @@ _BLOCK = re.compile(r"(.*?)(?:input_blocks|middle_block|output_blocks)\.\d+\.")
 _PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "sample": "x0"}
 _NAMES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 _OPENCLIP = ".model."
-_TEXT_NAMES = {
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm.weight": "ln_final.weight",
-    "text_model.final_layer_norm.bias": "ln_final.bias",
-    "text_projection.weight": "text_projection",
-}
-_TEXT_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-_TEXT_MODULES = {
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
 _PREDICTS = "modelspec.prediction_type"
 
 _log = logging.getLogger(__name__)
@@ -159,32 +145,10 @@ def original_checkpoint(
         pixel = ".mid_block.attentions." in name and tensor.ndim == 2
         made[AUTOENCODER_PREFIX + names[name]] = tensor[:, :, None, None] if pixel else tensor
     for prefix, tensors in encoders.items():
-        named = _openclip(tensors) if prefix.endswith(_OPENCLIP) else tensors
+        named = text_to_openclip(tensors) if prefix.endswith(_OPENCLIP) else tensors
         made |= {prefix + name: tensor for name, tensor in named.items()}
     if diffusion.kind == "v":
         made["v_pred"] = np.zeros(0, np.float32)
         if diffusion.zero_snr:
             made["ztsnr"] = np.zeros(0, np.float32)
-    return made
-
-
-def _openclip(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Return a text encoder's tensors as OpenCLIP calls them: q, k and v are one there."""
-    made: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
-        if name in _TEXT_NAMES:
-            made[_TEXT_NAMES[name]] = tensor.T if name == "text_projection.weight" else tensor
-            continue
-        match = _TEXT_LAYER.fullmatch(name)
-        if match is None:
-            raise Refused(
-                f"the text encoder has {shown(name)}, expected CLIP's tensors; take another base."
-            )
-        number, module, end = match.groups()
-        layer = f"transformer.resblocks.{number}"
-        if module in _TEXT_MODULES:
-            made[f"{layer}.{_TEXT_MODULES[module]}.{end}"] = tensor
-        elif module == "self_attn.q_proj":
-            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            made[f"{layer}.attn.in_proj_{end}"] = np.concatenate(parts)
     return made

@@ -127,13 +127,17 @@ def of_parts(value: float, count: float, figures: Numbers) -> Interval | None:
     return Interval(value - half, value + half)
 
 
-def of_images(value: float, count: float, figures: Numbers) -> Interval | None:
-    """Return the interval of a mean over images, by the deviation of one."""
-    deviation = figures.get("clip_score_std")
-    if deviation is None or deviation < 0 or count < 2:
-        return None
-    half = NORMAL * deviation / math.sqrt(count)
-    return Interval(value - half, value + half)
+def of_images(key: str) -> MakeInterval:
+    """Return how to make the interval of a mean over images, by the deviation of one."""
+
+    def made(value: float, count: float, figures: Numbers) -> Interval | None:
+        deviation = figures.get(key)
+        if deviation is None or deviation < 0 or count < 2:
+            return None
+        half = NORMAL * deviation / math.sqrt(count)
+        return Interval(value - half, value + half)
+
+    return made
 
 
 def by_deviation(key: str, factor: float, low: float = 0.0, high: float = math.inf) -> MakeInterval:

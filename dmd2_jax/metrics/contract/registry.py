@@ -256,13 +256,21 @@ _OTHERS: dict[str, dict[str, Figure]] = {
             method="As that of FID.",
         )
     },
-    "clip_score": {
-        "clip_score": Figure(
-            "CLIP score",
-            interval=of_images,
-            method="Interval of the mean over num_samples images, each with its prompt. Where "
-            "there are several images of a prompt, which are alike, it is too narrow for other "
-            "prompts.",
+    **{
+        name: {
+            name: Figure(
+                heading,
+                form=form,
+                interval=of_images(f"{name}_std"),
+                method="Interval of the mean over num_samples images, each with its prompt. Where "
+                "there are several images of a prompt, which are alike, it is too narrow for other "
+                "prompts.",
+            )
+        }
+        for name, heading, form in (
+            ("clip_score", "CLIP score", "{:.3f}"),
+            ("pick_score", "PickScore", "{:.3f}"),
+            ("hps_v2", "HPS v2", "{:.4f}"),
         )
     },
 }

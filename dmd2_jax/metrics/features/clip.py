@@ -1,14 +1,22 @@
-"""CLIP score: how well images fit their prompts; and how a CLIP model wants images prepared.
+"""How well images fit their prompts, by a CLIP model; and how it wants images prepared.
 
-    score_i = 100 max(cos(image embedding_i, text embedding_i), 0), averaged over the images
+With c_i the cosine of the embeddings of image i and its text, averaged over the images:
 
-Hessel et al. weigh by 2.5 where this has 100; torchmetrics cuts at 0 after averaging, which differs
-only where single images have a negative cosine. Papers also print the mean cosine, 0.01 times this.
+| score        | of one image   | of the model                                                |
+|--------------|----------------|-------------------------------------------------------------|
+| `clip_score` | 100 max(c, 0)  | any                                                         |
+| `pick_score` | exp(s) c       | ViT-H/14 tuned on Pick-a-Pic, s its logit_scale             |
+| `hps_v2`     | c              | ViT-H/14 tuned on HPD v2; images are not cut, but padded    |
 
-Source: Hessel et al. 2021 (2104.08718), eq. of section 3.
+Hessel et al. weigh by 2.5 where clip_score has 100; torchmetrics cuts at 0 after averaging, which
+differs only where single images have a negative cosine. Papers also print the mean cosine.
+
+Sources: Hessel et al. 2021 (2104.08718), eq. of section 3; Kirstain et al. 2023 (2305.01569), eq. 1
+and the model card of PickScore_v1; Wu et al. 2023 (2306.09341) and the package hpsv2 1.2.0.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +25,7 @@ from jaxtyping import UInt8
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Float
 
-__all__ = ["ClipPreparation", "clip_preparation", "clip_scores"]
+__all__ = ["SCORES", "ClipPreparation", "clip_preparation", "cosines"]
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,6 +44,8 @@ class ClipPreparation(NamedTuple):
       std: of each channel.
       scale: of bytes to these values.
       filter: Pillow's number of the filter that resizes.
+      whole: HPS v2's way: the longer side is resized to `size` in place of the shorter and black
+        added around, so that nothing is cut, and what is resized is not rounded to bytes.
     """
 
     size: int = 224
@@ -44,22 +54,26 @@ class ClipPreparation(NamedTuple):
     std: tuple[float, ...] = _STD
     scale: float = 1 / 255
     filter: int = _BICUBIC
+    whole: bool = False
 
     def __call__(self, images: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b crop crop 3"]:
-        """Resize by Pillow, which rounds to bytes as the models' own programs do, cut, normalise.
+        """Resize by Pillow, to bytes as most models' own programs do, cut or pad, normalise.
 
         Args:
           images: uint8 [b, h, w, c], c is 1 or 3.
         """
-        height, width = images.shape[1:3]
-        short = min(height, width)
-        # The longer side is cut off, not rounded.
-        tall, wide = (self.size * side // short for side in (height, width))
-        top, left = (tall - self.crop) // 2, (wide - self.crop) // 2
-        prepared = np.empty((len(images), self.crop, self.crop, 3), np.float32)
+        sides = images.shape[1:3]
+        if self.whole:
+            scale = self.size / max(sides)
+            tall, wide = (round(side * scale) for side in sides)
+        else:  # the longer side is cut off, not rounded
+            tall, wide = (self.size * side // min(sides) for side in sides)
+        prepared = np.zeros((len(images), self.crop, self.crop, 3), np.float32)
+        rows, target_rows = _middle(tall, self.crop)
+        columns, target_columns = _middle(wide, self.crop)
         for target, image in zip(prepared, images, strict=True):
-            resized = _resized(image, (wide, tall), self.filter)
-            target[:] = resized[top : top + self.crop, left : left + self.crop]
+            resized = _resized(image, (wide, tall), self.filter, rounded=not self.whole)
+            target[target_rows, target_columns] = resized[rows, columns]
         prepared *= np.float32(self.scale)
         return (prepared - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
@@ -101,10 +115,10 @@ def clip_preparation(config: Mapping[str, Any]) -> ClipPreparation:
     )
 
 
-def clip_scores(
+def cosines(
     images: Float[np.ndarray, "n e"], texts: Float[np.ndarray, "n e"]
 ) -> Float[np.ndarray, " n"]:
-    """Return 100 max(cos, 0) of each image and its text, in float64.
+    """Return the cosine of each image and its text, in float64.
 
     Args:
       images: [n, e] embeddings, of any length but 0.
@@ -112,7 +126,26 @@ def clip_scores(
     """
     images, texts = (np.asarray(array, np.float64) for array in (images, texts))
     lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
-    return 100.0 * np.maximum(np.einsum("ne,ne->n", images, texts) / lengths, 0.0)
+    return np.einsum("ne,ne->n", images, texts) / lengths
+
+
+Scores = Float[np.ndarray, " n"]
+
+SCORES: dict[str, Callable[[Scores, float], Scores]] = {
+    "clip_score": lambda c, scale: 100.0 * np.maximum(c, 0.0),
+    "pick_score": lambda c, scale: math.exp(scale) * c,
+    "hps_v2": lambda c, scale: c,
+}
+"""Name of a score -> what it makes of the cosines and the model's logit_scale."""
+
+
+def _middle(side: int, crop: int) -> tuple[slice, slice]:
+    """Return which part of a side goes where: the middle is cut out, or lies in the middle."""
+    if side >= crop:
+        begin = (side - crop) // 2
+        return slice(begin, begin + crop), slice(0, crop)
+    begin = (crop - side) // 2
+    return slice(0, side), slice(begin, begin + side)
 
 
 def _side(value: Any, key: str) -> int:
@@ -128,11 +161,13 @@ def _side(value: Any, key: str) -> int:
     return value
 
 
-def _resized(image: np.ndarray, size: tuple[int, int], kind: int) -> np.ndarray:
+def _resized(image: np.ndarray, size: tuple[int, int], kind: int, *, rounded: bool) -> np.ndarray:
     from PIL import Image
 
     if image.shape[-1] == 1:
         image = np.repeat(image, 3, axis=-1)
     if image.shape[:2] == size[::-1]:
         return image
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling(kind)))
+    parts = [image] if rounded else [part.astype(np.float32) for part in np.moveaxis(image, -1, 0)]
+    made = [np.asarray(Image.fromarray(it).resize(size, Image.Resampling(kind))) for it in parts]
+    return made[0] if rounded else np.stack(made, axis=-1)

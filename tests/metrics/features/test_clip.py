@@ -1,17 +1,22 @@
 """CLIP score and the preparation of its images, by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
-from dmd2_jax.metrics.features.clip import ClipPreparation, clip_preparation, clip_scores
+from dmd2_jax.metrics.features.clip import SCORES, ClipPreparation, clip_preparation, cosines
 
 ONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
-def test_clip_scores_are_100_cosines_cut_at_0():
+def test_scores_are_cosines_by_their_scales_of_which_one_is_cut_at_0():
     images = np.array([[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]])
     texts = np.array([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
-    np.testing.assert_allclose(clip_scores(images, texts), [60.0, 0.0, 0.0])
+    apart = cosines(images, texts)
+    np.testing.assert_allclose(SCORES["clip_score"](apart, 2.0), [60.0, 0.0, 0.0])
+    np.testing.assert_allclose(SCORES["pick_score"](apart, math.log(4)), [2.4, 0.0, -4.0])
+    np.testing.assert_allclose(SCORES["hps_v2"](apart, 2.0), [0.6, 0.0, -1.0])
 
 
 def test_clip_preparation_normalises_each_channel():
@@ -32,6 +37,21 @@ def test_clip_preparation_resizes_the_shorter_side():
     wide[:, :, 5:] = 200
     got = ClipPreparation(8, 8, **ONE, scale=1.0, filter=0)(wide)  # nearest: 8 x 20, cut 6..14
     np.testing.assert_array_equal(got[0, 0, :, 0], [0] * 4 + [200] * 4)
+
+
+def test_clip_preparation_of_whole_images_adds_black_before_it_normalises():
+    wide = np.full((1, 4, 8, 3), 100, np.uint8)
+    mean = {"mean": (50.0, 50.0, 50.0), "std": (1.0, 1.0, 1.0)}
+    got = ClipPreparation(4, 4, **mean, scale=1.0, whole=True)(wide)[0, :, :, 0]
+    np.testing.assert_array_equal(got, np.repeat([[-50], [50], [50], [-50]], 4, axis=1))
+
+
+def test_clip_preparation_of_whole_images_rounds_to_no_bytes():
+    edge = np.zeros((1, 4, 4, 3), np.uint8)
+    edge[:, :, 2:] = 255
+    got = ClipPreparation(3, 3, **ONE, scale=1.0, whole=True)(edge)
+    middle = got[0, 1, 1, 0]
+    assert 127 < middle < 128 and got.min() < -1  # nor cut where the filter overshoots
 
 
 def test_clip_preparation_reads_sizes_as_any_release_writes_them():
