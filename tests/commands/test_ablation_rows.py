@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from dmd2_jax.commands.ablate.rows import load_ablation
+from dmd2_jax.recipe.distillation import objectives
+from dmd2_jax.recipe.open import check
 from tests.tiny import dmd2
 
 HEAD = "from dmd2_jax.config.defaults import get_config\n"
@@ -117,6 +119,24 @@ def test_table3_switches_losses_as_the_paper_does() -> None:
         assert ticks == (found[name] if "DMD" in row.on else (False, False, *found[name][2:]))
     assert not any(found[name][0] for name in ("gan", "gan_ttur"))
     assert len({config.cycles for config in configs.values()}) == 1  # generator turns
+
+
+def test_rows_of_objectives_differ_from_dmd2_in_what_their_labels_say() -> None:
+    ablation = load_ablation("objectives")
+    configs = {name: ablation.config(name, 0, "") for name in ablation.rows}
+    for config in configs.values():
+        check(config)
+    kinds = {
+        name: {type(one).__name__ for one in objectives(config)} for name, config in configs.items()
+    }
+    assert all({"GeneratorGan", "CriticGan"} <= found for found in kinds.values())
+    assert "DistributionMatching" in kinds["dmd2"] and "DistributionMatching" in kinds["sid_mix"]
+    for name, kind in (("f_forward_kl", "FDistill"), ("sid", "Sid")):
+        assert kind in kinds[name] and "DistributionMatching" not in kinds[name]
+    base = configs["dmd2"].distill
+    for name, key in (("hinge", "gan_loss"), ("r1", "gan_r1_weight"), ("fastgen", "fake_labels")):
+        assert configs[name].distill[key] != base[key]
+    assert len({config.distill.cycles for config in configs.values()}) == 1
 
 
 def test_table4_leaves_away_what_the_paper_does() -> None:
