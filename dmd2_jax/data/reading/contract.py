@@ -212,6 +212,8 @@ class _Completed:
         return len(self._source)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_source":  # of a copy that is not made yet
+            raise AttributeError(name)
         if name in _OPTIONAL and not hasattr(self._source, name):
             return getattr(_DEFAULTS, name)
         return getattr(self._source, name)

@@ -1,5 +1,6 @@
 """Sources by name: also a dotted module of the user's own, which docs/data.md shows."""
 
+import copy
 import importlib
 import json
 import re
@@ -102,6 +103,7 @@ def test_completed_keeps_what_a_source_says_itself() -> None:
     assert source.describe(1) == "file 1.png"
     assert source.corrupt == {1: "found later"}
     assert source.null is None
+    assert copy.copy(source).describe(1) == "file 1.png"
 
 
 def test_completed_hands_on_what_lacks_nothing() -> None:
