@@ -74,7 +74,9 @@ def test_its_recipe_trains_distils_and_draws() -> None:
     common = ["--config=captioned_z_image", f"--config.data.path={out / 'cache'}"]
     common += [f"--config.model.pipeline={data / 'pipeline'}", "--config.mesh.data=1"]
     common += ["--config.log.teacher_grid_every=100", "--config.log.grid_every=100"]
-    common += ["--config.model.scan_layers=True"]  # less to compile
+    # Less to compile and to draw.
+    common += ["--config.model.scan_layers=True", "--config.teacher.sampler_steps=2"]
+    common += ["--config.optim.ema_decays=()"]
     teacher = [*common, "--config.teacher.steps=3", "--config.teacher.batch_size=4"]
     assert dmd2("train-teacher", *teacher, f"--workdir={out / 'teacher'}") == 0
     student = [*common, "--config.distill.cycles=2", "--config.distill.batch_size=4"]
