@@ -76,6 +76,7 @@ def student_run(kind: str) -> Path:
         "flux2_klein": (
             *("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
             *LORA,
+            "--config.distill.lora_critic=True",
         ),
         "z_image": ("--config.distill.student_steps=2", *DECOUPLED, *NO_GAN, *_longer_prompts()),
         "qwen_image": (

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.families import flux, sd3
+from dmd2_jax import families
 from dmd2_jax.families.flux.transformer import pack, unpack
 from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.networks.patch_embedding import position_table
@@ -14,7 +14,7 @@ from dmd2_jax.weights.state_dict import read_safetensors
 from tests.conformance.derive import nchw, nhwc, relative
 
 OUTPUT = 1e-5
-FAMILIES = {"sd3": sd3, "flux": flux}
+NAMES = ("sd3", "flux")
 FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -23,9 +23,9 @@ class Recorded:
 
     def __init__(self, golden: Path, name: str) -> None:
         self.folder = golden / "diffusers_models" / name
-        self.family, self.params = FAMILIES[name].read(self.folder)
+        self.family, self.params = families.read(self.folder)
         arrays = dict(np.load(self.folder.with_suffix(".npz")))
-        self.sample, self.out = (self.latents(arrays[k]) for k in ("hidden_states", "out"))
+        self.sample, self.out = (latents(arrays, name) for name in ("hidden_states", "out"))
         # SD 3 counts time to 1000, FLUX to 1.
         self.t = jnp.asarray(arrays["timestep"]) / (1000 if name == "sd3" else 1)
         self.cond = {
@@ -35,16 +35,17 @@ class Recorded:
         if self.family.model.config.get("guidance_embeds"):
             self.cond["guidance"] = arrays["guidance"]
 
-    @staticmethod
-    def latents(array: np.ndarray) -> np.ndarray:
-        """Return NHWC latents of NCHW ones, or of FLUX's packed tokens of a square."""
-        if array.ndim == 4:
-            return np.asarray(nhwc(array))
-        side = int(array.shape[1] ** 0.5)
-        return np.asarray(unpack(array.reshape(len(array), side, side, -1)))
+
+def latents(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Return NHWC latents of NCHW ones, or of FLUX's packed tokens at their rows and columns."""
+    array = arrays[name]
+    if array.ndim == 4:
+        return np.asarray(nhwc(array))
+    _, height, width = arrays["img_ids"].max(axis=0).astype(int) + 1
+    return np.asarray(unpack(array.reshape(len(array), height, width, -1)))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=NAMES)
 def recorded(request: pytest.FixtureRequest, golden: Path) -> Recorded:
     return Recorded(golden, request.param)
 
@@ -72,7 +73,7 @@ def test_weights_go_out_as_they_came_in(recorded, tmp_path):
 
 def test_position_table_is_the_recorded_one(golden):
     folder = golden / "diffusers_models" / "sd3"
-    module = sd3.open_folder(folder).model.module
+    module = families.sd3.open_folder(folder).model.module
     ours = position_table(module.table_side, module.base_side, module.width)
     theirs = read_safetensors(folder / FILE)["pos_embed.pos_embed"]
     np.testing.assert_allclose(ours.reshape(theirs.shape), theirs, rtol=0, atol=1e-6)

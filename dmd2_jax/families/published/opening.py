@@ -19,6 +19,11 @@ __all__ = ["read"]
 
 _FAMILIES = "dmd2_jax.families"
 _PARTS = ("transformer", "unet")
+_NO_CLASS = (
+    "give a folder that diffusers wrote. EDM's networks, runs and single files have none: "
+    "`families.NAME.build(MODEL)`, with a recipe's `config.model`, is their family, and its "
+    "`load(FILE)` reads the weights"
+)
 
 
 def read(folder: str | os.PathLike, **options: Any) -> tuple["PublishedFamily", Params]:
@@ -39,15 +44,16 @@ def read(folder: str | os.PathLike, **options: Any) -> tuple["PublishedFamily", 
     """
     path = fetched(folder)
     own = next((path / part for part in _PARTS if (path / part).is_dir()), path)
+    if not (own / "config.json").is_file():
+        raise Refused(f"{own} has no config.json, expected one with a class; {_NO_CLASS}.")
     name = read_component_config(own).get("_class_name")
     known: list[str] = []
     for module in _readers():
         if name in module.READS:
             return module.read(folder, **options)
         known += module.READS
-    raise Refused(
-        f"{own} is of class {name!r}, expected one of {sorted(known)}; use a model of one of these."
-    )
+    remedy = _NO_CLASS if name is None else "use a model of one of these"
+    raise Refused(f"{own} is of class {name!r}, expected one of {sorted(known)}; {remedy}.")
 
 
 def _readers() -> Iterator[ModuleType]:

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from dmd2_jax import families
 from dmd2_jax.config import defaults
 from dmd2_jax.config.recorded import translated
 from dmd2_jax.denoiser import trainable_mask
@@ -139,6 +140,24 @@ def test_load_returns_what_save_wrote(tmp_path, changes):
     loaded = family.load(tmp_path / "weights.safetensors")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "content, place, got",
+    [
+        (None, "", "has no config.json"),
+        (None, "student.safetensors", "has no config.json"),
+        ('{"config": {"model": {"family": "edm"}}}', "", "is of class None"),
+    ],
+    ids=["folder", "file", "run"],
+)
+def test_read_says_what_opens_weights_without_a_class(tmp_path, content, place, got):
+    """As EDM's have none, and a run's folder is no network's."""
+    (tmp_path / "student.safetensors").write_bytes(b"")
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{got}, expected .*`load\(FILE\)` reads the weights"):
+        families.read(tmp_path / place)
 
 
 def test_load_names_the_file_and_lists_what_does_not_fit(tmp_path):
