@@ -7,6 +7,7 @@ torch's meta device: no weights, and nothing of this package but the configs. It
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -164,15 +165,16 @@ MODELS = {
 def summary(shapes: Shapes) -> dict[str, Any]:
     """Return what identifies a list of tensors: their numbers, and the SHA-256 of its lines.
 
-    A line is "name 320x4x3x3", sorted by name. `parts` counts tensors by the first part of their
-    names, so that a difference says where it is.
+    A line is "name 320x4x3x3", sorted by name. `layers` counts those that are equal but for the
+    numbers of blocks, so that a difference says where it is.
     """
     lines = [f"{name} {'x'.join(map(str, shapes[name]))}" for name in sorted(shapes)]
+    layers = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", line) for line in lines)
     return {
         "parameters": _parameters(shapes.values()),
-        "parts": dict(sorted(Counter(name.split(".")[0] for name in shapes).items())),
-        "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         "tensors": len(shapes),
+        "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "layers": dict(sorted(layers.items())),
     }
 
 
