@@ -8,12 +8,7 @@ import pytest
 from dmd2_jax.families import flux, sd3
 from dmd2_jax.families.flux.transformer import pack
 from dmd2_jax.families.published.configs import (
-    FLUX1_DEV,
     FLUX1_DEV_SCHEDULER,
-    FLUX1_SCHNELL,
-    SD3_MEDIUM,
-    SD35_LARGE,
-    SD35_MEDIUM,
 )
 from dmd2_jax.families.published.flow_scheduler import flow_shift, flow_times
 from tests.conformance.derive import relative
@@ -67,21 +62,6 @@ def inputs(family, height: int = 6, width: int = 8):
     shapes = family.cond_shapes(2, tokens=4)
     cond = {k: random.normal(size=shape.shape).astype("f4") for k, shape in shapes.items()}
     return params, x_t, jnp.asarray([1.0, 0.3]), cond
-
-
-@pytest.mark.parametrize(
-    "module, config, count, table",
-    [
-        (sd3, SD3_MEDIUM, 2_028_328_000, 192**2 * 1536),
-        (sd3, SD35_MEDIUM, 2_243_171_520, 384**2 * 1536),
-        (sd3, SD35_LARGE, 8_056_627_520, 192**2 * 2432),
-        (flux, FLUX1_DEV, 11_901_408_320, 0),
-        (flux, FLUX1_SCHNELL, 11_891_178_560, 0),
-    ],
-)
-def test_published_sizes_have_the_published_number_of_parameters(module, config, count, table):
-    shapes = module.build({"transformer": config, "scheduler": {}}).tensor_shapes()
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == count + table
 
 
 @pytest.mark.parametrize("name", FAMILIES)

