@@ -46,6 +46,7 @@ def tiny_pipeline(kind: str) -> Path:
         "sdxl": (_sdxl, 21),
         "sd3": (_sd3, 3),
         "flux": (_flux, 1),
+        "dit": (_dit, 4),
         "flux2_klein": (llm_pipelines.flux2_klein, 2),
         "z_image": (lambda: llm_pipelines.z_image(lambda: _flow_vae(0.3611, 0.1159)), 6),
         "qwen_image": (llm_pipelines.qwen_image, 25),
@@ -311,6 +312,24 @@ def _sd3():
         tokenizer_2=_tokenizer(pad="!"),
         text_encoder_3=t5,
         tokenizer_3=tokenizer,
+    )
+
+
+def _dit():
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    return DiTPipeline(
+        transformer=DiTTransformer2DModel(
+            num_attention_heads=3,
+            attention_head_dim=4,
+            in_channels=6,
+            out_channels=12,
+            num_layers=1,
+            sample_size=RESOLUTION // 2,
+            num_embeds_ada_norm=1000,
+        ),
+        vae=_flow_vae(0.7, 0.0),
+        scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
     )
 
 

@@ -1,7 +1,7 @@
 """Prompts to what text-to-image networks are conditioned on; what of it: text2image/joining.py."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,8 @@ Condition = dict[str, Array | np.ndarray]
 known, time_ids [n, 6]; of a language model prompt_mask [n, t]."""
 
 Encoder = ClipText | T5Encoder | Qwen
+
+_NAMED = 3  # of the prompts that are too long
 
 
 class TextEncoders(NamedTuple):
@@ -202,24 +204,33 @@ def encode_prompts(
     return {name: _joined([part[name] for part in parts], len(texts)) for name in parts[0]}
 
 
-def refuse_cut(encoders: TextEncoders, texts: Sequence[str]) -> None:
-    """Refuse prompts of more tokens than the encoders read, computing nothing.
+def refuse_cut(
+    encoders: TextEncoders,
+    texts: Sequence[str],
+    describe: Callable[[int], str] = lambda number: f"prompt {number + 1}",
+) -> None:
+    """Refuse prompts that no encoder reads whole, computing nothing.
+
+    CLIP's 77 tokens are no limit where T5 reads more: its half of the condition is cut there, as in
+    diffusers.
 
     Args:
       encoders: from `read_text_encoders`.
       texts: the prompts.
+      describe: names a prompt by its number, from 0.
 
     Raises:
-      Refused: naming the first one, its tokens and how many are read.
+      Refused: naming the first ones, their tokens and how many are read.
     """
     longest = encoders.longest
     counts = longest.counts(texts)
     cut = np.flatnonzero(counts > longest.length)
     if len(cut):
+        named = ", ".join(f"{describe(int(n))} has {counts[n]}" for n in cut[:_NAMED])
         raise Refused(
-            f"{len(cut)} of {len(texts)} prompts lose their ends; the first has {counts[cut[0]]} "
-            f"tokens, expected at most {longest.length}: {texts[cut[0]]!r:.60}; shorten it, or "
-            "have only its beginning drawn by `cut_prompts=True`."
+            f"{len(cut)} of {len(texts)} prompts lose their ends: {named} tokens, expected at most "
+            f"{longest.length}: {texts[cut[0]]!r:.60}; shorten what is too long, or have only the "
+            "beginnings read by `cut_prompts=True`."
         )
 
 

@@ -425,9 +425,29 @@ def test_cache_refuses_a_pipeline_with_a_missing_part(
     assert "has no part vae/" in refused(capsys, *line)
 
 
-def test_cache_warns_once_of_long_prompts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_refuses_long_prompts_by_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "seven " * 90
+    (tmp_path / "p.txt").write_text(f"a fox\n\n{long}\n" + f"{long}seven\n" * 3)
+    line = words("sd15", tmp_path / "c", f"--prompts={tmp_path / 'p.txt'}")
+    said = refused(capsys, *line)
+    assert "4 of 5 prompts lose their ends: " in said and "line 6" not in said
+    assert re.findall(r"p\.txt line (\d) has (\d+)", said) == [
+        ("3", "92"),
+        ("4", "93"),
+        ("5", "93"),
+    ]
+    assert "expected at most 77: 'seven seven" in said and "--cut_prompts" in said
+    assert refused(capsys, *line, "--dry_run") == said and not (tmp_path / "c").exists()
+
+
+def test_cache_cuts_long_prompts_where_it_is_told_and_warns_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "p.txt").write_text("seven " * 90 + "\na fox\n" + "eight " * 90)
-    assert dmd2(*words("sd15", tmp_path / "c", f"--prompts={tmp_path / 'p.txt'}", "--dry_run")) == 0
+    line = words("sd15", tmp_path / "c", f"--prompts={tmp_path / 'p.txt'}", "--cut_prompts")
+    assert dmd2(*line, "--dry_run") == 0
     found = [r.getMessage() for r in caplog.records if "tokens" in r.getMessage()]
     assert len(found) == 1 and found[0].startswith("2 of 3 prompts have more than 77 tokens")
 

@@ -266,12 +266,21 @@ def test_sample_refuses_a_pipeline_by_what_is_wrong_with_it(
     assert message in refused(capsys, *line, f"--out={scratch() / 'x.png'}")
 
 
-def test_prompt_beyond_its_length_is_cut_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_refuses_a_caption_that_no_encoder_reads_whole(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = cached(flow_pipeline("sd3"), "--dry_run")
     images = write_folder(scratch() / "long", {"0.png": (photos() / "0.png").read_bytes()})
+    words.append(f"--images={images}")
     (images / "0.txt").write_text("seven " * 300)
-    assert dmd2(*words, f"--images={images}") == 0
+    message = refused(capsys, *words)
+    assert f"1 of 1 prompts lose their ends: {images}/0.png has " in message
+    assert "expected at most 256" in message
+    assert dmd2(*words, "--cut_prompts") == 0
     assert "1 of 1 prompts have more than 256 tokens and lose their ends" in caplog.text
+    caplog.clear()
+    (images / "0.txt").write_text("seven " * 40)  # more than CLIP's 77, which T5 reads
+    assert dmd2(*words) == 0 and "tokens" not in caplog.text
 
 
 def test_sample_refuses_a_prompt_beyond_its_length(capsys: pytest.CaptureFixture[str]) -> None:

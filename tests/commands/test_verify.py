@@ -17,9 +17,10 @@ from dmd2_jax.commands.verify.ignored import ignored_files, ignored_keys
 from dmd2_jax.commands.verify.rows import Report, Row, compare, only_ours
 from dmd2_jax.commands.verify.subject import Subject, open_subject
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families import sit
 from dmd2_jax.families.published.configs import SCHEDULER
 from dmd2_jax.sampling.samplers import few_step_sampler
-from tests.tiny import dmd2, refused
+from tests.tiny import dmd2, refused, teacher_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffusers_models"
 PARTS = {"unet": "unet_sd15", "vae": "vae_kl", "text_encoder": "text_encoder"}
@@ -171,6 +172,25 @@ def test_folder_of_no_known_class_is_refused(
     assert "PixArtTransformer2DModel" in refused(capsys, "verify", f"--pipeline={tmp_path}")
 
 
+def test_what_no_other_program_reads_is_refused_with_what_to_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = sit.build({"num_classes": 2, "image_channels": 1, "width": 8, "depth": 1, "heads": 2})
+    file = tmp_path / "SiT.safetensors"
+    family.save(family.init(jax.random.key(0)), file)
+    for place, is_what in ((file, "is one file"), (teacher_run(), "is a run")):
+        message = refused(capsys, "verify", f"--pipeline={place}")
+        assert f"{place} {is_what}, expected the folder of a diffusers pipeline" in message
+        assert "--weights" in message and "no installed program reads the weights" in message
+    own = shutil.copytree(GOLDEN / "dit", tmp_path / "dit")
+    message = refused(capsys, "verify", f"--pipeline={own}", f"--weights={file}")
+    assert f"{file}: DiTTransformer2DModel: weights do not fit the network" in message
+    empty = refused(capsys, "verify", f"--pipeline={own.parent}")
+    assert "has none of model_index.json, config.json, unet/config.json" in empty
+    absent = refused(capsys, "verify", f"--pipeline={tmp_path / 'absent'}")
+    assert "absent does not exist, expected the folder of a diffusers pipeline" in absent
+
+
 def test_compare_finds_the_array_that_is_furthest_off() -> None:
     theirs = {"a": np.array([1.0, -4.0]), "b": np.array([0.5])}
     off = {"a": np.array([1.0, -4.02]), "b": np.array([0.505])}
@@ -220,7 +240,25 @@ def test_pipelines_of_diffusers_agree(
     assert out.is_file()
 
 
-@pytest.mark.parametrize("kind, times", [("sd15", (999.0, 499.0)), ("sd3", (0.9, 0.4))])
+def test_pipeline_of_classes_agrees_and_its_images_are_guided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tiny("dit"), tmp_path / "x.png"
+    assert dmd2("verify", f"--pipeline={folder}", f"--out={out}", "--tolerance=3e-5") == 0
+    told = capsys.readouterr().out
+    rows = rows_of(told)
+    assert [line.split()[1] for line in list(rows.values())[:3]] == ["agrees"] * 3
+    assert list(rows)[:3] == ["transformer", "vae", "images"]
+    assert "of the classes" in rows["images"] and "not read" not in told and out.is_file()
+    subject = open_subject(str(folder))
+    assert subject.guidance == 4.0 and subject.sampler.nfe == 8
+    report, _ = check.verify(subject._replace(guidance=None), 3e-5)  # theirs alone
+    assert {row.part: row.verdict for row in report.rows}["images"] == "differs"
+
+
+@pytest.mark.parametrize(
+    "kind, times", [("sd15", (999.0, 499.0)), ("sd3", (0.9, 0.4)), ("dit", (999.0, 499.0))]
+)
 def test_students_agree_by_their_own_steps(kind: str, times: tuple[float, ...]) -> None:
     subject = open_subject(str(tiny(kind)))
     sampler = few_step_sampler(subject.family.denoiser, times)

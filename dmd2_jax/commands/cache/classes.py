@@ -36,7 +36,7 @@ from dmd2_jax.typing import Array, Int, Key, Params
 __all__ = ["make_class_cache"]
 
 _DECIDING = ("resolution", "latents", "seed", "store", "enlarge", "vae_dtype")
-_OF_PROMPTS = ("prompts", "variant", "max_left_out")
+_OF_PROMPTS = ("prompts", "variant", "max_left_out", "cut_prompts")
 
 
 def make_class_cache(options: Options) -> str:

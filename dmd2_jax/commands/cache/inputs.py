@@ -1,7 +1,7 @@
 """Everything that the options of `dmd2 cache` name, opened and checked."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from dmd2_jax.text2image.text_encoder import (
     TextEncoders,
     condition_shapes,
     read_text_encoders,
+    refuse_cut,
     tokenize,
 )
 from dmd2_jax.text2image.tokenizer import warn_of_cut
@@ -140,8 +141,7 @@ def open_inputs(options: Options) -> CacheInputs:
       Refused: if one is refused.
     """
     index = read_pipeline_index(options.pipeline, options.variant)
-    captioned = open_captions(options.images) if options.images else None
-    texts = captioned.captions if captioned else read_prompts(options.prompts).texts
+    captioned, texts, describe = _open_texts(options)
     vae_folder = path_of(options.vae).expanduser() if options.vae else index.part("vae")
     vae_params = None
     expected, dtype = index.expected("vae"), DTYPES[options.vae_dtype]
@@ -155,6 +155,11 @@ def open_inputs(options: Options) -> CacheInputs:
         model = PublishedModel.from_config(config, expected=expected, dtype=dtype)
     vae: Any = model.module
     encoders = read_text_encoders(index, dtype=DTYPES[options.text_dtype]).fitted(texts)
+    if options.cut_prompts:
+        longest = encoders.longest
+        warn_of_cut(longest.counts(texts), longest.length, texts)
+    else:
+        refuse_cut(encoders, texts, describe)
     resolution = options.resolution or own_resolution(index, vae)
     for size in sizes_of(resolution):
         _check_network(index, encoders, size, latent_shape(vae, size))
@@ -178,11 +183,20 @@ def open_inputs(options: Options) -> CacheInputs:
     )
     if captioned:
         _check_first(captioned, options, shards[0].numbers[0])
-    tokenizer = encoders.longest
-    warn_of_cut(tokenizer.counts(texts), tokenizer.length, texts)
     return CacheInputs(
         options, texts, captioned, index, encoders, vae, vae_params, layouts, shards, per_shard
     )
+
+
+def _open_texts(
+    options: Options,
+) -> tuple[CaptionedImages | None, Sequence[str], Callable[[int], str]]:
+    """Return images, their captions or the prompts alone, and what names one by its number."""
+    if not options.images:
+        prompts = read_prompts(options.prompts)
+        return None, prompts.texts, prompts.describe
+    captioned = open_captions(options.images)
+    return captioned, captioned.captions, captioned.describe
 
 
 def _check_network(

@@ -67,6 +67,11 @@ class Options:
     variant: str = flag(
         "of the weights' files, such as fp16", default="", metavar="NAME", group=_NUMBERS
     )
+    cut_prompts: bool = flag(
+        "let prompts of more tokens than the text encoders read lose their ends, with a warning",
+        default=False,
+        group=_NUMBERS,
+    )
     vae_dtype: str = flag(
         "type the autoencoder computes in; SDXL's overflows float16",
         default="float32",

@@ -18,6 +18,7 @@ from dmd2_jax.config.refused import Refused, lacks
 from dmd2_jax.data import MissingPackageError
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.sampling.samplers import sample_noise
+from dmd2_jax.typing import PyTree
 
 __all__ = ["verify"]
 
@@ -47,7 +48,7 @@ def verify(subject: Subject, tolerance: float) -> tuple[Report, dict[str, np.nda
     ):
         check = _Check(subject, theirs, tolerance, progress, f"no {', '.join(lacking)}")
         print(HEADING)
-        cond = check.text() if subject.pipeline is not None else None
+        cond = check.condition() if subject.pipeline is not None else None
         latents = check.network(cond)
         if subject.pipeline is not None:
             check.autoencoder(latents)
@@ -85,6 +86,11 @@ class _Check:
         self._subject, self._theirs, self._tolerance = subject, theirs, tolerance
         self._progress, self._done, self._why = progress, 0, why
 
+    def condition(self) -> PyTree:
+        """Return the condition of the sampled images: classes, or prompts that are compared."""
+        subject = self._subject
+        return self.text() if subject.pipeline_index.text_parts else ours.classes(subject)
+
     def text(self) -> Arrays | None:
         """Compare tokenizers, text encoders and what they make together.
 
@@ -120,10 +126,10 @@ class _Check:
             theirs.close_text()
         return cond
 
-    def network(self, cond: Arrays | None) -> np.ndarray | None:
-        """Compare the network at five times; return our latents of the prompts, if there are."""
+    def network(self, cond: PyTree) -> np.ndarray | None:
+        """Compare the network at five times; return our latents of the images, if there are."""
         subject = self._subject
-        part = subject.network.name if subject.pipeline is not None else "network"
+        part = self._network_part
         shape = subject.family.image_shape
         x_t = np.random.default_rng(1).normal(size=(1, *shape)).astype(np.float32)
         noise = self._noise() if cond is not None else None
@@ -144,7 +150,7 @@ class _Check:
         self._row(part, arrays, compute)
         return latents
 
-    def _their_images(self, other: Theirs, network: Any, cond: Arrays) -> None:
+    def _their_images(self, other: Theirs, network: Any, cond: PyTree) -> None:
         """Sample their images while their network is there."""
         try:
             images = other.images(network, cond, self._tell)
@@ -154,7 +160,7 @@ class _Check:
             self.pictures["diffusers"] = 2 * images - 1
 
     def autoencoder(self, latents: np.ndarray | None) -> None:
-        """Compare the autoencoder both ways, and the images of the prompts."""
+        """Compare the autoencoder both ways, and the sampled images."""
         subject = self._subject
         made = self._ours("vae", lambda: ours.through_autoencoder(subject, latents))
         self._tell()
@@ -168,11 +174,12 @@ class _Check:
             self._add(Row("images", "not compared", None, None, why))
             return
         self.pictures = {"dmd2_jax": np.clip(images, -1, 1)} | self.pictures
-        unit = {"of the prompts": np.clip(images / 2 + 0.5, 0, 1)}
+        what = "of the prompts" if subject.pipeline_index.text_parts else "of the classes"
+        unit = {what: np.clip(images / 2 + 0.5, 0, 1)}
         if "diffusers" not in self.pictures:
-            self._add(only_ours("images", {"of the prompts": images}, self._why))
+            self._add(only_ours("images", {what: images}, self._why))
             return
-        other = {"of the prompts": self.pictures["diffusers"] / 2 + 0.5}
+        other = {what: self.pictures["diffusers"] / 2 + 0.5}
         limit = _IMAGES * self._tolerance
         self._add(compare("images", unit, other, tolerance=limit, relative=False))
 
@@ -184,6 +191,11 @@ class _Check:
             return self._theirs.noise(shape, steps, count)
         return np.asarray(sample_noise(0, np.arange(count), steps, shape))
 
+    @property
+    def _network_part(self) -> str:
+        """What the row of the network is called."""
+        return "network" if self._subject.pipeline is None else self._subject.network.name
+
     def _ours(self, part: str, compute: Callable[[], Any]) -> Any:
         """Compute a part here; None: it cannot be, which becomes its row."""
         try:
@@ -192,6 +204,8 @@ class _Check:
             why = lacks("tokenizing", "transformers", "text2image")
             self._add(Row(part, "not compared", None, None, why))
         except Refused as error:
+            if part == self._network_part and self._subject.replaced:
+                raise  # no part of the folder: weights that were named beside it
             self._add(Row(part, "damaged", None, None, str(error)))
         return None
 

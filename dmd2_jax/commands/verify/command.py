@@ -1,8 +1,8 @@
 """Compare a pipeline's folder, part by part, with what diffusers computes of it.
 
 Compare a pipeline's folder, part by part, with what diffusers computes of it: tokenizers, text
-encoders, the network at five times with and without a prompt, the autoencoder both ways, and four
-sampled images. Everything is float32, one part at a time.
+encoders, the network at five times with and without a prompt or class, the autoencoder both ways,
+and four sampled images. Everything is float32, one part at a time.
 
 example:
   dmd2 verify --pipeline=stable-diffusion-xl-base-1.0

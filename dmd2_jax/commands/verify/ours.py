@@ -24,6 +24,7 @@ __all__ = [
     "PROMPTS",
     "Arrays",
     "Encoded",
+    "classes",
     "condition",
     "drawn_condition",
     "drawn_tokens",
@@ -143,6 +144,12 @@ def drawn_condition(subject: Subject) -> PyTree:
     cond = {k: random.normal(size=s.shape).astype(np.float32) for k, s in shapes.items()}
     whole = {k: np.ones_like(v) for k, v in cond.items() if k.endswith("prompt_mask")}
     return cond | whole
+
+
+def classes(subject: Subject) -> Int[np.ndarray, " n"]:
+    """Return the classes of the sampled images, the first and the last among them."""
+    ends = np.linspace(0, subject.family.num_classes - 1, len(PROMPTS))
+    return ends.round().astype(np.int32)
 
 
 def times_of(subject: Subject) -> np.ndarray:

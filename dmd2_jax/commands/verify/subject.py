@@ -5,11 +5,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dmd2_jax import families
-from dmd2_jax.config.refused import Refused
+from dmd2_jax.config.refused import Missing, Refused
+from dmd2_jax.config.sizes import size_of
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.family import PublishedFamily
 from dmd2_jax.families.published.folder import is_component
-from dmd2_jax.families.published.pipeline import INDEX, PIPELINES, PipelineIndex
+from dmd2_jax.families.published.pipeline import (
+    CLASS_PIPELINES,
+    INDEX,
+    NETWORKS,
+    PIPELINES,
+    PipelineIndex,
+    read_pipeline_index,
+)
 from dmd2_jax.families.published.scheduler import recorded_times
 from dmd2_jax.recipe.guidance import baked
 from dmd2_jax.recipe.open import student_times
@@ -18,14 +26,28 @@ from dmd2_jax.runtime.fetched import fetched
 from dmd2_jax.runtime.places import path_of
 from dmd2_jax.sampling.prompts import PromptSettings, is_few_step, pipeline_model
 from dmd2_jax.sampling.runs import open_run
-from dmd2_jax.sampling.samplers import Sampler, few_step_sampler, with_scale
-from dmd2_jax.text2image.pipeline import TextToImage
+from dmd2_jax.sampling.samplers import Sampler, ddim_sampler, few_step_sampler, with_scale
+from dmd2_jax.text2image.pipeline import TextToImage, open_pipeline
 from dmd2_jax.typing import Array, Params, PyTree
 
 __all__ = ["STEPS", "Subject", "open_subject"]
 
 STEPS = 4
 """Of a teacher's sampler, and of an LCM without times of its own."""
+
+_GUIDANCE = 4.0  # of a call of DiTPipeline
+_GUIDED_CLASSES = 1000  # whose next number DiTPipeline takes for no class, whatever the network has
+
+
+_WANTED = (
+    "expected the folder of a diffusers pipeline, or of its unet/ or transformer/, which diffusers "
+    "reads too; give that, and a run or a file of its weights as `weights=`."
+)
+_NONE_READS = (
+    "Of EDM's U-Nets, and of DiT and SiT by their original names, no installed program reads the "
+    "weights, so there is nothing to compare with: the recorded vectors of the tests hold these "
+    "networks."
+)
 
 
 class Subject(NamedTuple):
@@ -40,7 +62,8 @@ class Subject(NamedTuple):
       pipeline: what is around the network; None: nothing is.
       sampler: from noise to latents; None without a pipeline.
       times: of a student; None: its scheduler chooses them, or a teacher is sampled.
-      guidance: of a teacher's two calls; None: a student's, that has none.
+      guidance: of a teacher's two calls; None: a student's, that has none, or a DiT's of other
+        classes than ImageNet's, which its pipeline cannot guide.
     """
 
     folder: Path
@@ -73,10 +96,32 @@ def open_subject(pipeline: str, weights: str = "", variant: str = "") -> Subject
       Refused: if something is missing, of a class that is not built here, or another network.
     """
     folder = fetched(path_of(pipeline).expanduser())
+    _check_folder(folder)
     file = folder / INDEX
     name = _class_name(file) if file.is_file() else ""
-    subject = _of_pipeline(folder, variant) if name in PIPELINES else _alone(folder, variant)
+    openers = dict.fromkeys(PIPELINES, _of_pipeline) | dict.fromkeys(CLASS_PIPELINES, _of_classes)
+    subject = openers.get(name, _alone)(folder, variant)
     return _with_weights(subject, weights) if weights else subject
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what no other program reads, or what is not there."""
+    if folder.is_file():
+        raise Refused(f"{folder} is one file, {_WANTED} {_NONE_READS}")
+    if not folder.is_dir():
+        raise Missing(f"{folder} does not exist, {_WANTED}")
+    if _is_run(folder / "config.json"):
+        raise Refused(f"{folder} is a run, {_WANTED} {_NONE_READS}")
+    settings = (INDEX, "config.json", *(f"{part}/config.json" for part in NETWORKS))
+    if not any((folder / name).is_file() for name in settings):
+        raise Missing(f"{folder} has none of {', '.join(settings)}, {_WANTED} {_NONE_READS}")
+
+
+def _is_run(file: Path) -> bool:
+    try:
+        return "command" in read_json(file)
+    except (OSError, ValueError, TypeError):
+        return False  # what is damaged is named by who reads it
 
 
 def _class_name(file: Path) -> Any:
@@ -100,6 +145,15 @@ def _of_pipeline(folder: Path, variant: str) -> Subject:
     guidance = None if few else default_guidance(pipeline.index, family)
     network = pipeline.index.part(pipeline.index.network)
     return Subject(folder, network, family, model.load, False, pipeline, sampler, times, guidance)
+
+
+def _of_classes(folder: Path, variant: str) -> Subject:
+    alone, index = _alone(folder, variant), read_pipeline_index(folder, variant, CLASS_PIPELINES)
+    pipeline = open_pipeline(index, latent_size=size_of(*alone.family.image_shape[:2]))
+    guided = alone.family.num_classes == _GUIDED_CLASSES
+    guidance, denoiser = _GUIDANCE if guided else None, alone.family.denoiser
+    sampler = ddim_sampler(denoiser, pipeline.scheduler, steps=STEPS, guidance=guidance)
+    return alone._replace(pipeline=pipeline, sampler=sampler, guidance=guidance)
 
 
 def _at_scale(sampler: Sampler, guidance: float | None) -> Sampler:

@@ -253,19 +253,26 @@ class Theirs:
         return square**0.5, (1 - square) ** 0.5, _KINDS[scheduler.config.prediction_type]
 
     def images(
-        self, network: Any, cond: Mapping[str, np.ndarray], tell: Callable[[], None]
+        self, network: Any, cond: Any, tell: Callable[[], None]
     ) -> Float[np.ndarray, "n h w 3"]:
         """Sample the images by their pipeline, in [0, 1]: their scheduler and autoencoder.
 
         Args:
           network: theirs.
-          cond: of the images.
+          cond: of the images: arrays by our names, or the numbers of their classes.
           tell: is called after every image.
         """
         subject, torch = self._subject, self._torch
         pipe = self._pipeline({subject.pipeline_index.network: network}, ["vae"])
         pipe.set_progress_bar_config(disable=True)
         words, kind = self._sampling(pipe), self._kind
+        if kind == "DiTPipeline":  # which draws its latents itself
+            made = []
+            for i, label in enumerate(cond):
+                torch.manual_seed(i)
+                made.append(pipe([int(label)], output_type="np", **words).images)
+                tell()
+            return np.concatenate(made)
         names = {
             "pooled": "pooled_prompt_embeds",
             "negative_pooled": "negative_pooled_prompt_embeds",
@@ -298,6 +305,9 @@ class Theirs:
         config, times = subject.pipeline.scheduler, subject.times
         own = recorded_times(config) == times
         words: dict[str, Any] = {"guidance_scale": subject.guidance or 0}
+        if self._kind == "DiTPipeline":
+            pipe.scheduler = self._of_classes(pipe.scheduler.config)
+            return words | {"num_inference_steps": len(times or range(STEPS))}
         words |= dict(zip(("height", "width"), sides(subject.pipeline.resolution), strict=True))
         if subject.family.input_guidance is not None:
             words["guidance_scale"] = subject.family.input_guidance
@@ -322,6 +332,17 @@ class Theirs:
             settings = {"clip_sample": False}
             pipe.scheduler = libraries.DDIMScheduler.from_config(pipe.scheduler.config, **settings)
         return words | {"num_inference_steps": STEPS}
+
+    def _of_classes(self, config: Mapping[str, Any]) -> Any:
+        """Return the scheduler of a pipeline of classes, whose call takes no times."""
+        times, libraries = self._subject.times, self._diffusers
+        if times is None:
+            return libraries.DDIMScheduler.from_config(config, clip_sample=False)
+        whole = [int(t) for t in times]
+        scheduler = libraries.LCMScheduler.from_config(student_scheduler(config, whole))
+        ask = scheduler.set_timesteps
+        scheduler.set_timesteps = lambda *_, device=None: ask(timesteps=whole, device=device)
+        return scheduler
 
     def autoencoder(self, picture: Float[np.ndarray, "1 h w 3"]) -> dict[str, np.ndarray]:
         """Return a picture's latent and that latent's image, by the names of `ours`."""

@@ -8,8 +8,9 @@ Texts are UTF-8, or UTF-16 with its byte-order mark; space around one is removed
 left out and counted, duplicates are kept: a prompt that stands there twice is drawn twice as often.
 """
 
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,11 @@ class Prompts:
         chosen[:] = [self.texts[i] for i in indices]
         return {"prompt": chosen}
 
+    def describe(self, index: int) -> str:
+        """Return the file and line of a prompt, for messages; the file is read again."""
+        places = (where for where, text in _entries(Path(self.name)) if text)
+        return next(itertools.islice(places, index, None))
+
 
 def read_prompts(path: str | Path) -> Prompts:
     """Read a file of prompts.
@@ -71,26 +77,12 @@ def read_prompts(path: str | Path) -> Prompts:
             f"{path} does not exist, expected a file of prompts ({', '.join(ENDINGS)}); mind the "
             "working directory."
         )
-    ending = file.suffix.lower()
-    if ending == ".txt":
-        found = [text for _, text in text_lines(file.read_bytes(), str(file))]
-    elif ending == ".jsonl":
-        found = [text_of(entry, where) for where, entry in json_lines(file.read_bytes(), str(file))]
-    elif ending == ".parquet":
-        found = _read_parquet(file)
-    else:
+    if file.suffix.lower() not in ENDINGS:
         raise Refused(
-            f"{path} ends in {ending!r}, expected one of {', '.join(ENDINGS)}; rename or convert "
-            "it."
+            f"{path} ends in {file.suffix.lower()!r}, expected one of {', '.join(ENDINGS)}; rename "
+            "or convert it."
         )
-    texts = _without_empty(found, file)
-    if not texts:
-        raise Refused(f"{path} has no prompts, expected at least one; check the file.")
-    return Prompts(str(file), texts)
-
-
-def _without_empty(found: Iterable[str], file: Path) -> tuple[str, ...]:
-    found = list(found)
+    found = [text for _, text in _entries(file)]
     texts = tuple(text for text in found if text)
     if len(texts) < len(found):
         _log.warning(
@@ -99,9 +91,20 @@ def _without_empty(found: Iterable[str], file: Path) -> tuple[str, ...]:
             len(found) - len(texts),
             len(found),
         )
-    return texts
+    if not texts:
+        raise Refused(f"{path} has no prompts, expected at least one; check the file.")
+    return Prompts(str(file), texts)
 
 
-def _read_parquet(file: Path) -> list[str]:
-    (texts,) = read_columns(file, str(file), lambda names: [text_key(names, str(file))])
-    return [check_text(text, f"{file} row {i}").strip() for i, text in enumerate(texts, 1)]
+def _entries(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield (the place, the prompt) of every line or row, which may be empty."""
+    name, ending = str(file), file.suffix.lower()
+    if ending == ".txt":
+        yield from text_lines(file.read_bytes(), name)
+    elif ending == ".jsonl":
+        for where, entry in json_lines(file.read_bytes(), name):
+            yield where, text_of(entry, where)
+    else:
+        (texts,) = read_columns(file, name, lambda names: [text_key(names, name)])
+        for number, text in enumerate(texts, 1):
+            yield f"{name} row {number}", check_text(text, f"{name} row {number}").strip()

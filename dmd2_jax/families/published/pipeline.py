@@ -13,6 +13,7 @@ from dmd2_jax.runtime.fetched import fetched
 
 __all__ = [
     "AUTOENCODERS",
+    "CLASS_PIPELINES",
     "LANGUAGE_MODELS",
     "PIPELINES",
     "LanguageModel",
@@ -89,6 +90,13 @@ PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """The pipelines that are read: class -> part -> the classes that will do."""
 
+CLASS_PIPELINES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "DiTPipeline": {"transformer": ("DiTTransformer2DModel",), "vae": _STABLE_DIFFUSIONS},
+}
+"""Likewise those of classes, which have no text encoders."""
+
+_PARTS = {**PIPELINES, **CLASS_PIPELINES}
+
 T5_TOKENS = {"StableDiffusion3Pipeline": 256, "FluxPipeline": 512}
 """Tokens of T5's part of a prompt, by class of the pipeline; diffusers' max_sequence_length."""
 
@@ -164,7 +172,7 @@ class PipelineIndex(NamedTuple):
 
     Attributes:
       folder: of the pipeline.
-      class_name: a name of `PIPELINES`.
+      class_name: a name of `PIPELINES` or `CLASS_PIPELINES`.
       zero_null: whether the embedding of no prompt is zeros, not that of the empty prompt.
       scheduler: class of its scheduler; "": not said.
       variant: of the weights, "fp16" and the like, in the parts that have it; "": none is meant.
@@ -186,7 +194,7 @@ class PipelineIndex(NamedTuple):
     @property
     def network(self) -> str:
         """The part that denoises: "unet" or "transformer"."""
-        return next(name for name in NETWORKS if name in PIPELINES[self.class_name])
+        return next(name for name in NETWORKS if name in _PARTS[self.class_name])
 
     @property
     def with_sizes(self) -> bool:
@@ -204,7 +212,7 @@ class PipelineIndex(NamedTuple):
             parts = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
             raise Refused(
                 f"{self.folder} has no part {name}/, got {parts}, expected one as "
-                f"{' or '.join(PIPELINES[self.class_name][name])}; download the whole pipeline."
+                f"{' or '.join(_PARTS[self.class_name][name])}; download the whole pipeline."
             )
         return folder
 
@@ -214,22 +222,27 @@ class PipelineIndex(NamedTuple):
 
     def expected(self, name: str) -> tuple[str, ...]:
         """Return the classes that a part may be of."""
-        return PIPELINES[self.class_name][name]
+        return _PARTS[self.class_name][name]
 
     @property
     def text_parts(self) -> tuple[tuple[str, str], ...]:
         """The names of each tokenizer and its text encoder."""
         pairs = ((f"tokenizer{end}", f"text_encoder{end}") for end in ("", "_2", "_3"))
-        known = PIPELINES[self.class_name]
+        known = _PARTS[self.class_name]
         return tuple(p for p in pairs if p[0] in known and not set(p) & set(self.absent))
 
 
-def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> PipelineIndex:
+def read_pipeline_index(
+    folder: str | os.PathLike,
+    variant: str = "",
+    known: Mapping[str, Mapping[str, tuple[str, ...]]] = PIPELINES,
+) -> PipelineIndex:
     """Read a pipeline's model_index.json.
 
     Args:
       folder: of the pipeline.
       variant: of its weights; see `PipelineIndex`.
+      known: the pipelines that will do, `PIPELINES` or `CLASS_PIPELINES`.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -257,15 +270,15 @@ def read_pipeline_index(folder: str | os.PathLike, variant: str = "") -> Pipelin
             f"{file} cannot be read ({type(error).__name__}: {error}), expected the index of a "
             "diffusers pipeline; download it again."
         ) from error
-    if name not in PIPELINES:
+    if name not in known:
         raise Refused(
-            f"{file} is of class {name!r:.80}, expected {' or '.join(PIPELINES)}; use SD 1.x, "
+            f"{file} is of class {name!r:.80}, expected {' or '.join(known)}; use SD 1.x, "
             "SD 2.x, SDXL, SD 3, SD 3.5, FLUX.1, FLUX.2-klein, Z-Image, Qwen-Image or a model made "
             "from them."
         )
     check_plain_digests(file.parent)
     absent = []
-    for part, classes in PIPELINES[name].items():
+    for part, classes in known[name].items():
         entry = index.get(part)
         found = entry[-1] if isinstance(entry, list) and entry else None
         if found is None and part in _MAY_LACK.get(name, ()):
