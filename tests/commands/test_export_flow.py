@@ -173,6 +173,33 @@ def test_images_that_are_not_square_are_ours_in_diffusers(kind: str) -> None:
     assert np.abs(images - expected).max() <= 1e-5 and expected.std() > 0.05
 
 
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_images_of_a_tiny_autoencoder_are_ours_in_diffusers(kind: str, tmp_path: Path) -> None:
+    """As of taesd3 and taef1, put into their folders; those have factor 1 and shift 0."""
+    import diffusers
+    import torch
+
+    torch.manual_seed(0)
+    folder = Path(shutil.copytree(exported(kind, 4), tmp_path / kind))
+    (folder / "digests.json").unlink()  # it is another pipeline
+    shutil.rmtree(folder / "vae")
+    sizes = {"encoder_block_out_channels": (4, 4), "num_encoder_blocks": (1, 1)}
+    sizes |= {"decoder_block_out_channels": (4, 4), "num_decoder_blocks": (1, 1)}
+    vae = diffusers.AutoencoderTiny(
+        latent_channels=6, **sizes, scaling_factor=1.3, shift_factor=0.2
+    )
+    for parameter in vae.decoder.parameters():  # fresh ones draw black
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    vae.decoder.layers[-1].bias.data += 0.5
+    vae.save_pretrained(folder / "vae")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("AutoencoderKL", "AutoencoderTiny"))
+    images, noise = ours(folder)
+    call = call_of((folder / "README.md").read_text())
+    expected = theirs(diffusers_pipeline(folder), noise, **call)
+    assert np.abs(images - expected).max() <= 1e-5 and expected.std() > 0.05
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_makes_our_images_in_diffusers(kind: str) -> None:
     pytest.importorskip("peft", reason="diffusers loads adapters by peft, which is not installed")

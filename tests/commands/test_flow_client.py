@@ -69,7 +69,9 @@ def distilled(kind: str, pipeline: Path, images: Path, side: int, *more: str) ->
 
 @functools.cache
 def student_run(kind: str) -> Path:
-    """SD 3 and Qwen-Image with guidance, that with a GAN; FLUX as adapters; Z-Image decoupled."""
+    """SD 3 and Qwen-Image with guidance, that with a GAN; FLUX as adapters, klein's critic too; Z-Image
+    decoupled.
+    """
     more = {
         "sd3": ("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
         "flux": ("--config.distill.student_steps=1", *LORA),

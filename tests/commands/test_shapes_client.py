@@ -1,6 +1,7 @@
 """The whole way with heights and widths that differ, and several of them, without torch.
 
 One student of FLUX.1 of two shapes, whose shifts differ: cache, distil with a stop, sample, export.
+And one of Qwen-Image, whose prompts have masks: a cycle of each shape.
 """
 
 import functools
@@ -45,9 +46,9 @@ def pictures() -> Path:
 
 
 @functools.cache
-def cache(shapes: str) -> Path:
+def cache(shapes: str, kind: str = "flux") -> Path:
     out = scratch() / "cache"
-    words = ["cache", f"--pipeline={flow_pipeline('flux')}", f"--images={pictures()}"]
+    words = ["cache", f"--pipeline={flow_pipeline(kind)}", f"--images={pictures()}"]
     words += [f"--out={out}", f"--resolution={shapes}", "--enlarge", "--store=float32"]
     assert dmd2(*words) == 0
     return out
@@ -57,11 +58,11 @@ def source(shapes: str, resolution: object) -> Latents:
     return load(str(cache(shapes)), "all", resolution)
 
 
-def words(run: Path, *more: str) -> list[str]:
-    pipeline = flow_pipeline("flux")
+def words(run: Path, *more: str, kind: str = "flux") -> list[str]:
+    pipeline = flow_pipeline(kind)
     line = ["distill", f"--config={RECIPE}", f"--workdir={run}"]
-    line += [f"--config.data.path={cache(SHAPES)}", "--config.data.test_fraction=0"]
-    line += ["--config.model.family=flux", f"--config.model.pipeline={pipeline}"]
+    line += [f"--config.data.path={cache(SHAPES, kind)}", "--config.data.test_fraction=0"]
+    line += [f"--config.model.family={kind}", f"--config.model.pipeline={pipeline}"]
     line += ["--config.model.resolution=6x8,8x4", "--config.distill.student_steps=2"]
     return [*line, "--config.distill.batch_size=2", *more]
 
@@ -161,6 +162,19 @@ def test_export_draws_each_shape_as_its_run_and_records_its_times() -> None:
     card = (out / "README.md").read_text()
     assert f"height=12, width=16, sigmas={list(wide)}" in card
     assert f"| 16 | 8 | {list(tall)} |" in card
+
+
+def test_student_of_masked_prompts_learns_both_shapes_and_draws_each() -> None:
+    run, out = scratch() / "run", scratch() / "student"
+    assert dmd2(*words(run, *NO_GAN, kind="qwen_image")) == 0
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [shape_of_cycle((5, 3), 0, i)[0] for i in range(len(rows))] in ([0, 1], [1, 0])
+    assert all(np.isfinite(row["generator_loss"] + row["critic_loss"]) for row in rows)
+    assert dmd2("export", f"--workdir={run}", f"--out={out}") == 0
+    for shape in ("12x16", "16x8"):
+        images = drawn(f"--pipeline={out}", f"--shape={shape}")
+        assert "x".join(map(str, images.shape[:2])) == shape and images.std() > 5
+    np.testing.assert_array_equal(images, drawn(f"--workdir={run}", f"--shape={shape}"))
 
 
 def test_plain_run_folder_says_all_shapes() -> None:
