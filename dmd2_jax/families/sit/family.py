@@ -239,15 +239,14 @@ def _check_embedding(tensors: Collection[str], original: bool, shared: bool) -> 
         "one embedding of the time for all blocks, as in the original files of DiT and SiT",
         "an embedding of the time in each block, as in diffusers' DiTTransformer2DModel",
     )
+    remedies = (
+        "take diffusers' own folder.",
+        "take the original file for a recipe, such as DiT-XL-2-256x256.pt; `families.read` reads "
+        "diffusers' folder from Python.",
+    )
     raise Refused(
-        f"got weights with {kinds[in_blocks]}, expected {kinds[not in_blocks]}; their sinusoids "
-        "differ, so none are made of the other. "
-        + (
-            "Take the original file, such as DiT-XL-2-256x256.pt, for a recipe; `families.read` "
-            "reads diffusers' folder from Python."
-            if in_blocks
-            else "Take diffusers' own folder."
-        )
+        f"got weights with {kinds[in_blocks]}, expected {kinds[not in_blocks]}, and neither is "
+        f"made of the other, as their sinusoids differ; {remedies[in_blocks]}"
     )
 
 
