@@ -255,6 +255,9 @@ def test_cache_refuses_a_text_encoder_of_another_network(
         ("flux", "model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "DDIMSched"),
         ("flux", "model_index.json", {"text_encoder_2": [None, None]}, "text_encoder_2 = [None"),
         ("sd3", "model_index.json", {"transformer": ["x", "SanaTransformer"]}, "SanaTransformer"),
+        ("sd3", "model_index.json", {"text_encoder": [None, None]}, "only text_encoder_3 and toke"),
+        ("sd3", "model_index.json", {"text_encoder_2": None}, "(only text_encoder_3 and tokenizer"),
+        ("sd3", "model_index.json", {"tokenizer_3": None}, "no tokenizer_3, expected text_encoder"),
     ],
 )
 def test_sample_refuses_a_pipeline_by_what_is_wrong_with_it(

@@ -184,7 +184,7 @@ def test_what_no_other_program_reads_is_refused_with_what_to_give(
         assert "--weights" in message and "no installed program reads the weights" in message
     own = shutil.copytree(GOLDEN / "dit", tmp_path / "dit")
     message = refused(capsys, "verify", f"--pipeline={own}", f"--weights={file}")
-    assert f"{file}: DiTTransformer2DModel: weights do not fit the network" in message
+    assert f"{file}: got weights with one embedding of the time for all blocks" in message
     empty = refused(capsys, "verify", f"--pipeline={own.parent}")
     assert "has none of model_index.json, config.json, unet/config.json" in empty
     absent = refused(capsys, "verify", f"--pipeline={tmp_path / 'absent'}")

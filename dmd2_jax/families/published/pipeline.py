@@ -154,6 +154,7 @@ LANGUAGE_MODELS = {
 }
 """The pipelines whose prompts a language model reads, by class."""
 
+# T5 alone: of CLIP's also the pooled embedding is read, by the modulation of every block.
 _MAY_LACK = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
 _WITH_SIZES = ("StableDiffusionXLPipeline",)
 _SIDES = {"Flux2KleinPipeline": 64}
@@ -277,17 +278,23 @@ def read_pipeline_index(
             "from them."
         )
     check_plain_digests(file.parent)
-    absent = []
+    absent, may_lack = [], _MAY_LACK.get(name, ())
     for part, classes in known[name].items():
         entry = index.get(part)
         found = entry[-1] if isinstance(entry, list) and entry else None
-        if found is None and part in _MAY_LACK.get(name, ()):
+        if found is None and part in may_lack:
             absent.append(part)
         elif found not in classes:
+            only = f" (only {' and '.join(may_lack)} may be absent)" if may_lack else ""
             raise Refused(
-                f"{file} has {part} = {entry!r:.80}, expected {' or '.join(classes)}; use a whole "
-                "pipeline, not a refiner or one saved without the part."
+                f"{file} has {part} = {entry!r:.80}, expected {' or '.join(classes)}{only}; use a "
+                "whole pipeline, not a refiner or one saved without the part."
             )
+    if absent and len(absent) < len(may_lack):
+        raise Refused(
+            f"{file} has no {absent[0]}, expected {' and '.join(may_lack)} both or neither; use a "
+            "whole pipeline, or write [null, null] for both."
+        )
     zero = name == "StableDiffusionXLPipeline" and bool(
         index.get("force_zeros_for_empty_prompt", True)
     )

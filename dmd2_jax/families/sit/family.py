@@ -13,7 +13,7 @@ A condition is the class number [b] int32; `num_classes`, one more than the last
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -53,6 +53,7 @@ READS = (CLASS_NAME,)
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _STEM = "diffusion_pytorch_model"
+_IN_BLOCKS = ".norm1.emb."
 _CLASSES = {CLASS_NAME: PublishedClass(transformer_from_config, example_inputs, _STEM)}
 
 
@@ -110,6 +111,7 @@ class SitFamily(PublishedFamily):
           ValueError: if the tensors are not exactly the network's; the message lists them.
         """
         original = holds_original_names(tensors)
+        _check_embedding(tensors, original, self.model.module.shared)
         return self.model.from_tensors(from_original(tensors) if original else tensors)
 
     def from_weights(self, weights: Weights, prefix: str | None = None) -> Params:
@@ -226,6 +228,26 @@ def read(folder: str | os.PathLike, **options: Any) -> tuple[SitFamily, Params]:
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
     return family, family.load(folder)
+
+
+def _check_embedding(tensors: Collection[str], original: bool, shared: bool) -> None:
+    """Refuse what no renaming makes the network's, before its tensors are listed one by one."""
+    in_blocks = any(_IN_BLOCKS in name for name in tensors)
+    if not (original or in_blocks) or in_blocks != shared:
+        return
+    kinds = (
+        "one embedding of the time for all blocks, as in the original files of DiT and SiT",
+        "an embedding of the time in each block, as in diffusers' DiTTransformer2DModel",
+    )
+    remedies = (
+        "take diffusers' own folder.",
+        "take the original file for a recipe, such as DiT-XL-2-256x256.pt; `families.read` reads "
+        "diffusers' folder from Python.",
+    )
+    raise Refused(
+        f"got weights with {kinds[in_blocks]}, expected {kinds[not in_blocks]}, and neither is "
+        f"made of the other, as their sinusoids differ; {remedies[in_blocks]}"
+    )
 
 
 def _diffusion(config: Mapping[str, Any], scheduler: Mapping[str, Any] | None) -> Diffusion:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmd2_jax.run.metrics import read_metrics
-from tests.tiny import RECIPE, dmd2, refused, student_run, teacher_run
+from tests.tiny import RECIPE, distill_words, dmd2, refused, student_run, teacher_run
 
 
 def test_sit_is_trained_on_a_flow_and_its_student_is_sampled(tmp_path: Path) -> None:
@@ -19,6 +19,16 @@ def test_sit_is_trained_on_a_flow_and_its_student_is_sampled(tmp_path: Path) -> 
     assert dmd2("sample", f"--workdir={student_run()}", "--num=4", f"--out={out}") == 0
     with np.load(out) as file:
         assert len(file["arr_0"]) == 4
+
+
+def test_teacher_of_a_diffusers_folder_is_refused_by_what_to_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).parents[2] / "golden" / "diffusers_models" / "dit"
+    words = distill_words(tmp_path / "run", f"--config.teacher.weights={folder}", "--dry_run")
+    message = refused(capsys, *words)
+    assert f"{folder}: got weights with an embedding of the time in each block" in message
+    assert "take the original file" in message and "`families.read`" in message
 
 
 @pytest.mark.parametrize(
