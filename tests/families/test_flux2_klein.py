@@ -16,9 +16,7 @@ import pytest
 
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families import flux2_klein
-from dmd2_jax.families.published.configs import (
-    FLUX2_SCHEDULER,
-)
+from dmd2_jax.families.published.configs import FLUX2_KLEIN_4B, FLUX2_SCHEDULER
 from dmd2_jax.families.published.flow_scheduler import PIPELINE_SHIFTS, flow_shift, flow_times
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.networks.guidance_embedding import scale_kernels
@@ -140,6 +138,18 @@ def test_published_size_is_of_1024_pixels_and_512_tokens(name):
     family = flux2_klein.build({"pipeline": name})
     assert family.image_shape == (64, 64, 128) and family.image_tokens == 4096
     assert family.cond_shapes(2)["prompt_embeds"].shape[1] == 512
+
+
+def test_settings_that_a_file_leaves_out_are_those_of_diffusers():
+    usual = {"eps": 1e-6, "mlp_ratio": 3.0, "rope_theta": 2000, "timestep_guidance_channels": 256}
+    assert FLUX2_KLEIN_4B.items() >= usual.items()
+    bare = {key: value for key, value in FLUX2_KLEIN_4B.items() if key not in usual}
+    told = flux2_klein.build({"transformer": bare | usual, "scheduler": {}})
+    untold = flux2_klein.build({"transformer": bare, "scheduler": {}})
+    assert untold.model.module == told.model.module
+    config = read_json(RECORDED / "vae" / "config.json")
+    del config["batch_norm_eps"]
+    assert PublishedModel.from_config(config).module.norm_eps == 1e-4
 
 
 def test_shift_follows_tokens_and_steps_as_the_pipeline_has_it():
