@@ -220,6 +220,17 @@ def test_what_is_not_built_is_refused_by_name(options, message):
         built(**options)
 
 
+def test_angles_are_float32_as_the_published_network_has_them():
+    """Of token 475 beside 64 x 64 patches, by diffusers 0.42.1's QwenEmbedRope.
+
+    Angles of float64 are 3e-5 away, and its exponents' own rounding 2e-6.
+    """
+    module = qwen_image.build({"pipeline": "published:qwen_image"}).model.module
+    cosines, sines = (table[475, [1, 9, 10]] for table in module._rotary(512, (64, 64)))
+    np.testing.assert_allclose(cosines, [-0.99436146, 0.8978661, 0.27284417], atol=4e-6)
+    np.testing.assert_allclose(sines, [-0.10604378, 0.44026873, -0.96205825], atol=4e-6)
+
+
 def draw(random: np.random.Generator) -> dict:
     """Draw a config of any size."""
     axes = [2 * int(random.integers(1, 3)) for _ in range(3)]
