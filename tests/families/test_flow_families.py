@@ -11,7 +11,7 @@ from dmd2_jax.families.published.configs import (
     FLUX1_DEV_SCHEDULER,
 )
 from dmd2_jax.families.published.flow_scheduler import flow_shift, flow_times
-from tests.conformance.derive import relative
+from tests.conformance.derive import apart_in_time, relative
 
 SD3 = {
     "_class_name": "SD3Transformer2DModel",
@@ -78,9 +78,12 @@ def test_all_ways_to_compute_agree(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bfloat16_gives_float32_close_to_float32(name):
+def test_bfloat16_is_close_to_float32_and_leaves_times_alone(name):
     arguments = inputs(plain := built(name))
-    actual = built(name, dtype="bfloat16").denoiser.x0(*arguments)
+    params, x_t, _, cond = arguments
+    rounded = built(name, dtype="bfloat16")
+    assert apart_in_time(rounded, params, x_t, cond) > 1e-3
+    actual = rounded.denoiser.x0(*arguments)
     assert actual.dtype == jnp.float32
     assert 1e-6 < relative(actual, plain.denoiser.x0(*arguments)) < 0.03
 

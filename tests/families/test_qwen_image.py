@@ -19,7 +19,7 @@ from dmd2_jax.families.published.configs import QWEN_IMAGE_SCHEDULER
 from dmd2_jax.families.published.flow_scheduler import flow_times
 from dmd2_jax.networks.lora import matching_targets
 from dmd2_jax.networks.packing import pack
-from tests.conformance.derive import nhwc, recipe, relative
+from tests.conformance.derive import apart_in_time, nhwc, recipe, relative
 
 RECORDED = Path(__file__).parent / "recorded" / "qwen_image"
 CONFIG = {
@@ -110,9 +110,12 @@ def test_all_ways_to_compute_agree(drawn):
     assert relative(got, expected) < 1e-5 and relative(features, maps[0]) < 1e-5
 
 
-def test_bfloat16_gives_float32_close_to_float32(drawn):
+def test_bfloat16_is_close_to_float32_and_leaves_times_alone(drawn):
     _, arguments, (expected, _) = drawn
-    actual = built(dtype="bfloat16").denoiser.x0(*arguments)
+    params, x_t, _, cond = arguments
+    rounded = built(dtype="bfloat16")
+    assert apart_in_time(rounded, params, x_t, cond) > 1e-3
+    actual = rounded.denoiser.x0(*arguments)
     assert actual.dtype == jnp.float32
     assert 1e-6 < relative(actual, expected) < 0.03
 

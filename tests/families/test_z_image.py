@@ -17,7 +17,7 @@ from dmd2_jax.families import z_image
 from dmd2_jax.families.published.configs import Z_IMAGE
 from dmd2_jax.families.z_image.transformer import _FinalLayer
 from dmd2_jax.networks.lora import matching_targets
-from tests.conformance.derive import nhwc, recipe, relative
+from tests.conformance.derive import apart_in_time, nhwc, recipe, relative
 
 RECORDED = Path(__file__).parent / "recorded" / "z_image"
 CONFIG = {
@@ -107,9 +107,12 @@ def test_all_ways_to_compute_agree():
             assert relative(ours, theirs) < 1e-5
 
 
-def test_bfloat16_gives_float32_close_to_float32():
+def test_bfloat16_is_close_to_float32_and_leaves_times_alone():
     arguments = inputs(plain := built())
-    actual = built(dtype="bfloat16").denoiser.x0(*arguments)
+    params, x_t, _, cond = arguments
+    rounded = built(dtype="bfloat16")
+    assert apart_in_time(rounded, params, x_t, cond) > 1e-3
+    actual = rounded.denoiser.x0(*arguments)
     assert actual.dtype == jnp.float32
     assert 1e-6 < relative(actual, plain.denoiser.x0(*arguments)) < 0.03
 
