@@ -204,6 +204,14 @@ def test_every_make_target_in_a_page_is_one() -> None:
         assert named <= targets, page.name
 
 
+def test_every_test_that_a_page_names_is_there_and_the_only_one() -> None:
+    files = [f"/{file.relative_to(ROOT)}" for file in ROOT.glob("tests/**/test_*.py")]
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for name in set(re.findall(r"[\w/]*\btest_\w+\.py", page.read_text())):
+            found = [file for file in files if file.endswith(f"/{name}")]
+            assert len(found) == 1, f"{page.name} names {name}, which is {found or 'no file'}"
+
+
 def test_limits_of_files_are_those_of_the_readers() -> None:
     page = (ROOT / "docs" / "files.md").read_text().partition("## Limits")[2]
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", page, re.MULTILINE))

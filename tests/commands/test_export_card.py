@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
 from dmd2_jax.commands.export.card import Card, model_card
@@ -12,6 +14,7 @@ from dmd2_jax.commands.export.origin import Origin, read_origin
 from dmd2_jax.commands.export.record import Record, read_record
 from dmd2_jax.config import defaults
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.published.flow_scheduler import flow_student_scheduler
 from dmd2_jax.families.published.pipeline import PipelineIndex
 from dmd2_jax.families.published.scheduler import student_scheduler
 from dmd2_jax.run.exported import write_exported
@@ -94,6 +97,32 @@ def test_header_is_what_the_hub_reads(tmp_path: Path) -> None:
             "few-step",
         ],
     }
+
+
+@pytest.mark.parametrize(
+    "name, rounded",
+    [
+        ("StableDiffusion3Pipeline", ""),
+        ("FluxPipeline", "0.75 to 0.752"),
+        ("Flux2KleinPipeline", "0.75 to 0.752"),
+        ("ZImagePipeline", ""),
+        ("QwenImagePipeline", "0.75 to 0.7539"),
+    ],
+)
+def test_card_says_how_a_pipeline_in_bfloat16_rounds_times(
+    name: str, rounded: str, tmp_path: Path
+) -> None:
+    index = PipelineIndex(tmp_path, name, False)
+    scheduler = flow_student_scheduler({}, (1.0, 0.75), size=8)
+    text = model_card(Card(index, scheduler, Origin("b"), pixels=64))
+    found = re.findall(r"In bfloat16 the pipeline rounds the times \((.*)\)", text)
+    assert found == [rounded] * bool(rounded)
+    if rounded:
+        # All of them give the network bfloat16(1000 t) / 1000, which FLUX's multiplies by 1000.
+        thousand = jnp.asarray(1000, jnp.bfloat16)
+        told = jnp.asarray(750, jnp.bfloat16) / thousand
+        time = float(told) if name == "QwenImagePipeline" else float(told * thousand) / 1000
+        assert f"{time:.4g}" == rounded.split()[-1]
 
 
 def test_names_of_strangers_are_text_and_nothing_else(tmp_path: Path) -> None:

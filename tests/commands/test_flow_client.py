@@ -5,6 +5,7 @@ test_export_flow.py has the rest of it, in diffusers.
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -188,6 +189,21 @@ def test_adapters_of_an_export_are_merged_into_a_teacher() -> None:
     )
     for name, tensor in expected.items():
         np.testing.assert_allclose(merged[name], tensor, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, tokens", [("z_image", 96), ("flux2_klein", 512)])
+def test_cache_is_as_long_as_its_longest_prompt_needs(
+    kind: str, tokens: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 19 tokens and 57 bytes, filled up to 32s; what fills FLUX.2-klein's up is read."""
+    file, out = scratch() / "prompts.txt", scratch() / "prompts"
+    file.write_text("\n".join([*CAPTIONS, 3 * CAPTIONS[3]]))
+    pipeline = flow_pipeline(kind)
+    words = ["cache", f"--pipeline={pipeline}", f"--prompts={file}", f"--out={out}", "--dry_run"]
+    assert dmd2(*words) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"prompt_embeds +float16 +\[{tokens}, ", said)
+    assert ("prompt_mask" in said) == (kind == "z_image")
 
 
 def test_export_refuses_names_of_a_unets_programs(capsys: pytest.CaptureFixture[str]) -> None:

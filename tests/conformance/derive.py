@@ -1,5 +1,7 @@
 """Weights that the golden folders do not store but derive; see tests/golden/README.md."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,15 @@ def relative(got: np.ndarray, expected: np.ndarray) -> float:
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     assert got.shape == expected.shape, f"got shape {got.shape}, expected {expected.shape}"
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def apart_in_time(family: Any, params: Any, x_t: np.ndarray, cond: Any) -> float:
+    """Return how far a flow's predictions are apart at two times that bfloat16 makes one."""
+    flows = []
+    for t in (0.75, 0.751):
+        x_0 = family.denoiser.x0(params, x_t, jnp.full((len(x_t),), t), cond)
+        flows.append((x_t - np.asarray(x_0)) / t)
+    return relative(*flows)
 
 
 def recorded_or_none(recorded: dict, name: str) -> jax.Array | None:

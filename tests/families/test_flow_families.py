@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmd2_jax.families import flux, sd3
+from dmd2_jax.families import flux, flux2_klein, qwen_image, sd3, z_image
 from dmd2_jax.families.flux.transformer import pack
 from dmd2_jax.families.published.configs import (
     FLUX1_DEV_SCHEDULER,
 )
 from dmd2_jax.families.published.flow_scheduler import flow_shift, flow_times
-from tests.conformance.derive import relative
+from tests.conformance.derive import apart_in_time, relative
 
 SD3 = {
     "_class_name": "SD3Transformer2DModel",
@@ -78,9 +78,12 @@ def test_all_ways_to_compute_agree(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bfloat16_gives_float32_close_to_float32(name):
+def test_bfloat16_is_close_to_float32_and_leaves_times_alone(name):
     arguments = inputs(plain := built(name))
-    actual = built(name, dtype="bfloat16").denoiser.x0(*arguments)
+    params, x_t, _, cond = arguments
+    rounded = built(name, dtype="bfloat16")
+    assert apart_in_time(rounded, params, x_t, cond) > 1e-3
+    actual = rounded.denoiser.x0(*arguments)
     assert actual.dtype == jnp.float32
     assert 1e-6 < relative(actual, plain.denoiser.x0(*arguments)) < 0.03
 
@@ -103,6 +106,20 @@ def test_null_condition_of_sd3_is_the_empty_prompts():
     np.testing.assert_array_equal(twin["prompt_embeds"], np.ones((2, 4, 6)))
     with pytest.raises(ValueError, match="conditions of widths"):
         family.with_null({"prompt_embeds": np.ones((1, 4, 7), "f4"), "pooled": null["pooled"]})
+
+
+@pytest.mark.parametrize(
+    "module, name, blocks",
+    [
+        (sd3, "sd35_large", (19, 28)),
+        (flux, "flux_dev", (28, 42)),
+        (flux2_klein, "klein_4b", (12, 18)),
+        (z_image, "z_image", (15, 22)),
+        (qwen_image, "qwen_image", (30, 45)),
+    ],
+)
+def test_features_are_of_the_middle_block_and_of_that_at_three_quarters(module, name, blocks):
+    assert module.build({"pipeline": f"published:{name}"}).model.module.feature_blocks == blocks
 
 
 def test_shift_of_flux_follows_the_number_of_tokens():

@@ -16,16 +16,14 @@ import pytest
 
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families import flux2_klein
-from dmd2_jax.families.published.configs import (
-    FLUX2_SCHEDULER,
-)
+from dmd2_jax.families.published.configs import FLUX2_KLEIN_4B, FLUX2_SCHEDULER
 from dmd2_jax.families.published.flow_scheduler import PIPELINE_SHIFTS, flow_shift, flow_times
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.networks.guidance_embedding import scale_kernels
 from dmd2_jax.networks.lora import matching_targets
 from dmd2_jax.networks.step_embedding import with_steps
 from dmd2_jax.text2image.image_latents import decode_latents, encode_images, latent_shape
-from tests.conformance.derive import nhwc, recipe, relative
+from tests.conformance.derive import apart_in_time, nhwc, recipe, relative
 
 RECORDED = Path(__file__).parent / "recorded" / "flux2_klein"
 CONFIG = {
@@ -142,6 +140,18 @@ def test_published_size_is_of_1024_pixels_and_512_tokens(name):
     assert family.cond_shapes(2)["prompt_embeds"].shape[1] == 512
 
 
+def test_settings_that_a_file_leaves_out_are_those_of_diffusers():
+    usual = {"eps": 1e-6, "mlp_ratio": 3.0, "rope_theta": 2000, "timestep_guidance_channels": 256}
+    assert FLUX2_KLEIN_4B.items() >= usual.items()
+    bare = {key: value for key, value in FLUX2_KLEIN_4B.items() if key not in usual}
+    told = flux2_klein.build({"transformer": bare | usual, "scheduler": {}})
+    untold = flux2_klein.build({"transformer": bare, "scheduler": {}})
+    assert untold.model.module == told.model.module
+    config = read_json(RECORDED / "vae" / "config.json")
+    del config["batch_norm_eps"]
+    assert PublishedModel.from_config(config).module.norm_eps == 1e-4
+
+
 def test_shift_follows_tokens_and_steps_as_the_pipeline_has_it():
     # compute_empirical_mu of diffusers 0.39.0, and what its scheduler makes of four sigmas with it.
     mus = {(64, 4): 1.9492865247731874, (4096, 4): 2.291179894115571}
@@ -170,8 +180,11 @@ def test_all_ways_to_compute_agree():
         assert relative(other.x0(*arguments), expected) < 1e-5
         for ours, theirs in zip(other.features(*arguments), maps, strict=True):
             assert relative(ours, theirs) < 1e-5
-    rounded = built(dtype="bfloat16").denoiser.x0(*arguments)
+    other = built(dtype="bfloat16")
+    rounded = other.denoiser.x0(*arguments)
     assert rounded.dtype == jnp.float32 and 1e-6 < relative(rounded, expected) < 0.03
+    params, x_t, _, cond = arguments
+    assert apart_in_time(other, params, x_t, cond) > 1e-3
 
 
 def test_gradients_reach_every_weight_and_are_finite():

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from dmd2_jax.families import z_image
+from dmd2_jax.families.published.configs import Z_IMAGE
+from dmd2_jax.families.z_image.transformer import _FinalLayer
 from dmd2_jax.networks.lora import matching_targets
-from tests.conformance.derive import nhwc, recipe, relative
+from tests.conformance.derive import apart_in_time, nhwc, recipe, relative
 
 RECORDED = Path(__file__).parent / "recorded" / "z_image"
 CONFIG = {
@@ -122,9 +124,12 @@ def test_all_ways_to_compute_agree():
             assert relative(ours, theirs) < 1e-5
 
 
-def test_bfloat16_gives_float32_close_to_float32():
+def test_bfloat16_is_close_to_float32_and_leaves_times_alone():
     arguments = inputs(plain := built())
-    actual = built(dtype="bfloat16").denoiser.x0(*arguments)
+    params, x_t, _, cond = arguments
+    rounded = built(dtype="bfloat16")
+    assert apart_in_time(rounded, params, x_t, cond) > 1e-3
+    actual = rounded.denoiser.x0(*arguments)
     assert actual.dtype == jnp.float32
     assert 1e-6 < relative(actual, plain.denoiser.x0(*arguments)) < 0.03
 
@@ -195,6 +200,28 @@ def test_condition_that_does_not_fit_is_refused_by_name(change, message):
 def test_what_is_not_built_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         built(**options)
+
+
+def test_angles_are_rounded_before_they_turn():
+    """Of place 802, by diffusers 0.42.1's RopeEmbedder; without rounding the first is -0.04215."""
+    module = z_image.build({"pipeline": "published:z_image"}).model.module
+    (cosines,), (sines,) = module._turned(0, np.array([802]))
+    for found, expected in (
+        (cosines, [-0.04212293, 0.69205385, -0.91979724]),
+        (sines, [0.9991124, 0.72184587, -0.39239404]),
+    ):
+        np.testing.assert_allclose(found[[1, 3, 5]], expected, atol=3e-7)
+
+
+def test_final_norm_adds_1e_6_and_the_others_1e_5():
+    x = np.array([[[1e-3, -1e-3]]], "f4")  # of variance 1e-6
+    layer, condition = _FinalLayer(2, jnp.float32), np.zeros((1, 2), "f4")
+    maps = {"adaLN_modulation_1": np.zeros((2, 2)), "linear": np.eye(2)}
+    params = {name: {"kernel": it, "bias": np.zeros(2)} for name, it in maps.items()}
+    out = layer.apply({"params": params}, x, condition)
+    np.testing.assert_allclose(out[0, 0], [0.5**0.5, -(0.5**0.5)], rtol=1e-5)
+    bare = {key: value for key, value in Z_IMAGE.items() if key != "norm_eps"}
+    assert z_image.build({"transformer": bare, "scheduler": {}}).model.module.eps == 1e-5
 
 
 def draw(random: np.random.Generator) -> dict:

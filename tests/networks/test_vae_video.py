@@ -80,6 +80,16 @@ def test_config_of_another_network_is_refused_by_name(change, message):
         PublishedModel.from_config(CONFIG | change)
 
 
+def test_statistics_that_a_file_leaves_out_are_the_published_ones():
+    module = PublishedModel.from_config({"_class_name": "AutoencoderKLQwenImage"}).module
+    given = [np.array(it) for it in (module.mean, module.std)]
+    # Of diffusers 0.42.1: each number's place, from 1, times the number, summed up.
+    sums = [np.dot(np.arange(1, 17), it) for it in given]
+    np.testing.assert_allclose(sums, [-0.2126, 286.1255], atol=1e-9)
+    z = np.random.default_rng(0).normal(size=(1, 2, 2, 16)).astype("f4")
+    np.testing.assert_allclose(module.scaled(z), (z - given[0]) / given[1], rtol=1e-5, atol=1e-6)
+
+
 def test_arrays_of_other_shapes_are_refused(recorded):
     model, _, params, _ = recorded
     with pytest.raises(ValueError, match="divisible by 4"):

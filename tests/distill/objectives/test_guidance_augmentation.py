@@ -12,6 +12,7 @@ from dmd2_jax.distill.objectives import (
     Denoising,
     DistributionMatching,
     GuidanceAugmentation,
+    Network,
     Noising,
 )
 from tests.distill import toy
@@ -23,11 +24,11 @@ X_0, NOISE = (jax.random.normal(key, (B, 1)) for key in KEYS[:2])
 MEAN = jax.random.normal(KEYS[2], (B,))
 
 
-def gradient(one, name, level):
+def gradient(one, name, level, **changes):
     draws = {name: Noising(level, NOISE)}
 
     def loss(x):
-        return one.value(gaussians.view(x, draws, one, cond=MEAN), draws)[0]
+        return one.value(gaussians.view(x, draws, one, cond=MEAN, **changes), draws)[0]
 
     return B * jax.grad(loss)(X_0)[:, 0]  # of each sample
 
@@ -59,6 +60,24 @@ def test_with_distribution_matching_it_is_a_guided_teacher() -> None:
     c, u = MEAN + a * (x_t - alpha * MEAN), a * x_t
     normalisers = [jnp.abs(X_0[:, 0] - it) for it in (c, u + W * (c - u))]
     np.testing.assert_allclose(parts * normalisers[0], whole * normalisers[1], rtol=1e-3, atol=1e-5)
+
+
+def test_difference_is_taken_as_it_is_where_a_teacher_is_guided_in_a_way_of_its_own() -> None:
+    """As Qwen-Image's; distribution matching with guidance goes that way."""
+    guided = gaussians.DENOISER._replace(guide=lambda cond, uncond, w, x_t: cond + 0.0 * x_t)
+    teacher = Network(guided, {"std": gaussians.TEACHER_STD})
+    level = jnp.arange(B) * 5
+
+    def gradients(one, name):
+        own = gradient(one, name, level)
+        return own, gradient(one, name, level, teacher=teacher)
+
+    augmentation = GuidanceAugmentation(guidance=W, above_student=False)
+    np.testing.assert_array_equal(*gradients(augmentation, "guidance"))
+    plain = gradient(DistributionMatching(), "dm", level)
+    own, theirs = gradients(DistributionMatching(guidance=W), "dm")
+    np.testing.assert_allclose(theirs, plain, rtol=1e-6)
+    assert np.abs(own - plain).max() > 0.01
 
 
 @pytest.mark.parametrize(("own", "lowest"), [(20, 20), (0, 0), (29, 29)])
