@@ -3,11 +3,12 @@
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dmd2_jax.families.published.pipeline import PIPELINES, read_pipeline_index
+from dmd2_jax.families.published.pipeline import PIPELINES, read_pipeline_index, says_distilled
 from dmd2_jax.recipe.text_family import default_guidance
 
 KLEIN = "Flux2KleinPipeline"
@@ -27,7 +28,8 @@ def guidance(folder: Path, name: str, **said: Any) -> float:
     """Return the default of a pipeline whose model_index.json says this."""
     index = {part: ["of no matter", classes[0]] for part, classes in PIPELINES[name].items()}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": name} | index | said))
-    return default_guidance(read_pipeline_index(folder))
+    family: Any = SimpleNamespace(distilled=says_distilled(folder))  # all that is read of one
+    return default_guidance(read_pipeline_index(folder), family)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
