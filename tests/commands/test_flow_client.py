@@ -70,8 +70,9 @@ def distilled(kind: str, pipeline: Path, images: Path, side: int, *more: str) ->
 
 @functools.cache
 def student_run(kind: str) -> Path:
-    """SD 3 and Qwen-Image with guidance, that with a GAN; FLUX as adapters, klein's critic too; Z-Image
-    decoupled.
+    """SD 3 and Qwen-Image with guidance, that with a GAN; Z-Image decoupled; FLUX as adapters.
+
+    Klein's critic is adapters too.
     """
     more = {
         "sd3": ("--config.distill.student_steps=2", "--config.distill.guidance=3.0"),
