@@ -1,16 +1,18 @@
 """The images that `dmd2 evaluate` measures: sampled as they are needed, or read from files."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dmd2_jax.config.flags import given
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import Batch
 from dmd2_jax.data.reading.dataset import Subset
+from dmd2_jax.data.reading.prompts import Prompts as PromptFile
 from dmd2_jax.data.reading.prompts import read_prompts
 from dmd2_jax.evaluate.options import EvaluateOptions
 from dmd2_jax.evaluate.targets import run_targets
@@ -24,6 +26,7 @@ from dmd2_jax.sampling.images import Images, Model, SampledImages, class_model
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model, run_models
 from dmd2_jax.sampling.runs import Run
 from dmd2_jax.sampling.samplers import Sampler, student_sampler, teacher_sampler
+from dmd2_jax.text2image.text_encoder import refuse_cut
 
 __all__ = ["FILES_BATCH", "FileImages", "open_measured"]
 
@@ -31,7 +34,7 @@ FILES_BATCH = 256
 """Images of a folder at a time."""
 
 _PROMPTS_BATCH = 4
-_OF_PROMPTS = ("prompts", "shape", "steps", "dtype")
+_OF_PROMPTS = ("prompts", "cut_prompts", "shape", "steps", "dtype")
 
 
 class FileImages:
@@ -106,12 +109,11 @@ def open_measured(
     family = build_family(config) if run is None else run.family
     if text_family(family) is not None:
         return _of_text_run(options, run, mesh)
-    for name in _OF_PROMPTS:
-        if getattr(options, name) not in (None, ""):
-            raise Refused(
-                f"`{name}=` with {options.workdir or options.config}, which is of classes, "
-                "expected a text-to-image model; leave it away."
-            )
+    if names := given(options, _OF_PROMPTS):
+        raise Refused(
+            f"`{names[0]}=` with {options.workdir or options.config}, which is of classes, "
+            "expected a text-to-image model; leave it away."
+        )
     if run is None:
         return [_of_weights(options, config, family, mesh)]
     return _of_run(options, run, mesh)
@@ -178,9 +180,9 @@ def _of_classes(
 
 def _of_pipeline(options: EvaluateOptions, mesh: Mesh) -> SampledImages:
     """Return what a pipeline makes of prompts."""
-    texts = read_prompts(options.prompts).texts
+    file = read_prompts(options.prompts)
     model = pipeline_model(options.pipeline, _settings(options, options.which))
-    return _of_prompts(options, "pipeline", options.pipeline, model, texts, mesh)
+    return _of_prompts(options, "pipeline", options.pipeline, model, file, mesh)
 
 
 def _of_text_run(options: EvaluateOptions, run: Run | None, mesh: Mesh) -> list[Images]:
@@ -191,10 +193,10 @@ def _of_text_run(options: EvaluateOptions, run: Run | None, mesh: Mesh) -> list[
             "and `prompts=FILE` of what to draw (.txt, .jsonl or .parquet); add them, or give "
             "`pipeline=` of what `dmd2 export` wrote."
         )
-    texts = read_prompts(options.prompts).texts
+    file = read_prompts(options.prompts)
     model = run_models(run, _settings(options, None))
     return [
-        _of_prompts(options, key, chosen.name, model(chosen), texts, mesh, chosen.step)
+        _of_prompts(options, key, chosen.name, model(chosen), file, mesh, chosen.step)
         for key, chosen in run_targets(options, run)
     ]
 
@@ -215,11 +217,14 @@ def _of_prompts(
     key: str,
     name: str,
     model: Model,
-    texts: Sequence[str],
+    file: PromptFile,
     mesh: Mesh,
     step: int | None = None,
 ) -> SampledImages:
     assert model.pipeline is not None  # which a model of prompts has
+    texts = file.texts
+    if not options.cut_prompts:
+        refuse_cut(model.pipeline.encoders, texts, file.describe)
     return SampledImages(
         key,
         name,

@@ -98,6 +98,11 @@ class EvaluateOptions:
         metavar="FILE",
         group=_MEASURED,
     )
+    cut_prompts: bool = flag(
+        "let prompts that are too long lose their ends, as in `dmd2 sample`",
+        default=False,
+        group=_MEASURED,
+    )
     shape: int | tuple[int, int] | None = flag(
         "of the images that prompts draw, as in `dmd2 sample`",
         default=None,
@@ -367,10 +372,10 @@ def _check_prompts(options: EvaluateOptions) -> None:
             f"`pipeline={options.pipeline}` without `prompts=`, expected a file of what to draw "
             "(.txt, .jsonl or .parquet); add it."
         )
-    for name in ("prompts", "shape", "steps", "guidance", "dtype", "variant"):
+    for name in ("prompts", "cut_prompts", "shape", "steps", "guidance", "dtype", "variant"):
         value = getattr(options, name)
         drawn = options.pipeline or options.workdir or (name == "guidance" and options.weights)
-        if value not in (None, "") and (options.images or not drawn):
+        if value not in (None, "") and value is not False and (options.images or not drawn):
             raise Refused(
                 f"`{name}={value}` without `pipeline=` or `workdir=`, expected one; add it."
             )

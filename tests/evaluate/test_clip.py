@@ -166,6 +166,14 @@ def test_a_pipeline_s_images_have_the_score_of_those_that_sample_draws() -> None
     assert got["pipeline_nfe"] == 4  # two steps with guidance
 
 
+def test_prompts_that_are_too_long_are_refused_by_their_lines(capsys, tmp_path) -> None:
+    (tmp_path / "p.txt").write_text(f"a fox\n{'seven ' * 90}")
+    words = [f"--pipeline={tiny_pipeline('sd15')}", f"--prompts={tmp_path / 'p.txt'}"]
+    message = clip_refused(capsys, *words, f"--clip={model()}")
+    assert "1 of 2 prompts lose their ends: " in message and "p.txt line 2 has 92" in message
+    assert "expected at most 77" in message and "--cut_prompts" in message
+
+
 def test_networks_of_a_text_run_have_figures_of_their_own() -> None:
     """The teacher has those of the pipeline that the run was made from."""
     words = [f"--prompts={prompts()}", "--devices=1", "--num=5", "--batch_size=5"]
@@ -196,12 +204,15 @@ def test_a_run_of_classes_takes_no_prompts(capsys, tmp_path) -> None:
     open_run(tmp_path / "run", "distill", plain(get_config()))
     words = [f"--workdir={tmp_path / 'run'}", f"--prompts={prompts()}"]
     assert "which is of classes, expected a text-to-image" in refused(capsys, "evaluate", *words)
+    message = refused(capsys, "evaluate", words[0], "--cut_prompts")
+    assert "--cut_prompts with" in message and "which is of classes" in message
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--pipeline=x", "--images=y"], "--images and --pipeline together"),
+        (["--images=x", "--cut_prompts"], "--cut_prompts=True without --pipeline or --workdir"),
         (["--images=x", "--steps=2"], "--steps=2 without --pipeline or --workdir"),
         (["--pipeline=x", "--prompts=y", "--ema=0.9"], "--ema without a run's networks"),
         (["--pipeline=nowhere", "--prompts=no.txt"], "no.txt"),
