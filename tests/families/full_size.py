@@ -132,7 +132,7 @@ MODELS = {
     "sdxl_unet": Model(configs.SDXL_UNET),
     "sd_vae": Model(configs.SD_VAE),
     "taesd": Model(configs.TAESD),
-    # transformers 5 leaves the beginning out, the publisher did not
+    # transformers 5 leaves the beginning out; release 4 and the publisher did not
     "clip_l_text": Model(configs.CLIP_L_TEXT, ours="text_model."),
     "clip_l_text_projected": Model(_CLIP_L_PROJECTED),
     "openclip_bigg_text": Model(configs.OPENCLIP_BIGG_TEXT),
@@ -210,7 +210,8 @@ def read_here(model: Model, theirs: Shapes) -> Shapes:
     """Return those of their tensors that are read here, by our names."""
     kept = {name: it for name, it in theirs.items() if not name.startswith(model.left_out or "\0")}
     assert all(name.startswith(model.theirs) for name in kept)
-    return {f"{model.ours}{name.removeprefix(model.theirs)}": it for name, it in kept.items()}
+    start = model.theirs or model.ours  # which some releases have there too
+    return {f"{model.ours}{name.removeprefix(start)}": it for name, it in kept.items()}
 
 
 def record(model: Model, theirs: Shapes) -> dict[str, Any]:
