@@ -58,7 +58,12 @@ def tiny_pipeline(kind: str) -> Path:
     if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
         write_tokenizer(folder / "tokenizer")
-    if kind in ("flux2_klein", "z_image", "qwen_image"):  # no size named; 1024 pixels take minutes
+    if kind in (
+        "flux",
+        "flux2_klein",
+        "z_image",
+        "qwen_image",
+    ):  # no size named; 1024 pixels take minutes
         file = folder / "scheduler" / "scheduler_config.json"
         settings = json.loads(file.read_text()) | recorded_as(RESOLUTION // 2)
         file.write_text(json.dumps(settings))
