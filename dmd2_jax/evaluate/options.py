@@ -199,13 +199,13 @@ class EvaluateOptions:
         group=_HOW,
     )
     hps: str = flag(
-        "the folder of CLIP-ViT-H-14-laion2B-s32B-b79K, of hps_v2, whose weights are tuned ones",
+        "the folder of CLIP-ViT-H-14-laion2B-s32B-b79K, of hps_v2; its own weights are not read",
         default="",
         metavar="DIR",
         group=_HOW,
     )
     hps_weights: str = flag(
-        "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt; default: what is in --hps",
+        "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, the tuned weights of hps_v2",
         default="",
         metavar="FILE",
         group=_HOW,
@@ -282,6 +282,12 @@ def _check_metrics(options: EvaluateOptions) -> None:
                 "model's folder and images with captions (metadata.jsonl, or a .txt beside each), "
                 "or a model that draws prompts; add them."
             )
+    if HPS in options.metrics and not options.hps_weights:
+        raise Refused(
+            f"`metrics={HPS}` without `hps_weights=`, expected the tuned weights, as the folder's "
+            "own are of a plain CLIP; give HPS_v2.1_compressed.pt, or a file of theirs by "
+            "transformers' names."
+        )
     needed = {model: name for name, model in _JUDGES.items()}
     for flag_, name in (needed | {"clip_prefix": CLIP, "hps_weights": HPS}).items():
         if getattr(options, flag_) and name not in options.metrics:

@@ -30,6 +30,7 @@ from dmd2_jax.distill.objectives import Reward
 from dmd2_jax.networks.gan_head import GanHead, discriminator, head_of_any_shape
 from dmd2_jax.recipe.critic_steps import critic_step, given_steps
 from dmd2_jax.recipe.guidance import (
+    check_objectives_guidance,
     given_scale,
     guided_teacher,
     scale_range,
@@ -218,8 +219,9 @@ def build_players(config: ConfigDict, family: Family) -> Players:
       ValueError: if the config's low-rank adapters, a critic that is told the step, or a student
         that is told the guidance scale, are refused.
     """
-    head = None
-    if any(one.needs_discriminator for one in objectives(config)):
+    head, minimised = None, objectives(config)
+    check_objectives_guidance(config, family, minimised)
+    if any(one.needs_discriminator for one in minimised):
         head = discriminator(_gan_head(config, family))
     told = told_network(config, family)
     generator, critic = player_adapters(config, family)

@@ -7,7 +7,7 @@ and written into the same file, by the name that diffusers has for them: cond_pr
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.rules import OTHER_SCALES, UNCONDITIONAL
 from dmd2_jax.denoiser import Adapter, Denoiser
 from dmd2_jax.diffusion.guidance import guided_by_cond, told_scale
+from dmd2_jax.families.published.pipeline import says_distilled
 from dmd2_jax.networks.guidance_embedding import (
     GUIDANCE,
     at_scale,
@@ -29,12 +30,15 @@ from dmd2_jax.networks.guidance_embedding import (
 )
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.runtime.fetched import fetched
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.typing import Array, Params, PyTree
+from dmd2_jax.weights.hub import is_hub_path
 from dmd2_jax.weights.weight_files import read_weights, write_weights
 
 __all__ = [
     "baked",
     "check_guided_once",
+    "check_objectives_guidance",
     "check_teacher_scale",
     "chosen_scale",
     "drawn_scales",
@@ -149,13 +153,38 @@ def has_scale_input(family: Family) -> bool:
     return input_scale(family) is not None
 
 
-def check_guided_once(family: Family, asked: float | None, said: str) -> None:
+def check_objectives_guidance(
+    config: ConfigDict, family: Family, objectives: Iterable[Any]
+) -> None:
+    """Refuse a teacher's guidance by any objective where the teacher is guided already.
+
+    Args:
+      config: the whole config.
+      family: the networks.
+      objectives: that train the student; the guidance of one is its attribute.
+
+    Raises:
+      Refused: see `check_guided_once`.
+    """
+    weights = config.teacher.weights
+    place = None if not weights or is_hub_path(weights) else path_of(weights).expanduser()
+    distilled = place is not None and says_distilled(place)
+    check_guided_once(family, config.distill.guidance, "config.distill.guidance", distilled)
+    for one in objectives:
+        said = f"guidance of config.distill.objectives' {getattr(one, 'name', one)!r}"
+        check_guided_once(family, getattr(one, "guidance", None), said, distilled)
+
+
+def check_guided_once(
+    family: Family, asked: float | None, said: str, distilled: bool = False
+) -> None:
     """Refuse w of u + w (c - u) where a network's guidance is in its weights, or is told it.
 
     Args:
       family: the network.
       asked: w; None and 1 are none.
       said: what the user calls it.
+      distilled: whether its weights are of a pipeline that says so, whatever the family's says.
     """
     if asked in (None, 1):
         return
@@ -165,7 +194,7 @@ def check_guided_once(family: Family, asked: float | None, said: str) -> None:
             "None: u + w (c - u) would guide what is guided; leave it away, and say the scale by "
             "config.model.guidance where the family has that."
         )
-    if getattr(family, "distilled", False):
+    if distilled or getattr(family, "distilled", False):
         raise Refused(
             f"{said}={asked:g} of a pipeline whose model_index.json says is_distilled, expected "
             "None or 1: guidance is in the network's weights, and diffusers takes no notice of "
@@ -177,9 +206,8 @@ def guided_teacher(config: ConfigDict, family: Family) -> Denoiser:
     """Return the teacher: with a range its conditions are `Guided`.
 
     Raises:
-      Refused: if the teacher cannot be guided, or its guidance is in its weights.
+      Refused: if the teacher cannot be guided.
     """
-    check_guided_once(family, config.distill.guidance, "config.distill.guidance")
     if scale_range(config.distill) is None:
         return family.denoiser
     if has_scale_input(family):

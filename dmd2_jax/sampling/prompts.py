@@ -137,11 +137,7 @@ def pipeline_sampler(
             times = tuple(lcm_times(scheduler, settings.steps or STUDENT_STEPS).tolist())
         return _student_steps(denoiser, times, settings)
     scale = guidance if settings.guidance is None else settings.guidance
-    if settings.negative is not None and scale == 1:
-        raise Refused(
-            f"negative={settings.negative!r} of a pipeline that is sampled without guidance, "
-            "expected some to go away from it; give guidance above 1, or leave negative away."
-        )
+    _check_negative(settings, scale)
     return ddim_sampler(
         denoiser,
         scheduler,
@@ -149,6 +145,14 @@ def pipeline_sampler(
         guidance=scale,
         tokens=tokens,
     )
+
+
+def _check_negative(settings: PromptSettings, scale: float) -> None:
+    if settings.negative is not None and scale == 1:
+        raise Refused(
+            f"negative={settings.negative!r} of a teacher that is sampled without guidance, "
+            "expected some to go away from it; give guidance above 1, or leave negative away."
+        )
 
 
 def is_few_step(scheduler: Mapping[str, Any]) -> bool:
@@ -333,6 +337,7 @@ def _run_sampler(
         usual = (chosen_scale(config.distill), default_guidance(pipeline.index, family))
         wanted = (settings.guidance, config.distill.guidance, *usual)
         guidance = next(w for w in wanted if w is not None)
+        _check_negative(settings, guidance)
     return ddim_sampler(
         denoiser,
         pipeline.scheduler,

@@ -6,9 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from dmd2_jax.commands.verify.ours import drawn_condition
+from dmd2_jax.commands.verify.subject import open_subject
+from dmd2_jax.config.load import apply_overrides, plain
+from dmd2_jax.run.folder import open_run
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model
-from tests.commands.test_flow_client import LORA, RECIPE, cached, changed, pixels, student_run
+from tests.commands.test_flow_client import (
+    LORA,
+    RECIPE,
+    STEPS,
+    cached,
+    changed,
+    exported,
+    get_config,
+    pixels,
+    student_run,
+)
 from tests.flow_pipelines import RESOLUTION, flow_pipeline
 from tests.tiny import contents, dmd2, refused, scratch
 
@@ -38,6 +53,21 @@ def distil(kind: str, pipeline: Path, *more: str) -> list[object]:
         *LORA,
         *more,
     ]
+
+
+def told_config(kind: str, folder: Path, **more: str) -> ConfigDict:
+    """A config of a run whose weights are made up."""
+    apply_overrides(
+        config := get_config(),
+        {
+            "model.family": kind,
+            "model.pipeline": str(folder),
+            "model.resolution": str(RESOLUTION // 2),
+            "distill.student_times": "1,0.5",
+        }
+        | more,
+    )
+    return config
 
 
 def test_a_teacher_with_an_input_is_told_the_scale_and_called_once() -> None:
@@ -84,6 +114,66 @@ def test_a_pipeline_that_says_it_is_distilled_is_not_guided(
     assert dmd2(*words) == 0
     model = pipeline_model(folder, PromptSettings(steps=3))
     assert (model.guidance, model.sampler.guidance, model.sampler.nfe) == (None, None, 3)
+
+
+@pytest.mark.parametrize("given", ["guidance_augmentation:guidance=4", "sid:guidance=4"])
+@pytest.mark.parametrize("kind", ["flux", "flux2_klein"])
+def test_no_objective_guides_what_is_guided(
+    given: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = flow_pipeline("flux") if kind == "flux" else klein_without_guidance()
+    more = (f"--config.distill.objectives={given}", "--config.distill.guidance=None")
+    alone = ("--config.distill.dm_weight=None",) if "sid" in given else ()
+    said = refused(capsys, *distil(kind, folder, *more, *alone))
+    name = given.partition(":")[0]
+    assert f"guidance of config.distill.objectives' '{name}'=4 of a " in said
+
+
+def test_weights_of_a_distilled_pipeline_are_not_guided_in_another_ones_place(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = f"--config.teacher.weights={klein_without_guidance()}"
+    words = distil("flux2_klein", flow_pipeline("flux2_klein"), weights)
+    said = refused(capsys, *words, "--config.distill.guidance=4")
+    assert "model_index.json says is_distilled" in said
+    assert dmd2(*words) == 0
+
+
+def test_a_negative_prompt_without_guidance_is_refused_of_a_run_as_of_a_pipeline(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = klein_without_guidance()
+    run = tmp_path / "run"
+    config = told_config("flux2_klein", folder)
+    open_run(run, "distill", plain(config))
+    out = f"--out={tmp_path / 'x.png'}"
+    for where in (f"--pipeline={folder}", f"--workdir={run}"):
+        which = "--which=teacher"
+        said = refused(capsys, "sample", where, which, PROMPT, "--negative=eight", out)
+        assert "negative='eight' of a teacher that is sampled without guidance" in said
+
+
+def test_verify_tells_a_network_the_scale_of_its_run_and_of_its_export(tmp_path: Path) -> None:
+    folder = flow_pipeline("flux")
+    open_run(tmp_path, "distill", plain(told_config("flux", folder, **{"model.guidance": "9"})))
+    shutil.copy(
+        folder / "transformer" / "diffusion_pytorch_model.safetensors",
+        tmp_path / "student.safetensors",
+    )
+    base, subject = open_subject(str(folder)), open_subject(str(folder), str(tmp_path))
+    assert (base.family.input_guidance, subject.family.input_guidance) == (3.5, 9.0)
+    cond = drawn_condition(base)
+    cond.pop("guidance", None)
+    x_t, t = np.ones((1, *base.family.image_shape), np.float32), np.array([0.7], np.float32)
+    params = base.load()
+    expected = base.family.denoiser.x0(params, x_t, t, {**cond, "guidance": np.float32([9])})
+    actual = subject.family.denoiser.x0(params, x_t, t, cond)
+    np.testing.assert_array_equal(actual, expected)
+    assert np.any(np.asarray(actual) != base.family.denoiser.x0(params, x_t, t, cond))
+    student = open_subject(str(folder), str(exported("flux")))
+    assert (student.times, student.guidance, student.sampler.nfe) == (STEPS["flux"], None, 1)
+    own = open_subject(str(folder), str(exported("flux") / "transformer"))
+    assert own.times == STEPS["flux"]
 
 
 def test_a_scale_that_no_network_reads_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,6 +129,7 @@ def test_weights_of_another_network_are_refused_by_their_tensors(capsys, tmp_pat
     [
         (("--metrics=pick_score",), "--metrics=pick_score without --pick"),
         (("--metrics=hps_v2", "--hps_weights=x"), "--metrics=hps_v2 without --hps"),
+        (("--metrics=hps_v2", "--hps=x"), "--metrics=hps_v2 without --hps_weights"),
         (("--pick=x",), "--pick without --metrics=pick_score"),
         (("--hps_weights=x",), "--hps_weights without --metrics=hps_v2"),
     ],

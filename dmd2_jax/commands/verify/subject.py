@@ -1,15 +1,18 @@
 """What is verified: a pipeline's folder or a network's, maybe with other weights in it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from dmd2_jax import families
 from dmd2_jax.config.refused import Missing, Refused
 from dmd2_jax.config.sizes import size_of
 from dmd2_jax.config.text import read_json
 from dmd2_jax.families.published.family import PublishedFamily
-from dmd2_jax.families.published.folder import is_component
+from dmd2_jax.families.published.folder import is_component, read_component_config
 from dmd2_jax.families.published.pipeline import (
     CLASS_PIPELINES,
     INDEX,
@@ -18,8 +21,8 @@ from dmd2_jax.families.published.pipeline import (
     PipelineIndex,
     read_pipeline_index,
 )
-from dmd2_jax.families.published.scheduler import recorded_times
-from dmd2_jax.recipe.guidance import baked
+from dmd2_jax.families.published.scheduler import recorded_settings, recorded_times
+from dmd2_jax.recipe.guidance import baked, input_scale
 from dmd2_jax.recipe.open import student_times
 from dmd2_jax.recipe.text_family import default_guidance
 from dmd2_jax.runtime.fetched import fetched
@@ -29,6 +32,7 @@ from dmd2_jax.sampling.runs import open_run
 from dmd2_jax.sampling.samplers import Sampler, ddim_sampler, few_step_sampler, with_scale
 from dmd2_jax.text2image.pipeline import TextToImage, open_pipeline
 from dmd2_jax.typing import Array, Params, PyTree
+from dmd2_jax.weights.hub import is_hub_path
 
 __all__ = ["STEPS", "Subject", "open_subject"]
 
@@ -175,9 +179,15 @@ def _alone(folder: Path, variant: str) -> Subject:
 def _with_weights(subject: Subject, weights: str) -> Subject:
     """Put other weights into the network, and a student's times into its sampler."""
     place = path_of(weights).expanduser()
+    if not place.exists() and not is_hub_path(weights):
+        raise Missing(
+            f"weights={weights} does not exist, expected a run, a file or a folder of weights; "
+            "give another path."
+        )
     if not place.is_dir() or is_component(place) or (place / INDEX).is_file():
         family: Any = subject.family
-        return subject._replace(load=lambda: family.load(weights), replaced=True)
+        subject = subject._replace(load=lambda: family.load(weights), replaced=True)
+        return _as_exported(subject, place if (place / INDEX).is_file() else place.parent)
     run = open_run(place)
     shapes = getattr(run.family, "tensor_shapes", dict)()
     if shapes != subject.family.tensor_shapes():
@@ -187,8 +197,46 @@ def _with_weights(subject: Subject, weights: str) -> Subject:
         )
     scale = run.scale()  # at which a student is compared that takes one
     subject = subject._replace(load=lambda: baked(run.load(), run.family, scale), replaced=True)
-    if run.which != "student" or subject.pipeline is None:
+    subject = _told(subject, input_scale(run.family) if scale is None else scale)
+    if run.which != "student":
         return subject
-    times = student_times(run.config, run.family.denoiser.schedule)
+    return _student(subject, student_times(run.config, run.family.denoiser.schedule))
+
+
+def _as_exported(subject: Subject, folder: Path) -> Subject:
+    """Sample weights of a pipeline's folder as that says of a student that was exported there."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not (folder / INDEX).is_file() or not file.is_file():
+        return subject
+    scheduler = read_component_config(file.parent, file.name)
+    subject = _told(subject, recorded_settings(scheduler).get("guidance"))
+    times = recorded_times(scheduler)
+    return subject if times is None else _student(subject, times)
+
+
+def _student(subject: Subject, times: tuple[float, ...]) -> Subject:
+    if subject.pipeline is None:
+        return subject
     sampler = few_step_sampler(subject.family.denoiser, times)
     return subject._replace(sampler=sampler, times=times, guidance=None)
+
+
+def _told(subject: Subject, scale: float | None) -> Subject:
+    """Tell a network that takes a guidance scale as an input this one, wherever it is called."""
+    family = subject.family
+    if scale is None or family.input_guidance in (None, scale):
+        return subject
+    denoiser = family.denoiser
+
+    def x0(params: Params, x_t: Array, t: Array, cond: PyTree) -> Array:
+        return denoiser.x0(params, x_t, t, {"guidance": jnp.full(x_t.shape[:1], scale), **cond})
+
+    told = replace(family, denoiser=denoiser._replace(x0=x0), input_guidance=scale)
+    subject = subject._replace(family=told)
+    if subject.pipeline is None:
+        return subject
+    if subject.times is not None:
+        return _student(subject, subject.times)
+    scheduler, tokens = subject.pipeline.scheduler, family.image_tokens
+    sampler = ddim_sampler(told.denoiser, scheduler, steps=STEPS, guidance=None, tokens=tokens)
+    return subject._replace(sampler=sampler)
