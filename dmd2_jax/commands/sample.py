@@ -125,8 +125,10 @@ class Options:
         group=_TEXT,
     )
     guidance: float | None = flag(
-        "u + W (c - u), of a teacher; 1 is none; default: the run's, or 7.5, of SDXL 5; of a "
-        "student that takes it (distill.guidance_range), in its range; default: the middle",
+        "u + W (c - u), of a teacher; 1 is none; default: the run's, or diffusers' of the pipeline "
+        "(SD 7.5, SDXL 5, SD 3 7, Qwen-Image and FLUX.2-klein 4, Z-Image 6 = their 5 and 1); what "
+        "FLUX.1-dev is told, 3.5; of a student that takes it (distill.guidance_range), in its "
+        "range; default: the middle",
         default=None,
         metavar="W",
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import Size, size_of
 from dmd2_jax.denoiser import Denoiser
+from dmd2_jax.families.published.flow_scheduler import adds_noise
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.families.published.scheduler import lcm_times, recorded_scales, recorded_times
 from dmd2_jax.recipe.guidance import (
@@ -136,6 +137,13 @@ def pipeline_sampler(
         if times is None:
             times = tuple(lcm_times(scheduler, settings.steps or STUDENT_STEPS).tolist())
         return _student_steps(denoiser, times, settings)
+    if settings.which is None and adds_noise(scheduler):
+        raise Refused(
+            f"the pipeline's {name} adds noise between steps, as a few-step student's does, and "
+            "records no times, expected those that `dmd2 export` writes; write them by `dmd2 "
+            "export --weights=NETWORK --pipeline=FOLDER --times=1,0.75,0.5,0.25`, or give "
+            "`which=teacher` to sample it without noise."
+        )
     scale = guidance if settings.guidance is None else settings.guidance
     _check_negative(settings, scale)
     return ddim_sampler(
@@ -227,7 +235,20 @@ def _pipeline_scale(
     if ends is not None:
         return in_range(ends, usual if asked is None else asked)
     # Published U-Nets with such an input say nothing of a range.
-    return (usual if asked is None else asked) if index.network == "unet" else None
+    if index.network == "unet":
+        return usual if asked is None else asked
+    _check_trained_scale(usual, asked)
+    return None
+
+
+def _check_trained_scale(usual: float, asked: float | None) -> None:
+    """Refuse a scale of a student that was told one alone while it was trained."""
+    if asked is not None:
+        raise Refused(
+            f"guidance={asked:g} of a student that was trained at one scale, {usual:g}, which its "
+            "network is told, expected none; leave guidance away, sample the teacher, or distil "
+            "with config.distill.guidance_range=1,4 a student that takes several."
+        )
 
 
 def _teacher_scale(family: TextFamily, settings: PromptSettings) -> float | None:
@@ -287,6 +308,8 @@ def run_models(run: Run, settings: PromptSettings, pipeline: str = "") -> Callab
         if chosen.which == "student" and scale_range(config.distill) is not None:
             scale = chosen.scale(settings.guidance)  # which is an argument of the program
             settings = replace(settings, guidance=None)
+        elif chosen.which == "student" and (usual := input_scale(family)) is not None:
+            _check_trained_scale(usual, settings.guidance)
         elif chosen.which == "teacher":
             if scale_range(config.distill) is not None and has_scale_input(family):
                 # Training told the teacher its scale too, and called it once.

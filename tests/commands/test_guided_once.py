@@ -1,4 +1,4 @@
-"""Networks whose guidance is an input or in their weights: none is guided a second time."""
+"""Pipelines that are no plain teachers: guidance is told or in the weights, or noise is added."""
 
 import json
 import shutil
@@ -70,7 +70,9 @@ def told_config(kind: str, folder: Path, **more: str) -> ConfigDict:
     return config
 
 
-def test_a_teacher_with_an_input_is_told_the_scale_and_called_once() -> None:
+def test_a_teacher_with_an_input_is_told_the_scale_and_called_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     folder = flow_pipeline("flux")
     for asked, told in ((None, 3.5), (1.0, 1.0), (5.0, 5.0)):
         model = pipeline_model(folder, PromptSettings(steps=3, guidance=asked))
@@ -81,6 +83,9 @@ def test_a_teacher_with_an_input_is_told_the_scale_and_called_once() -> None:
     np.testing.assert_array_equal(pixels(*few), pixels(*few, "--guidance=3.5"))
     run = (f"--workdir={student_run('flux')}", "--which=teacher", "--steps=2")
     np.testing.assert_array_equal(pixels(*run, "--guidance=40"), made)
+    for where in (f"--workdir={student_run('flux')}", f"--pipeline={exported('flux')}"):
+        said = refused(capsys, "sample", where, PROMPT, "--guidance=1", f"--out={tmp_path}/x.png")
+        assert "guidance=1 of a student that was trained at one scale, 3.5" in said
 
 
 def test_a_negative_prompt_of_a_network_with_an_input_is_refused(
@@ -174,6 +179,23 @@ def test_verify_tells_a_network_the_scale_of_its_run_and_of_its_export(tmp_path:
     assert (student.times, student.guidance, student.sampler.nfe) == (STEPS["flux"], None, 1)
     own = open_subject(str(folder), str(exported("flux") / "transformer"))
     assert own.times == STEPS["flux"]
+
+
+@pytest.mark.parametrize(
+    "file, settings",
+    [
+        ("scheduler/scheduler_config.json", {"stochastic_sampling": True}),
+        ("model_index.json", {"scheduler": ["diffusers", "FlowMatchLCMScheduler"]}),
+    ],
+)
+def test_a_students_scheduler_without_times_is_no_teachers(
+    file: str, settings: dict[str, object], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = changed("sd3", file, **settings)
+    out = f"--out={tmp_path / 'x.png'}"
+    said = refused(capsys, "sample", f"--pipeline={folder}", PROMPT, out)
+    assert "adds noise between steps" in said and "--which=teacher" in said
+    assert pipeline_model(folder, PromptSettings(which="teacher", steps=3)).sampler.num_noises == 1
 
 
 def test_a_scale_that_no_network_reads_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,7 +189,7 @@ def test_plain_run_folder_says_all_shapes() -> None:
 def test_distill_refuses_shapes_that_the_cache_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     line = words(scratch() / "run", "--config.model.resolution=6x8,8x8", "--dry_run")
     said = refused(capsys, *line)
-    assert "images are 6x8,8x4 pixels wide, expected config.model.resolution=6x8,8" in said
+    assert "latents are 6x8,8x4 pixels wide, expected config.model.resolution=6x8,8" in said
 
 
 def test_distill_names_the_shape_that_no_patch_divides(capsys: pytest.CaptureFixture[str]) -> None:

@@ -279,7 +279,11 @@ def test_make_pairs_samples_the_prompts_by_ddim(tmp_path: Path) -> None:
         ("distill", "model.pipeline=nowhere", "model.pipeline='nowhere' is no folder"),
         ("distill", "model.family=edm", "--config.model.pipeline is no key"),
         ("distill", "model.image_channels=3", "--config.model.image_channels is no key"),
-        ("distill", "model.resolution=16", "8 pixels wide, expected config.model.resolution=16"),
+        (
+            "distill",
+            "model.resolution=16",
+            "8 pixels wide, expected config.model.resolution=16; set it to 8, or write a cache",
+        ),
         ("distill", "data.prompts=nowhere", "config.data.prompts=nowhere: "),
         ("distill", "model.pipeline=sd15", "prompt_embeds of width 64, expected width 768"),
     ],

@@ -12,7 +12,7 @@ from dmd2_jax.config.times import number_of_steps
 from dmd2_jax.evaluate.sets import by_set
 from dmd2_jax.evaluate.table import metrics_table
 from dmd2_jax.recipe.exported_weights import written_step
-from dmd2_jax.recipe.guidance import scale_range
+from dmd2_jax.recipe.guidance import input_scale, scale_range
 from dmd2_jax.run.exported import exported_step
 from dmd2_jax.runtime.places import in_bucket, path_of
 from dmd2_jax.sampling.runs import Run
@@ -28,6 +28,9 @@ _MEASURED_BY = {
     "extractor": "features",
     "clip": "CLIP",
     "clip_prefix": "its prefix",
+    "pick": "PickScore",
+    "hps": "HPS v2",
+    "hps_weights": "its weights",
 }
 """Keys of metrics.json of a whole measurement -> what a card calls them."""
 
@@ -61,7 +64,7 @@ def read_record(run: Run, base: Path) -> Record:
       Refused: if its metrics.json is damaged.
     """
     config = run.config
-    settings = _student(config) if run.which == "student" else _teacher(config)
+    settings = _student(run) if run.which == "student" else _teacher(config)
     rows = (("recipe", config.name), *_lengths(run), *settings, ("seed", str(config.seed)))
     others = [config.teacher.weights, config.teacher.get("lora", "")]
     teachers = tuple(_short(it) for it in others if it and not _is_of(it, base))
@@ -97,14 +100,18 @@ def _lengths(run: Run) -> Iterator[tuple[str, str]]:
         yield "weights", "the best that the training measured" if run.best else kept
 
 
-def _student(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    distill, optim = config.distill, config.optim
+def _student(run: Run) -> Iterator[tuple[str, str]]:
+    distill, optim = run.config.distill, run.config.optim
     yield "batch size", str(distill.batch_size)
     yield "learning rate", f"generator {optim.generator_lr:g}, critic {optim.critic_lr:g}"
     guidance = "none" if distill.guidance is None else f"{distill.guidance:g}"
     if ends := scale_range(distill):
         guidance = f"{ends[0]:g} to {ends[1]:g}, an input"
+    elif (told := input_scale(run.family)) is not None:
+        guidance = f"{told:g}, an input"
     yield "teacher's guidance", guidance
+    for name in distill.get("objectives", ()):
+        yield "objective", str(name)
     yield "distribution matching", _weight(distill.dm_weight)
     yield "GAN", _weight(distill.gan_generator_weight)
     if number_of_steps(distill) > 1:

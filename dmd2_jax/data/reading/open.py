@@ -82,10 +82,12 @@ def load(data_config: ConfigDict, split: str, resolution: Sizes) -> Source:
         (high, broad), (height, width) = sides(dataset.resolution), sides(resolution)
         how = "crop" if high >= height and broad >= width else "enlarge"
         own = say_sizes(dataset.resolution)
+        what, other = "images are", f"let images be resized by `config.data.resize={how}`."
+        if dataset.null is not None:  # a cache, whose latents are of no other size
+            what, other = "latents are", "write a cache of that size by `dmd2 cache --resolution=`."
         raise Refused(
-            f"{dataset.name}: images are {own} pixels wide, expected "
-            f"config.model.resolution={say_sizes(resolution)}; set it to {own}, or let "
-            f"images be resized by `config.data.resize={how}`."
+            f"{dataset.name}: {what} {own} pixels wide, expected "
+            f"config.model.resolution={say_sizes(resolution)}; set it to {own}, or {other}"
         )
     if classes := data_config.get("classes", ()):
         dataset = SomeClasses(dataset, classes)

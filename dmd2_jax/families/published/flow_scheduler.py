@@ -55,6 +55,13 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     return config.get("_class_name") in _CLASSES
 
 
+def adds_noise(config: Mapping[str, Any]) -> bool:
+    """Return whether a flow's scheduler_config.json says that fresh noise comes between steps."""
+    return is_flow(config) and (
+        config["_class_name"] == _CLASSES[1] or config.get("stochastic_sampling") is True
+    )
+
+
 def flow_times(config: Mapping[str, Any], num_steps: int, tokens: int) -> np.ndarray:
     """Return the times of Euler's steps: equal parts of 1 to 0, then shifted.
 
