@@ -207,6 +207,16 @@ def test_cache_is_as_long_as_its_longest_prompt_needs(
     assert ("prompt_mask" in said) == (kind == "z_image")
 
 
+def test_a_cache_goes_on_with_latents_of_one_scale_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = cached(flow_pipeline("sd3"), f"--resolution={RESOLUTION}")
+    assert dmd2(*words) == 0
+    other = changed("sd3", "vae/config.json", scaling_factor=0.2)
+    words[1] = f"--pipeline={other}"
+    assert "latents_scale {'scaling_factor': 1.5305" in refused(capsys, *words)
+
+
 def test_export_refuses_names_of_a_unets_programs(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["export", f"--workdir={student_run('flux')}", f"--out={scratch() / 's'}"]
     said = refused(capsys, *line, "--lora=kohya")

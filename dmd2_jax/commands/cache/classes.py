@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.commands.cache.fill import Filling, batch_mesh, fill
-from dmd2_jax.commands.cache.inputs import DTYPES, SHARD_BYTES
+from dmd2_jax.commands.cache.inputs import DTYPES, SHARD_BYTES, latents_scale
 from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import say_sizes, sides, size_of, sizes_of
@@ -97,6 +97,7 @@ class _Work:
             "inputs": None if listing is None else listing.digest,
             "classes": list(self.source.class_names or ()),
             "autoencoder": params_digest(self.decoder.vae_params),
+            "latents_scale": latents_scale(self.decoder.vae),
             **{name: getattr(self.options, name) for name in _DECIDING},
             "shard_examples": self.per_shard,
         }

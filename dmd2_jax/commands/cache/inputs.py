@@ -34,10 +34,20 @@ from dmd2_jax.text2image.text_encoder import (
 from dmd2_jax.text2image.tokenizer import warn_of_cut
 from dmd2_jax.typing import Int, Params
 
-__all__ = ["DTYPES", "SHARD_BYTES", "CacheInputs", "Shard", "open_inputs", "unusable"]
+__all__ = [
+    "DTYPES",
+    "SHARD_BYTES",
+    "CacheInputs",
+    "Shard",
+    "latents_scale",
+    "open_inputs",
+    "unusable",
+]
 
 SHARD_BYTES = 2**28
 """Of a shard, about."""
+
+_SCALES = ("scaling_factor", "shift_factor", "mean", "std")  # as autoencoders' attributes
 
 _PROBE = ("a photograph of an astronaut riding a horse, 0123456789, é 数 !?", "")
 """Prompts by whose tokens two tokenizers are told apart."""
@@ -127,9 +137,16 @@ class CacheInputs:
             "tokens": params_digest(tokens),
             "text_encoders": [params_digest(params) for params in self.encoders.params],
             "autoencoder": params_digest(self.vae_params) if self.captioned else "",
+            "latents_scale": latents_scale(self.vae) if self.captioned else {},
             **{name: getattr(options, name) for name in kept},
             "shard_examples": self.per_shard,
         }
+
+
+def latents_scale(vae: Any) -> dict[str, Any]:
+    """Return what an autoencoder's latents are shifted and scaled by, beside its weights."""
+    named = {name: getattr(vae, name, None) for name in _SCALES}
+    return {name: np.asarray(it).tolist() for name, it in named.items() if it is not None}
 
 
 def open_inputs(options: Options) -> CacheInputs:

@@ -380,8 +380,11 @@ def _refused(file: Path, fault: str) -> Refused:
 
 
 def _check_same(folder: Path, there: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-    """Refuse a plan that is not the one that the folder was begun with."""
-    keys = sorted(key for key in there.keys() | plan.keys() if there.get(key) != plan.get(key))
+    """Refuse a plan that is not the one that the folder was begun with.
+
+    A key that the folder lacks was not there yet in the release that began it.
+    """
+    keys = sorted(key for key, value in there.items() if plan.get(key) != value)
     if keys:
         differences = ", ".join(f"{key} {there.get(key)!r}, now {plan.get(key)!r}" for key in keys)
         raise Refused(
