@@ -289,7 +289,8 @@ def as_flags(message: str, names: Collection[str], *, keys: bool) -> str:
         name, value = found.groups()
         if not (keys if name.startswith("config.") else name in names):
             return found.group()
-        return f"--{name}={value}" if value else f"--{name}"
+        bare = not value or (value == "True" and "." not in name)  # which takes no value when typed
+        return f"--{name}" if bare else f"--{name}={value}"
 
     return _ARGUMENT.sub(typed, message)
 

@@ -28,7 +28,12 @@ from dmd2_jax.config.text import read_json
 from dmd2_jax.data import Source
 from dmd2_jax.evaluate.clip import ClipJudge, captions_of, open_clip
 from dmd2_jax.evaluate.compared import FirstImages, draw_compared
-from dmd2_jax.evaluate.measured import FILES_BATCH, FileImages, open_measured
+from dmd2_jax.evaluate.measured import (
+    FILES_BATCH,
+    FileImages,
+    open_measured,
+    refuse_cut_prompts,
+)
 from dmd2_jax.evaluate.options import (
     APART,
     CLIP,
@@ -107,6 +112,7 @@ def evaluate(options: EvaluateOptions, *, cache: str | Path | None = None) -> di
     measured = open_measured(options, config, run, mesh)
     if measured:
         _check_outputs(options, out, run)
+        refuse_cut_prompts(options, measured)
     judges = _judges(options, measured[0], mesh) if measured else []
     spaces, reference = open_spaces(
         options, config, mesh, _batch_size(options, config), cache=cache, check=_same_classes(run)

@@ -1,7 +1,7 @@
 """The images that `dmd2 evaluate` measures: sampled as they are needed, or read from files."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,8 @@ from dmd2_jax.sampling.images import Images, Model, SampledImages, class_model
 from dmd2_jax.sampling.prompts import PromptSettings, pipeline_model, run_models
 from dmd2_jax.sampling.runs import Run
 from dmd2_jax.sampling.samplers import Sampler, student_sampler, teacher_sampler
-from dmd2_jax.text2image.text_encoder import refuse_cut
 
-__all__ = ["FILES_BATCH", "FileImages", "open_measured"]
+__all__ = ["FILES_BATCH", "FileImages", "open_measured", "refuse_cut_prompts"]
 
 FILES_BATCH = 256
 """Images of a folder at a time."""
@@ -212,6 +211,21 @@ def _settings(options: EvaluateOptions, which: str | None) -> PromptSettings:
     )
 
 
+def refuse_cut_prompts(options: EvaluateOptions, measured: Sequence[Images]) -> None:
+    """Refuse prompts that no text encoder reads whole; reads the text encoders.
+
+    Args:
+      options: the flags.
+      measured: from `open_measured`, of one pipeline if of prompts.
+
+    Raises:
+      Refused: naming their lines.
+    """
+    conditions = [one.conditions for one in measured if isinstance(one, SampledImages)]
+    if not options.cut_prompts and conditions and isinstance(conditions[0], Prompts):
+        conditions[0].refuse_cut(read_prompts(options.prompts).describe)
+
+
 def _of_prompts(
     options: EvaluateOptions,
     key: str,
@@ -222,15 +236,12 @@ def _of_prompts(
     step: int | None = None,
 ) -> SampledImages:
     assert model.pipeline is not None  # which a model of prompts has
-    texts = file.texts
-    if not options.cut_prompts:
-        refuse_cut(model.pipeline.encoders, texts, file.describe)
     return SampledImages(
         key,
         name,
         model,
-        Prompts(model.pipeline, texts),
-        num=options.num or len(texts),
+        Prompts(model.pipeline, file.texts),
+        num=options.num or len(file.texts),
         batch_size=options.batch_size or _PROMPTS_BATCH,
         seed=options.seed,
         mesh=mesh,

@@ -1,12 +1,13 @@
 """What sampled images are of: classes by turns, or prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from dmd2_jax.text2image.pipeline import TextToImage
+from dmd2_jax.text2image.text_encoder import refuse_cut
 from dmd2_jax.typing import Int, PyTree
 
 __all__ = ["Classes", "Conditions", "Prompts"]
@@ -85,6 +86,17 @@ class Prompts:
         """
         self._pipeline, self._prompts = pipeline, prompts
         self._each, self._negative = each, negative
+
+    def refuse_cut(self, describe: Callable[[int], str]) -> None:
+        """Refuse prompts that no text encoder reads whole; reads the text encoders.
+
+        Args:
+          describe: names a prompt by its number, from 0.
+
+        Raises:
+          Refused: naming the first ones.
+        """
+        refuse_cut(self._pipeline.encoders, self._prompts, describe)
 
     @property
     def are_classes(self) -> bool:

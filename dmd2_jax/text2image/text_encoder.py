@@ -230,7 +230,7 @@ def refuse_cut(
         raise Refused(
             f"{len(cut)} of {len(texts)} prompts lose their ends: {named} tokens, expected at most "
             f"{longest.length}: {texts[cut[0]]!r:.60}; shorten what is too long, or have only the "
-            "beginnings read by `--cut_prompts`."
+            "beginnings read by `cut_prompts=True`."
         )
 
 

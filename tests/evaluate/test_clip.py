@@ -212,7 +212,7 @@ def test_a_run_of_classes_takes_no_prompts(capsys, tmp_path) -> None:
     ("words", "message"),
     [
         (["--pipeline=x", "--images=y"], "--images and --pipeline together"),
-        (["--images=x", "--cut_prompts"], "--cut_prompts=True without --pipeline or --workdir"),
+        (["--images=x", "--cut_prompts"], "--cut_prompts without --pipeline or --workdir"),
         (["--images=x", "--steps=2"], "--steps=2 without --pipeline or --workdir"),
         (["--pipeline=x", "--prompts=y", "--ema=0.9"], "--ema without a run's networks"),
         (["--pipeline=nowhere", "--prompts=no.txt"], "no.txt"),
