@@ -214,7 +214,15 @@ def test_a_cache_goes_on_with_latents_of_one_scale_alone(
     assert dmd2(*words) == 0
     other = changed("sd3", "vae/config.json", scaling_factor=0.2)
     words[1] = f"--pipeline={other}"
-    assert "latents_scale {'scaling_factor': 1.5305" in refused(capsys, *words)
+    assert "latents_scale {'class': 'AutoencoderKL', 'scaling_factor': 1.53" in refused(
+        capsys, *words
+    )
+    cache = next(str(word).removeprefix("--out=") for word in words if "--out=" in str(word))
+    run = [f"--config={RECIPE}", f"--workdir={scratch() / 'run'}", f"--config.data.path={cache}"]
+    of = ["--config.model.family=sd3", "--config.distill.student_steps=1", *NO_GAN]
+    run += [*of, f"--config.model.resolution={RESOLUTION // 2}"]
+    said = refused(capsys, "distill", "--dry_run", *run, f"--config.model.pipeline={other}")
+    assert "latents of scaling_factor 1.5305, shift_factor 0.0609, expected scaling_fac" in said
 
 
 def test_export_refuses_names_of_a_unets_programs(capsys: pytest.CaptureFixture[str]) -> None:

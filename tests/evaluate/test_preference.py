@@ -76,6 +76,7 @@ def tuned() -> tuple[Path, Path]:
     }
     write_folder(folder, {name: text.encode() for name, text in files.items()})
     tensors = {name: np.asarray(it) for name, it in recipe(shapes, 11, 1.0).items()}
+    tensors["attn_mask"] = np.zeros((12, 12), np.float32)  # as some of OpenCLIP's files have it
     write_safetensors(tensors, file := scratch() / "hps.safetensors")
     return folder, file
 

@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from dmd2_jax import data
 from dmd2_jax.commands.cache.fill import Filling, batch_mesh, fill
-from dmd2_jax.commands.cache.inputs import DTYPES, SHARD_BYTES, latents_scale
+from dmd2_jax.commands.cache.inputs import DTYPES, SHARD_BYTES
 from dmd2_jax.commands.cache.options import Options
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.config.sizes import say_sizes, sides, size_of, sizes_of
 from dmd2_jax.data import Source, to_model
 from dmd2_jax.data.latents import LABELS_FILE
 from dmd2_jax.data.reading.sealed_shards import Layout, ShardFolder
+from dmd2_jax.families.published.latents_scale import latents_scale
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.integrity import params_digest
 from dmd2_jax.runtime.prefetch import Prefetch

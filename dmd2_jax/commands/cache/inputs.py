@@ -17,6 +17,7 @@ from dmd2_jax.data.reading.decode import CorruptImageError, ImageRefusedError
 from dmd2_jax.data.reading.prompts import read_prompts
 from dmd2_jax.data.reading.sealed_shards import Layout
 from dmd2_jax.families.published.folder import read_component, read_component_config
+from dmd2_jax.families.published.latents_scale import latents_scale
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.pipeline import PipelineIndex, read_pipeline_index
 from dmd2_jax.recipe.text_family import pipeline_family
@@ -39,15 +40,12 @@ __all__ = [
     "SHARD_BYTES",
     "CacheInputs",
     "Shard",
-    "latents_scale",
     "open_inputs",
     "unusable",
 ]
 
 SHARD_BYTES = 2**28
 """Of a shard, about."""
-
-_SCALES = ("scaling_factor", "shift_factor", "mean", "std")  # as autoencoders' attributes
 
 _PROBE = ("a photograph of an astronaut riding a horse, 0123456789, é 数 !?", "")
 """Prompts by whose tokens two tokenizers are told apart."""
@@ -141,12 +139,6 @@ class CacheInputs:
             **{name: getattr(options, name) for name in kept},
             "shard_examples": self.per_shard,
         }
-
-
-def latents_scale(vae: Any) -> dict[str, Any]:
-    """Return what an autoencoder's latents are shifted and scaled by, beside its weights."""
-    named = {name: getattr(vae, name, None) for name in _SCALES}
-    return {name: np.asarray(it).tolist() for name, it in named.items() if it is not None}
 
 
 def open_inputs(options: Options) -> CacheInputs:

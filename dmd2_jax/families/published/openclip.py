@@ -46,7 +46,7 @@ _MODULES = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-_JOINED = "attn.in_proj"
+_JOINED, _MASK = "attn.in_proj", "attn_mask"
 
 
 def text_to_openclip(tensors: Tensors) -> dict[str, np.ndarray]:
@@ -88,6 +88,8 @@ def from_openclip(tensors: Tensors) -> dict[str, np.ndarray]:
     modules = {theirs: ours for ours, theirs in _MODULES.items()}
     made: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
+        if name == _MASK:  # of causal attention, which some files keep
+            continue
         own = names.get(name, name)
         match = _THEIR_LAYER.fullmatch(name)
         if match is None:
