@@ -18,6 +18,7 @@ from dmd2_jax.data import Batch
 from dmd2_jax.recipe.open import Family
 from dmd2_jax.run.metrics import Progress
 from dmd2_jax.runtime.integrity import params_digest
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from dmd2_jax.sampling.conditions import Conditions, Prompts
 from dmd2_jax.sampling.samplers import Sampler, sample_noise, with_scale
@@ -106,11 +107,20 @@ def network_size(config: ConfigDict, pixels: Size, vae: str = "") -> Size:
       pixels: of the images.
       vae: folder of an autoencoder in place of the recipe's.
     """
-    folder = vae or config.model.get("vae", "")
+    folder = vae or _own_autoencoder(config)
     if not folder:
         return pixels
     height, width, _ = latent_shape(open_autoencoder(folder).vae, pixels)
     return size_of(height, width)
+
+
+def _own_autoencoder(config: ConfigDict) -> str:
+    """Return the folder of a recipe's autoencoder: `model.vae`, or its pipeline's; "": none."""
+    place = config.model.get("vae", "")
+    if place or not config.model.get("pipeline", ""):
+        return place
+    own = path_of(config.model.pipeline).expanduser() / "vae"
+    return str(own) if own.is_dir() else ""
 
 
 def class_model(
@@ -133,7 +143,7 @@ def class_model(
       FileNotFoundError: if there is no such folder.
       Refused: if it is of latents of other channels, or the network makes images.
     """
-    folder = vae or config.model.get("vae", "")
+    folder = vae or _own_autoencoder(config)
     if not folder:
         return Model(family, sampler, load, guidance=guidance)
     height, width, channels = family.image_shape

@@ -1,7 +1,8 @@
 """A student of classes as its weights and a README.md that says how to sample them.
 
 No pipeline of another program samples such a student, so what it is, its numbers and the lines of
-Python are all that there is to write.
+Python are all that there is to write. One that was made from diffusers' DiTPipeline is written as
+such a pipeline.
 """
 
 from pathlib import Path
@@ -10,17 +11,27 @@ from typing import Any
 import jax.numpy as jnp
 
 from dmd2_jax.commands.export.command import Options
+from dmd2_jax.commands.export.folder import copied_bytes, write_pipeline
 from dmd2_jax.commands.export.record import Record, read_record
 from dmd2_jax.commands.export.scale import open_scale
 from dmd2_jax.config.family import model_defaults
 from dmd2_jax.config.refused import Refused
+from dmd2_jax.families.published.pipeline import (
+    CLASS_PIPELINES,
+    INDEX,
+    PipelineIndex,
+    read_pipeline_index,
+)
+from dmd2_jax.families.published.scheduler import student_scheduler
 from dmd2_jax.recipe.classes import weights_record
 from dmd2_jax.recipe.exported_weights import save_weights
 from dmd2_jax.recipe.open import student_times
 from dmd2_jax.run.checkpoint import state_bytes
 from dmd2_jax.run.folder import check_free_space
+from dmd2_jax.runtime.places import path_of
 from dmd2_jax.runtime.whole_file import whole_folder
 from dmd2_jax.sampling.runs import Run
+from dmd2_jax.text2image.pipeline import read_scheduler_config
 from dmd2_jax.version import __version__
 
 __all__ = ["export_classes"]
@@ -66,22 +77,42 @@ def export_classes(run: Run, options: Options, out: Path) -> str:
                 f"--{name} of a run of classes, expected none: it is of text-to-image pipelines; "
                 f"leave --{name} away."
             )
-    scaled = open_scale(run, run.family, options)
-    shapes = run.family.tensor_shapes()
-    check_free_space(out.parent, state_bytes(run.family.param_shapes()), "the weights")
-    what = f"{out}: {_FILE}, {len(shapes)} tensors, and README.md with the lines that sample it"
+    scaled, base = open_scale(run, run.family, options), _base(run)
+    shapes, size = run.family.tensor_shapes(), state_bytes(run.family.param_shapes())
+    written = f"{_FILE}, {len(shapes)} tensors"
+    scheduler: dict[str, Any] = {}
+    if base is not None:
+        times = student_times(run.config, run.family.denoiser.schedule)
+        scheduler = student_scheduler(read_scheduler_config(base), times)
+        written = f"{base.class_name} with {scheduler['_class_name']}"
+        size += copied_bytes(base)
+    check_free_space(out.parent, size, "the weights")
+    what = f"{out}: {written}, and README.md with the lines that sample it"
     if options.dry_run:
         return f"dry run: {what}"
     record = read_record(run, run.workdir)
     record = record._replace(settings=(*record.settings, *scaled.rows))
     with whole_folder(out) as folder:
-        known = None if run.file is None else weights_record(run.file)
-        save_weights(run.family, scaled.load(), folder / _FILE, known)
-        (folder / "README.md").write_text(_readme(run, record), encoding="utf-8")
+        if base is not None:
+            network: Any = run.family  # which came from such a folder
+            write_pipeline(base, network.model, scaled.load(), scheduler, folder)
+        else:
+            known = None if run.file is None else weights_record(run.file)
+            save_weights(run.family, scaled.load(), folder / _FILE, known)
+        (folder / "README.md").write_text(_readme(run, record, base), encoding="utf-8")
     return what
 
 
-def _readme(run: Run, record: Record) -> str:
+def _base(run: Run) -> PipelineIndex | None:
+    """Return diffusers' pipeline of classes that a run was made from; None: it was from none."""
+    place = run.config.model.get("pipeline", "")
+    folder = path_of(place or "-").expanduser()
+    if not place or not (folder / INDEX).is_file():
+        return None
+    return read_pipeline_index(folder, known=CLASS_PIPELINES)
+
+
+def _readme(run: Run, record: Record, base: PipelineIndex | None) -> str:
     """Return how the student is sampled."""
     config, family = run.config, run.family
     times = student_times(config, family.denoiser.schedule)
@@ -94,11 +125,16 @@ def _readme(run: Run, record: Record) -> str:
         "[arXiv 2405.14867](https://arxiv.org/abs/2405.14867)) with dmd2_jax "
         f"{__version__}. It draws [{height}, {width}, {channels}] of {classes}, values as in "
         "training: images are in [-1, 1]. The guidance is in its weights.",
-        f"## Weights\n\n`{_FILE}`: float32, the names of the original program. "
-        f"{getattr(family, 'weights_note', '')}".rstrip(),
-        f"## Sampling\n\n{_steps(run, times)}",
-        f"## Python\n\n{_python(run, times)}",
     ]
+    sampling = f"## Sampling\n\n{_steps(run, times)}"
+    if base is not None:
+        parts += [sampling, f"## diffusers\n\n{_diffusers(base, times)}"]
+    else:
+        weights = (
+            f"## Weights\n\n`{_FILE}`: float32, the names of the original program. "
+            f"{getattr(family, 'weights_note', '')}"
+        )
+        parts += [weights.rstrip(), sampling, f"## Python\n\n{_python(run, times)}"]
     if record.figures:
         measured = f"By `dmd2 evaluate`: {record.measured}."
         parts += ["## Measured", f"```\n{record.figures}\n```", measured]
@@ -148,6 +184,29 @@ def _python(run: Run, times: tuple[float, ...]) -> str:
             "```",
         ]
     )
+
+
+def _diffusers(base: PipelineIndex, times: tuple[float, ...]) -> str:
+    """Return the lines that sample it by diffusers, whose call takes a number of steps alone."""
+    whole = [int(t) for t in times]
+    lines = [
+        "```python",
+        "import torch",
+        f"from diffusers import {base.class_name}",
+        "",
+        f"pipe = {base.class_name}.from_pretrained(FOLDER)",
+        "choose = pipe.scheduler.set_timesteps",
+        f"pipe.scheduler.set_timesteps = lambda *_, device=None: choose(timesteps={whole}, "
+        "device=device)",
+        "torch.manual_seed(0)",
+        f"images = pipe([1], guidance_scale=1.0, num_inference_steps={len(whole)}).images",
+        "```",
+    ]
+    note = (
+        "`guidance_scale=1.0` has to be said: by default the pipeline guides with a second call. It "
+        "hands no generator to its scheduler, so that `torch.manual_seed` is what repeats an image."
+    )
+    return "\n".join(lines) + f"\n\n{note}"
 
 
 def _settings(run: Run) -> dict[str, Any]:

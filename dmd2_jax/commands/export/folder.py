@@ -22,7 +22,6 @@ from dmd2_jax.families.published.pipeline import (
     INDEX,
     IS_DISTILLED,
     NETWORKS,
-    PIPELINES,
     PipelineIndex,
 )
 from dmd2_jax.families.published.scheduler import recorded_times
@@ -63,6 +62,7 @@ _STEMS = {
 }
 # Whose classes diffusers then imports: never what the base's index names.
 _LIBRARIES = dict.fromkeys((*NETWORKS, "vae", "scheduler"), "diffusers")
+_LABELS = "id2label"
 _OPTIONAL = {
     "safety_checker": ("stable_diffusion", "StableDiffusionSafetyChecker"),
     "feature_extractor": ("transformers", "CLIPImageProcessor"),
@@ -109,7 +109,7 @@ def copied_bytes(base: PipelineIndex) -> int:
     """Return the size of the base's parts that `write_pipeline` copies, at most."""
     return sum(
         file.stat().st_size
-        for part in (*PIPELINES[base.class_name], *_OPTIONAL)
+        for part in (*base.parts, *_OPTIONAL)
         if part != base.network and (base.folder / part).is_dir()
         for file in (base.folder / part).iterdir()
         if file.name in _PLAIN or file.suffix in (".safetensors", ".bin")
@@ -146,7 +146,9 @@ def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in theirs.items()
         if name != "_name_or_path" and (value is None or isinstance(value, bool | int | str))
     }
-    for part in PIPELINES[base.class_name]:
+    if _plain_labels(labels := theirs.get(_LABELS)):
+        index[_LABELS] = labels
+    for part in base.parts:
         library = _LIBRARIES.get(part, "transformers")
         index[part] = [None, None] if part in base.absent else [library, theirs[part][-1]]
     for part, known in _OPTIONAL.items():
@@ -158,6 +160,11 @@ def _index(base: PipelineIndex, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     if base.class_name in DISTILLED and recorded_times(scheduler):
         index[IS_DISTILLED] = True  # else the pipeline guides by default, with a second call
     return index
+
+
+def _plain_labels(labels: Any) -> bool:
+    """Return whether these are names of classes by their numbers, as DiTPipeline has them."""
+    return isinstance(labels, dict) and all(isinstance(it, str) for it in labels.values())
 
 
 def _copy_part(

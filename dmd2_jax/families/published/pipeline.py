@@ -193,9 +193,14 @@ class PipelineIndex(NamedTuple):
         return _SIDES.get(self.class_name, 128)
 
     @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Its parts, but the scheduler, and the classes that will do for each."""
+        return _PARTS[self.class_name]
+
+    @property
     def network(self) -> str:
         """The part that denoises: "unet" or "transformer"."""
-        return next(name for name in NETWORKS if name in _PARTS[self.class_name])
+        return next(name for name in NETWORKS if name in self.parts)
 
     @property
     def with_sizes(self) -> bool:
@@ -213,7 +218,7 @@ class PipelineIndex(NamedTuple):
             parts = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
             raise Refused(
                 f"{self.folder} has no part {name}/, got {parts}, expected one as "
-                f"{' or '.join(_PARTS[self.class_name][name])}; download the whole pipeline."
+                f"{' or '.join(self.parts[name])}; download the whole pipeline."
             )
         return folder
 
@@ -223,14 +228,13 @@ class PipelineIndex(NamedTuple):
 
     def expected(self, name: str) -> tuple[str, ...]:
         """Return the classes that a part may be of."""
-        return _PARTS[self.class_name][name]
+        return self.parts[name]
 
     @property
     def text_parts(self) -> tuple[tuple[str, str], ...]:
         """The names of each tokenizer and its text encoder."""
         pairs = ((f"tokenizer{end}", f"text_encoder{end}") for end in ("", "_2", "_3"))
-        known = _PARTS[self.class_name]
-        return tuple(p for p in pairs if p[0] in known and not set(p) & set(self.absent))
+        return tuple(p for p in pairs if p[0] in self.parts and not set(p) & set(self.absent))
 
 
 def read_pipeline_index(

@@ -14,6 +14,7 @@ A condition is the class number [b] int32; `num_classes`, one more than the last
 import dataclasses
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -72,6 +73,8 @@ class SitFamily(PublishedFamily):
     @property
     def weights_note(self) -> str:
         """Say how another program has to read the weights that `save` writes."""
+        if not self.model.module.shared:
+            return "They are those of diffusers' DiTTransformer2DModel."
         return (
             f"They are those of DiT and SiT. {self.convention} diffusers' DiTTransformer2DModel "
             "cannot hold them, as each of its blocks has an embedding of the time with other "
@@ -166,7 +169,8 @@ def build(model_config: Mapping[str, Any]) -> SitFamily:
     Args:
       model_config: keys of `config.model`; those that are missing have their defaults. Or
         `transformer` and `scheduler`, what the config files of a diffusers folder hold, instead of
-        sizes and prediction; and `variant`, of the weights' files in a folder.
+        sizes and prediction, as of the folder that `pipeline` names; and `variant`, of the weights'
+        files in a folder.
 
     Returns:
       The family.
@@ -179,12 +183,16 @@ def build(model_config: Mapping[str, Any]) -> SitFamily:
     }
     given = {key: value for key, value in model_config.items() if key not in parts}
     config = defaults().to_dict() | given
+    if place := str(config["pipeline"] or ""):
+        _refuse_faults(config)
+        parts |= _named_parts(place)
+        config |= {"pipeline": ""}  # which has been read
     if "transformer" in parts:
         own = parts["transformer"]
         class_of(own, READS)
         config |= {"resolution": given.get("resolution") or square_side(own.get("sample_size", 32))}
         config |= {"patch": own.get("patch_size", 2), "prediction": "eps"}
-    refuse(list(unknown_faults(config, defaults(), "sit")) or list(faults(config)), "config.model")
+    _refuse_faults(config)
     if "transformer" not in parts:
         refuse(list(unsaid_faults(config)), "config.model")
         own = config_of(config)
@@ -194,6 +202,8 @@ def build(model_config: Mapping[str, Any]) -> SitFamily:
     blocks = chosen_blocks(tuple(config["feature_blocks"]), model.module.num_blocks)
     module = model.module.clone(scan_layers=config["scan_layers"], feature_blocks=blocks)
     diffusion = _diffusion(config, parts.get("scheduler"))
+    if place:
+        _check_data(place, given, module, square_side(own.get("sample_size", 32)))
     return SitFamily(
         _denoiser(module, diffusion, config),
         dataclasses.replace(model, module=module),
@@ -218,16 +228,49 @@ def read(folder: str | os.PathLike, **options: Any) -> tuple[SitFamily, Params]:
     Raises:
       ValueError: if a part is missing, damaged, or of a class that is not built here.
     """
-    path = path_of(folder)
-    own = path / "transformer" if (path / "transformer").is_dir() else path
     try:
-        parts: dict[str, Any] = {"transformer": read_component_config(own)}
-        if own != path:
-            parts["scheduler"] = read_component_config(path / "scheduler", "scheduler_config.json")
-        family = build(parts | options)
+        family = build(_folder_parts(path_of(folder)) | options)
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
     return family, family.load(folder)
+
+
+def _refuse_faults(config: Mapping[str, Any]) -> None:
+    refuse(list(unknown_faults(config, defaults(), "sit")) or list(faults(config)), "config.model")
+
+
+def _folder_parts(path: Path) -> dict[str, Any]:
+    own = path / "transformer" if (path / "transformer").is_dir() else path
+    parts: dict[str, Any] = {"transformer": read_component_config(own)}
+    if own != path:
+        parts["scheduler"] = read_component_config(path / "scheduler", "scheduler_config.json")
+    return parts
+
+
+def _named_parts(place: str) -> dict[str, Any]:
+    """Return what `build` takes of the folder that `model.pipeline` names."""
+    folder = path_of(place).expanduser()
+    if not folder.is_dir():
+        raise Refused(
+            f"model.pipeline={place!r} is no folder, expected that of diffusers' DiTPipeline or of "
+            "its transformer; set `config.model.pipeline=`."
+        )
+    try:
+        return _folder_parts(folder)
+    except ValueError as error:
+        raise Refused(f"{place}: {error}") from error
+
+
+def _check_data(place: str, given: Mapping[str, Any], module: ClassTransformer, side: Any) -> None:
+    """Refuse data of other sizes than the network of a folder is for."""
+    own = {"resolution": side, "image_channels": module.channels, "num_classes": module.num_classes}
+    for key, expected in own.items():
+        if given.get(key) not in (None, expected):
+            raise Refused(
+                f"model.{key}={given[key]!r} with model.pipeline={place}, whose network is for "
+                f"{expected}, expected the same; set config.model.{key}={expected}, or take other "
+                "data."
+            )
 
 
 def _check_embedding(tensors: Collection[str], original: bool, shared: bool) -> None:
@@ -241,8 +284,8 @@ def _check_embedding(tensors: Collection[str], original: bool, shared: bool) -> 
     )
     remedies = (
         "take diffusers' own folder.",
-        "take the original file for a recipe, such as DiT-XL-2-256x256.pt; `families.read` reads "
-        "diffusers' folder from Python.",
+        "take the original file, such as DiT-XL-2-256x256.pt, or give the folder as "
+        "config.model.pipeline.",
     )
     raise Refused(
         f"got weights with {kinds[in_blocks]}, expected {kinds[not in_blocks]}, and neither is "

@@ -27,6 +27,9 @@ def defaults() -> ConfigDict:
     """Return the group: a small SiT for digits."""
     model = ConfigDict()
     model.family = "sit"
+    # A folder of diffusers' DiTPipeline, or of its transformer: its network and noise levels, in
+    # place of what is from `patch` to `heads` and from `prediction` to `num_levels`; "": none.
+    model.pipeline = ""
     # Of the data, pixels or latents: a side, or HEIGHTxWIDTH.
     model.resolution = FieldReference(8, field_type=object)
     model.image_channels = FieldReference(None, int)  # None: as the data have
@@ -60,12 +63,27 @@ _NUMBERS = {
 }
 
 
+_OF_PIPELINE = (
+    *("patch", "width", "depth", "heads", "prediction", "learned_variance"),
+    *("data_time", "time_scale", "shift", "num_levels"),
+)
+
+
 def faults(model: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the values of the group.
 
     Args:
       model: every key of `defaults`.
     """
+    usual = defaults()
+    changed = [key for key in _OF_PIPELINE if model[key] != usual[key]]
+    if model["pipeline"] and changed:
+        yield (
+            f"model.{changed[0]}={model[changed[0]]!r} beside model.pipeline={model['pipeline']}, "
+            f"whose network has its own, expected {usual[changed[0]]!r}, which nothing reads; "
+            f"leave it away, or set config.model.pipeline=''."
+        )
+        return
     wrong = [
         *choice_faults(model, _CHOICES, "model."),
         *value_faults(model, {SIZES: ("resolution",)}, "model."),
