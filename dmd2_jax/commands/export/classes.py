@@ -203,8 +203,9 @@ def _diffusers(base: PipelineIndex, times: tuple[float, ...]) -> str:
         "```",
     ]
     note = (
-        "`guidance_scale=1.0` has to be said: by default the pipeline guides with a second call. It "
-        "hands no generator to its scheduler, so that `torch.manual_seed` is what repeats an image."
+        "`guidance_scale=1.0` has to be said: by default the pipeline guides with a second call. "
+        "It hands no generator to its scheduler, so that `torch.manual_seed` is what repeats an "
+        "image."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

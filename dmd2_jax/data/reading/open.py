@@ -76,14 +76,16 @@ def load(data_config: ConfigDict, split: str, resolution: Sizes) -> Source:
             f"config.model.resolution={say_sizes(resolution)}; set it to that one, or write a "
             "cache of several (`dmd2 cache --resolution=512x512,448x576`)."
         )
-    if dataset.resolution != resolution and options.resize != "none" and dataset.null is None:
+    # Latents, of prompts or of classes, are of no other size.
+    is_cache = dataset.null is not None or hasattr(dataset, "manifest")
+    if dataset.resolution != resolution and options.resize != "none" and not is_cache:
         dataset = Resized(dataset, size_of(*sides(resolution)), options.resize)
     if dataset.resolution != resolution:
         (high, broad), (height, width) = sides(dataset.resolution), sides(resolution)
         how = "crop" if high >= height and broad >= width else "enlarge"
         own = say_sizes(dataset.resolution)
         what, other = "images are", f"let images be resized by `config.data.resize={how}`."
-        if dataset.null is not None:  # a cache, whose latents are of no other size
+        if is_cache:
             what, other = "latents are", "write a cache of that size by `dmd2 cache --resolution=`."
         raise Refused(
             f"{dataset.name}: {what} {own} pixels wide, expected "

@@ -28,7 +28,7 @@ def test_teacher_of_a_diffusers_folder_is_refused_by_what_to_take(
     words = distill_words(tmp_path / "run", f"--config.teacher.weights={folder}", "--dry_run")
     message = refused(capsys, *words)
     assert f"{folder}: got weights with an embedding of the time in each block" in message
-    assert "take the original file" in message and "`families.read`" in message
+    assert "take the original file" in message and "config.model.pipeline" in message
 
 
 @pytest.mark.parametrize(
