@@ -46,7 +46,7 @@ def tiny_pipeline(kind: str) -> Path:
         "sdxl": (_sdxl, 21),
         "sd3": (_sd3, 3),
         "flux": (_flux, 1),
-        "dit": (_dit, 4),
+        "dit": (dit, 4),
         "flux2_klein": (llm_pipelines.flux2_klein, 2),
         "z_image": (lambda: llm_pipelines.z_image(lambda: _flow_vae(0.3611, 0.1159)), 6),
         "qwen_image": (llm_pipelines.qwen_image, 25),
@@ -58,12 +58,8 @@ def tiny_pipeline(kind: str) -> Path:
     if kind == "sd15":  # in the layout of the published folders; sdxl keeps today's
         (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
         write_tokenizer(folder / "tokenizer")
-    if kind in (
-        "flux",
-        "flux2_klein",
-        "z_image",
-        "qwen_image",
-    ):  # no size named; 1024 pixels take minutes
+    # No size is named in these; 1024 pixels take minutes.
+    if kind in ("flux", "flux2_klein", "z_image", "qwen_image"):
         file = folder / "scheduler" / "scheduler_config.json"
         settings = json.loads(file.read_text()) | recorded_as(RESOLUTION // 2)
         file.write_text(json.dumps(settings))
@@ -320,7 +316,8 @@ def _sd3():
     )
 
 
-def _dit():
+def dit(classes: int = 1000, layers: int = 1):
+    """Make a DiTPipeline."""
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     return DiTPipeline(
@@ -329,9 +326,9 @@ def _dit():
             attention_head_dim=4,
             in_channels=6,
             out_channels=12,
-            num_layers=1,
+            num_layers=layers,
             sample_size=RESOLUTION // 2,
-            num_embeds_ada_norm=1000,
+            num_embeds_ada_norm=classes,
         ),
         vae=_flow_vae(0.7, 0.0),
         scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),

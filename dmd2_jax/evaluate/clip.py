@@ -13,7 +13,6 @@ from dmd2_jax.config.refused import Refused
 from dmd2_jax.data import to_uint8
 from dmd2_jax.data.reading.captions import open_captions
 from dmd2_jax.evaluate.measured import FileImages
-from dmd2_jax.evaluate.options import HPS
 from dmd2_jax.families.published.folder import read_component, read_component_config
 from dmd2_jax.families.published.model import PublishedModel
 from dmd2_jax.families.published.openclip import from_openclip
@@ -83,7 +82,7 @@ class ClipJudge:
             lambda part: self._apply(self._params, part), self._preparation(images), self._mesh
         )
         apart = cosines(embeds, self._texts[begin : begin + len(images)])
-        scores = SCORES[self._name](apart, self._scale)
+        scores = SCORES[self._name].of(apart, self._scale)
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise Refused(
@@ -151,8 +150,7 @@ def open_clip(
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
     module = model.module
-    if name == HPS:
-        preparation = preparation._replace(whole=True)
+    preparation = preparation._replace(whole=SCORES[name].whole)
     if preparation.crop != module.vision.image_size:
         raise Refused(
             f"{folder}: preprocessor_config.json makes images of {preparation.crop} pixels, "

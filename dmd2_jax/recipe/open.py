@@ -24,6 +24,7 @@ from dmd2_jax.denoiser import Denoiser, Schedule
 from dmd2_jax.diffusion.samplers import sampling_times
 from dmd2_jax.distill.rollout import check_student_times
 from dmd2_jax.losses.denoising import WEIGHTINGS
+from dmd2_jax.recipe.latents import check_latents
 from dmd2_jax.recipe.prompt_caches import open_prompts
 from dmd2_jax.runtime.places import check_place
 from dmd2_jax.runtime.sharding import check_batch_size, check_processes, make_mesh
@@ -155,6 +156,7 @@ def open_recipe(config: ConfigDict, batch_size: int) -> Recipe:
         config = _as_the_data_say(config, dataset)
         family = build_family(config)
     _check_measurable(config, dataset)
+    check_latents(config, dataset)
     dataset, prompts = open_prompts(config, dataset)
     family = _conditioned(config, family, dataset)
     _check_fits(config, family, dataset)

@@ -3,22 +3,23 @@
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import tests.pipelines
 from dmd2_jax import families
 from dmd2_jax.families import sit
 from dmd2_jax.sampling.samplers import few_step_sampler
 from dmd2_jax.text2image.pipeline import decode, open_autoencoder
 from tests.commands.test_flow_client import LORA, NO_GAN, RECIPE
 from tests.data.images import picture, png, write_folder
+from tests.pipelines import RESOLUTION, dit
 from tests.tiny import dmd2, refused, scratch
 
-SIDE, CLASSES = 16, 3
+SIDE, CLASSES = RESOLUTION, 3
 """Of the images, of which latents have half; the pipeline's classes are not ImageNet's."""
 TIMES = (999, 499)
 
@@ -27,23 +28,12 @@ TIMES = (999, 499)
 def pipeline() -> Path:
     """A tiny pipeline of odd sizes, made by diffusers."""
     import torch
-    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     torch.manual_seed(3)
-    network = DiTTransformer2DModel(
-        num_attention_heads=3,
-        attention_head_dim=4,
-        in_channels=6,
-        out_channels=12,
-        num_layers=2,
-        sample_size=SIDE // 2,
-        num_embeds_ada_norm=CLASSES,
-    )
+    made = dit(CLASSES, layers=2)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in made.transformer.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
-    made = DiTPipeline(network, tests.pipelines._flow_vae(0.7, 0.0), scheduler)
     made.save_pretrained(folder := scratch() / "dit")
     index = json.loads((folder / "model_index.json").read_text())
     index["id2label"] = {"0": "cat", "1": "dog", "2": "fox"}  # as the published folders have it
@@ -132,6 +122,17 @@ def test_settings_that_the_folder_has_itself_are_refused(
 def test_data_of_other_sizes_than_the_folders_are_refused(key: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"model\.{key}={value} with model\.pipeline="):
         sit.build({"pipeline": str(pipeline()), key: value})
+
+
+def test_latents_of_another_scale_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = shutil.copytree(pipeline(), tmp_path / "other")
+    config = other / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.2}))
+    more = (f"--config.model.pipeline={other}", *NO_GAN)
+    said = refused(capsys, *words(tmp_path / "run", *more), "--dry_run")
+    assert "has latents of scaling_factor 0.7" in said and "expected scaling_factor 0.2" in said
 
 
 def test_classes_of_other_data_are_refused(

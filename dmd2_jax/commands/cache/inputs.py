@@ -35,14 +35,7 @@ from dmd2_jax.text2image.text_encoder import (
 from dmd2_jax.text2image.tokenizer import warn_of_cut
 from dmd2_jax.typing import Int, Params
 
-__all__ = [
-    "DTYPES",
-    "SHARD_BYTES",
-    "CacheInputs",
-    "Shard",
-    "open_inputs",
-    "unusable",
-]
+__all__ = ["DTYPES", "SHARD_BYTES", "CacheInputs", "Shard", "open_inputs", "unusable"]
 
 SHARD_BYTES = 2**28
 """Of a shard, about."""

@@ -34,7 +34,11 @@ from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.families.published.conditions import Condition, check_condition, null_conditions
 from dmd2_jax.families.published.family import PublishedFamily
 from dmd2_jax.families.published.flow_scheduler import read_flow_scheduler
-from dmd2_jax.families.published.folder import read_component_config, read_component_tensors
+from dmd2_jax.families.published.folder import (
+    read_component_tensors,
+    transformer_configs,
+    transformer_folder,
+)
 from dmd2_jax.families.published.lora_file import is_lora
 from dmd2_jax.families.published.model import PublishedClass, PublishedModel, class_of
 from dmd2_jax.families.published.pipeline import says_distilled
@@ -265,7 +269,9 @@ class FlowFamily(PublishedFamily):
             if not path.is_dir():
                 return self.from_weights(read_weights(path))
             stem, variant = self.model.kind.file_stem, self.variant or None
-            return self.from_state_dict(read_component_tensors(_own_folder(path), stem, variant))
+            return self.from_state_dict(
+                read_component_tensors(transformer_folder(path), stem, variant)
+            )
         except ValueError as error:
             raise Refused(f"{path}: {error}") from error
 
@@ -398,13 +404,4 @@ def _named_configs(network: FlowNetwork, pipeline: str) -> dict[str, Any]:
 
 
 def _folder_configs(folder: Path) -> dict[str, Any]:
-    own = _own_folder(folder)
-    found = {_NETWORK: read_component_config(own), "distilled": says_distilled(folder)}
-    if own == folder:  # a component alone has no scheduler
-        return found
-    return found | {_SCHEDULER: read_component_config(folder / _SCHEDULER, "scheduler_config.json")}
-
-
-def _own_folder(folder: Path) -> Path:
-    """Return a pipeline folder's transformer, or the folder itself."""
-    return folder / _NETWORK if (folder / _NETWORK).is_dir() else folder
+    return transformer_configs(folder) | {"distilled": says_distilled(folder)}

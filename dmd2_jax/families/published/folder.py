@@ -40,6 +40,8 @@ __all__ = [
     "read_component",
     "read_component_config",
     "read_component_tensors",
+    "transformer_configs",
+    "transformer_folder",
     "weights_file",
     "weights_variant",
     "write_component",
@@ -195,6 +197,32 @@ def weights_variant(folder: str | os.PathLike, named: str = "") -> str | None:
         return named
     found = [_only_variant(path_of(folder), stem) for stem in _BIN]
     return next((variant for variant in found if variant), None)
+
+
+def transformer_configs(folder: Path) -> dict[str, Any]:
+    """Read what the config files of a pipeline with a transformer hold, or of that alone.
+
+    Args:
+      folder: with transformer/ and scheduler/, or the transformer's own.
+
+    Returns:
+      "transformer" and, of a pipeline, "scheduler" -> its config.
+
+    Raises:
+      ValueError: if a file is missing or damaged.
+    """
+    own = transformer_folder(folder)
+    found = {"transformer": read_component_config(own)}
+    if own == folder:  # a component alone has no scheduler
+        return found
+    return found | {
+        "scheduler": read_component_config(folder / "scheduler", "scheduler_config.json")
+    }
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Return a pipeline folder's transformer, or the folder itself."""
+    return folder / "transformer" if (folder / "transformer").is_dir() else folder
 
 
 def is_component(folder: str | os.PathLike) -> bool:

@@ -7,7 +7,6 @@ import numpy as np
 
 from dmd2_jax.families.published.folder import read_component_config
 from dmd2_jax.families.published.model import PublishedModel
-from dmd2_jax.families.published.pipeline import INDEX, read_pipeline_index
 
 __all__ = ["latents_scale", "pipeline_latents_scale"]
 
@@ -32,9 +31,9 @@ def pipeline_latents_scale(folder: Path) -> dict[str, Any]:
       folder: of the pipeline, or of a network alone.
 
     Raises:
-      ValueError: if its index or its autoencoder's config is refused.
+      ValueError: if its autoencoder's config is refused.
     """
-    if not (folder / INDEX).is_file():
+    own = folder / "vae"
+    if not own.is_dir():
         return {}
-    config = read_component_config(read_pipeline_index(folder).part("vae"))
-    return latents_scale(PublishedModel.from_config(config).module)
+    return latents_scale(PublishedModel.from_config(read_component_config(own)).module)

@@ -14,7 +14,6 @@ A condition is the class number [b] int32; `num_classes`, one more than the last
 import dataclasses
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,11 @@ from dmd2_jax.denoiser import Denoiser
 from dmd2_jax.diffusion.predictions import to_x0
 from dmd2_jax.diffusion.schedules import discrete_vp, rectified_flow
 from dmd2_jax.families.published.family import PublishedFamily
-from dmd2_jax.families.published.folder import read_component_config, read_component_tensors
+from dmd2_jax.families.published.folder import (
+    read_component_tensors,
+    transformer_configs,
+    transformer_folder,
+)
 from dmd2_jax.families.published.model import PublishedClass, PublishedModel, class_of
 from dmd2_jax.families.published.scheduler import Diffusion, read_scheduler
 from dmd2_jax.families.sit.config import (
@@ -140,9 +143,8 @@ class SitFamily(PublishedFamily):
         try:
             if not path.is_dir():
                 return self.from_weights(read_weights(path))
-            own = path / "transformer"
-            folder = own if own.is_dir() else path
-            return self.from_state_dict(read_component_tensors(folder, _STEM, self.variant or None))
+            own, variant = transformer_folder(path), self.variant or None
+            return self.from_state_dict(read_component_tensors(own, _STEM, variant))
         except ValueError as error:
             raise Refused(f"{path}: {error}") from error
 
@@ -229,7 +231,7 @@ def read(folder: str | os.PathLike, **options: Any) -> tuple[SitFamily, Params]:
       ValueError: if a part is missing, damaged, or of a class that is not built here.
     """
     try:
-        family = build(_folder_parts(path_of(folder)) | options)
+        family = build(transformer_configs(path_of(folder)) | options)
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from error
     return family, family.load(folder)
@@ -237,14 +239,6 @@ def read(folder: str | os.PathLike, **options: Any) -> tuple[SitFamily, Params]:
 
 def _refuse_faults(config: Mapping[str, Any]) -> None:
     refuse(list(unknown_faults(config, defaults(), "sit")) or list(faults(config)), "config.model")
-
-
-def _folder_parts(path: Path) -> dict[str, Any]:
-    own = path / "transformer" if (path / "transformer").is_dir() else path
-    parts: dict[str, Any] = {"transformer": read_component_config(own)}
-    if own != path:
-        parts["scheduler"] = read_component_config(path / "scheduler", "scheduler_config.json")
-    return parts
 
 
 def _named_parts(place: str) -> dict[str, Any]:
@@ -256,7 +250,7 @@ def _named_parts(place: str) -> dict[str, Any]:
             "its transformer; set `config.model.pipeline=`."
         )
     try:
-        return _folder_parts(folder)
+        return transformer_configs(folder)
     except ValueError as error:
         raise Refused(f"{place}: {error}") from error
 

@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 from dmd2_jax.config.refused import Refused
 from dmd2_jax.typing import Float
 
-__all__ = ["SCORES", "ClipPreparation", "clip_preparation", "cosines"]
+__all__ = ["SCORES", "ClipPreparation", "Score", "clip_preparation", "cosines"]
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -129,14 +129,27 @@ def cosines(
     return np.einsum("ne,ne->n", images, texts) / lengths
 
 
-Scores = Float[np.ndarray, " n"]
+_Values = Float[np.ndarray, " n"]
 
-SCORES: dict[str, Callable[[Scores, float], Scores]] = {
-    "clip_score": lambda c, scale: 100.0 * np.maximum(c, 0.0),
-    "pick_score": lambda c, scale: math.exp(scale) * c,
-    "hps_v2": lambda c, scale: c,
+
+class Score(NamedTuple):
+    """A row of the table above.
+
+    Attributes:
+      of: (cosines [n], the model's logit_scale) -> scores [n].
+      whole: see `ClipPreparation`.
+    """
+
+    of: Callable[[_Values, float], _Values]
+    whole: bool = False
+
+
+SCORES = {
+    "clip_score": Score(lambda c, scale: 100.0 * np.maximum(c, 0.0)),
+    "pick_score": Score(lambda c, scale: math.exp(scale) * c),
+    "hps_v2": Score(lambda c, scale: c, whole=True),
 }
-"""Name of a score -> what it makes of the cosines and the model's logit_scale."""
+"""The scores by their names."""
 
 
 def _middle(side: int, crop: int) -> tuple[slice, slice]:

@@ -14,9 +14,9 @@ def test_scores_are_cosines_by_their_scales_of_which_one_is_cut_at_0():
     images = np.array([[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]])
     texts = np.array([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
     apart = cosines(images, texts)
-    np.testing.assert_allclose(SCORES["clip_score"](apart, 2.0), [60.0, 0.0, 0.0])
-    np.testing.assert_allclose(SCORES["pick_score"](apart, math.log(4)), [2.4, 0.0, -4.0])
-    np.testing.assert_allclose(SCORES["hps_v2"](apart, 2.0), [0.6, 0.0, -1.0])
+    np.testing.assert_allclose(SCORES["clip_score"].of(apart, 2.0), [60.0, 0.0, 0.0])
+    np.testing.assert_allclose(SCORES["pick_score"].of(apart, math.log(4)), [2.4, 0.0, -4.0])
+    np.testing.assert_allclose(SCORES["hps_v2"].of(apart, 2.0), [0.6, 0.0, -1.0])
 
 
 def test_clip_preparation_normalises_each_channel():
